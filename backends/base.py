@@ -1,0 +1,125 @@
+"""What a backend is: a model that runs, is read and is edited. Every method is called by the one thread that owns it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence as SequenceOf
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from ..protos.errors import ProbewireError
+from ..protos.model import ModelInfo, Sampling
+from ..protos.tensors import Array
+
+if TYPE_CHECKING:
+    from .plan import BoundPlan
+
+__all__ = ["Backend", "Engine", "Rows", "Sequence", "StepResult"]
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """One input on its way through the model: its tokens, its plan, and how to sample."""
+
+    id: str
+    tokens: list[int]
+    """Prompt tokens; a generation appends what it samples."""
+    prompt_length: int
+    plan: BoundPlan
+    sampling: Sampling = field(default_factory=Sampling)
+    seed: int = 0
+    want_logprobs: bool = False
+
+    @property
+    def n_generated(self) -> int:
+        """New tokens so far."""
+        return len(self.tokens) - self.prompt_length
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of one hook's capture from one forward, on the host."""
+
+    hook: int
+    """Index in the plan."""
+    sites: tuple[str, ...]
+    """The leading axis."""
+    positions: tuple[int, ...]
+    values: Array
+    """[site, …the site's axes]."""
+    part: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one engine step did for one sequence."""
+
+    sequence: Sequence
+    rows: tuple[Rows, ...] = ()
+    token: int | None = None
+    """The sampled token; None while the prompt is still being read."""
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+    """(token id, log-probability) of the likeliest tokens, where asked for."""
+    error: ProbewireError | None = None
+    """The sequence failed and is out of the batch; its neighbours are not touched."""
+
+
+class Engine(Protocol):
+    """Continuous batching over one model."""
+
+    def reason_not_to_fit(self, n_tokens: int) -> str | None:
+        """Why a sequence of this many positions can never be admitted, or None."""
+        ...
+
+    def admit(self, sequence: Sequence) -> bool:
+        """Put a sequence in the batch, its cache reserved to the last token; False when there is no room now."""
+        ...
+
+    def step(self) -> list[StepResult]:
+        """One forward over the batch, and what came of it."""
+        ...
+
+    def remove(self, sequence: Sequence) -> None:
+        """Take a sequence out (finished or cancelled) and free its cache. Unknown sequences are ignored."""
+        ...
+
+    def pause(self, sequence: Sequence) -> None:
+        """Keep its cache but leave it out of the coming steps: its reader is slow."""
+        ...
+
+    def resume(self, sequence: Sequence) -> None:
+        """Undo `pause`."""
+        ...
+
+    @property
+    def active(self) -> SequenceOf[Sequence]:
+        """Sequences in the batch, paused ones too."""
+        ...
+
+
+class Backend(Protocol):
+    """One loaded model."""
+
+    info: ModelInfo
+    engine: Engine | None
+    """None when generation is refused (`info.generate_note` says why)."""
+
+    def bind(self, plan: BoundPlan) -> None:
+        """Move a plan's tensors to the device, once, before its sequence is used."""
+        ...
+
+    def run(self, sequences: SequenceOf[Sequence]) -> list[StepResult]:
+        """One forward over several sequences at once, right-padded; a result each, in order."""
+        ...
+
+    def weight_names(self) -> Mapping[str, tuple[int, ...]]:
+        """Every weight's name and shape, as the checkpoint has them."""
+        ...
+
+    def weight(self, name: str) -> Array:
+        """One weight as the checkpoint has it. Raises NotFound."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the model."""
+        ...

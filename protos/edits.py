@@ -1,0 +1,264 @@
+"""The closed set of edits: plain values that say how a tensor at a site changes.
+
+`h` is one row of the site (one token), its last axis the site's width; at `q k v z` every head is a row of its own.
+`units` picks coordinates of the last axis, `heads` picks heads; the edit then acts on that part alone, and widths
+(of vectors, directions, replacement rows) are those of the part.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from .errors import InvalidArgument
+from .tensors import FLOAT_DTYPES, Tensor, require_finite
+
+__all__ = [
+    "Add",
+    "Clamp",
+    "Constant",
+    "Edit",
+    "FromInput",
+    "Inline",
+    "LowRank",
+    "Noise",
+    "ProjectOut",
+    "Replace",
+    "Scale",
+    "Source",
+    "Stored",
+    "Zeros",
+    "finite",
+    "float_tensor",
+    "indices",
+]
+
+
+def float_tensor(value: Tensor, what: str, ndim: int | tuple[int, ...] | None = None) -> Tensor:
+    """A finite float tensor with an allowed number of axes; raises InvalidArgument otherwise."""
+    tensor = Tensor.of(value)
+    if tensor.dtype in ("int32", "int64"):
+        tensor = Tensor.of(tensor.floats())
+    if tensor.dtype not in FLOAT_DTYPES:
+        raise InvalidArgument(f"{what} has dtype {tensor.dtype}; allowed: {', '.join(FLOAT_DTYPES)}")
+    allowed = (ndim,) if isinstance(ndim, int) else ndim
+    if allowed is not None and len(tensor.shape) not in allowed:
+        axes = " or ".join(str(n) for n in allowed)
+        raise InvalidArgument(f"{what} has shape {list(tensor.shape)}; it needs {axes} axes")
+    if 0 in tensor.shape:
+        raise InvalidArgument(f"{what} is empty (shape {list(tensor.shape)})")
+    require_finite(tensor, what)
+    return tensor
+
+
+def finite(value: float, what: str) -> float:
+    """A finite Python float; raises InvalidArgument otherwise."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise InvalidArgument(f"{what} must be a finite number, got {value!r}")
+    return float(value)
+
+
+def indices(value: tuple[int, ...] | None, what: str, *, negative: bool = False) -> tuple[int, ...] | None:
+    """Distinct integers, or None for "all"; raises InvalidArgument for an empty list, repeats or negatives."""
+    if value is None:
+        return None
+    result = tuple(value)
+    if not result:
+        raise InvalidArgument(f"{what} is empty; leave it out to mean all, or name at least one")
+    if any(isinstance(i, bool) or not hasattr(i, "__index__") for i in result):
+        raise InvalidArgument(f"{what} must be integers, got {list(result)}")
+    result = tuple(int(i) for i in result)
+    if len(set(result)) != len(result):
+        raise InvalidArgument(f"{what} names the same index twice: {list(result)}")
+    if not negative and min(result) < 0:
+        raise InvalidArgument(f"{what} must be 0 or more, got {min(result)}")
+    return result
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """What part of each row an edit touches."""
+
+    units: tuple[int, ...] | None = None
+    """Coordinates of the last axis (neurons, residual dimensions; absolute key positions at attn_*)."""
+    heads: tuple[int, ...] | None = None
+    """Heads, at sites that have them."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "units", indices(self.units, "units"))
+        object.__setattr__(self, "heads", indices(self.heads, "heads"))
+
+
+@dataclass(frozen=True, slots=True)
+class Add(_Part):
+    """h + alpha·v; with `norm_match`, h + alpha·‖h‖·v/‖v‖ (norms over the last axis of the part)."""
+
+    vector: Tensor
+    """[width], or [n_heads, width] at head sites."""
+    alpha: float = 1.0
+    norm_match: bool = False
+
+    def __post_init__(self) -> None:
+        _Part.__post_init__(self)
+        object.__setattr__(self, "vector", float_tensor(self.vector, "add.vector", (1, 2)))
+        object.__setattr__(self, "alpha", finite(self.alpha, "add.alpha"))
+        if self.norm_match and not self.vector.floats().any():
+            raise InvalidArgument("add.norm_match divides by the norm of the vector, which is zero; send a direction")
+
+
+@dataclass(frozen=True, slots=True)
+class Scale(_Part):
+    """h·factor."""
+
+    factor: float
+
+    def __post_init__(self) -> None:
+        _Part.__post_init__(self)
+        object.__setattr__(self, "factor", finite(self.factor, "scale.factor"))
+
+
+@dataclass(frozen=True, slots=True)
+class Zeros:
+    """Replace by zeros."""
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """Replace every chosen row by the same values, for example a dataset mean."""
+
+    value: Tensor
+    """[width], or [n_heads, width] at head sites."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "value", float_tensor(self.value, "replace.constant.value", (1, 2)))
+
+
+@dataclass(frozen=True, slots=True)
+class Inline:
+    """Replace the chosen rows, in order, by the rows of a tensor sent with the request."""
+
+    value: Tensor
+    """The site's own axes; the row axis has one entry a chosen position. −inf is allowed (masked scores)."""
+
+    def __post_init__(self) -> None:
+        tensor = Tensor.of(self.value)
+        if tensor.dtype not in FLOAT_DTYPES or len(tensor.shape) not in (2, 3):
+            raise InvalidArgument(
+                f"replace.inline.value must be a float tensor with the site's axes, got {tensor.dtype} "
+                f"of shape {list(tensor.shape)}"
+            )
+        if np.isnan(tensor.floats()).any():
+            raise InvalidArgument("replace.inline.value holds NaN; send numbers (−inf only for masked scores)")
+        object.__setattr__(self, "value", tensor)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Replace the chosen rows, in order, by the rows of a capture kept on the server (`store=true`)."""
+
+    capture_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class FromInput:
+    """Replace the chosen rows, in order, by the same site's rows in another input of this request."""
+
+    input: str
+    """The other input's name. It runs first, without this hook; only its prompt positions can be used."""
+    positions: tuple[int, ...] | None = None
+    """Positions in the other input (negative: from its end); None: the same as this hook's own."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(
+            self, "positions", indices(self.positions, "replace.from_input.positions", negative=True)
+        )
+
+
+Source = Zeros | Constant | Inline | Stored | FromInput
+
+
+@dataclass(frozen=True, slots=True)
+class Replace(_Part):
+    """h becomes the source's row. Source rows pair with the hook's positions in order and must match in number."""
+
+    source: Source
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectOut(_Part):
+    """Remove the span of the directions: h − Q·Qᵀh, Q an orthonormal basis computed in float32."""
+
+    directions: Tensor
+    """[n, width]; linearly dependent directions are reduced to their span."""
+
+    def __post_init__(self) -> None:
+        _Part.__post_init__(self)
+        object.__setattr__(self, "directions", float_tensor(self.directions, "project_out.directions", (1, 2)))
+        if not self.directions.floats().any():
+            raise InvalidArgument("project_out.directions are all zero; send at least one non-zero direction")
+
+
+@dataclass(frozen=True, slots=True)
+class Clamp(_Part):
+    """Bound coordinates to [min, max]: along orthonormalised directions, or, without directions, the units themselves."""
+
+    directions: Tensor | None = None
+    """[n, width]; made orthonormal in order (Gram-Schmidt, float32), so they must be linearly independent."""
+    min: float | None = None
+    max: float | None = None
+
+    def __post_init__(self) -> None:
+        _Part.__post_init__(self)
+        if self.directions is not None:
+            object.__setattr__(self, "directions", float_tensor(self.directions, "clamp.directions", (1, 2)))
+        for name in ("min", "max"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, finite(value, f"clamp.{name}"))
+        if self.min is None and self.max is None:
+            raise InvalidArgument("clamp needs min, max, or both")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise InvalidArgument(f"clamp.min {self.min} is above clamp.max {self.max}")
+
+
+@dataclass(frozen=True, slots=True)
+class Noise(_Part):
+    """h + std·ε, ε ~ N(0,1): one numpy Philox draw a (seed, site, absolute position), whatever the batch."""
+
+    std: float
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _Part.__post_init__(self)
+        object.__setattr__(self, "std", finite(self.std, "noise.std"))
+        if self.std < 0:
+            raise InvalidArgument(f"noise.std must be 0 or more, got {self.std}")
+        if not 0 <= self.seed < 2**63:
+            raise InvalidArgument(f"noise.seed must be in 0 … 2**63−1, got {self.seed}")
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank(_Part):
+    """out + alpha·(in·A)·B at a site that a linear module computes: a rank-r weight edit of one request."""
+
+    a: Tensor
+    """[d_in, r]: d_in is the width of the linear module's input."""
+    b: Tensor
+    """[r, d_out]: d_out is the width of the whole site (heads flattened)."""
+    alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        _Part.__post_init__(self)
+        object.__setattr__(self, "a", float_tensor(self.a, "low_rank.a", 2))
+        object.__setattr__(self, "b", float_tensor(self.b, "low_rank.b", 2))
+        object.__setattr__(self, "alpha", finite(self.alpha, "low_rank.alpha"))
+        if self.a.shape[1] != self.b.shape[0]:
+            raise InvalidArgument(
+                f"low_rank: a is {list(self.a.shape)} and b is {list(self.b.shape)}; the inner widths must be equal"
+            )
+        if self.units is not None or self.heads is not None:
+            raise InvalidArgument("low_rank edits the whole output; leave out units and heads (zero columns of b)")
+
+
+Edit = Add | Scale | Replace | ProjectOut | Clamp | Noise | LowRank

@@ -1,0 +1,402 @@
+"""Values about models and requests: what a model offers, what a user asks, and the events that answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .errors import InvalidArgument
+from .spec import Plan
+from .tensors import Tensor
+
+__all__ = [
+    "Event",
+    "Finished",
+    "GenerateRequest",
+    "HealthReport",
+    "Input",
+    "InputStarted",
+    "LoadProgress",
+    "LoadRequest",
+    "Message",
+    "ModelInfo",
+    "ResolvedHook",
+    "RunRequest",
+    "Sampling",
+    "SiteInfo",
+    "Started",
+    "StoredCapture",
+    "TensorFrame",
+    "Timings",
+    "Token",
+    "TokenLogprob",
+    "TokenizeRequest",
+    "Tokenized",
+    "Usage",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class SiteInfo:
+    """One kind of site and what this model on this backend does with it."""
+
+    name: str
+    axes: tuple[str, ...]
+    widths: tuple[int, ...]
+    """Sizes of the axes after the row axis; 0 where it depends on the request (the key axis)."""
+    layers: tuple[int, ...] | None = None
+    """Layers that offer it; None for global sites."""
+    run: bool = True
+    generate: bool = True
+    gradients: bool = False
+    edits: tuple[str, ...] = ()
+    """Edits accepted here, by name; empty where only captures are."""
+    note: str = ""
+    """Why something is refused, and what to do instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What `Describe` says of a loaded model."""
+
+    id: str
+    family: str
+    """llama, gpt2, gemma2, … or "unknown" (raw module sites only)."""
+    architecture: str
+    """`model_type` of the checkpoint's config."""
+    backend: str
+    device: str
+    dtype: str
+    attention: str
+    """The attention kernel that plain requests use."""
+    model_hash: str
+    n_layers: int
+    d_model: int
+    n_heads: int
+    n_kv_heads: int
+    d_head: int
+    d_mlp: int
+    vocab_size: int
+    n_experts: int = 0
+    context_length: int = 0
+    """Positions a request may use, prompt and new tokens together."""
+    generate: bool = True
+    generate_note: str = ""
+    """Why generation is refused, when it is."""
+    chat_template: bool = False
+    n_slots: int = 0
+    """Generations that run at once."""
+    sites: tuple[SiteInfo, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Library name → version."""
+
+    def site(self, name: str) -> SiteInfo | None:
+        """The entry for a kind of site, or None when this model does not offer it."""
+        return next((site for site in self.sites if site.name == name), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One chat message."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One named prompt: exactly one of text, messages and token_ids. Special tokens are added once."""
+
+    text: str | None = None
+    messages: tuple[Message, ...] | None = None
+    """Rendered with the model's chat template, with the generation prompt."""
+    token_ids: tuple[int, ...] | None = None
+    """Taken as they are."""
+    name: str = "input"
+    source_only: bool = False
+    """Generate: run as a source of patches only; nothing is generated from it."""
+    prompt_length: int | None = None
+    """Run: how many of the tokens count as prompt; None: all. Lets a run repeat a generation."""
+
+    def __post_init__(self) -> None:
+        for name in ("messages", "token_ids"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        given = [name for name in ("text", "messages", "token_ids") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise InvalidArgument(
+                f"input {self.name!r} needs exactly one of text, messages and token_ids, got {given or 'none'}"
+            )
+        if self.messages is not None and not self.messages:
+            raise InvalidArgument(f"input {self.name!r}: messages is empty; send at least one message")
+        if self.token_ids is not None and any(isinstance(i, bool) or i < 0 for i in self.token_ids):
+            raise InvalidArgument(f"input {self.name!r}: token_ids must be integers of 0 or more")
+        if self.prompt_length is not None and self.prompt_length < 1:
+            raise InvalidArgument(f"input {self.name!r}: prompt_length must be 1 or more, got {self.prompt_length}")
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen: Gumbel-max over float32 logits, noise keyed by (seed, token index)."""
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0: off."""
+    seed: int | None = None
+    """None: the server draws one and reports it."""
+    stop: tuple[str, ...] = ()
+    """Text that ends the generation; it is not part of the text returned."""
+    logprobs: int | None = None
+    """None: off. n: the sampled token's log-probability and those of the n likeliest (0 … 20)."""
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+        _within(self.max_new_tokens, 1, 1 << 20, "sampling.max_new_tokens", integer=True)
+        _within(self.temperature, 0.0, 100.0, "sampling.temperature")
+        _within(self.top_p, 0.0, 1.0, "sampling.top_p")
+        if self.top_p == 0.0:
+            raise InvalidArgument("sampling.top_p must be above 0; for greedy decoding set temperature to 0")
+        _within(self.top_k, 0, 1 << 20, "sampling.top_k", integer=True)
+        if self.seed is not None:
+            _within(self.seed, 0, (1 << 63) - 1, "sampling.seed", integer=True)
+        if self.logprobs is not None:
+            _within(self.logprobs, 0, 20, "sampling.logprobs", integer=True)
+        if len(self.stop) > 16 or any(not isinstance(s, str) or not s or len(s) > 1024 for s in self.stop):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidArgument("sampling.stop takes at most 16 non-empty strings of at most 1,024 characters")
+
+
+def _within(value: float, low: float, high: float, what: str, *, integer: bool = False) -> None:
+    good = isinstance(value, int) if integer else isinstance(value, (int, float))
+    if isinstance(value, bool) or not good or not low <= value <= high:
+        kind = "an integer" if integer else "a number"
+        raise InvalidArgument(f"{what} must be {kind} in {low} … {high}, got {value!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """Sample a continuation of every input (but `source_only` ones)."""
+
+    inputs: tuple[Input, ...]
+    model: str = ""
+    """Empty: the only model loaded."""
+    plan: Plan = Plan()
+    sampling: Sampling = Sampling()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "inputs", _named(self.inputs))
+        if all(item.source_only for item in self.inputs):
+            raise InvalidArgument("every input is source_only, so nothing would be generated; leave it off one")
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """One forward pass over every input; no sampling."""
+
+    inputs: tuple[Input, ...]
+    model: str = ""
+    plan: Plan = Plan()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "inputs", _named(self.inputs))
+
+
+MAX_INPUTS = 64
+
+
+def _named(inputs: tuple[Input, ...]) -> tuple[Input, ...]:
+    inputs = tuple(inputs)
+    if not 1 <= len(inputs) <= MAX_INPUTS:
+        raise InvalidArgument(f"a request takes 1 to {MAX_INPUTS} inputs, got {len(inputs)}")
+    names = [item.name for item in inputs]
+    if len(set(names)) != len(names):
+        raise InvalidArgument(f"inputs need distinct names, got {names}")
+    return inputs
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedHook:
+    """A hook as the worker understood it."""
+
+    hook: int
+    """Index in the plan."""
+    id: str
+    sites: tuple[str, ...]
+    """Canonical, one a layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class InputStarted:
+    """One input after tokenisation."""
+
+    name: str
+    token_ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+    """Each token as text."""
+    seed: int = 0
+    """Generate: the sampling seed in use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The first event: the request was accepted and every hook will be honoured."""
+
+    request_id: str
+    model: str
+    model_hash: str
+    backend: str
+    device: str
+    dtype: str
+    attention: str
+    versions: Mapping[str, str]
+    hooks: tuple[ResolvedHook, ...]
+    inputs: tuple[InputStarted, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A candidate token with its log-probability (natural log, edited untempered distribution)."""
+
+    id: int
+    text: str
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One sampled token."""
+
+    input: str
+    index: int
+    """0 for the first new token."""
+    id: int
+    text: str
+    """Text that became final with this token; may be empty while a character or a stop string is incomplete."""
+    logprob: float | None = None
+    top: tuple[TokenLogprob, ...] = ()
+    revision: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFrame:
+    """Rows of one hook's capture at one or more sites, from one step."""
+
+    input: str
+    hook: int
+    """Index of the hook in the plan."""
+    id: str
+    """The hook's id."""
+    sites: tuple[str, ...]
+    """The leading axis of the tensor."""
+    positions: tuple[int, ...]
+    """Absolute positions of the rows (the `pos` or `query` axis); empty for `mean`."""
+    step: int
+    """0 for the prompt's (last) forward; rows of generated token i come with step i+1. Runs: 0."""
+    tensor: Tensor
+    """[site, …the site's own axes]."""
+    part: str = ""
+    """"value" and "index" for top_k."""
+    revision: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts."""
+
+    prompt_tokens: int
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds, measured in the worker."""
+
+    queued_s: float = 0.0
+    first_token_s: float = 0.0
+    """From admission to the first sampled token (runs: to the end of the forward)."""
+    total_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCapture:
+    """A capture kept on the server."""
+
+    id: str
+    site: str
+    input: str
+    positions: tuple[int, ...]
+    dtype: str
+    shape: tuple[int, ...]
+    model: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last event of one input."""
+
+    input: str
+    reason: Literal["stop", "length", "eos", "run"]
+    """stop: a stop string; eos: an end-of-sequence token; length: max_new_tokens; run: a run ended."""
+    usage: Usage
+    timings: Timings = Timings()
+    stored: tuple[StoredCapture, ...] = ()
+
+
+Event = Started | Token | TensorFrame | Finished
+
+
+@dataclass(frozen=True, slots=True)
+class LoadRequest:
+    """Load a model into a worker of its own."""
+
+    model: str
+    """Default model's name, local folder, or Hugging Face id."""
+    id: str = ""
+    """Name to serve it under; empty: derived from `model`."""
+    backend: str = "auto"
+    dtype: str = "auto"
+    revision: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadProgress:
+    """How far a load has come."""
+
+    stage: str
+    done: int = 0
+    total: int = 0
+    """Bytes, where known; 0 otherwise."""
+    info: ModelInfo | None = None
+    """Set on the last message."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizeRequest:
+    """Tokens of an input as a request would use them, or the text of token ids."""
+
+    input: Input
+    model: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenized:
+    """Token ids and each token's text."""
+
+    token_ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+    text: str
+    """The whole prompt as text, special tokens included."""
+
+
+@dataclass(frozen=True, slots=True)
+class HealthReport:
+    """What a probe found."""
+
+    ready: bool
+    detail: str
+    models: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Model id → ready, loading, restarting or failed, with a reason."""

@@ -1,0 +1,83 @@
+"""What a client talks to, whatever carries it: a server over gRPC or REST, or a model in the same process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol, runtime_checkable
+
+from .model import (
+    Event,
+    GenerateRequest,
+    HealthReport,
+    LoadProgress,
+    LoadRequest,
+    ModelInfo,
+    RunRequest,
+    StoredCapture,
+    Tokenized,
+    TokenizeRequest,
+)
+from .tensors import Array
+
+__all__ = ["Service"]
+
+
+@runtime_checkable
+class Service(Protocol):
+    """The operations of DESIGN.md section 7. Every method raises ProbewireError and nothing else."""
+
+    def generate(self, request: GenerateRequest) -> Iterator[Event]:
+        """Started, then tokens and tensor frames as they come, then Finished once an input. Closing cancels."""
+        ...
+
+    def run(self, request: RunRequest) -> Iterator[Event]:
+        """Started, tensor frames, Finished once an input."""
+        ...
+
+    def models(self) -> list[ModelInfo]:
+        """Every loaded model."""
+        ...
+
+    def describe(self, model: str = "") -> ModelInfo:
+        """One model; empty: the only one."""
+        ...
+
+    def load(self, request: LoadRequest) -> Iterator[LoadProgress]:
+        """Progress; the last message carries the model's info."""
+        ...
+
+    def unload(self, model: str) -> None:
+        """End the model's worker. Its requests in flight end with Unavailable."""
+        ...
+
+    def tokenize(self, request: TokenizeRequest) -> Tokenized:
+        """Token ids and texts of an input."""
+        ...
+
+    def weights(self, name: str, model: str = "") -> Array:
+        """One weight, named and shaped as in the checkpoint."""
+        ...
+
+    def weight_names(self, model: str = "") -> dict[str, tuple[int, ...]]:
+        """Every weight's name and shape."""
+        ...
+
+    def captures(self, model: str = "") -> list[StoredCapture]:
+        """Captures kept with `store`."""
+        ...
+
+    def capture(self, capture_id: str, model: str = "") -> Array:
+        """One stored capture."""
+        ...
+
+    def delete_capture(self, capture_id: str, model: str = "") -> None:
+        """Forget a stored capture."""
+        ...
+
+    def health(self) -> HealthReport:
+        """Whether the service can serve, found by a real forward."""
+        ...
+
+    def close(self) -> None:
+        """Let go of connections or of the model."""
+        ...

@@ -1,0 +1,317 @@
+"""Values to and from protobuf and JSON: one walk over each value class's own type hints.
+
+Protobuf messages carry the same names as the value classes and their fields. A union of classes is a `oneof` whose
+field names are the classes' names in snake case; in JSON it is an object with that one key.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import dataclasses
+import re
+import types
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from google.protobuf.message import Message as ProtoMessage
+from google.protobuf.unknown_fields import UnknownFieldSet
+
+from . import probewire_pb2 as pb
+from .errors import InvalidArgument
+from .tensors import Tensor, numpy_dtype
+
+__all__ = ["from_json", "from_proto", "parse", "to_json", "to_proto"]
+
+T = TypeVar("T")
+_MISSING: Any = dataclasses.MISSING
+_PB: Any = pb  # generated messages are looked up by the value class's name
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Shape:
+    """What a field's type hint says, in the terms that both encodings need."""
+
+    kind: Literal["scalar", "tensor", "value", "union", "map"]
+    type: Any
+    """The scalar type, value class, or tuple of classes of a union."""
+    many: bool
+    """A tuple of it."""
+    optional: bool
+    """None is allowed."""
+
+
+@lru_cache(maxsize=256)
+def _fields(cls: type) -> tuple[tuple[dataclasses.Field[Any], _Shape], ...]:
+    hints = get_type_hints(cls)
+    return tuple((field, _shape(hints[field.name])) for field in dataclasses.fields(cls))
+
+
+def _shape(hint: Any) -> _Shape:
+    members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    optional = type(None) in members
+    members = tuple(m for m in members if m is not type(None))
+    many = len(members) == 1 and get_origin(members[0]) is tuple
+    if many:
+        inner = _shape(get_args(members[0])[0])
+        return _Shape(inner.kind, inner.type, True, optional)
+    if len(members) > 1:
+        return _Shape("union", members, False, optional)
+    return _single(members[0], optional)
+
+
+def _single(hint: Any, optional: bool) -> _Shape:
+    if get_origin(hint) is Literal:
+        literals = [a for a in get_args(hint) if a is not None]
+        return _Shape("scalar", type(literals[0]), False, optional or None in get_args(hint))
+    if get_origin(hint) is Mapping:
+        return _Shape("map", str, False, optional)
+    if hint is Tensor:
+        return _Shape("tensor", Tensor, False, optional)
+    if dataclasses.is_dataclass(hint):
+        return _Shape("value", hint, False, optional)
+    return _Shape("scalar", hint, False, optional)
+
+
+@lru_cache(maxsize=256)
+def _snake(cls: type) -> str:
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__).lower()
+
+
+# ---- protobuf ----------------------------------------------------------------------------------------------------
+
+
+def to_proto(value: Any) -> Any:
+    """The protobuf message of a value (its class's namesake)."""
+    message = getattr(_PB, type(value).__name__)()
+    _fill(message, value)
+    return message
+
+
+def _fill(message: Any, value: Any) -> None:
+    if isinstance(value, Tensor):
+        message.dtype, message.data = value.dtype, value.data
+        message.shape.extend(value.shape)
+        return
+    message.SetInParent()  # a value without fields (zeros, last) is present all the same
+    for field, shape in _fields(type(value)):
+        item = getattr(value, field.name)
+        if item is not None:
+            _put(message, field.name, item, shape)
+
+
+def _put(message: Any, name: str, item: Any, shape: _Shape) -> None:
+    if shape.many:
+        target = getattr(message, name)
+        if hasattr(target, "SetInParent"):  # a wrapper that keeps "empty" apart from "absent"
+            target.SetInParent()
+            target = target.values
+        if shape.kind == "scalar":
+            target.extend(item)
+        else:
+            for element in item:
+                _fill_member(target.add(), element, shape)
+    elif shape.kind == "scalar":
+        setattr(message, name, item)
+    elif shape.kind == "map":
+        getattr(message, name).update(item)
+    else:
+        _fill_member(getattr(message, name), item, shape)
+
+
+def _fill_member(message: Any, item: Any, shape: _Shape) -> None:
+    _fill(getattr(message, _snake(type(item))) if shape.kind == "union" else message, item)
+
+
+def parse(message_type: Callable[[], Any], data: bytes) -> Any:
+    """Decode bytes from a stranger. Raises InvalidArgument for garbage and for fields this version does not know."""
+    message = message_type()
+    try:
+        message.ParseFromString(data)
+    except DecodeError as error:
+        raise InvalidArgument(f"not a {message.DESCRIPTOR.name} message: {error}") from None
+    refuse_unknown(message)
+    return message
+
+
+def refuse_unknown(message: ProtoMessage, path: str = "") -> None:
+    """Raise InvalidArgument when the message, at any depth, holds a field that the contract does not have."""
+    unknown = UnknownFieldSet(message)
+    if len(unknown):
+        numbers = sorted({field.field_number for field in unknown})
+        where = path or message.DESCRIPTOR.name
+        known = ", ".join(f.name for f in message.DESCRIPTOR.fields)
+        raise InvalidArgument(f"{where} has unknown field numbers {numbers}; it has only {known}")
+    for field, value in message.ListFields():
+        if field.message_type is None or field.message_type.GetOptions().map_entry:
+            continue
+        for item in value if field.is_repeated else [value]:
+            refuse_unknown(item, f"{path}.{field.name}" if path else field.name)
+
+
+def from_proto(cls: type[T], message: Any) -> T:
+    """The value of a protobuf message. Raises InvalidArgument when a required field is absent or a value is bad."""
+    if cls is Tensor:
+        return Tensor(message.dtype, tuple(message.shape), message.data)  # pyright: ignore[reportReturnType]
+    kwargs: dict[str, Any] = {}
+    for field, shape in _fields(cls):
+        item = _get(message, field.name, shape)
+        if item is _MISSING:
+            _require_default(field, cls)
+        else:
+            kwargs[field.name] = item
+    return cls(**kwargs)
+
+
+def _require_default(field: dataclasses.Field[Any], cls: type) -> None:
+    if field.default is _MISSING and field.default_factory is _MISSING:
+        raise InvalidArgument(f"{_snake(cls)}.{field.name} is missing; it has no default")
+
+
+def _get(message: Any, name: str, shape: _Shape) -> Any:
+    descriptor = message.DESCRIPTOR.fields_by_name[name]
+    if descriptor.has_presence and not message.HasField(name):
+        return _MISSING
+    item = getattr(message, name)
+    if shape.many:
+        items = item.values if hasattr(item, "values") and not isinstance(item, (list, tuple)) and descriptor.has_presence else item
+        return tuple(items) if shape.kind == "scalar" else tuple(_member(i, shape, name) for i in items)
+    if shape.kind == "scalar":
+        return item
+    if shape.kind == "map":
+        return dict(item)
+    return _member(item, shape, name)
+
+
+def _member(message: Any, shape: _Shape, name: str) -> Any:
+    if shape.kind != "union":
+        return from_proto(shape.type, message)
+    chosen = message.WhichOneof("kind")
+    by_name = {_snake(cls): cls for cls in shape.type}
+    if chosen is None:
+        raise InvalidArgument(f"{name} is empty; give one of {', '.join(by_name)}")
+    return from_proto(by_name[chosen], getattr(message, chosen))
+
+
+# ---- JSON --------------------------------------------------------------------------------------------------------
+
+
+def to_json(value: Any, *, tensors: Literal["base64", "list"] = "base64") -> Any:
+    """Plain JSON data of a value. Tensors become {dtype, shape, data} with base64 data or nested lists."""
+    if isinstance(value, Tensor):
+        data = base64.b64encode(value.data).decode() if tensors == "base64" else _jsonable(value)
+        return {"dtype": value.dtype, "shape": list(value.shape), "data": data}
+    out: dict[str, Any] = {}
+    for field, shape in _fields(type(value)):
+        item = getattr(value, field.name)
+        if item is not None:
+            out[field.name] = _json_item(item, shape, tensors)
+    return out
+
+
+def _json_item(item: Any, shape: _Shape, tensors: Literal["base64", "list"]) -> Any:
+    if shape.many:
+        one = dataclasses.replace(shape, many=False)
+        return list(item) if shape.kind == "scalar" else [_json_item(i, one, tensors) for i in item]
+    if shape.kind == "scalar":
+        return item
+    if shape.kind == "map":
+        return dict(item)
+    encoded = to_json(item, tensors=tensors)
+    return {_snake(type(item)): encoded} if shape.kind == "union" else encoded
+
+
+def _jsonable(tensor: Tensor) -> Any:
+    """Nested lists; JSON has no infinities, so −inf (a masked score) becomes null."""
+    array = tensor.numpy()
+    if array.dtype.kind in "iub":
+        return array.tolist()
+    array = array.astype(np.float64)
+    return array.tolist() if np.isfinite(array).all() else np.where(np.isfinite(array), array, None).tolist()
+
+
+def from_json(cls: type[T], data: Any, path: str = "") -> T:
+    """The value of JSON data. Raises InvalidArgument for unknown keys, missing ones, and wrong types, naming the path."""
+    if cls is Tensor:
+        return _tensor_from_json(data, path)  # pyright: ignore[reportReturnType]
+    if isinstance(data, str) and not dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]
+        data = {}
+    if not isinstance(data, dict):
+        raise InvalidArgument(f"{path or _snake(cls)} must be an object, got {_brief(data)}")
+    fields = {field.name: (field, shape) for field, shape in _fields(cls)}
+    unknown = [key for key in data if key not in fields]  # pyright: ignore[reportUnknownVariableType]
+    if unknown:
+        raise InvalidArgument(f"{path or _snake(cls)} has unknown fields {unknown}; allowed: {', '.join(fields)}")
+    kwargs: dict[str, Any] = {}
+    for name, (field, shape) in fields.items():
+        if data.get(name) is None:  # pyright: ignore[reportUnknownMemberType]
+            _require_default(field, cls)
+        else:
+            kwargs[name] = _value_from_json(data[name], shape, f"{path}.{name}" if path else name)
+    return cls(**kwargs)
+
+
+def _value_from_json(data: Any, shape: _Shape, path: str) -> Any:
+    if shape.many:
+        if isinstance(data, str) and shape.type is str:
+            return (data,)
+        if not isinstance(data, list):
+            raise InvalidArgument(f"{path} must be a list, got {_brief(data)}")
+        one = dataclasses.replace(shape, many=False)
+        items: list[Any] = data
+        return tuple(_value_from_json(item, one, f"{path}[{i}]") for i, item in enumerate(items))
+    if shape.kind == "scalar":
+        return _scalar(data, shape.type, path)
+    if shape.kind == "map":
+        return dict(data)
+    if shape.kind == "union":
+        return _union_from_json(data, shape, path)
+    return from_json(shape.type, data, path)
+
+
+def _union_from_json(data: Any, shape: _Shape, path: str) -> Any:
+    by_name = {_snake(cls): cls for cls in shape.type}
+    if isinstance(data, str):
+        data = {data: {}}
+    if not isinstance(data, dict) or len(data) != 1 or next(iter(data)) not in by_name:  # pyright: ignore[reportUnknownArgumentType]
+        raise InvalidArgument(f"{path} must be an object with one key of {', '.join(by_name)}; got {_brief(data)}")
+    name, body = next(iter(data.items()))  # pyright: ignore[reportUnknownVariableType]
+    return from_json(by_name[name], body, f"{path}.{name}")
+
+
+def _scalar(data: Any, kind: type, path: str) -> Any:
+    if kind is float and isinstance(data, int) and not isinstance(data, bool):
+        return float(data)
+    if kind is int and isinstance(data, float) and data.is_integer():
+        return int(data)
+    if not isinstance(data, kind) or (isinstance(data, bool) and kind is not bool):
+        raise InvalidArgument(f"{path} must be a {kind.__name__}, got {_brief(data)}")
+    return data
+
+
+def _tensor_from_json(data: Any, path: str) -> Tensor:
+    if isinstance(data, (list, int, float)) and not isinstance(data, bool):
+        return Tensor.of(data)  # pyright: ignore[reportUnknownArgumentType]
+    if not isinstance(data, dict) or set(data) != {"dtype", "shape", "data"}:  # pyright: ignore[reportUnknownArgumentType]
+        raise InvalidArgument(f"{path} must be nested lists, or an object with dtype, shape and data; got {_brief(data)}")
+    shape = _value_from_json(data["shape"], _Shape("scalar", int, True, False), f"{path}.shape")
+    dtype = _scalar(data["dtype"], str, f"{path}.dtype")
+    if isinstance(data["data"], str):
+        try:
+            return Tensor(dtype, shape, base64.b64decode(data["data"], validate=True))
+        except binascii.Error as error:
+            raise InvalidArgument(f"{path}.data is not base64: {error}") from None
+    filled = [-np.inf if x is None else x for x in np.ravel(np.array(data["data"], dtype=object))]
+    try:
+        array = np.array(filled, dtype=np.float64).astype(numpy_dtype(dtype)).reshape(shape)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument(f"{path}.data does not hold numbers of shape {list(shape)}: {error}") from None
+    return Tensor.of(array)
+
+
+def _brief(data: Any) -> str:
+    text = repr(data)
+    return text if len(text) <= 60 else text[:57] + "..."

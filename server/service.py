@@ -1,0 +1,81 @@
+"""The operations of the server, free of transport. The faces (gRPC, REST, OpenAI, NeuroScope) only decode, call, encode.
+
+Two things implement `Operations`: `LocalOperations` inside a worker, over one model, and `Gateway`, over all workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from ..protos.model import (
+    Event,
+    GenerateRequest,
+    HealthReport,
+    LoadProgress,
+    LoadRequest,
+    ModelInfo,
+    RunRequest,
+    StoredCapture,
+    Tokenized,
+    TokenizeRequest,
+)
+from ..protos.tensors import Tensor
+
+__all__ = ["Operations"]
+
+
+class Operations(Protocol):
+    """Every method raises ProbewireError and nothing else. Closing an event iterator cancels the request."""
+
+    def generate(self, request: GenerateRequest) -> AsyncIterator[list[Event]]:
+        """Started, then tokens and frames, then Finished once an input; the events of one step come together."""
+        ...
+
+    def run(self, request: RunRequest) -> AsyncIterator[list[Event]]:
+        """Started, frames, Finished once an input."""
+        ...
+
+    async def models(self) -> list[ModelInfo]:
+        """Every loaded model."""
+        ...
+
+    async def describe(self, model: str) -> ModelInfo:
+        """One model; empty: the only one. NotFound names the models there are."""
+        ...
+
+    def load(self, request: LoadRequest) -> AsyncIterator[LoadProgress]:
+        """Load a model; the last message carries its info."""
+        ...
+
+    async def unload(self, model: str) -> None:
+        """End a model's worker."""
+        ...
+
+    async def tokenize(self, request: TokenizeRequest) -> Tokenized:
+        """Tokens of an input."""
+        ...
+
+    async def weight_names(self, model: str) -> dict[str, tuple[int, ...]]:
+        """Every weight's name and shape."""
+        ...
+
+    async def weights(self, name: str, model: str) -> Tensor:
+        """One weight, named and shaped as in the checkpoint."""
+        ...
+
+    async def captures(self, model: str) -> list[StoredCapture]:
+        """Captures kept with `store`."""
+        ...
+
+    async def capture(self, capture_id: str, model: str) -> tuple[StoredCapture, Tensor]:
+        """One stored capture."""
+        ...
+
+    async def delete_capture(self, capture_id: str, model: str) -> None:
+        """Forget a stored capture."""
+        ...
+
+    async def health(self) -> HealthReport:
+        """Whether the models can serve, found by a real forward."""
+        ...
