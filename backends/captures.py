@@ -1,0 +1,199 @@
+"""Collects what a forward's captures ask for, and brings it to the host in one copy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..protos.sites import ATTENTION_SITES, Site
+from ..protos.spec import Gather, Last, Mean, NextLogprob, Norm, Project, Reduction, TopK
+from ..protos.tensors import Array, numpy_dtype
+from .base import Rows
+from .ops import Ops
+from .plan import BoundHook, BoundPlan
+
+if TYPE_CHECKING:
+    from .executor import Slot
+
+__all__ = ["Collector", "flush_reductions"]
+
+
+@dataclass(eq=False, slots=True)
+class _Entry:
+    slot: Slot
+    bound: BoundHook
+    index: int
+    site: Site
+    positions: NDArray[np.int64]
+    parts: dict[str, Any]
+    """Part name → device tensor [row, …]."""
+    mask: Any
+    """Row condition, decided on the device."""
+
+
+@dataclass(eq=False, slots=True)
+class _Accumulated:
+    """A `last` or `mean` under way, on the host."""
+
+    total: Array | None = None
+    count: int = 0
+    position: int = -1
+
+
+class Collector:
+    """Device tensors captured in one forward."""
+
+    def __init__(self, ops: Ops) -> None:
+        self.ops = ops
+        self.entries: list[_Entry] = []
+
+    def add(
+        self,
+        slot: Slot,
+        bound: BoundHook,
+        index: int,
+        site: Site,
+        rows: Any,
+        chosen: NDArray[np.int64] | None,
+        mask: Any,
+    ) -> None:
+        """Take the chosen rows of a site's value; nothing leaves the device yet."""
+        ops, capture = self.ops, bound.hook.capture
+        assert capture is not None
+        if isinstance(capture.reduce, NextLogprob):
+            self._next_logprob(slot, bound, index, site, rows, chosen, mask)
+            return
+        positions = slot.positions
+        if chosen is not None:
+            picked = ops.index(chosen)
+            rows, positions = ops.take(rows, picked, 0), positions[chosen]
+            mask = None if mask is None else ops.take(mask, picked, 0)
+        parts = {name: self._cast(part, capture.dtype) for name, part in self._reduce(capture.reduce, rows, bound)}
+        self.entries.append(_Entry(slot, bound, index, site, positions, parts, mask))
+
+    def _cast(self, part: Any, dtype: str | None) -> Any:
+        return part if dtype is None else self.ops.cast(part, dtype)
+
+    def _reduce(self, reduce: Reduction | None, rows: Any, bound: BoundHook) -> list[tuple[str, Any]]:
+        ops = self.ops
+        if reduce is None:
+            return [("", rows)]
+        if isinstance(reduce, Last):
+            return [("", rows[-1:] if bound.hook.where.when is None else rows)]
+        rows = ops.f32(rows)
+        if isinstance(reduce, Norm):
+            return [("", ops.norm(rows)[..., 0])]
+        if isinstance(reduce, TopK):
+            values, index = ops.top_k(rows, reduce.k)
+            return [("value", values), ("index", index)]
+        if isinstance(reduce, Project):
+            directions = ops.device(np.atleast_2d(reduce.directions.floats()))
+            return [("", rows @ ops.transpose_last(directions))]
+        if isinstance(reduce, Gather):
+            return [("", ops.take(rows, ops.index(np.array(reduce.ids)), -1))]
+        return [("", rows)]  # mean: summed on the host
+
+    def _next_logprob(
+        self,
+        slot: Slot,
+        bound: BoundHook,
+        index: int,
+        site: Site,
+        rows: Any,
+        chosen: NDArray[np.int64] | None,
+        mask: Any,
+    ) -> None:
+        """Rows whose following token is already known; a sampled row's comes from the sampler (`sampled_logprob`)."""
+        ops, tokens = self.ops, slot.sequence.tokens
+        local = np.arange(slot.n) if chosen is None else chosen
+        local = local[slot.position + local + 1 < len(tokens)]
+        if not len(local):
+            return
+        picked = ops.index(local)
+        logprobs = ops.log_softmax(ops.f32(ops.take(rows, picked, 0)))
+        following = ops.index(np.array([tokens[slot.position + int(i) + 1] for i in local]))
+        capture = bound.hook.capture
+        assert capture is not None
+        parts = {"": self._cast(ops.gather_last(logprobs, following), capture.dtype)}
+        mask = None if mask is None else ops.take(mask, picked, 0)
+        self.entries.append(_Entry(slot, bound, index, site, slot.positions[local], parts, mask))
+
+    def device_tensors(self) -> list[Any]:
+        """Everything that `finish` will move, for backends that schedule lazily."""
+        return [t for e in self.entries for t in (*e.parts.values(), *(() if e.mask is None else (e.mask,)))]
+
+    def finish(self) -> dict[Slot, list[Rows]]:
+        """Move everything to the host; rows of the same hook and positions are stacked over sites."""
+        host = iter(self.ops.to_host(self.device_tensors()))
+        grouped: dict[tuple[Slot, int, str, tuple[int, ...]], list[tuple[_Entry, Array]]] = {}
+        for entry in self.entries:
+            arrays = {name: next(host) for name in entry.parts}
+            keep = None if entry.mask is None else next(host).astype(bool)
+            for part, array in arrays.items():
+                positions = entry.positions
+                if keep is not None:
+                    array, positions = array[keep], positions[keep]
+                if _accumulate(entry, part, array, positions) or not len(positions):
+                    continue
+                key = (entry.slot, entry.bound.index, part, tuple(positions.tolist()))
+                grouped.setdefault(key, []).append((entry, array))
+        return self._stacked(grouped)
+
+    def _stacked(
+        self, grouped: dict[tuple[Slot, int, str, tuple[int, ...]], list[tuple[_Entry, Array]]]
+    ) -> dict[Slot, list[Rows]]:
+        out: dict[Slot, list[Rows]] = {}
+        for (slot, hook, part, positions), found in grouped.items():
+            values = np.stack([array for _, array in found]) if len(found) > 1 else found[0][1][None]
+            if found[0][0].site.name in ATTENTION_SITES:
+                values = np.swapaxes(values, 1, 2)  # [site, row, head, key] → [site, head, row, key]
+            sites = tuple(str(entry.site) for entry, _ in found)
+            out.setdefault(slot, []).append(Rows(hook, sites, positions, values, part))
+        return out
+
+
+def _accumulate(entry: _Entry, part: str, array: Array, positions: NDArray[np.int64]) -> bool:
+    """Take rows into a `last` or `mean`; False for captures that are sent as they come."""
+    capture = entry.bound.hook.capture
+    assert capture is not None
+    if not isinstance(capture.reduce, (Last, Mean)) or not len(positions):
+        return isinstance(capture.reduce, (Last, Mean))
+    state = _state(entry.slot.sequence.plan)
+    found = state.setdefault((entry.bound.index, entry.index), _Accumulated())
+    found.position = int(positions[-1])
+    if isinstance(capture.reduce, Last):
+        found.total = array[-1].copy()
+    else:
+        total = array.astype(np.float64).sum(axis=0)
+        found.total = total if found.total is None else found.total + total
+    found.count += len(positions)
+    return True
+
+
+def _state(plan: BoundPlan) -> dict[tuple[int, int], _Accumulated]:
+    if plan.owner is None:
+        plan.owner = dict[tuple[int, int], _Accumulated]()
+    return plan.owner
+
+
+def flush_reductions(plan: BoundPlan) -> list[Rows]:
+    """The `last` and `mean` captures of a sequence that ends; [site, …] with the row axis kept at length 1."""
+    state, out = _state(plan), list[Rows]()
+    for bound in plan.hooks:
+        capture = bound.hook.capture
+        if capture is None or not isinstance(capture.reduce, (Last, Mean)):
+            continue
+        for i, site in enumerate(bound.sites):
+            found = state.get((bound.index, i))
+            if found is None or found.total is None:
+                continue
+            value = found.total
+            if isinstance(capture.reduce, Mean):
+                value = (value / found.count).astype(numpy_dtype(capture.dtype or "float32"))
+            positions = (found.position,) if isinstance(capture.reduce, Last) else ()
+            out.append(Rows(bound.index, (str(site),), positions, value[None, None]))
+    state.clear()
+    return out

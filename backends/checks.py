@@ -1,0 +1,217 @@
+"""Is this hook one that this model can honour exactly? Everything that is refused, is refused here, before a forward."""
+
+from __future__ import annotations
+
+from ..protos.edits import (
+    Add,
+    Clamp,
+    Constant,
+    Edit,
+    FromInput,
+    Inline,
+    LowRank,
+    Noise,
+    ProjectOut,
+    Replace,
+)
+from ..protos.errors import InvalidArgument
+from ..protos.model import ModelInfo, SiteInfo
+from ..protos.sites import ATTENTION_SITES, HEAD_SITES, Site, SitePattern
+from ..protos.spec import Capture, Condition, Gather, Hook, NextLogprob, Project, TopK, Where
+from ..protos.tensors import Tensor
+
+__all__ = ["check_hook", "edit_name", "expand"]
+
+
+def edit_name(edit: Edit) -> str:
+    """The name of an edit as users write it."""
+    names = {"ProjectOut": "project_out", "LowRank": "low_rank"}
+    return names.get(type(edit).__name__, type(edit).__name__.lower())
+
+
+def expand(hook: Hook, info: ModelInfo, where: str) -> tuple[Site, ...]:
+    """Concrete sites of a hook; raises InvalidArgument when a layer does not exist."""
+    try:
+        return SitePattern.parse(hook.site).expand(info.n_layers)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{where}: {error.message}") from None
+
+
+def check_hook(
+    hook: Hook,
+    sites: tuple[Site, ...],
+    info: ModelInfo,
+    mode: str,
+    where: str,
+    *,
+    tokens: int,
+    prompt_length: int,
+    n_rows: int,
+) -> None:
+    """Raise InvalidArgument unless this model can honour the hook exactly."""
+    if sites[0].name == "module":
+        _check_raw(hook, where)
+        offered = None
+    else:
+        offered = _offered(sites, info, mode, where)
+    widths = offered.widths if offered is not None else None
+    _check_where(hook.where, prompt_length, n_rows, where)
+    if hook.where.when is not None:
+        _check_condition(hook.where.when, sites, info, mode, where)
+    if hook.edit is not None:
+        _check_edit(hook.edit, sites[0], offered, widths, where)
+    if hook.capture is not None:
+        _check_capture(hook.capture, sites[0], widths, hook.where.when is not None, where)
+    if hook.edit is not None and sites[0].name == "logits" and mode == "generate" and hook.where.phase == "prompt":
+        raise InvalidArgument(f"{where}: editing logits of prompt rows changes nothing; edit them with phase 'all'")
+    del tokens
+
+
+def _offered(sites: tuple[Site, ...], info: ModelInfo, mode: str, where: str) -> SiteInfo:
+    name = sites[0].name
+    offered = info.site(name)
+    if offered is None:
+        allowed = ", ".join(site.name for site in info.sites) or "raw module sites only"
+        raise InvalidArgument(
+            f"{where}: this model ({info.architecture} on {info.backend}) has no site {name}; allowed: {allowed}"
+        )
+    if not (offered.run if mode == "run" else offered.generate):
+        raise InvalidArgument(f"{where}: {name} is not offered in {mode}: {offered.note}")
+    missing = [s.layer for s in sites if offered.layers is not None and s.layer not in offered.layers]
+    if missing:
+        raise InvalidArgument(f"{where}: {name} does not exist at layers {missing}; it does at {list(offered.layers or ())}")
+    return offered
+
+
+def _check_raw(hook: Hook, where: str) -> None:
+    if isinstance(hook.edit, LowRank):
+        raise InvalidArgument(f"{where}: low_rank needs a named site such as mlp_out.3, not a raw module")
+
+
+def _check_where(where: Where, prompt_length: int, n_rows: int, what: str) -> None:
+    for position in where.positions or ():
+        absolute = position + prompt_length if position < 0 else position
+        if not 0 <= absolute < n_rows:
+            raise InvalidArgument(
+                f"{what}: position {position} is outside 0 … {n_rows - 1} (the prompt has {prompt_length} tokens; "
+                "a generation has a row for every token but the last)"
+            )
+    for span in where.spans or ():
+        start = span.start + prompt_length if span.start < 0 else span.start
+        stop = n_rows if span.stop is None else span.stop + prompt_length if span.stop < 0 else span.stop
+        if not 0 <= start < stop or start >= n_rows:
+            raise InvalidArgument(f"{what}: span {span.start}:{span.stop} chooses nothing in 0:{n_rows}")
+
+
+def _check_condition(when: Condition, sites: tuple[Site, ...], info: ModelInfo, mode: str, where: str) -> None:
+    for site in sites:
+        read = Site.parse(when.site) if when.site else site
+        if read.name in ATTENTION_SITES:
+            raise InvalidArgument(f"{where}: a condition cannot read {read.name}; use z or attn_out")
+        if read != site and (read.order is None or site.order is None or read.order > site.order):
+            raise InvalidArgument(f"{where}: the condition reads {read}, which is computed after {site}")
+        if read.name == "module":
+            continue
+        widths = _offered((read,), info, mode, where).widths
+        if read.layer is not None and not 0 <= read.layer < info.n_layers:
+            raise InvalidArgument(f"{where}: the condition's {read} is outside layers 0 … {info.n_layers - 1}")
+        _check_condition_part(when, read, widths, where)
+
+
+def _check_condition_part(when: Condition, read: Site, widths: tuple[int, ...], where: str) -> None:
+    if (read.name in HEAD_SITES) != (when.head is not None):
+        need = "needs a head" if read.name in HEAD_SITES else "has no heads"
+        raise InvalidArgument(f"{where}: the condition's site {read} {need}")
+    if when.head is not None and when.head >= widths[0]:
+        raise InvalidArgument(f"{where}: the condition's head {when.head} is outside 0 … {widths[0] - 1}")
+    if when.unit is not None and when.unit >= widths[-1]:
+        raise InvalidArgument(f"{where}: the condition's unit {when.unit} is outside 0 … {widths[-1] - 1}")
+    if when.direction is not None and when.direction.shape[0] != widths[-1]:
+        raise InvalidArgument(
+            f"{where}: the condition's direction is {when.direction.shape[0]} wide, {read} is {widths[-1]} wide"
+        )
+
+
+def _check_edit(edit: Edit, site: Site, offered: SiteInfo | None, widths: tuple[int, ...] | None, where: str) -> None:
+    name = edit_name(edit)
+    if offered is not None and name not in offered.edits:
+        allowed = ", ".join(offered.edits) or "none (captures only)"
+        raise InvalidArgument(f"{where}: {name} is not possible at {site.name}; allowed here: {allowed}")
+    if edit.heads is not None and site.name not in HEAD_SITES:
+        raise InvalidArgument(f"{where}: {site.name} has no heads; leave out heads (or use units)")
+    if site.name in ATTENTION_SITES:
+        _check_key_edit(edit, where)
+    if widths is None:
+        return
+    if edit.heads is not None and max(edit.heads) >= widths[0]:
+        raise InvalidArgument(f"{where}: head {max(edit.heads)} is outside 0 … {widths[0] - 1}")
+    if edit.units is not None and widths[-1] and max(edit.units) >= widths[-1]:
+        raise InvalidArgument(f"{where}: unit {max(edit.units)} is outside 0 … {widths[-1] - 1}")
+    width = len(edit.units) if edit.units is not None else widths[-1]
+    n_heads = (len(edit.heads) if edit.heads is not None else widths[0]) if site.name in HEAD_SITES else None
+    if width:
+        _check_widths(edit, width, n_heads, widths, where)
+
+
+def _check_key_edit(edit: Edit, where: str) -> None:
+    if isinstance(edit, Add) and edit.units is None:
+        raise InvalidArgument(f"{where}: add at attention sites needs units (key positions), the key axis has no fixed width")
+    if isinstance(edit, Clamp) and edit.directions is not None:
+        raise InvalidArgument(f"{where}: clamp at attention sites takes no directions, the key axis has no fixed width")
+    if isinstance(edit, Replace) and isinstance(edit.source, Constant):
+        raise InvalidArgument(f"{where}: replace at attention sites takes zeros, inline, stored or from_input")
+
+
+def _check_widths(edit: Edit, width: int, n_heads: int | None, widths: tuple[int, ...], where: str) -> None:
+    if isinstance(edit, Add):
+        _check_vector(edit.vector, width, n_heads, f"{where}: add.vector")
+    elif isinstance(edit, (ProjectOut, Clamp)) and edit.directions is not None:
+        if edit.directions.shape[-1] != width:
+            raise InvalidArgument(f"{where}: directions are {edit.directions.shape[-1]} wide, the site's part is {width} wide")
+        if len(edit.directions.shape) == 2 and edit.directions.shape[0] > width:
+            raise InvalidArgument(f"{where}: {edit.directions.shape[0]} directions in a space of {width}; send at most {width}")
+    elif isinstance(edit, LowRank):
+        flat = widths[0] * widths[1] if len(widths) == 2 else widths[0]
+        if edit.b.shape[1] != flat:
+            raise InvalidArgument(f"{where}: low_rank.b is {edit.b.shape[1]} wide, the site is {flat} wide")
+    elif isinstance(edit, Replace):
+        if isinstance(edit.source, Constant):
+            _check_vector(edit.source.value, width, n_heads, f"{where}: replace.constant.value")
+        elif isinstance(edit.source, Inline):
+            expected = (width,) if n_heads is None else (n_heads, width)
+            if edit.source.value.shape[1:] != expected:
+                raise InvalidArgument(
+                    f"{where}: replace.inline rows have shape {list(edit.source.value.shape[1:])}, the site's part has {list(expected)}"
+                )
+    elif isinstance(edit, Noise):
+        return
+
+
+def _check_vector(vector: Tensor, width: int, n_heads: int | None, what: str) -> None:
+    allowed = [(width,)] if n_heads is None else [(width,), (n_heads, width)]
+    if vector.shape not in allowed:
+        names = " or ".join(str(list(shape)) for shape in allowed)
+        raise InvalidArgument(f"{what} has shape {list(vector.shape)}; this site's part needs {names}")
+
+
+def _check_capture(capture: Capture, site: Site, widths: tuple[int, ...] | None, conditional: bool, where: str) -> None:
+    reduce = capture.reduce
+    if isinstance(reduce, (Gather, NextLogprob)) and site.name != "logits":
+        raise InvalidArgument(f"{where}: gather and next_logprob read logits, not {site.name}")
+    if isinstance(reduce, NextLogprob) and (capture.before or conditional):
+        raise InvalidArgument(f"{where}: next_logprob is of the edited distribution of every row; leave out before and when")
+    if reduce is not None and site.name in ATTENTION_SITES:
+        raise InvalidArgument(f"{where}: {site.name} cannot be reduced, its key axis has no fixed width; capture it whole")
+    if widths is None:
+        return
+    if isinstance(reduce, Gather) and max(reduce.ids) >= widths[-1]:
+        raise InvalidArgument(f"{where}: token id {max(reduce.ids)} is outside the vocabulary 0 … {widths[-1] - 1}")
+    if isinstance(reduce, TopK) and reduce.k > widths[-1]:
+        raise InvalidArgument(f"{where}: top_k of {reduce.k} at a site {widths[-1]} wide; at most {widths[-1]}")
+    if isinstance(reduce, Project) and reduce.directions.shape[-1] != widths[-1]:
+        raise InvalidArgument(f"{where}: project directions are {reduce.directions.shape[-1]} wide, the site is {widths[-1]} wide")
+
+
+def from_input(edit: Edit | None) -> FromInput | None:
+    """The other input that an edit reads, if it does."""
+    return edit.source if isinstance(edit, Replace) and isinstance(edit.source, FromInput) else None

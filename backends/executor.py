@@ -1,0 +1,241 @@
+"""Applies plans to the tensors of one forward, for every sequence in the batch at once.
+
+A backend calls `begin` with the rows of this forward, `tap` at each site as the forward reaches it, and `collect` at
+the end. Each sequence sees its own rows alone, at absolute positions, whatever the batch, chunk or page did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..protos.errors import Internal, InvalidArgument, ProbewireError
+from ..protos.sites import ATTENTION_SITES, Site
+from .base import Rows, Sequence
+from .captures import Collector
+from .edit import Edits
+from .ops import Ops
+from .plan import BoundHook, choose
+
+__all__ = ["Executor", "Slot"]
+
+
+@dataclass(eq=False, slots=True)
+class Slot:
+    """Where one sequence's rows lie in this forward's tensors."""
+
+    sequence: Sequence
+    batch: int
+    """Index on the batch axis."""
+    start: int
+    """First row on the position axis."""
+    stop: int
+    position: int
+    """Absolute position of the first row."""
+    tokens: NDArray[np.int64] | None = None
+    """Input tokens of the rows; None when not known on the host (and no hook needs them)."""
+    keys: tuple[int, int] | None = None
+    """Range on the key axis, where the batch's keys are packed."""
+    masked: Any = None
+    """At attn_*: which keys each row cannot see, [row, 1 or head, key]."""
+    error: ProbewireError | None = None
+    """Set when a hook of this sequence failed; its later hooks are skipped."""
+    conditions: dict[tuple[int, int], Any] = field(default_factory=dict[tuple[int, int], Any])
+    """(hook, site index) → boolean row mask, read at an earlier site."""
+    choices: dict[tuple[int, str], Any] = field(default_factory=dict[tuple[int, str], Any])
+
+    @property
+    def n(self) -> int:
+        """Number of rows."""
+        return self.stop - self.start
+
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """Absolute positions of the rows."""
+        return np.arange(self.position, self.position + self.n)
+
+
+class Executor:
+    """Hooks at work. One a backend; used by the thread that owns the model."""
+
+    def __init__(self, ops: Ops) -> None:
+        self.ops = ops
+        self.edits = Edits(ops)
+        self.slots: list[Slot] = []
+        self.layout = (0, 0)
+        """Sizes of the batch and row axes of this forward: a raw tensor without them cannot be matched to tokens."""
+        self.collector = Collector(ops)
+
+    def begin(self, slots: SequenceOf[Slot], layout: tuple[int, int]) -> None:
+        """Start a forward over [batch, row, …] tensors of the given layout."""
+        self.layout = layout
+        self.slots = [slot for slot in slots if slot.sequence.plan.by_site]
+        self.collector = Collector(self.ops)
+
+    def sites(self) -> set[Site]:
+        """Sites that some sequence of this forward asks for."""
+        return {site for slot in self.slots for site in slot.sequence.plan.taps}
+
+    def wants(self, site: Site) -> bool:
+        """Whether any sequence of this forward asks for a site."""
+        return any(site in slot.sequence.plan.by_site or site in slot.sequence.plan.conditions for slot in self.slots)
+
+    def wanting(self, *sites: Site) -> list[Slot]:
+        """The slots that ask for any of the sites."""
+        return [s for s in self.slots if any(x in s.sequence.plan.by_site or x in s.sequence.plan.conditions for x in sites)]
+
+    def tap(
+        self,
+        site: Site,
+        value: Any,
+        *,
+        linear_input: Any = None,
+        in_place: bool = False,
+        slots: SequenceOf[Slot] | None = None,
+    ) -> Any:
+        """Read and edit `value` ([batch, row, …]) at a site. Returns the value to go on with.
+
+        A hook that fails marks its own slot; nothing is raised, so neighbours do not notice.
+        """
+        result = value
+        for slot in self.slots if slots is None else slots:
+            plan = slot.sequence.plan
+            if slot.error is not None or (site not in plan.by_site and site not in plan.conditions):
+                continue
+            rows = result[slot.batch, slot.start : slot.stop]
+            if any(bound.hook.edit is not None for bound, _ in plan.by_site.get(site, ())):
+                rows = self.ops.copy(rows)  # what is captured here must not see the write below
+            source = None if linear_input is None else linear_input[slot.batch, slot.start : slot.stop]
+            try:
+                edited = self.tap_rows(site, slot, rows, linear_input=source)
+            except Exception as error:  # noqa: BLE001 - a fault in one request's hook must not reach its neighbours
+                slot.error = _as_error(error, site)
+                continue
+            if edited is rows:
+                continue
+            if not in_place and result is value:
+                result = self.ops.copy(value)
+            result[slot.batch, slot.start : slot.stop] = edited
+        return result
+
+    def tap_one(self, site: Site, slot: Slot, rows: Any) -> Any:
+        """Like `tap`, for a site that a backend computes one sequence at a time."""
+        plan = slot.sequence.plan
+        if slot.error is not None or (site not in plan.by_site and site not in plan.conditions):
+            return rows
+        try:
+            return self.tap_rows(site, slot, rows)
+        except Exception as error:  # noqa: BLE001 - as in `tap`
+            slot.error = _as_error(error, site)
+            return rows
+
+    def fail_wanting(self, sites: SequenceOf[Site], reason: str) -> None:
+        """Fail the sequences that ask for sites which turned out not to be readable."""
+        for slot in self.wanting(*sites):
+            slot.error = slot.error or InvalidArgument(f"{sites[0]}: {reason}")
+
+    def tap_rows(self, site: Site, slot: Slot, rows: Any, *, linear_input: Any = None) -> Any:
+        """Read and edit one sequence's rows ([row, …]; attn_*: [row, head, key]); the same object when unchanged."""
+        plan = slot.sequence.plan
+        raw = current = rows
+        for bound, index in plan.by_site.get(site, ()):
+            chosen = self._chosen(slot, bound, site)
+            mask = self._condition(slot, bound, index, site, current)
+            if chosen is not None and not len(chosen):
+                continue
+            if bound.hook.edit is not None:
+                current = self._edit(slot, bound, index, site, current, chosen, mask, linear_input)
+            if bound.hook.capture is not None:
+                value = raw if bound.hook.capture.before else current
+                self.collector.add(slot, bound, index, site, value, chosen, mask)
+        for bound, index in plan.conditions.get(site, ()):
+            slot.conditions[bound.index, index] = self._evaluate(slot, bound, index, site, current)
+        return current
+
+    def _chosen(self, slot: Slot, bound: BoundHook, site: Site) -> NDArray[np.int64] | None:
+        """Row numbers within the slot that the hook applies to; None for all of them."""
+        key = (bound.index, "logits" if site.name == "logits" else "")
+        if key not in slot.choices:
+            mask = choose(bound, slot.sequence.plan, site, slot.positions, slot.tokens)
+            slot.choices[key] = None if mask.all() else np.flatnonzero(mask)
+        return slot.choices[key]
+
+    def _edit(
+        self,
+        slot: Slot,
+        bound: BoundHook,
+        index: int,
+        site: Site,
+        rows: Any,
+        chosen: NDArray[np.int64] | None,
+        mask: Any,
+        linear_input: Any,
+    ) -> Any:
+        ops = self.ops
+        picked = None if chosen is None else ops.index(chosen)
+        old = rows if picked is None else ops.take(rows, picked, 0)
+        source = linear_input if linear_input is None or picked is None else ops.take(linear_input, picked, 0)
+        positions = slot.positions if chosen is None else slot.positions[chosen]
+        new = ops.like(self.edits.apply(bound, index, site, ops.f32(old), positions, source), rows)
+        if site.name in ATTENTION_SITES:
+            masked = slot.masked if picked is None else ops.take(slot.masked, picked, 0)
+            new = ops.where(masked, old, new)  # edits never reach masked keys: scores stay −inf, probabilities 0
+        if mask is not None:
+            mask = mask if picked is None else ops.take(mask, picked, 0)
+            new = ops.where(mask.reshape((-1,) + (1,) * (new.ndim - 1)), new, old)
+        return new if picked is None else ops.put(rows, picked, 0, new)
+
+    def _condition(self, slot: Slot, bound: BoundHook, index: int, site: Site, rows: Any) -> Any:
+        """Boolean row mask of a hook's condition, or None when it has none."""
+        if bound.hook.where.when is None:
+            return None
+        if bound.condition_site(site) == site:
+            return self._evaluate(slot, bound, index, site, rows)
+        if (bound.index, index) not in slot.conditions:
+            raise Internal(f"the condition of hook {bound.index} was not evaluated before {site}")
+        return slot.conditions[bound.index, index]
+
+    def _evaluate(self, slot: Slot, bound: BoundHook, index: int, site: Site, rows: Any) -> Any:
+        when = bound.hook.where.when
+        assert when is not None
+        coordinate = self.edits.coordinate(bound, rows)
+        if when.latch is not None:
+            coordinate = self._latched(slot, bound, index, coordinate)
+        compare = {"gt": "__gt__", "ge": "__ge__", "lt": "__lt__", "le": "__le__"}[when.op]
+        return getattr(coordinate, compare)(when.threshold)
+
+    def _latched(self, slot: Slot, bound: BoundHook, index: int, coordinate: Any) -> Any:
+        """The prompt's one coordinate, for every row; prompt rows seen in this forward are taken in first."""
+        when = bound.hook.where.when
+        assert when is not None
+        n_prompt = min(max(slot.sequence.plan.prompt_length - slot.position, 0), slot.n)
+        if n_prompt:
+            part = coordinate[:n_prompt]
+            if when.latch == "last":
+                bound.latch[index] = part[n_prompt - 1]
+            else:
+                total = self.ops.sum0(part) / slot.sequence.plan.prompt_length
+                bound.latch[index] = total if index not in bound.latch else bound.latch[index] + total
+        if index not in bound.latch:
+            raise Internal(f"hook {bound.index}: no prompt row was seen before a generated one")
+        return bound.latch[index] + self.ops.zeros_like(coordinate)
+
+    def collect(self) -> dict[int, list[Rows]]:
+        """End the forward: every captured row on the host, by id of the slot's sequence."""
+        rows = self.collector.finish()
+        out: dict[int, list[Rows]] = {}
+        for slot, found in rows.items():
+            out.setdefault(id(slot.sequence), []).extend(found)
+        return out
+
+
+def _as_error(error: Exception, site: Site) -> ProbewireError:
+    if isinstance(error, ProbewireError):
+        return error
+    if isinstance(error, (ValueError, IndexError)):
+        return InvalidArgument(f"a hook at {site} failed: {error}")
+    return Internal(f"a hook at {site} failed: {type(error).__name__}: {error}")

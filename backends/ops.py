@@ -1,0 +1,93 @@
+"""The few array operations that the executor needs of a backend; everything else is operators they all share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..protos.tensors import Array
+
+__all__ = ["Ops"]
+
+T = Any
+"""A backend's own tensor."""
+Index = NDArray[np.int64]
+
+
+class Ops(Protocol):
+    """Implemented by backends/torch/ops.py and backends/mlx/ops.py."""
+
+    def device(self, array: Array) -> T:
+        """A float32 tensor on the model's device."""
+        ...
+
+    def index(self, array: Index) -> T:
+        """Row or unit numbers as an index tensor."""
+        ...
+
+    def f32(self, x: T) -> T:
+        """Cast to float32."""
+        ...
+
+    def like(self, x: T, reference: T) -> T:
+        """Cast to another tensor's dtype."""
+        ...
+
+    def cast(self, x: T, dtype: str) -> T:
+        """Cast to a dtype by its wire name."""
+        ...
+
+    def take(self, x: T, index: T, axis: int) -> T:
+        """Pick along an axis."""
+        ...
+
+    def put(self, x: T, index: T, axis: int, values: T) -> T:
+        """A copy of x with the picked entries replaced."""
+        ...
+
+    def where(self, mask: T, a: T, b: T) -> T:
+        """Elementwise choice."""
+        ...
+
+    def clip(self, x: T, low: float | None, high: float | None) -> T:
+        """Bound from either side."""
+        ...
+
+    def norm(self, x: T) -> T:
+        """L2 norm over the last axis, which is kept."""
+        ...
+
+    def sum0(self, x: T) -> T:
+        """Sum over the first axis."""
+        ...
+
+    def zeros_like(self, x: T) -> T:
+        """Zeros."""
+        ...
+
+    def transpose_last(self, x: T) -> T:
+        """Swap the last two axes."""
+        ...
+
+    def top_k(self, x: T, k: int) -> tuple[T, T]:
+        """The k largest of the last axis, descending, and their indices."""
+        ...
+
+    def log_softmax(self, x: T) -> T:
+        """Over the last axis."""
+        ...
+
+    def gather_last(self, x: T, index: T) -> T:
+        """x[i, index[i]]."""
+        ...
+
+    def copy(self, x: T) -> T:
+        """A tensor that later in-place writes to x cannot reach."""
+        ...
+
+    def to_host(self, tensors: Sequence[T]) -> list[Array]:
+        """Many tensors to numpy, in one copy a dtype."""
+        ...

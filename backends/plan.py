@@ -1,0 +1,223 @@
+"""A plan made concrete for one sequence: sites expanded, widths and positions checked, rows chosen.
+
+No array library but numpy: both backends use it as it is, so that both refuse and choose the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..protos.edits import Constant, FromInput, Inline, Replace, Stored
+from ..protos.errors import InvalidArgument
+from ..protos.model import ModelInfo
+from ..protos.sites import Site
+from ..protos.spec import Hook, Plan, Where
+from ..protos.tensors import Array
+from .checks import check_hook, expand
+
+__all__ = ["BoundHook", "BoundPlan", "bind", "choose", "chosen_positions"]
+
+Mode = Literal["run", "generate"]
+
+
+@dataclass(eq=False, slots=True)
+class BoundHook:
+    """One hook of one sequence."""
+
+    index: int
+    """Index in the plan."""
+    hook: Hook
+    sites: tuple[Site, ...]
+    source: Array | None = None
+    """Rows that a `replace` brings: [row, …] (attn_*: [row, head, key]); [site, row, …] when `per_site`."""
+    per_site: bool = False
+    row_of: dict[int, int] = field(default_factory=dict[int, int])
+    """Absolute position → source row."""
+    device: Any = None
+    """The backend's own tensors for the edit, made once by its executor."""
+    latch: dict[int, Any] = field(default_factory=dict[int, Any])
+    """Site index → what the prompt has decided so far (device scalars)."""
+
+    def condition_site(self, site: Site) -> Site:
+        """Where this hook's condition reads, when it acts at `site`."""
+        when = self.hook.where.when
+        assert when is not None
+        return Site.parse(when.site) if when.site else site
+
+
+@dataclass(eq=False, slots=True)
+class BoundPlan:
+    """All hooks of one sequence, ready to look up by site."""
+
+    mode: Mode
+    prompt_length: int
+    n_rows: int
+    """Rows the sequence can have at most: run: its tokens; generation: prompt + max_new_tokens − 1."""
+    hooks: tuple[BoundHook, ...]
+    by_site: dict[Site, list[tuple[BoundHook, int]]]
+    """Site → (hook, index among the hook's sites), in plan order."""
+    conditions: dict[Site, list[tuple[BoundHook, int]]]
+    """Site that a condition reads → hooks that act at a later site."""
+    changes_model: bool
+    """Some hook edits, so keys and values may differ from the plain model's."""
+    owner: Any = None
+    """Scratch space of the executor (reduction state)."""
+
+    @property
+    def taps(self) -> set[Site]:
+        """Every site that must be reached."""
+        return set(self.by_site) | set(self.conditions)
+
+    @property
+    def wants_prompt_logits(self) -> bool:
+        """Some hook asks for logits of prompt rows before the last."""
+        if not self.prompt_length:
+            return False
+        before_last = np.arange(self.prompt_length - 1)
+        return any(
+            choose(bound, self, site, before_last, None).any() for site in self.by_site if site.name == "logits"
+            for bound, _ in self.by_site[site]
+        )
+
+    @property
+    def wants_next_logprob(self) -> bool:
+        """Some hook asks for the log-probability of the token that follows."""
+        from ..protos.spec import NextLogprob
+
+        return any(b.hook.capture is not None and isinstance(b.hook.capture.reduce, NextLogprob) for b in self.hooks)
+
+
+def bind(
+    plan: Plan,
+    info: ModelInfo,
+    *,
+    mode: Mode,
+    input_name: str,
+    tokens: list[int],
+    prompt_length: int,
+    n_rows: int,
+    sources: Mapping[tuple[int, int], Array] | None = None,
+    stored: Mapping[str, Array] | None = None,
+) -> BoundPlan:
+    """Check the hooks of a plan that apply to one input and make them concrete.
+
+    `sources` holds, by (hook, site index), the rows a FromInput hook takes from another input: [row, …].
+    `stored` holds stored captures by id. Raises InvalidArgument with the hook's index, the reason and the fix.
+    """
+    hooks: list[BoundHook] = []
+    for index, hook in enumerate(plan.hooks):
+        if hook.inputs is not None and input_name not in hook.inputs:
+            continue
+        if hook.inputs is None and _reads_from(hook) == input_name:
+            continue  # a source is never patched with itself
+        where = f"hook {index} ({hook.site})"
+        sites = expand(hook, info, where)
+        check_hook(hook, sites, info, mode, where, tokens=len(tokens), prompt_length=prompt_length, n_rows=n_rows)
+        bound = BoundHook(index, hook, sites)
+        hooks.append(bound)
+    by_site: dict[Site, list[tuple[BoundHook, int]]] = {}
+    conditions: dict[Site, list[tuple[BoundHook, int]]] = {}
+    for bound in hooks:
+        for i, site in enumerate(bound.sites):
+            by_site.setdefault(site, []).append((bound, i))
+            if bound.hook.where.when is not None:
+                read = bound.condition_site(site)
+                if read != site:
+                    conditions.setdefault(read, []).append((bound, i))
+    changes = any(bound.hook.edit is not None for bound in hooks)
+    bound_plan = BoundPlan(mode, prompt_length, n_rows, tuple(hooks), by_site, conditions, changes)
+    for bound in hooks:
+        _attach_source(bound, bound_plan, tokens, sources or {}, stored or {})
+    return bound_plan
+
+
+def _reads_from(hook: Hook) -> str | None:
+    edit = hook.edit
+    return edit.source.input if isinstance(edit, Replace) and isinstance(edit.source, FromInput) else None
+
+
+def chosen_positions(bound: BoundHook, plan: BoundPlan, tokens: list[int]) -> NDArray[np.int64]:
+    """Every absolute position the hook chooses, whatever its condition will say."""
+    known = np.arange(plan.n_rows)
+    padded = np.full(plan.n_rows, -1, dtype=np.int64)
+    padded[: len(tokens)] = tokens[: plan.n_rows]
+    return known[choose(bound, plan, bound.sites[0], known, padded)]
+
+
+def choose(
+    bound: BoundHook, plan: BoundPlan, site: Site, positions: NDArray[np.int64], tokens: NDArray[np.int64] | None
+) -> NDArray[np.bool_]:
+    """Which of the rows at `positions` (with input tokens `tokens`) the hook applies to, before its condition."""
+    where: Where = bound.hook.where
+    prompt = plan.prompt_length
+    mask = np.ones(len(positions), dtype=bool)
+    if where.positions is not None:
+        mask &= np.isin(positions, [p + prompt if p < 0 else p for p in where.positions])
+    if where.spans is not None:
+        inside = np.zeros(len(positions), dtype=bool)
+        for span in where.spans:
+            start = span.start + prompt if span.start < 0 else span.start
+            stop = plan.n_rows if span.stop is None else span.stop + prompt if span.stop < 0 else span.stop
+            inside |= (positions >= start) & (positions < stop)
+        mask &= inside
+    if where.phase == "prompt":
+        mask &= positions < prompt
+    elif where.phase == "generated" or (where.when is not None and where.when.latch is not None):
+        mask &= positions >= prompt
+    if where.token_ids is not None and tokens is not None:
+        mask &= np.isin(tokens, where.token_ids)
+    if site.name == "logits" and plan.mode == "generate" and _asks_for_no_prompt_rows(where):
+        mask &= positions >= prompt - 1
+    return mask
+
+
+def _asks_for_no_prompt_rows(where: Where) -> bool:
+    return where.positions is None and where.spans is None and where.phase == "all"
+
+
+def _attach_source(
+    bound: BoundHook,
+    plan: BoundPlan,
+    tokens: list[int],
+    sources: Mapping[tuple[int, int], Array],
+    stored: Mapping[str, Array],
+) -> None:
+    edit = bound.hook.edit
+    if not isinstance(edit, Replace) or isinstance(edit.source, Constant):
+        return
+    source, where = edit.source, f"hook {bound.index} ({bound.hook.site})"
+    positions = chosen_positions(bound, plan, tokens)
+    if isinstance(source, Inline):
+        bound.source = _rows_first(bound.sites[0], source.value.numpy())
+    elif isinstance(source, Stored):
+        if source.capture_id not in stored:
+            raise InvalidArgument(f"{where}: no stored capture {source.capture_id!r} on this model")
+        bound.source = _rows_first(bound.sites[0], stored[source.capture_id])
+    elif isinstance(source, FromInput):
+        if not sources:
+            raise InvalidArgument(f"{where}: input {source.input!r} has no rows to take")
+        rows = [sources[bound.index, i] for i in range(len(bound.sites))]
+        bound.source, bound.per_site = np.stack(rows), True
+    else:
+        return
+    _check_source(bound, positions, where)
+    bound.row_of = {int(p): i for i, p in enumerate(positions)}
+
+
+def _rows_first(site: Site, value: Array) -> Array:
+    return np.swapaxes(value, 0, 1) if site.name in ("attn_scores", "attn_probs") else value
+
+
+def _check_source(bound: BoundHook, positions: NDArray[np.int64], where: str) -> None:
+    assert bound.source is not None
+    n_rows = bound.source.shape[1 if bound.per_site else 0]
+    if n_rows != len(positions):
+        raise InvalidArgument(
+            f"{where}: the source has {n_rows} rows, but the hook chooses {len(positions)} positions; they pair in "
+            "order, so the numbers must match (narrow where.positions, or set where.phase to 'prompt')"
+        )

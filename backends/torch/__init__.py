@@ -1,0 +1,1 @@
+"""PyTorch: models by transformers, batching by its continuous-batching engine."""

@@ -1,0 +1,155 @@
+"""The attention function that a probed model calls: the stock kernel, plus the sites that live inside attention.
+
+transformers looks attention up by name in one registry. The "sdpa" entry is replaced by a dispatcher that hands
+modules of a probed model to their `Attention`, and every other module to the stock function.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from ...protos.sites import Site
+from ..executor import Executor, Slot
+
+__all__ = ["Attention"]
+
+_MARK = "_probewire_attention"
+
+
+class Attention:
+    """Taps q, k, v, scores and probabilities of one model; stock attention where nobody asks for the last two."""
+
+    def __init__(self, executor: Executor, *, eager: bool) -> None:
+        self.executor = executor
+        self.eager = eager
+        """The family needs a softcap or sinks, which the fused kernel does not have."""
+
+    def attach(self, module: nn.Module) -> None:
+        """Answer for an attention module from now on."""
+        setattr(module, _MARK, self)
+
+    def __call__(
+        self,
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        cache: Any = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """q [batch, head, row, d_head]; k, v [batch, kv_head, row, d_head]. Returns [batch, row, head, d_head]."""
+        layer, executor = int(module.layer_idx), self.executor
+        query, key, value = (
+            self._tap_heads(Site(name, layer), tensor) for name, tensor in (("q", query), ("k", key), ("v", value))
+        )
+        wanting = executor.wanting(Site("attn_scores", layer), Site("attn_probs", layer))
+        if not wanting and not self.eager:
+            return sdpa_attention_forward(module, query, key, value, attention_mask, cache=cache, **kwargs)
+        if cache is not None:
+            key, value = cache.update(key_states=key, value_states=value, layer_idx=layer, kwargs=kwargs)
+        if self.eager:
+            out = _eager(module, query, key, value, attention_mask, **kwargs)
+        else:
+            out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        for slot in wanting:
+            if slot.error is None:
+                out[slot.batch, slot.start : slot.stop] = self._one(
+                    module, slot, layer, query, key, value, packed=cache is not None, **kwargs
+                )
+        return out, None
+
+    def _tap_heads(self, site: Site, tensor: torch.Tensor) -> torch.Tensor:
+        if not self.executor.wants(site):
+            return tensor
+        return self.executor.tap(site, tensor.transpose(1, 2)).transpose(1, 2)
+
+    def _one(
+        self,
+        module: Any,
+        slot: Slot,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        packed: bool,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """One sequence's attention, step by step, with its scores and probabilities tapped: [row, head, d_head]."""
+        start, stop = slot.keys if packed and slot.keys is not None else (0, slot.stop)
+        groups = getattr(module, "num_key_value_groups", 1)
+        keys = repeat_kv(key[slot.batch : slot.batch + 1, :, start:stop], groups)[0]
+        values = repeat_kv(value[slot.batch : slot.batch + 1, :, start:stop], groups)[0]
+        scores = torch.matmul(query[slot.batch, :, slot.start : slot.stop], keys.transpose(1, 2)) * kwargs["scaling"]
+        if (cap := kwargs.get("softcap")) is not None:
+            scores = torch.tanh(scores / cap) * cap
+        hidden = _hidden(slot, stop - start, kwargs.get("sliding_window"), scores.device)
+        scores = scores.masked_fill(hidden[None], float("-inf")).transpose(0, 1)
+        slot.masked = hidden[:, None]
+        scores = self._tap_rows(Site("attn_scores", layer), slot, scores)
+        probs = _softmax(scores.transpose(0, 1)[None], kwargs.get("s_aux"))[0].to(query.dtype).transpose(0, 1)
+        probs = self._tap_rows(Site("attn_probs", layer), slot, probs)
+        return torch.matmul(probs.transpose(0, 1), values).transpose(0, 1)
+
+    def _tap_rows(self, site: Site, slot: Slot, rows: torch.Tensor) -> torch.Tensor:
+        return self.executor.tap_one(site, slot, rows)
+
+
+def _hidden(slot: Slot, n_keys: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """Which keys each row cannot see: [row, key]. Keys are the positions 0 … n_keys − 1."""
+    keys = torch.arange(n_keys, device=device)[None]
+    rows = torch.arange(slot.position, slot.position + slot.n, device=device)[:, None]
+    hidden = keys > rows
+    return hidden if window is None else hidden | (keys <= rows - window)
+
+
+def _softmax(scores: torch.Tensor, sinks: torch.Tensor | None) -> torch.Tensor:
+    """Over the keys, in float32 at least; a sink takes its share and is dropped. scores [batch, head, row, key]."""
+    dtype = scores.dtype if scores.dtype == torch.float64 else torch.float32
+    if sinks is None:
+        return torch.softmax(scores, dim=-1, dtype=dtype)
+    column = sinks.reshape(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], 1)
+    return torch.softmax(torch.cat([scores, column.to(scores.dtype)], dim=-1), dim=-1, dtype=dtype)[..., :-1]
+
+
+def _eager(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **_: Any,
+) -> torch.Tensor:
+    """Attention of a whole batch with softcap and sinks. Returns [batch, row, head, d_head]."""
+    groups = getattr(module, "num_key_value_groups", 1)
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if attention_mask is None:
+        n = query.shape[2]
+        attention_mask = torch.ones(n, key.shape[2], dtype=torch.bool, device=query.device).tril()
+    if attention_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attention_mask, float("-inf"))
+    else:
+        scores = scores + attention_mask
+    probs = _softmax(scores, s_aux).to(query.dtype)
+    return torch.matmul(probs, value).transpose(1, 2).contiguous()
+
+
+def _dispatch(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
+    probed = getattr(module, _MARK, None)
+    return (sdpa_attention_forward if probed is None else lambda *a, **k: probed(*a, **k))(module, *args, **kwargs)
+
+
+ALL_ATTENTION_FUNCTIONS["sdpa"] = _dispatch

@@ -1,0 +1,153 @@
+"""A model on PyTorch: runs in one forward, generations through the engine, both under the same hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence as SequenceOf
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...protos.errors import FailedPrecondition
+from ...protos.model import ModelInfo
+from ...protos.sites import Site
+from ...protos.tensors import Array
+from ..base import Sequence, StepResult
+from ..captures import flush_reductions
+from ..executor import Executor, Slot
+from ..families import generation_note, run_only_sites
+from ..limits import Limits
+from ..plan import BoundPlan
+from ..sites import family_of, site_infos
+from ..stepping import result_of
+from ..versions import versions_of
+from ..weights import CheckpointWeights
+from .attention import Attention
+from .engine import TorchEngine
+from .load import choose_device, dims_of, load_model
+from .ops import TorchOps
+from .taps import Taps
+
+__all__ = ["TorchBackend"]
+
+_LOGITS = Site("logits")
+
+
+class TorchBackend:
+    """See backends/base.py."""
+
+    def __init__(
+        self, folder: Path, *, model_id: str, model_hash: str, dtype: str, device: str, limits: Limits
+    ) -> None:
+        self.device = choose_device(device)
+        self.model = load_model(folder, dtype, self.device)
+        self.weights = CheckpointWeights(folder)
+        config = self.model.config.get_text_config()
+        self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
+        family, dims = family_of(config.model_type), dims_of(config)
+        self.executor = Executor(TorchOps(self.device))
+        self.taps = Taps(self.model, family, self.executor, dims.n_heads)
+        eager = getattr(config, "attn_logit_softcapping", None) is not None or config.model_type == "gpt_oss"
+        self._own_attention(eager)
+        limits = _fitting(limits, config)
+        note = generation_note("torch", config.model_type)
+        self.engine = TorchEngine(self.model, self.executor, self.taps, limits, self.softcap) if not note else None
+        self.info = ModelInfo(
+            id=model_id,
+            family=family.name if family else "unknown",
+            architecture=config.model_type,
+            backend="torch",
+            device=str(self.device),
+            dtype=str(self.model.dtype).removeprefix("torch."),
+            attention="eager" if eager else "sdpa",
+            model_hash=model_hash,
+            n_layers=dims.n_layers,
+            d_model=dims.d_model,
+            n_heads=dims.n_heads,
+            n_kv_heads=dims.n_kv_heads,
+            d_head=dims.d_head,
+            d_mlp=dims.d_mlp,
+            vocab_size=dims.vocab,
+            n_experts=dims.n_experts,
+            context_length=min(limits.context_tokens, limits.cache_tokens),
+            generate=not note,
+            generate_note=note,
+            n_slots=limits.n_slots,
+            sites=site_infos(family, dims, run_only=run_only_sites("torch", config)),
+            versions=versions_of("torch", "transformers"),
+        )
+
+    def _own_attention(self, eager: bool) -> None:
+        attention = Attention(self.executor, eager=eager)
+        for module in self.model.modules():
+            if hasattr(module, "layer_idx") and "Attention" in type(module).__name__:
+                attention.attach(module)
+
+    def bind(self, plan: BoundPlan) -> None:
+        """Check raw module paths and move the plan's tensors to the device."""
+        for site in plan.taps:
+            self.taps.check(site)
+        for bound in plan.hooks:
+            self.executor.edits.prepare(bound)
+
+    @torch.inference_mode()
+    def run(self, sequences: SequenceOf[Sequence]) -> list[StepResult]:
+        """One right-padded forward: causal attention keeps the padding out of every real row."""
+        longest = max(len(s.tokens) for s in sequences)
+        ids = np.zeros((len(sequences), longest), dtype=np.int64)
+        slots: list[Slot] = []
+        for i, sequence in enumerate(sequences):
+            tokens = np.array(sequence.tokens, dtype=np.int64)
+            ids[i, : len(tokens)] = tokens
+            slots.append(Slot(sequence, i, 0, len(tokens), 0, tokens))
+        self.executor.begin(slots, (len(sequences), longest))
+        self.taps.attach(self.executor.sites())
+        hidden = self._body()(torch.from_numpy(ids).to(self.device), use_cache=False)[0]
+        for slot in slots:
+            if _LOGITS in slot.sequence.plan.taps and slot.error is None:
+                self._tap_logits(slot, hidden)
+        captured = self.executor.collect()
+        results: list[StepResult] = []
+        for slot in slots:
+            rows = captured.get(id(slot.sequence), []) + flush_reductions(slot.sequence.plan)
+            results.append(result_of(slot.sequence, rows, None, slot.error))
+        return results
+
+    def _body(self) -> Any:
+        return self.model.base_model
+
+    def _tap_logits(self, slot: Slot, hidden: torch.Tensor) -> None:
+        """One sequence at a time: a whole batch's logits would be the largest tensor of all."""
+        logits = self.model.lm_head(hidden[slot.batch : slot.batch + 1, : slot.stop])
+        if self.softcap is not None:
+            logits = torch.tanh(logits / self.softcap) * self.softcap
+        part = Slot(slot.sequence, 0, 0, slot.stop, 0, slot.tokens, conditions=slot.conditions)
+        self.executor.tap(_LOGITS, logits, slots=[part])
+        slot.error = slot.error or part.error
+
+    def weight_names(self) -> Mapping[str, tuple[int, ...]]:
+        """Names and shapes as in the checkpoint."""
+        return self.weights.names()
+
+    def weight(self, name: str) -> Array:
+        """One weight as in the checkpoint."""
+        return self.weights.get(name)
+
+    def close(self) -> None:
+        """Drop the model and its cache."""
+        self.taps.attach(set())
+        self.engine = None
+        self.model = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _fitting(limits: Limits, config: Any) -> Limits:
+    """The limits, with the context no longer than the model's own."""
+    from dataclasses import replace
+
+    longest = getattr(config, "max_position_embeddings", None) or limits.context_tokens
+    if longest < 1:
+        raise FailedPrecondition(f"the model's config says max_position_embeddings = {longest}; it must be above 0")
+    return replace(limits, context_tokens=min(limits.context_tokens, longest))

@@ -1,0 +1,214 @@
+"""Generation over transformers' continuous batching, driven step by step by our own thread.
+
+The stock manager's loop is never started: it would fail every request for one's fault. Sequences are admitted only
+when cache for all their tokens is free, so the engine never preempts; prefixes are never shared.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import GenerationConfig
+from transformers.generation.configuration_utils import ContinuousBatchingConfig
+from transformers.generation.continuous_batching import ContinuousBatchingManager
+from transformers.generation.continuous_batching.requests import RequestState
+
+from ...protos.sites import Site
+from ..base import Rows, Sequence, StepResult
+from ..executor import Executor, Slot
+from ..limits import Limits
+from ..sampling import Choice, choose_token, logprobs_of
+from ..stepping import result_of, sampled_logprob_rows
+from .ops import to_numpy
+from .taps import Taps
+
+__all__ = ["TorchEngine"]
+
+_LOGITS = Site("logits")
+_NEVER = 1 << 30  # our scheduler ends a sequence, the engine never does
+
+
+class TorchEngine:
+    """The sequences that generate together on one model."""
+
+    def __init__(self, model: Any, executor: Executor, taps: Taps, limits: Limits, softcap: float | None) -> None:
+        self.model, self.executor, self.taps, self.limits, self.softcap = model, executor, taps, limits, softcap
+        config = ContinuousBatchingConfig(
+            page_size=limits.page_tokens,
+            num_blocks=limits.n_pages,
+            max_batch_tokens=limits.chunk_tokens,
+            max_requests_per_batch=limits.n_slots,
+            max_blocks_per_request=0,
+            allow_block_sharing=False,
+            use_async_batching=False,
+            use_cuda_graph=False,  # a replayed graph runs no Python, so hooks would silently do nothing
+            auto_switch_to_flash=False,
+            safety_margin=0.0,
+        )
+        generation = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)
+        self.manager = ContinuousBatchingManager(model, generation, config)
+        self.processor: Any = self.manager._create_batch_processor()  # noqa: SLF001 - the loop around it is ours
+        self.processor.model_runner._sample = self._sample
+        self.sequences: dict[str, Sequence] = {}
+        self.paused: dict[str, RequestState] = {}
+        self.choices: dict[str, Choice] = {}
+        self.hidden: torch.Tensor | None = None
+        self.slots: list[Slot] = []
+        self.producing: list[Slot] = []
+
+    @property
+    def active(self) -> list[Sequence]:
+        """Sequences in the batch, paused ones too."""
+        return list(self.sequences.values())
+
+    def reason_not_to_fit(self, n_tokens: int) -> str | None:
+        """Why a sequence of this many positions can never be admitted, or None."""
+        return self.limits.reason_not_to_fit(n_tokens)
+
+    def admit(self, sequence: Sequence) -> bool:
+        """Put a sequence in the batch if all its pages are free."""
+        pages = sum(self.limits.pages(s.plan.n_rows + 1) for s in self.sequences.values())
+        if len(self.sequences) >= self.limits.n_slots:
+            return False
+        if pages + self.limits.pages(sequence.plan.n_rows + 1) > self.limits.n_pages:
+            return False
+        state = RequestState(sequence.id, list(sequence.tokens), max_new_tokens=_NEVER)
+        self.processor.scheduler.add_waiting_request(state)
+        self.sequences[sequence.id] = sequence
+        return True
+
+    def remove(self, sequence: Sequence) -> None:
+        """Free a sequence's pages."""
+        if self.sequences.pop(sequence.id, None) is None:
+            return
+        self.paused.pop(sequence.id, None)
+        scheduler = self.processor.scheduler
+        scheduler.set_request_cancellation(sequence.id)
+        scheduler.clear_cancelled_requests()
+
+    def pause(self, sequence: Sequence) -> None:
+        """Leave a sequence out of the coming steps; its pages stay."""
+        scheduler = self.processor.scheduler
+        state = scheduler.active_requests.pop(sequence.id, None)
+        if state is not None:
+            self.paused[sequence.id] = state
+
+    def resume(self, sequence: Sequence) -> None:
+        """Undo `pause`."""
+        state = self.paused.pop(sequence.id, None)
+        if state is not None:
+            self.processor.scheduler.active_requests[sequence.id] = state
+
+    @torch.inference_mode()
+    def step(self) -> list[StepResult]:
+        """One forward over the batch."""
+        if not self.processor.prepare_next_batch():
+            return []
+        requests = self.processor.inputs_and_outputs.requests_in_batch
+        self.slots = self._slots(requests)
+        self.producing = [slot for slot, r in zip(self.slots, requests, strict=True) if r.has_new_token]
+        self.executor.begin(self.slots, (1, self.slots[-1].stop))
+        self.taps.attach(self.executor.sites())
+        grab = self._grab_hidden() if any(self._wants_prompt_logits(s) for s in self.slots) else None
+        try:
+            self.processor._generation_step(self.model)
+        finally:
+            if grab is not None:
+                grab.remove()
+        self._tap_prompt_logits()
+        self.processor.update_batch()
+        return self._results()
+
+    def _slots(self, requests: list[Any]) -> list[Slot]:
+        slots: list[Slot] = []
+        start = key = 0
+        for request in requests:
+            sequence = self.sequences[request.state.request_id]
+            n, end = request.query_length, request.state.position_offset  # already advanced past these rows
+            tokens = np.array(sequence.tokens[end - n : end], dtype=np.int64)
+            slots.append(Slot(sequence, 0, start, start + n, end - n, tokens, keys=(key, key + end)))
+            start, key = start + n, key + end
+        return slots
+
+    def _sample(self, scores: torch.Tensor, output_ids: torch.Tensor) -> None:
+        """Replaces the engine's sampler, which knows no per-request settings. scores: [1, sequence, vocab] float32."""
+        heads = [_logits_slot(slot, i) for i, slot in enumerate(self.producing)]
+        wanting = [head for head in heads if _LOGITS in head.sequence.plan.taps]
+        if wanting:
+            own = scores.to(self.model.dtype)  # exact: the engine widened them
+            scores = self.executor.tap(_LOGITS, own, slots=wanting).float()
+            for head, slot in zip(heads, self.producing, strict=True):
+                slot.error = slot.error or head.error
+        tokens = self._choose(scores[0])
+        output_ids[0, : len(tokens)] = torch.tensor(tokens, dtype=output_ids.dtype, device=output_ids.device)
+
+    def _choose(self, logits: torch.Tensor) -> list[int]:
+        best = logits.argmax(dim=-1).tolist()
+        for i, slot in enumerate(self.producing):
+            sequence = slot.sequence
+            token, row = best[i], None
+            if sequence.sampling.temperature > 0 or sequence.want_logprobs:
+                row = to_numpy(logits[i])
+                token = choose_token(row, sequence.sampling, sequence.seed, sequence.n_generated)
+            choice = Choice(token)
+            if row is not None and sequence.want_logprobs:
+                choice = logprobs_of(row, token, sequence.sampling.logprobs or 0)
+            self.choices[sequence.id] = choice
+            best[i] = token
+        return best
+
+    def _wants_prompt_logits(self, slot: Slot) -> bool:
+        return slot.position < slot.sequence.prompt_length - 1 and slot.sequence.plan.wants_prompt_logits
+
+    def _grab_hidden(self) -> Any:
+        family = self.taps.family
+        assert family is not None
+        norm = self.taps.modules[family.norm_path("torch")]
+
+        def keep(_: Any, __: Any, output: torch.Tensor) -> None:
+            self.hidden = output
+
+        return norm.register_forward_hook(keep)
+
+    def _tap_prompt_logits(self) -> None:
+        """Logits of prompt rows that no token is sampled from, for the hooks that ask for them."""
+        for slot in self.slots:
+            if self.hidden is None or slot.error is not None or not self._wants_prompt_logits(slot):
+                continue
+            stop = slot.stop - 1 if slot in self.producing else slot.stop
+            if stop == slot.start:
+                continue
+            logits = self.model.lm_head(self.hidden[:, slot.start : stop])
+            if self.softcap is not None:
+                logits = torch.tanh(logits / self.softcap) * self.softcap
+            part = Slot(slot.sequence, 0, 0, stop - slot.start, slot.position, None)
+            part.tokens = None if slot.tokens is None else slot.tokens[: part.n]
+            part.conditions = {key: mask[: part.n] for key, mask in slot.conditions.items()}
+            self.executor.tap(_LOGITS, logits, slots=[part])
+            slot.error = slot.error or part.error
+        self.hidden = None
+
+    def _results(self) -> list[StepResult]:
+        captured = self.executor.collect()
+        results: list[StepResult] = []
+        for slot in self.slots:
+            sequence = slot.sequence
+            choice = self.choices.pop(sequence.id, None)
+            rows: list[Rows] = captured.get(id(sequence), [])
+            if slot.error is not None:
+                self.remove(sequence)
+            elif choice is not None:
+                rows = rows + sampled_logprob_rows(slot, choice)
+                sequence.tokens.append(choice.token)
+            results.append(result_of(sequence, rows, choice, slot.error))
+        return results
+
+
+def _logits_slot(slot: Slot, index: int) -> Slot:
+    """The row of a sequence in the logits, where each has one: its last."""
+    head = Slot(slot.sequence, 0, index, index + 1, slot.position + slot.n - 1, None, error=slot.error)
+    head.tokens = None if slot.tokens is None else slot.tokens[-1:]
+    head.conditions = {key: mask[-1:] for key, mask in slot.conditions.items()}
+    return head

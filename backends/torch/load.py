@@ -1,0 +1,59 @@
+"""Loads a checkpoint folder as a transformers model, ready for our attention and hooks."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from ...protos.errors import FailedPrecondition, InvalidArgument
+from ..sites import Dims
+from .ops import torch_dtype
+
+__all__ = ["choose_device", "dims_of", "load_model"]
+
+
+def choose_device(device: str) -> torch.device:
+    """`auto` is CUDA where there is one. Raises FailedPrecondition for a device that is not here."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise InvalidArgument(f"unknown device {device!r}; use auto, cpu, cuda or cuda:N") from None
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise FailedPrecondition(f"device {device} was asked for, but this machine has no usable CUDA; use --device cpu")
+    return chosen
+
+
+def load_model(folder: Path, dtype: str, device: torch.device) -> Any:
+    """The model in eval mode. `dtype` is a wire name or "auto" (the checkpoint's own)."""
+    config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    kwargs: dict[str, Any] = {"dtype": "auto" if dtype == "auto" else torch_dtype(dtype)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, config=config, use_safetensors=True, trust_remote_code=False, attn_implementation="eager", **kwargs
+        )
+    # "sdpa" is where our dispatcher sits; set directly, because families that refuse the stock sdpa (softcap, sinks)
+    # get our own attention there.
+    model.config._attn_implementation_internal = "sdpa"
+    return model.eval().to(device)
+
+
+def dims_of(config: Any) -> Dims:
+    """Sizes from a transformers config."""
+    d_model, n_heads = config.hidden_size, config.num_attention_heads
+    return Dims(
+        n_layers=config.num_hidden_layers,
+        d_model=d_model,
+        n_heads=n_heads,
+        n_kv_heads=getattr(config, "num_key_value_heads", None) or n_heads,
+        d_head=getattr(config, "head_dim", None) or d_model // n_heads,
+        d_mlp=getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * d_model,
+        vocab=config.vocab_size,
+        n_experts=getattr(config, "num_local_experts", 0) or 0,
+    )

@@ -1,0 +1,104 @@
+"""The executor's array operations in PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ...protos.tensors import Array, numpy_dtype
+
+__all__ = ["TorchOps", "to_numpy", "torch_dtype"]
+
+_DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """A torch dtype by its wire name."""
+    return _DTYPES[name]
+
+
+def to_numpy(tensor: torch.Tensor) -> Array:
+    """A host tensor as numpy, bfloat16 through ml_dtypes; shares memory where it can."""
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(numpy_dtype("bfloat16"))
+    return tensor.numpy()
+
+
+class TorchOps:
+    """See backends/ops.py for each method."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def device(self, array: Array) -> torch.Tensor:
+        return torch.from_numpy(np.array(array, dtype=np.float32)).to(self._device)
+
+    def index(self, array: NDArray[np.int64]) -> torch.Tensor:
+        return torch.from_numpy(np.array(array, dtype=np.int64)).to(self._device)
+
+    def f32(self, x: torch.Tensor) -> torch.Tensor:
+        return x if x.dtype == torch.float64 else x.float()  # float64 models are edited in float64
+
+    def like(self, x: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+        return x.to(reference.dtype)
+
+    def cast(self, x: torch.Tensor, dtype: str) -> torch.Tensor:
+        return x.to(_DTYPES[dtype]) if x.is_floating_point() else x
+
+    def take(self, x: torch.Tensor, index: torch.Tensor, axis: int) -> torch.Tensor:
+        return x.index_select(axis, index)
+
+    def put(self, x: torch.Tensor, index: torch.Tensor, axis: int, values: torch.Tensor) -> torch.Tensor:
+        return x.index_copy(axis, index, values)
+
+    def where(self, mask: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return torch.where(mask, a, b)
+
+    def clip(self, x: torch.Tensor, low: float | None, high: float | None) -> torch.Tensor:
+        return x.clamp(low, high)
+
+    def norm(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+
+    def sum0(self, x: torch.Tensor) -> torch.Tensor:
+        return x.sum(0)
+
+    def zeros_like(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(x)
+
+    def transpose_last(self, x: torch.Tensor) -> torch.Tensor:
+        return x.transpose(-1, -2)
+
+    def top_k(self, x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        values, index = x.topk(k, dim=-1)
+        return values, index
+
+    def log_softmax(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.log_softmax(x, dim=-1)
+
+    def gather_last(self, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        return x.gather(-1, index[:, None])[:, 0]
+
+    def copy(self, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    def to_host(self, tensors: Sequence[torch.Tensor]) -> list[Array]:
+        out: list[Array | None] = [None] * len(tensors)
+        for dtype in {t.dtype for t in tensors}:
+            picked = [i for i, t in enumerate(tensors) if t.dtype == dtype]
+            flat = to_numpy(torch.cat([tensors[i].detach().reshape(-1) for i in picked]))
+            start = 0
+            for i in picked:
+                shape, size = tuple(tensors[i].shape), tensors[i].numel()
+                out[i] = flat[start : start + size].reshape(shape)
+                start += size
+        return [array for array in out if array is not None]
