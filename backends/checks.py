@@ -61,7 +61,7 @@ def check_hook(
     if hook.edit is not None:
         _check_edit(hook.edit, sites[0], offered, widths, where)
     if hook.capture is not None:
-        _check_capture(hook.capture, sites[0], widths, hook.where.when is not None, where)
+        _check_capture(hook.capture, sites[0], widths, mode, hook.where.when is not None, where)
     if hook.edit is not None and sites[0].name == "logits" and mode == "generate" and hook.where.phase == "prompt":
         raise InvalidArgument(f"{where}: editing logits of prompt rows changes nothing; edit them with phase 'all'")
     del tokens
@@ -194,12 +194,16 @@ def _check_vector(vector: Tensor, width: int, n_heads: int | None, what: str) ->
         raise InvalidArgument(f"{what} has shape {list(vector.shape)}; this site's part needs {names}")
 
 
-def _check_capture(capture: Capture, site: Site, widths: tuple[int, ...] | None, conditional: bool, where: str) -> None:
+def _check_capture(
+    capture: Capture, site: Site, widths: tuple[int, ...] | None, mode: str, conditional: bool, where: str
+) -> None:
     reduce = capture.reduce
     if isinstance(reduce, (Gather, NextLogprob)) and site.name != "logits":
         raise InvalidArgument(f"{where}: gather and next_logprob read logits, not {site.name}")
     if isinstance(reduce, NextLogprob) and (capture.before or conditional):
         raise InvalidArgument(f"{where}: next_logprob is of the edited distribution of every row; leave out before and when")
+    if capture.store and site.name in ATTENTION_SITES and mode == "generate":
+        raise InvalidArgument(f"{where}: {site.name} of a generation has a growing key axis; store it in a run")
     if reduce is not None and site.name in ATTENTION_SITES:
         raise InvalidArgument(f"{where}: {site.name} cannot be reduced, its key axis has no fixed width; capture it whole")
     if widths is None:

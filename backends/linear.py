@@ -1,4 +1,4 @@
-"""Orthonormal bases of directions, in float32."""
+"""Orthonormal bases of directions, in float32. Every backend and the reference use these very numbers."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ def span_basis(directions: NDArray[np.float32]) -> NDArray[np.float32]:
 def gram_schmidt(directions: NDArray[np.float32]) -> NDArray[np.float32]:
     """Orthonormal directions [n, width] in the order given. Raises InvalidArgument when they are dependent."""
     matrix = np.atleast_2d(directions).astype(np.float32)
+    n, width = matrix.shape
+    if n > width:
+        raise InvalidArgument(f"clamp.directions are {n} in a space of {width}; send at most {width}")
     q, r = np.linalg.qr(matrix.T)
     diagonal = np.diag(r)
     if (np.abs(diagonal) <= _RANK_TOLERANCE * np.linalg.norm(matrix, axis=1)).any():

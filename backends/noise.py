@@ -20,5 +20,8 @@ def _site_key(site: Site) -> int:
 
 def noise_row(seed: int, site: Site, position: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """Standard normal values of one whole row of a site, of the row's shape."""
-    generator = np.random.Generator(np.random.Philox(key=[seed, _site_key(site)], counter=[0, 0, 0, position]))
+    # As uint64: numpy turns a list that holds a number of 2**63 or more into float64, where seeds and sites collide.
+    key = np.array([seed, _site_key(site)], dtype=np.uint64)
+    counter = np.array([0, 0, 0, position], dtype=np.uint64)
+    generator = np.random.Generator(np.random.Philox(key=key, counter=counter))
     return generator.standard_normal(shape, dtype=np.float32)

@@ -20,7 +20,7 @@ from ..protos.spec import Hook, Plan, Where
 from ..protos.tensors import Array
 from .checks import check_hook, expand
 
-__all__ = ["BoundHook", "BoundPlan", "bind", "choose", "chosen_positions"]
+__all__ = ["BoundHook", "BoundPlan", "bind", "choose", "chosen_positions", "give_rows"]
 
 Mode = Literal["run", "generate"]
 
@@ -36,6 +36,8 @@ class BoundHook:
     source: Array | None = None
     """Rows that a `replace` brings: [row, …] (attn_*: [row, head, key]); [site, row, …] when `per_site`."""
     per_site: bool = False
+    needs: tuple[str, tuple[int, ...]] | None = None
+    """(input, positions) that `source` must still be taken from, when a `replace` reads another input."""
     row_of: dict[int, int] = field(default_factory=dict[int, int])
     """Absolute position → source row."""
     device: Any = None
@@ -101,13 +103,13 @@ def bind(
     tokens: list[int],
     prompt_length: int,
     n_rows: int,
-    sources: Mapping[tuple[int, int], Array] | None = None,
+    input_lengths: Mapping[str, int] | None = None,
     stored: Mapping[str, Array] | None = None,
 ) -> BoundPlan:
     """Check the hooks of a plan that apply to one input and make them concrete.
 
-    `sources` holds, by (hook, site index), the rows a FromInput hook takes from another input: [row, …].
-    `stored` holds stored captures by id. Raises InvalidArgument with the hook's index, the reason and the fix.
+    `input_lengths` holds the token counts of the request's inputs, for hooks that read another one: they come back
+    with `needs` set, to be filled by `give_rows`. `stored` holds stored captures by id. Raises InvalidArgument with the hook's index, the reason and the fix.
     """
     hooks: list[BoundHook] = []
     for index, hook in enumerate(plan.hooks):
@@ -132,7 +134,7 @@ def bind(
     changes = any(bound.hook.edit is not None for bound in hooks)
     bound_plan = BoundPlan(mode, prompt_length, n_rows, tuple(hooks), by_site, conditions, changes)
     for bound in hooks:
-        _attach_source(bound, bound_plan, tokens, sources or {}, stored or {})
+        _attach_source(bound, bound_plan, tokens, input_lengths or {}, stored or {})
     return bound_plan
 
 
@@ -184,7 +186,7 @@ def _attach_source(
     bound: BoundHook,
     plan: BoundPlan,
     tokens: list[int],
-    sources: Mapping[tuple[int, int], Array],
+    input_lengths: Mapping[str, int],
     stored: Mapping[str, Array],
 ) -> None:
     edit = bound.hook.edit
@@ -199,25 +201,47 @@ def _attach_source(
             raise InvalidArgument(f"{where}: no stored capture {source.capture_id!r} on this model")
         bound.source = _rows_first(bound.sites[0], stored[source.capture_id])
     elif isinstance(source, FromInput):
-        if not sources:
-            raise InvalidArgument(f"{where}: input {source.input!r} has no rows to take")
-        rows = [sources[bound.index, i] for i in range(len(bound.sites))]
-        bound.source, bound.per_site = np.stack(rows), True
+        bound.needs = (source.input, _source_positions(source, positions, input_lengths, where))
     else:
         return
-    _check_source(bound, positions, where)
+    if bound.source is not None and len(bound.source) != len(positions):
+        raise InvalidArgument(_MISMATCH.format(where=where, rows=len(bound.source), positions=len(positions)))
     bound.row_of = {int(p): i for i, p in enumerate(positions)}
+
+
+_MISMATCH = (
+    "{where}: the source has {rows} rows, but the hook chooses {positions} positions; they pair in order, so the "
+    "numbers must match (narrow where.positions, or set where.phase to 'prompt')"
+)
+
+
+def _source_positions(
+    source: FromInput, positions: NDArray[np.int64], input_lengths: Mapping[str, int], where: str
+) -> tuple[int, ...]:
+    """Positions in the other input, checked against its length and the hook's own number."""
+    if source.input not in input_lengths:
+        names = ", ".join(input_lengths) or "none"
+        raise InvalidArgument(f"{where}: there is no input {source.input!r} in this request; its inputs: {names}")
+    length = input_lengths[source.input]
+    wanted = tuple(int(p) for p in positions) if source.positions is None else source.positions
+    absolute = tuple(p + length if p < 0 else p for p in wanted)
+    outside = [p for p in absolute if not 0 <= p < length]
+    if outside:
+        raise InvalidArgument(
+            f"{where}: positions {outside[:8]} are outside input {source.input!r}, which has {length} tokens "
+            "(only prompt positions can be taken: set where.phase to 'prompt', or give from_input.positions)"
+        )
+    if len(absolute) != len(positions):
+        raise InvalidArgument(_MISMATCH.format(where=where, rows=len(absolute), positions=len(positions)))
+    return absolute
+
+
+def give_rows(bound: BoundHook, rows: list[dict[int, Array]]) -> None:
+    """Fill a hook's `needs`: for each of its sites, the other input's rows by position."""
+    assert bound.needs is not None
+    bound.source = np.stack([np.stack([by_position[p] for p in bound.needs[1]]) for by_position in rows])
+    bound.per_site, bound.needs = True, None
 
 
 def _rows_first(site: Site, value: Array) -> Array:
     return np.swapaxes(value, 0, 1) if site.name in ("attn_scores", "attn_probs") else value
-
-
-def _check_source(bound: BoundHook, positions: NDArray[np.int64], where: str) -> None:
-    assert bound.source is not None
-    n_rows = bound.source.shape[1 if bound.per_site else 0]
-    if n_rows != len(positions):
-        raise InvalidArgument(
-            f"{where}: the source has {n_rows} rows, but the hook chooses {len(positions)} positions; they pair in "
-            "order, so the numbers must match (narrow where.positions, or set where.phase to 'prompt')"
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ class Tokenizer:
 
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         self.vocab_size = vocab_size
+        self.eos_ids = _eos_ids(folder, self._tokenizer)
+        """Tokens that end a generation."""
         self.has_chat_template = bool(self._tokenizer.chat_template)
 
     def encode(self, item: Input) -> list[int]:
@@ -59,6 +62,16 @@ class Tokenizer:
     def special_ids(self) -> frozenset[int]:
         """Ids that are not text."""
         return frozenset(self._tokenizer.all_special_ids)
+
+
+def _eos_ids(folder: Path, tokenizer: Any) -> frozenset[int]:
+    """From the generation config, else the model's config, else the tokenizer."""
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        found = json.loads(path.read_text()).get("eos_token_id") if path.exists() else None
+        if found is not None:
+            return frozenset(found if isinstance(found, list) else [found])
+    return frozenset(() if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])
 
 
 class StreamDecoder:

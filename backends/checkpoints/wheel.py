@@ -61,7 +61,7 @@ def _locate(wheel: Wheel) -> str:
     if run.returncode == 0:
         installs: list[dict[str, Any]] = json.loads(run.stdout)["install"]
         if installs:
-            return cast(str, installs[0]["download_info"]["url"])
+            return cast("str", installs[0]["download_info"]["url"])
     raise Unavailable(f"pip finds no {wheel.requirement}: {_last_error(run.stderr)}")
 
 

@@ -1,0 +1,150 @@
+"""A checkpoint folder, checked before anything is loaded from it, so that a user's mistake never becomes a traceback."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from ...protos.errors import InvalidArgument, NotFound
+from .weight_file import WeightFile, read_weight_file
+
+__all__ = ["CheckpointFolder", "inspect_folder"]
+
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("tekken.json",), ("vocab.json", "merges.txt"))
+"""A tokenizer is there when all files of one of these are."""
+_JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointFolder:
+    """What a sound folder holds."""
+
+    path: Path
+    config: dict[str, Any]
+    weights: tuple[WeightFile, ...]
+
+    @property
+    def model_type(self) -> str:
+        """The architecture, as transformers names it."""
+        return self.config["model_type"]
+
+
+def inspect_folder(path: Path) -> CheckpointFolder:
+    """Check config, weights and tokenizer.
+
+    Raises NotFound when there is no such folder, InvalidArgument when it cannot be loaded as it is.
+    """
+    if not path.exists():
+        raise NotFound(f"there is no folder {path}; give a checkpoint folder, a Hugging Face id, or no name at all")
+    if not path.is_dir():
+        raise InvalidArgument(
+            f"{path} is a file; give the folder that holds config.json, the safetensors weights and the tokenizer"
+        )
+    try:
+        config = _config(path)
+        weights = tuple(read_weight_file(file) for file in _weight_paths(path))
+        _check_index(path, weights)
+        _check_tokenizer(path)
+    except OSError as error:
+        raise InvalidArgument(f"{error.filename or path} cannot be read: {error.strerror}") from error
+    return CheckpointFolder(path, config, weights)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    if not file.is_file():
+        raise InvalidArgument(f"{folder} is not a checkpoint folder: it has no config.json{_sub_folder_hint(folder)}")
+    config = _json_object(file)
+    if not isinstance(config.get("model_type"), str):
+        raise InvalidArgument(f"{file} names no model_type; take the config.json that came with the weights")
+    if "model_file" in config:
+        raise InvalidArgument(
+            f"{file} asks to run {config['model_file']}; code from checkpoints is never run: "
+            "remove model_file if the architecture is one that transformers knows"
+        )
+    return config
+
+
+def _sub_folder_hint(folder: Path) -> str:
+    inner = sorted(str(child.parent) for child in folder.glob("*/config.json"))
+    return f"; did you mean {inner[0]}?" if inner else "; give the folder that holds it"
+
+
+def _weight_paths(folder: Path) -> list[Path]:
+    """The files that transformers would load; mlx-lm loads every model*.safetensors, so these must be all there are."""
+    present = {file.name for file in folder.glob("model*.safetensors")}
+    if (folder / _INDEX).is_file():
+        chosen = set(_weight_map(folder).values())
+        if missing := sorted(chosen - {file.name for file in folder.iterdir()}):
+            raise InvalidArgument(f"{folder / _INDEX} lists {', '.join(missing)}, which is missing; fetch it again")
+        if odd := sorted(name for name in chosen if Path(name).name != name or name not in present):
+            raise InvalidArgument(f"{folder / _INDEX} lists {odd[0]!r}; weights must be named model*.safetensors")
+    elif _SINGLE in present:
+        chosen = {_SINGLE}
+    else:
+        raise InvalidArgument(_no_weights(folder, sorted(present)))
+    if extra := sorted(present - chosen):
+        raise InvalidArgument(
+            f"{folder} holds {', '.join(extra)} besides {', '.join(sorted(chosen)[:2])}, and the two backends would not "
+            "load the same weights; keep one set of model*.safetensors"
+        )
+    return [folder / name for name in sorted(chosen)]
+
+
+def _no_weights(folder: Path, shards: list[str]) -> str:
+    if shards:
+        return f"{folder} holds {', '.join(shards[:3])} but no {_SINGLE} and no {_INDEX}; fetch the index too"
+    if pickles := sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern)):
+        return (
+            f"{folder} holds its weights as pickles ({', '.join(pickles[:3])}), which can run code and are never "
+            "loaded; convert them: AutoModelForCausalLM.from_pretrained(…).save_pretrained(…) writes safetensors"
+        )
+    if others := sorted(file.name for pattern in ("*.safetensors", "*.gguf") for file in folder.glob(pattern)):
+        return (
+            f"{folder} holds {', '.join(others[:3])} but no {_SINGLE}; weights must be named as transformers names them"
+        )
+    return f"{folder} holds no weights: neither {_SINGLE} nor {_INDEX}"
+
+
+def _check_index(folder: Path, weights: tuple[WeightFile, ...]) -> None:
+    if not (folder / _INDEX).is_file():
+        return
+    shapes = {file.path.name: file.shapes for file in weights}
+    absent = [name for name, file in _weight_map(folder).items() if name not in shapes[file]]
+    if absent:
+        raise InvalidArgument(
+            f"{folder / _INDEX} lists {len(absent)} tensors that its files do not hold, {absent[0]} first; fetch them again"
+        )
+
+
+def _weight_map(folder: Path) -> dict[str, str]:
+    weight_map = _json_object(folder / _INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InvalidArgument(f"{folder / _INDEX} has no weight_map; fetch it again")
+    return cast("dict[str, str]", weight_map)
+
+
+def _check_tokenizer(folder: Path) -> None:
+    if not any(all((folder / name).is_file() for name in names) for names in _TOKENIZERS):
+        allowed = ", ".join(" + ".join(names) for names in _TOKENIZERS)
+        raise InvalidArgument(
+            f"{folder} holds no tokenizer (one of {allowed}); copy the files that came with the model"
+        )
+    for name in _JSON_FILES:
+        if (folder / name).is_file():
+            _json_object(folder / name)
+
+
+def _json_object(file: Path) -> dict[str, Any]:
+    try:
+        content: Any = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InvalidArgument(f"{file} is not valid JSON ({error}); fetch or copy it again") from error
+    if not isinstance(content, dict):
+        raise InvalidArgument(f"{file} does not hold a JSON object; fetch or copy it again")
+    return cast("dict[str, Any]", content)

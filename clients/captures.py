@@ -1,0 +1,157 @@
+"""What the hooks of a request read from one input: read-only numpy arrays by site."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from ..protos.assemble import AssembledCapture
+from ..protos.errors import InvalidArgument, NotFound
+from ..protos.sites import Site, SitePattern
+from ..protos.tensors import Array
+
+__all__ = ["Captures"]
+
+
+class Captures:
+    """Arrays by site. They are read-only, as every look-up gives the same one: `.copy()` an array to change it.
+
+    Rows are in the order of `positions`. A site that two hooks captured is reached through `hook(id or index)`.
+    """
+
+    def __init__(self, entries: Iterable[AssembledCapture] = ()) -> None:
+        self.entries: tuple[AssembledCapture, ...] = tuple(entries)
+        self._stacked: dict[tuple[str, str | None], Array] = {}
+        for entry in self.entries:
+            entry.array.flags.writeable = False
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Every captured site once, in forward order; raw sites last."""
+        names = dict.fromkeys(entry.key.site for entry in self.entries)
+        return tuple(sorted(names, key=lambda name: Site.parse(name).order or (1 << 31, 0)))
+
+    def __getitem__(self, site: str) -> Array:
+        """[pos, …the site's own axes] at `resid_post.10`; or what a hook's id read, where that is one tensor.
+
+        Raises NotFound when it was not captured, InvalidArgument when several tensors answer to the name.
+        """
+        return self.array(site)
+
+    def array(self, site: str, part: str | None = None) -> Array:
+        """As `[site]`; `part` chooses between the two tensors of a top_k, "value" and "index"."""
+        return self._entry(site, part).array
+
+    def positions(self, site: str) -> tuple[int, ...]:
+        """Absolute token position of each row; empty for a mean."""
+        found = self._matching(site, None)
+        if len({entry.key.hook for entry in found}) == 1 and len({entry.key.site for entry in found}) == 1:
+            return found[0].positions
+        return self._entry(site, None).positions
+
+    def top_k(self, site: str) -> tuple[Array, Array]:
+        """(values, indices), each [pos, k] ([pos, head, k] at head sites)."""
+        return self.array(site, "value"), self.array(site, "index")
+
+    def hook(self, key: str | int) -> Captures:
+        """What one hook read: by its id, or by its index in the plan (hooks first, then captures)."""
+        found = [entry for entry in self.entries if key == (entry.id if isinstance(key, str) else entry.key.hook)]
+        if not found:
+            known = ", ".join(f"{hook} ({name!r})" for hook, name in self._hooks(self.entries)) or "none"
+            raise NotFound(f"no rows of hook {key!r}; hooks with rows: {known}")
+        return Captures(found)
+
+    def layers(self, name: str) -> tuple[int, ...]:
+        """The layers at which a kind of site was captured, ascending: the leading axis of `stack`."""
+        parsed = (Site.parse(entry.key.site) for entry in self.entries)
+        return tuple(sorted({site.layer for site in parsed if site.name == name and site.layer is not None}))
+
+    def stack(self, name: str, part: str | None = None) -> Array:
+        """[layer, pos, …] of a kind of site (`resid_post`), over the captured layers in ascending order.
+
+        Raises NotFound when there is none, InvalidArgument when the layers have different rows.
+        """
+        key = (name, part)
+        if key not in self._stacked:
+            self._stacked[key] = self._stack(name, part)
+        return self._stacked[key]
+
+    def _stack(self, name: str, part: str | None) -> Array:
+        layers = self.layers(name)
+        if not layers:
+            raise NotFound(f"no layer of {name!r} was captured; {self._captured()}")
+        found = [self._entry(f"{name}.{layer}", part) for layer in layers]
+        other = next((e for e in found if (e.positions, e.array.shape) != (found[0].positions, found[0].array.shape)), None)
+        if other is not None:
+            raise InvalidArgument(
+                f"{other.key.site} has other rows than {found[0].key.site} (positions {_few(other.positions)} and "
+                f"{_few(found[0].positions)}), so they do not stack; read the sites one by one"
+            )
+        stacked = np.stack([entry.array for entry in found])
+        stacked.flags.writeable = False
+        return stacked
+
+    def _entry(self, name: str, part: str | None) -> AssembledCapture:
+        found = self._matching(name, part)
+        if len(found) == 1:
+            return found[0]
+        hooks = self._hooks(found)
+        if len(hooks) > 1:
+            shown = " and ".join(f"{hook} (id {label!r})" for hook, label in hooks)
+            raise InvalidArgument(
+                f"{name} was captured by hooks {shown}; choose one: .hook({hooks[0][1]!r})[{name!r}] "
+                f"or .hook({hooks[0][0]})[{name!r}]"
+            )
+        sites = list(dict.fromkeys(entry.key.site for entry in found))
+        if len(sites) > 1:
+            raise InvalidArgument(f"hook {name!r} read {len(sites)} sites; choose one: .hook({name!r})[{sites[0]!r}]")
+        parts = [entry.key.part for entry in found]
+        raise InvalidArgument(f"{name} has the parts {', '.join(parts)}; write .top_k({name!r}) or .array({name!r}, part={parts[0]!r})")
+
+    def _matching(self, name: str, part: str | None) -> list[AssembledCapture]:
+        site = _canonical(name)
+        found = [entry for entry in self.entries if site is not None and entry.key.site == site]
+        found = found or [entry for entry in self.entries if entry.id == name]
+        if not found:
+            raise NotFound(f"{name!r} was not captured; {self._captured()}")
+        chosen = [entry for entry in found if part in (None, entry.key.part)]
+        if not chosen:
+            raise NotFound(f"{name!r} has no part {part!r}; it has {', '.join(repr(e.key.part) for e in found)}")
+        return chosen
+
+    def _captured(self) -> str:
+        sites = self.sites
+        shown = ", ".join(sites[:8]) + (f", … ({len(sites)} in all)" if len(sites) > 8 else "")
+        return f"captured: {shown or 'nothing'}"
+
+    @staticmethod
+    def _hooks(entries: Iterable[AssembledCapture]) -> list[tuple[int, str]]:
+        return list(dict.fromkeys((entry.key.hook, entry.id) for entry in entries))
+
+    def __contains__(self, site: object) -> bool:
+        return isinstance(site, str) and (_canonical(site) in self.sites or any(e.id == site for e in self.entries))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.sites)
+
+    def __len__(self) -> int:
+        return len(self.sites)
+
+    def __repr__(self) -> str:
+        return f"Captures({self._captured()})"
+
+
+def _canonical(name: str) -> str | None:
+    """The site's canonical name; None for what is no site (it may be a hook's id). Raises for a pattern."""
+    try:
+        pattern = SitePattern.parse(name)
+    except InvalidArgument:
+        return None
+    if pattern.layers is not None and pattern.layer is None:
+        raise InvalidArgument(f"{name!r} stands for several layers; write .stack({pattern.name!r}), or name one layer")
+    return str(pattern)
+
+
+def _few(positions: tuple[int, ...]) -> str:
+    return str(list(positions)) if len(positions) <= 6 else f"[{positions[0]} … {positions[-1]}; {len(positions)}]"

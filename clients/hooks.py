@@ -1,0 +1,193 @@
+"""Short ways to write the hooks of everyday use. Each gives a plain `Hook`; write a Hook yourself for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypedDict, Unpack, cast
+
+from ..protos.edits import Add, Constant, Edit, FromInput, Inline, ProjectOut, Replace, Source, Stored, Zeros
+from ..protos.errors import InvalidArgument
+from ..protos.spec import Capture, Condition, Hook, Last, Mean, NextLogprob, Norm, Plan, Reduction, Span, Where
+from ..protos.tensors import Array, Tensor
+from ..protos.wire import from_json, to_json
+
+__all__ = ["HookLike", "Hooks", "Options", "Values", "ablate", "capture", "hook", "patch", "steer", "to_plan"]
+
+HookLike = Hook | Mapping[str, Any]
+"""A hook, as a value or as JSON data: {"site": …, "edit": {"add": …}, …}."""
+Hooks = HookLike | Sequence[HookLike]
+Values = Tensor | Array | Sequence[Any]
+"""Numbers as an array or nested lists."""
+
+_REDUCTIONS: dict[str, Reduction] = {"last": Last(), "mean": Mean(), "norm": Norm(), "next_logprob": NextLogprob()}
+
+
+class Options(TypedDict, total=False):
+    """Where a hook applies, and its label. All optional; left out: every token of every input."""
+
+    positions: int | Sequence[int]
+    """Absolute token positions; negative: from the prompt's end."""
+    spans: Sequence[Span | tuple[int, int | None]]
+    """Half-open (start, stop) pairs; a stop of None: to the end."""
+    phase: Literal["all", "prompt", "generated"]
+    token_ids: Sequence[int]
+    """Only rows whose input token is one of these."""
+    when: Condition | Mapping[str, Any]
+    inputs: str | Sequence[str]
+    """Names of the inputs it applies to."""
+    id: str
+    """A label that comes back with the tensors."""
+
+
+def steer(
+    site: str,
+    vector: Values,
+    alpha: float = 1.0,
+    *,
+    norm_match: bool = False,
+    units: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    **options: Unpack[Options],
+) -> Hook:
+    """Add alpha·vector; with `norm_match`, alpha·‖h‖·v/‖v‖.
+
+    `vector` is [width], or [n_heads, width] at head sites; `units` and `heads` narrow it to a part of each row.
+    """
+    edit = Add(Tensor.of(vector), alpha, norm_match, units=_indices(units), heads=_indices(heads))
+    return hook(site, edit, **options)
+
+
+def ablate(
+    site: str,
+    *,
+    units: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    mean: Values | None = None,
+    directions: Values | None = None,
+    **options: Unpack[Options],
+) -> Hook:
+    """Take something out: zeros by default, `mean` ([width]) in its place, or only the span of `directions` ([n, width])."""
+    part = {"units": _indices(units), "heads": _indices(heads)}
+    if directions is not None:
+        if mean is not None:
+            raise InvalidArgument("ablate takes mean or directions, not both; write two hooks for both")
+        return hook(site, ProjectOut(Tensor.of(directions), **part), **options)
+    source = Zeros() if mean is None else Constant(Tensor.of(mean))
+    return hook(site, Replace(source, **part), **options)
+
+
+def patch(
+    site: str,
+    *,
+    from_input: str | None = None,
+    source_positions: int | Sequence[int] | None = None,
+    value: Values | None = None,
+    stored: str | None = None,
+    units: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    **options: Unpack[Options],
+) -> Hook:
+    """Put other rows in place of the chosen ones, in order: exactly one of
+
+    `from_input` (the same site in another input of the request, at `source_positions` or else the hook's own),
+    `value` (rows sent along, with the site's own axes) and `stored` (the id of a capture kept on the server).
+    """
+    given = [name for name, v in (("from_input", from_input), ("value", value), ("stored", stored)) if v is not None]
+    if len(given) != 1:
+        raise InvalidArgument(f"patch needs exactly one of from_input, value and stored, got {given or 'none'}")
+    if source_positions is not None and from_input is None:
+        raise InvalidArgument("patch: source_positions are positions of another input; give from_input with them")
+    source: Source
+    if from_input is not None:
+        source = FromInput(from_input, _indices(source_positions))
+    elif value is not None:
+        source = Inline(Tensor.of(value))
+    else:
+        source = Stored(cast(str, stored))
+    return hook(site, Replace(source, units=_indices(units), heads=_indices(heads)), **options)
+
+
+def capture(
+    site: str,
+    *,
+    reduce: Reduction | Literal["last", "mean", "norm", "next_logprob"] | None = None,
+    dtype: str | None = None,
+    before: bool = False,
+    store: bool = False,
+    **options: Unpack[Options],
+) -> Hook:
+    """Read a site. `reduce` runs on the server, so that bytes nobody needs never move; `before`: before any edit."""
+    return hook(site, None, Capture(before, dtype, _reduction(reduce), store), **options)
+
+
+def hook(site: str, edit: Edit | None = None, capture: Capture | None = None, **options: Unpack[Options]) -> Hook:
+    """Any hook, its `where` written flat."""
+    inputs = options.get("inputs")
+    return Hook(
+        site,
+        edit,
+        capture,
+        _where(options),
+        (inputs,) if isinstance(inputs, str) else None if inputs is None else tuple(inputs),
+        options.get("id"),
+    )
+
+
+def to_plan(hooks: Hooks = (), captures: str | Hooks | Sequence[str | HookLike] = ()) -> Plan:
+    """Hooks, then captures (which therefore see edited values), as one plan. A captured site may be just its name."""
+    reads = (_to_hook(item, captures=True) for item in _listed(captures))
+    return Plan((*(_to_hook(item) for item in _listed(hooks)), *reads))
+
+
+def _to_hook(value: Any, *, captures: bool = False) -> Hook:
+    if isinstance(value, Hook):
+        return value
+    if isinstance(value, Mapping):
+        return from_json(Hook, _plain(value))
+    if isinstance(value, str) and captures:
+        return Hook(value, capture=Capture())
+    fix = f"; to capture a site write capture=[{value!r}]" if isinstance(value, str) else ""
+    raise InvalidArgument(f"a hook is a Hook or a dict, got {type(value).__name__}{fix}")
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    return (value,) if isinstance(value, (Hook, Mapping, str)) else tuple(value)
+
+
+def _where(options: Options) -> Where:
+    when = options.get("when")
+    spans = options.get("spans")
+    return Where(
+        positions=_indices(options.get("positions")),
+        spans=None if spans is None else tuple(s if isinstance(s, Span) else Span(*s) for s in spans),
+        phase=options.get("phase", "all"),
+        token_ids=_indices(options.get("token_ids")),
+        when=from_json(Condition, _plain(when)) if isinstance(when, Mapping) else when,
+    )
+
+
+def _plain(value: Any) -> Any:
+    """JSON data: arrays inside a dict become tensors as JSON has them, tuples lists."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in cast(Mapping[str, Any], value).items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in cast(Sequence[Any], value)]
+    if isinstance(value, Tensor) or hasattr(value, "__array__"):
+        return to_json(Tensor.of(value))
+    return value
+
+
+def _indices(value: int | Sequence[int] | None) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    return (value,) if isinstance(value, int) else tuple(value)
+
+
+def _reduction(value: Reduction | str | None) -> Reduction | None:
+    if not isinstance(value, str):
+        return value
+    if value not in _REDUCTIONS:
+        raise InvalidArgument(
+            f"reduce {value!r}; allowed: {', '.join(_REDUCTIONS)}, or a value: TopK(k), Project(directions), Gather(ids)"
+        )
+    return _REDUCTIONS[value]

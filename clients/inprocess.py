@@ -1,0 +1,119 @@
+"""A service in the same process, behind the same edge as the others: foreign exceptions become ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from ..protos.errors import Internal, InvalidArgument, ProbewireError
+from ..protos.model import (
+    Event,
+    GenerateRequest,
+    HealthReport,
+    LoadProgress,
+    LoadRequest,
+    ModelInfo,
+    RunRequest,
+    StoredCapture,
+    Tokenized,
+    TokenizeRequest,
+)
+from ..protos.service import Service
+from ..protos.tensors import Array
+from .transport import Watch
+
+__all__ = ["InProcessTransport"]
+
+T = TypeVar("T")
+
+
+class InProcessTransport:
+    """Calls a handed service directly; nothing is encoded. Closing it closes the service."""
+
+    address = "in process"
+
+    def __init__(self, service: Service) -> None:
+        if not isinstance(service, Service):  # pyright: ignore[reportUnnecessaryIsInstance] - notebooks hand anything
+            missing = [name for name in vars(Service) if not name.startswith("_") and not hasattr(service, name)]
+            raise InvalidArgument(
+                f"{type(service).__name__} is not a protos.service.Service; it lacks {', '.join(missing)}"
+            )
+        self._service = service
+
+    def generate(self, request: GenerateRequest) -> Iterator[Event]:
+        return _stream(lambda: self._service.generate(request))
+
+    def run(self, request: RunRequest) -> Iterator[Event]:
+        return _stream(lambda: self._service.run(request))
+
+    def models(self) -> list[ModelInfo]:
+        with _translated():
+            return self._service.models()
+
+    def describe(self, model: str = "") -> ModelInfo:
+        with _translated():
+            return self._service.describe(model)
+
+    def load(self, request: LoadRequest) -> Iterator[LoadProgress]:
+        return _stream(lambda: self._service.load(request))
+
+    def unload(self, model: str) -> None:
+        with _translated():
+            self._service.unload(model)
+
+    def tokenize(self, request: TokenizeRequest) -> Tokenized:
+        with _translated():
+            return self._service.tokenize(request)
+
+    def weights(self, name: str, model: str = "", watch: Watch | None = None) -> Array:
+        with _translated():
+            array = self._service.weights(name, model)
+        if watch is not None:
+            watch(array.nbytes, array.nbytes)
+        return array
+
+    def weight_names(self, model: str = "") -> dict[str, tuple[int, ...]]:
+        with _translated():
+            return self._service.weight_names(model)
+
+    def captures(self, model: str = "") -> list[StoredCapture]:
+        with _translated():
+            return self._service.captures(model)
+
+    def capture(self, capture_id: str, model: str = "") -> Array:
+        with _translated():
+            return self._service.capture(capture_id, model)
+
+    def delete_capture(self, capture_id: str, model: str = "") -> None:
+        with _translated():
+            self._service.delete_capture(capture_id, model)
+
+    def health(self) -> HealthReport:
+        with _translated():
+            return self._service.health()
+
+    def close(self) -> None:
+        with _translated():
+            self._service.close()
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except ProbewireError:
+        raise
+    except Exception as error:
+        raise Internal(f"the service in this process failed: {type(error).__name__}: {error}") from error
+
+
+def _stream(start: Callable[[], Iterator[T]]) -> Iterator[T]:
+    with _translated():
+        items = start()
+        try:
+            yield from items
+        finally:
+            close = getattr(items, "close", None)
+            if close is not None:
+                close()

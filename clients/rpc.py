@@ -1,0 +1,172 @@
+"""The client's side of gRPC: one channel, its calls as the operations of `Service`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.message import Message as ProtoMessage
+from grpc_health.v1 import health_pb2
+
+from ..protos import probewire_pb2 as pb
+from ..protos.errors import Internal, NotFound
+from ..protos.events import FrameAssembler, decode_events
+from ..protos.model import (
+    Event,
+    GenerateRequest,
+    HealthReport,
+    LoadProgress,
+    LoadRequest,
+    ModelInfo,
+    RunRequest,
+    StoredCapture,
+    TensorFrame,
+    Tokenized,
+    TokenizeRequest,
+)
+from ..protos.tensors import Array, Tensor, numpy_dtype
+from ..protos.wire import from_json, from_proto, to_proto
+from .rpc_errors import translated
+from .transport import Watch, is_loopback
+
+__all__ = ["RpcTransport"]
+
+MAX_MESSAGE_BYTES = 64 << 20
+"""Of one answer; tensors come in pieces of under 1 MiB, so only a long list can be near it."""
+KEEPALIVE_S = 60.0
+"""A connection that does not answer a ping is given up, so that a dead box ends a call instead of hanging it."""
+KEEPALIVE_TIMEOUT_S = 20.0
+REPORT_KEY = "health-report-bin"
+
+M = TypeVar("M", bound=ProtoMessage)
+
+
+class RpcTransport:
+    """Calls a server over gRPC. `timeout_s` bounds every call, whole streams included, but not loading a model."""
+
+    def __init__(
+        self, host: str, port: int, *, secure: bool = False, api_key: str | None = None, timeout_s: float | None = None
+    ) -> None:
+        self.address = f"{'grpcs' if secure else 'grpc'}://{host}:{port}"
+        self._timeout_s = timeout_s
+        self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
+        target, options = f"{host}:{port}", _options(host)
+        if secure:
+            self._channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(), options)
+        else:
+            self._channel = grpc.insecure_channel(target, options)
+
+    def generate(self, request: GenerateRequest) -> Iterator[Event]:
+        return self._events("Inference/Generate", to_proto(request))
+
+    def run(self, request: RunRequest) -> Iterator[Event]:
+        return self._events("Inference/Run", to_proto(request))
+
+    def models(self) -> list[ModelInfo]:
+        return self._values(ModelInfo, self._unary("Models/List", pb.ListRequest(), pb.ModelList).models)
+
+    def describe(self, model: str = "") -> ModelInfo:
+        return self._values(ModelInfo, [self._unary("Models/Describe", pb.ModelRequest(model=model), pb.ModelInfo)])[0]
+
+    def load(self, request: LoadRequest) -> Iterator[LoadProgress]:
+        for message in self._stream("Models/Load", to_proto(request), pb.LoadProgress, None):
+            yield from self._values(LoadProgress, [message])
+
+    def unload(self, model: str) -> None:
+        self._unary("Models/Unload", pb.ModelRequest(model=model), pb.Empty)
+
+    def tokenize(self, request: TokenizeRequest) -> Tokenized:
+        return self._values(Tokenized, [self._unary("Models/Tokenize", to_proto(request), pb.Tokenized)])[0]
+
+    def weights(self, name: str, model: str = "", watch: Watch | None = None) -> Array:
+        if not name:
+            raise NotFound("weights needs a name; weight_names() lists them")
+        request = pb.WeightsRequest(model=model, name=name)
+        data, head = bytearray(), pb.WeightChunk()
+        for chunk in self._stream("Models/Weights", request, pb.WeightChunk, self._timeout_s):
+            head = chunk if chunk.offset == 0 else head
+            if chunk.offset != len(data):
+                raise Internal(f"a piece of weight {name!r} is missing: at byte {chunk.offset} of {len(data)} received")
+            data += chunk.data
+            if watch is not None:
+                watch(len(data), math.prod(head.shape) * numpy_dtype(head.dtype).itemsize)
+        if not head.name:
+            raise Internal(f"{self.address} sent nothing for weight {name!r}")
+        return Tensor(head.dtype, tuple(head.shape), bytes(data)).numpy()
+
+    def weight_names(self, model: str = "") -> dict[str, tuple[int, ...]]:
+        chunks = self._stream("Models/Weights", pb.WeightsRequest(model=model), pb.WeightChunk, self._timeout_s)
+        return {chunk.name: tuple(chunk.shape) for chunk in chunks}
+
+    def captures(self, model: str = "") -> list[StoredCapture]:
+        listed = self._unary("Captures/List", pb.ModelRequest(model=model), pb.CaptureList)
+        return self._values(StoredCapture, listed.captures)
+
+    def capture(self, capture_id: str, model: str = "") -> Array:
+        for event in self._events("Captures/Get", pb.CaptureRequest(model=model, id=capture_id)):
+            if isinstance(event, TensorFrame):
+                return event.tensor.numpy()
+        raise Internal(f"{self.address} sent nothing for capture {capture_id!r}")
+
+    def delete_capture(self, capture_id: str, model: str = "") -> None:
+        self._unary("Captures/Delete", pb.CaptureRequest(model=model, id=capture_id), pb.Empty)
+
+    def health(self) -> HealthReport:
+        method = self._channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            health_pb2.HealthCheckRequest.SerializeToString,
+            health_pb2.HealthCheckResponse.FromString,
+        )
+        with translated(self.address, self._timeout_s):
+            answer, call = method.with_call(
+                health_pb2.HealthCheckRequest(), timeout=self._timeout_s, metadata=self._metadata
+            )
+            for key, value in call.trailing_metadata() or ():
+                if key == REPORT_KEY:
+                    return from_json(HealthReport, json.loads(value))
+        ready = answer.status == health_pb2.HealthCheckResponse.SERVING
+        return HealthReport(ready, "ready" if ready else "not serving")
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def _events(self, method: str, request: ProtoMessage) -> Iterator[Event]:
+        assembler = FrameAssembler()
+        for message in self._stream(method, request, pb.Events, self._timeout_s):
+            with translated(self.address, self._timeout_s):
+                events = list(decode_events(message, assembler))
+            yield from events
+
+    def _values(self, cls: type[Any], messages: Any) -> list[Any]:
+        with translated(self.address, self._timeout_s):
+            return [from_proto(cls, message) for message in messages]
+
+    def _unary(self, method: str, request: ProtoMessage, answer: type[M]) -> M:
+        call = self._channel.unary_unary(f"/probewire.v1.{method}", type(request).SerializeToString, answer.FromString)
+        with translated(self.address, self._timeout_s):
+            return call(request, timeout=self._timeout_s, metadata=self._metadata)
+
+    def _stream(self, method: str, request: ProtoMessage, answer: type[M], timeout_s: float | None) -> Iterator[M]:
+        start = self._channel.unary_stream(
+            f"/probewire.v1.{method}", type(request).SerializeToString, answer.FromString
+        )
+        with translated(self.address, timeout_s):
+            call = start(request, timeout=timeout_s, metadata=self._metadata)
+            try:
+                for message in call:
+                    yield message
+            finally:
+                call.cancel()
+
+
+def _options(host: str) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_send_message_length", -1),  # the server's own limit answers with a reason
+        ("grpc.keepalive_time_ms", int(KEEPALIVE_S * 1000)),
+        ("grpc.keepalive_timeout_ms", int(KEEPALIVE_TIMEOUT_S * 1000)),
+        ("grpc.enable_http_proxy", 0 if is_loopback(host) else 1),
+    ]

@@ -1,0 +1,115 @@
+"""A generation as it comes: a step for each token, with the tensors of the forward that sampled it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from ..protos.assemble import assemble
+from ..protos.errors import Internal
+from ..protos.model import Event, Finished, Started, TensorFrame, Token
+from ..protos.tensors import Array
+from .captures import Captures
+
+__all__ = ["Step", "Stream"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """One forward of one input: the rows it computed, and the token it sampled.
+
+    Step 0 has the rows of the prompt; step i the row of token i−1, whose forward sampled token i. The last sampled
+    token is never read by the model, so it has no row.
+    """
+
+    input: str
+    index: int
+    """Of the token: 0 for the first new one."""
+    token: Token | None
+    """None on a last step that only brings what is sent at the end (`last`, `mean`)."""
+    captures: Captures
+
+    @property
+    def text(self) -> str:
+        """Text that became final with this token; may be empty while a character is incomplete."""
+        return self.token.text if self.token is not None else ""
+
+    def __getitem__(self, site: str) -> Array:
+        """The rows of this step at a site: [pos, …]."""
+        return self.captures[site]
+
+    def __contains__(self, site: object) -> bool:
+        return site in self.captures
+
+    def positions(self, site: str) -> tuple[int, ...]:
+        """Absolute position of each row."""
+        return self.captures.positions(site)
+
+
+class Stream:
+    """An iterator of Steps. Use it in a `with`, or close it: leaving early cancels the request on the server.
+
+    The request is accepted, and `started` known, once the stream is made. Tensors are not kept; `text` is.
+    """
+
+    def __init__(self, events: Iterator[Event]) -> None:
+        self._events = events
+        self._steps = self._read()
+        self._text: dict[str, list[str]] = {}
+        self.finished: dict[str, Finished] = {}
+        """How each input ended, once it has."""
+        first = next(events, None)
+        if not isinstance(first, Started):
+            self.close()
+            raise Internal(f"the answer began with {type(first).__name__}, not with started")
+        self.started = first
+        """Model, backend, dtype, and every hook as the worker understood it."""
+
+    @property
+    def text(self) -> str:
+        """What has been generated so far; with several inputs, one after the other."""
+        return "".join(piece for pieces in self._text.values() for piece in pieces)
+
+    def texts(self) -> dict[str, str]:
+        """What has been generated so far, by input."""
+        return {name: "".join(pieces) for name, pieces in self._text.items()}
+
+    def _read(self) -> Iterator[Step]:
+        pending: dict[str, list[TensorFrame]] = {}
+        last: dict[str, int] = {}
+        for event in self._events:
+            if isinstance(event, TensorFrame):
+                pending.setdefault(event.input, []).append(event)
+            elif isinstance(event, Token):
+                self._text.setdefault(event.input, []).append(event.text)
+                last[event.input] = event.index
+                yield _step(event.input, event.index, event, pending.pop(event.input, []))
+            elif isinstance(event, Finished):
+                self.finished[event.input] = event
+                if event.input in pending:
+                    yield _step(event.input, last.get(event.input, -1) + 1, None, pending.pop(event.input))
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Step:
+        return next(self._steps)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Cancel what is left. Doing it twice, or after the end, is harmless."""
+        for iterator in (self._steps, self._events):
+            close = getattr(iterator, "close", None)
+            if close is not None:
+                close()
+
+
+def _step(name: str, index: int, token: Token | None, frames: list[TensorFrame]) -> Step:
+    return Step(name, index, token, Captures(assemble(frames).values()))

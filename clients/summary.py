@@ -1,0 +1,97 @@
+"""Results at a glance, for a terminal and for a notebook."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from ..protos.assemble import AssembledCapture
+from ..protos.model import Started
+from ..protos.sites import Site
+from ..protos.tensors import dtype_name
+from .captures import Captures
+
+if TYPE_CHECKING:
+    from .results import InputResult
+
+__all__ = ["html_table", "summary_rows", "text_table"]
+
+MAX_TEXT_CHARS = 300
+MAX_SITE_ROWS = 12
+
+
+def summary_rows(started: Started, inputs: Sequence[InputResult]) -> list[tuple[str, str]]:
+    """(label, value) lines: the model, then text and sites of each input."""
+    rows = [("model", f"{started.model}   {started.backend} · {started.device} · {started.dtype}")]
+    for item in inputs:
+        if len(inputs) > 1:
+            rows.append((f"[{item.name}]", ""))
+        rows += _input_rows(item)
+    return rows
+
+
+def text_table(title: str, rows: Sequence[tuple[str, str]]) -> str:
+    """Lines with aligned labels."""
+    width = max(len(label) for label, _ in rows)
+    return "\n".join([title, *(f"  {label:<{width}}  {value}".rstrip() for label, value in rows)])
+
+
+def html_table(title: str, rows: Sequence[tuple[str, str]]) -> str:
+    """A plain table; everything that a model wrote is escaped."""
+    body = "".join(
+        f'<tr><td style="text-align:left">{escape(label)}</td>'
+        f'<td style="text-align:left;white-space:pre-wrap">{escape(value)}</td></tr>'
+        for label, value in rows
+    )
+    return f"<b>{escape(title)}</b><table>{body}</table>"
+
+
+def _input_rows(item: InputResult) -> list[tuple[str, str]]:
+    rows = [("prompt", f"{len(item.prompt_ids)} tokens  {_clipped(''.join(item.prompt_tokens))}")]
+    if item.new:
+        rows.append(("text", _clipped(item.text)))
+        reason = f", ended by {item.finished.reason}" if item.finished is not None else ""
+        speed = f", {item.tokens_per_s:.1f} tokens/s" if item.tokens_per_s else ""
+        rows.append(("new", f"{len(item.new)} tokens{reason}{speed}"))
+    rows += _site_rows(item.captures)
+    return rows + [("stored", f"{kept.id}  {kept.site} {list(kept.shape)} {kept.dtype}") for kept in item.stored]
+
+
+def _site_rows(captures: Captures) -> list[tuple[str, str]]:
+    """A line for each run of layers whose tensors look alike."""
+    several = len({entry.key.hook for entry in captures.entries}) > 1
+    lines: list[tuple[str, str]] = []
+    for look, group in groupby(sorted(captures.entries, key=_order), key=_look):
+        sites = [Site.parse(entry.key.site) for entry in group]
+        label = str(sites[0])
+        if len(sites) > 1:
+            layers = [site.layer or 0 for site in sites]
+            label = f"{sites[0].name}.{layers[0]}…{layers[-1]}"
+        note = "  hook " + repr(look[1]) if several else ""
+        lines.append((label, f"{look[4]} {look[3]}{' ' + look[5] if look[5] else ''}{note}"))
+    more = len(lines) - MAX_SITE_ROWS
+    return lines if more <= 0 else [*lines[:MAX_SITE_ROWS], ("…", f"{more} more lines of sites")]
+
+
+def _order(entry: AssembledCapture) -> tuple[int, str, str, int]:
+    site = Site.parse(entry.key.site)
+    return (entry.key.hook, site.name, entry.key.part, -1 if site.layer is None else site.layer)
+
+
+def _look(entry: AssembledCapture) -> tuple[int, str, str, str, str, str]:
+    site = Site.parse(entry.key.site)
+    name = entry.key.site if site.name == "module" else site.name
+    return (entry.key.hook, entry.id, name, dtype_name(entry.array.dtype), _shape(entry, site), entry.key.part)
+
+
+def _shape(entry: AssembledCapture, site: Site) -> str:
+    """`[pos 12, d_model 576]`; without names where a reduction changed the axes."""
+    shape = entry.array.shape
+    named = len(shape) == len(site.axes) and not entry.key.part
+    return f"[{', '.join(f'{axis} {n}' for axis, n in zip(site.axes, shape, strict=True))}]" if named else str(list(shape))
+
+
+def _clipped(text: str) -> str:
+    return repr(text if len(text) <= MAX_TEXT_CHARS else text[: MAX_TEXT_CHARS - 1] + "…")

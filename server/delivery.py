@@ -1,0 +1,208 @@
+"""A request's way out: what the model's thread found becomes events, in order, for one reader."""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+import numpy as np
+
+from ..backends.base import Rows, Sequence, StepResult
+from ..backends.captures import flush_reductions
+from ..backends.tokenizer import Tokenizer
+from ..protos.errors import ProbewireError
+from ..protos.model import Event, Finished, StoredCapture, TensorFrame, Timings, Token, TokenLogprob, Usage
+from ..protos.tensors import Array, Tensor
+from .capture_store import CaptureStore
+from .requests import Prepared, PreparedInput
+from .text import TextStream
+
+__all__ = ["Job", "Sink"]
+
+HIGH_WATER_BYTES = 8 << 20
+"""A reader this far behind is left out of the coming steps."""
+LOW_WATER_BYTES = 2 << 20
+"""… until it has caught up to here."""
+
+
+class Sink(Protocol):
+    """Where one request's events go. `put` and `end` are called on the model's thread and never wait."""
+
+    def put(self, events: list[Event]) -> None:
+        """Events of one step."""
+        ...
+
+    def end(self, error: ProbewireError | None) -> None:
+        """No more events: a good end, or why not."""
+        ...
+
+    @property
+    def backlog_bytes(self) -> int:
+        """What has been put and not been read."""
+        ...
+
+
+class Job:
+    """One request on the model's thread."""
+
+    def __init__(self, prepared: Prepared, sink: Sink, tokenizer: Tokenizer, store: CaptureStore) -> None:
+        self.prepared = prepared
+        self.pending: list[PreparedInput] = []
+        self.remaining = 0
+        """Inputs that have not finished."""
+        self.ended = False
+        self._sink, self._tokenizer, self._store = sink, tokenizer, store
+        self._started = False
+        self._submitted_s = time.perf_counter()
+        self._outputs: dict[str, _Output] = {}
+        self._buffer: list[Event] = []
+
+    def start(self) -> None:
+        """Say that the request was accepted; once."""
+        if not self._started:
+            self._started = True
+            self._buffer.append(self.prepared.started)
+            self.send()
+
+    def admitted(self, item: PreparedInput) -> None:
+        """An input has entered the batch."""
+        assert item.sequence is not None
+        self._outputs[item.sequence.id] = _Output(item, self._tokenizer)
+
+    def take_source_rows(self, item: PreparedInput, result: StepResult) -> None:
+        """Keep what a source run captured for the inputs that read it."""
+        rows: dict[str, dict[int, Array]] = {}
+        for found in result.rows:
+            for site, values in zip(found.sites, found.values, strict=True):
+                values = np.swapaxes(values, 0, 1) if site.startswith(("attn_scores", "attn_probs")) else values
+                rows.setdefault(site, {}).update(zip(found.positions, values, strict=True))
+        self.prepared.rows[item.item.name] = rows
+
+    def deliver_step(self, result: StepResult) -> bool:
+        """Queue a step's events; True when the sequence is done."""
+        output = self._outputs[result.sequence.id]
+        self._take_rows(output, result.sequence, result.rows)
+        if result.token is None:
+            return False
+        self._buffer.append(output.token(result))
+        reason = self._reason(output, result)
+        if reason is None:
+            return False
+        self._finish(output, reason)
+        return True
+
+    def _reason(self, output: _Output, result: StepResult) -> str | None:
+        sampling = result.sequence.sampling
+        if output.text.stopped:
+            return "stop"
+        if result.token in self._tokenizer.eos_ids and not sampling.ignore_eos:
+            return "eos"
+        return "length" if result.sequence.n_generated >= sampling.max_new_tokens else None
+
+    def deliver_run(self, item: PreparedInput, result: StepResult) -> None:
+        """Queue a run's frames and its end."""
+        assert item.sequence is not None
+        self._outputs[item.sequence.id] = output = _Output(item, self._tokenizer)
+        output.first_token_s = time.perf_counter() - output.admitted_s
+        self._take_rows(output, item.sequence, result.rows)
+        self._finish(output, "run")
+        self.send()
+
+    def _finish(self, output: _Output, reason: str) -> None:
+        sequence = output.sequence
+        self._take_rows(output, sequence, flush_reductions(sequence.plan))
+        rest = output.text.flush() if reason != "stop" else ""
+        if rest and self._buffer and isinstance(last := self._buffer[-1], Token):
+            self._buffer[-1] = Token(last.input, last.index, last.id, last.text + rest, last.logprob, last.top, last.revision)
+        self._buffer.append(output.finished(reason, self._submitted_s, self._keep(output)))
+        self.remaining -= 1
+        if self.remaining == 0:
+            self._close(None)
+
+    def _take_rows(self, output: _Output, sequence: Sequence, rows: tuple[Rows, ...] | list[Rows]) -> None:
+        for found in rows:
+            hook = self.prepared.plan.hooks[found.hook]
+            if hook.capture is not None and hook.capture.store:
+                output.kept.append(found)
+            else:
+                self._buffer.append(_frame(output.name, hook.id or f"hook{found.hook}", sequence, found))
+
+    def _keep(self, output: _Output) -> tuple[StoredCapture, ...]:
+        """Store what was captured with `store`, a capture a site."""
+        parts: dict[tuple[int, str], list[tuple[tuple[int, ...], Array]]] = {}
+        for found in output.kept:
+            for site, values in zip(found.sites, found.values, strict=True):
+                parts.setdefault((found.hook, site), []).append((found.positions, values))
+        stored: list[StoredCapture] = []
+        for (_, site), pieces in parts.items():
+            positions = tuple(p for piece, _ in pieces for p in piece)
+            whole = pieces[0][1] if len(pieces) == 1 else np.concatenate([values for _, values in pieces])
+            stored.append(self._store.put(self.prepared.started.model, site, output.name, positions, whole))
+        return tuple(stored)
+
+    def fail(self, error: ProbewireError) -> None:
+        """End with an error."""
+        self._close(error)
+
+    def send(self) -> None:
+        """Hand over what has gathered."""
+        if self._buffer and not self.ended:
+            events, self._buffer = self._buffer, []
+            self._sink.put(events)
+
+    def _close(self, error: ProbewireError | None) -> None:
+        self.send()
+        self.ended = True
+        self._store.release(self.prepared.store_bytes)
+        self._sink.end(error)
+
+    def is_behind(self, *, held: bool) -> bool:
+        """Whether its reader is too slow for more; with hysteresis."""
+        return self._sink.backlog_bytes > (LOW_WATER_BYTES if held else HIGH_WATER_BYTES)
+
+
+class _Output:
+    """One input's outcome as it grows."""
+
+    def __init__(self, item: PreparedInput, tokenizer: Tokenizer) -> None:
+        assert item.sequence is not None
+        self.name, self.sequence = item.item.name, item.sequence
+        self.text = TextStream(tokenizer, item.sequence.sampling.stop)
+        self.tokenizer = tokenizer
+        self.kept: list[Rows] = []
+        self.admitted_s = time.perf_counter()
+        self.first_token_s = 0.0
+        self.n_tokens = 0
+
+    def token(self, result: StepResult) -> Token:
+        """The event of a sampled token."""
+        assert result.token is not None
+        if self.n_tokens == 0:
+            self.first_token_s = time.perf_counter() - self.admitted_s
+        index, self.n_tokens = self.n_tokens, self.n_tokens + 1
+        wanted = self.sequence.sampling.logprobs
+        top = tuple(TokenLogprob(i, self.tokenizer.decode([i]), p) for i, p in result.top)
+        logprob = result.logprob if wanted is not None else None
+        return Token(self.name, index, result.token, self.text.add(result.token), logprob, top)
+
+    def finished(self, reason: str, submitted_s: float, stored: tuple[StoredCapture, ...]) -> Finished:
+        """The last event."""
+        now = time.perf_counter()
+        timings = Timings(self.admitted_s - submitted_s, self.first_token_s, now - submitted_s)
+        usage = Usage(self.sequence.prompt_length if self.n_tokens else len(self.sequence.tokens), self.n_tokens)
+        return Finished(self.name, reason, usage, timings, stored)  # pyright: ignore[reportArgumentType]
+
+
+def _frame(name: str, hook_id: str, sequence: Sequence, rows: Rows) -> TensorFrame:
+    last = rows.positions[-1] if rows.positions else 0
+    step = max(0, last - sequence.prompt_length + 1) if sequence.plan.mode == "generate" else 0
+    return TensorFrame(
+        input=name,
+        hook=rows.hook,
+        id=hook_id,
+        sites=rows.sites,
+        positions=rows.positions,
+        step=step,
+        tensor=Tensor.of(rows.values),
+        part=rows.part,
+    )

@@ -1,0 +1,108 @@
+"""A model in this process as the sync `Service` of protos/service.py: what `Client.inprocess` is handed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from ..backends.checkpoints import resolve_model
+from ..protos.errors import Unsupported
+from ..protos.model import (
+    Event,
+    GenerateRequest,
+    HealthReport,
+    LoadProgress,
+    LoadRequest,
+    ModelInfo,
+    RunRequest,
+    StoredCapture,
+    Tokenized,
+    TokenizeRequest,
+)
+from ..protos.tensors import Array
+from .config import WorkerConfig
+from .local import LocalModel
+from .sinks import QueueSink
+
+__all__ = ["InProcessService"]
+
+
+class InProcessService:
+    """The sync `Service` of protos/service.py over a model in this process: what `Client.inprocess` is handed."""
+
+    def __init__(self, model: LocalModel) -> None:
+        self._model = model
+
+    @classmethod
+    def create(cls, model: str = "", *, backend: str = "torch", dtype: str = "auto", **config: Any) -> InProcessService:
+        """Load a model by name, folder or Hugging Face id."""
+        checkpoint = resolve_model(model)
+        worker = WorkerConfig(model=model, id=checkpoint.model_id, backend=backend, dtype=dtype, **config)
+        return cls(LocalModel(worker, checkpoint.folder, model_hash=checkpoint.model_hash))
+
+    def _stream(self, request: GenerateRequest | RunRequest) -> Iterator[Event]:
+        sink = QueueSink(self._model.scheduler)
+        job = self._model.submit(request, sink)
+        try:
+            yield from sink.events()
+        finally:
+            self._model.scheduler.cancel(job)
+
+    def generate(self, request: GenerateRequest) -> Iterator[Event]:
+        """See Service."""
+        return self._stream(request)
+
+    def run(self, request: RunRequest) -> Iterator[Event]:
+        """See Service."""
+        return self._stream(request)
+
+    def models(self) -> list[ModelInfo]:
+        """See Service."""
+        return [self._model.info]
+
+    def describe(self, model: str = "") -> ModelInfo:
+        """See Service."""
+        self._model.check_model(model)
+        return self._model.info
+
+    def load(self, request: LoadRequest) -> Iterator[LoadProgress]:
+        """In process there is one model."""
+        raise Unsupported("this service holds one model; make another with InProcessService.create")
+
+    def unload(self, model: str) -> None:
+        """In process there is one model."""
+        raise Unsupported("this service holds one model; close it instead")
+
+    def tokenize(self, request: TokenizeRequest) -> Tokenized:
+        """See Service."""
+        return self._model.tokenize(request)
+
+    def weights(self, name: str, model: str = "") -> Array:
+        """See Service."""
+        self._model.check_model(model)
+        return self._model.backend.weight(name)
+
+    def weight_names(self, model: str = "") -> dict[str, tuple[int, ...]]:
+        """See Service."""
+        self._model.check_model(model)
+        return dict(self._model.backend.weight_names())
+
+    def captures(self, model: str = "") -> list[StoredCapture]:
+        """See Service."""
+        return self._model.store.list()
+
+    def capture(self, capture_id: str, model: str = "") -> Array:
+        """See Service."""
+        return self._model.store.get_item(capture_id)[1].numpy()
+
+    def delete_capture(self, capture_id: str, model: str = "") -> None:
+        """See Service."""
+        self._model.store.delete(capture_id)
+
+    def health(self) -> HealthReport:
+        """A real forward."""
+        return self._model.probe()
+
+    def close(self) -> None:
+        """Let go of the model."""
+        self._model.close()

@@ -1,0 +1,208 @@
+"""One model in this process: its scheduler, tokenizer and stored captures, as the operations that a worker serves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..backends import load_backend
+from ..backends.base import Backend
+from ..backends.checkpoints import resolve_model
+from ..backends.tokenizer import Tokenizer
+from ..protos.errors import Internal, NotFound, ProbewireError, Unavailable, Unsupported
+from ..protos.model import (
+    Event,
+    GenerateRequest,
+    HealthReport,
+    Input,
+    LoadProgress,
+    LoadRequest,
+    ModelInfo,
+    RunRequest,
+    StoredCapture,
+    Tokenized,
+    TokenizeRequest,
+)
+from ..protos.spec import Plan
+from ..protos.tensors import Tensor
+from .capture_store import CaptureStore
+from .config import WorkerConfig
+from .delivery import Job
+from .requests import prepare_generate, prepare_run
+from .scheduler import Scheduler
+from .sinks import AsyncSink
+
+__all__ = ["LocalModel", "LocalOperations"]
+
+
+class LocalModel:
+    """A loaded model and the thread that owns it. The parts that both faces below share."""
+
+    def __init__(self, config: WorkerConfig, folder: Path, *, model_hash: str = "") -> None:
+        self.config = config
+
+        def build() -> Backend:
+            return load_backend(
+                config.backend,
+                folder,
+                model_id=config.id,
+                model_hash=model_hash,
+                dtype=config.dtype,
+                device=config.device,
+                limits=config.engine,
+            )
+
+        self.scheduler = Scheduler(
+            build, max_queued=config.limits.max_queued, max_run_rows=config.engine.max_run_tokens
+        )
+        self.backend = self.scheduler.start()
+        self.tokenizer = Tokenizer(folder, self.backend.info.vocab_size)
+        self.info: ModelInfo = replace(self.backend.info, chat_template=self.tokenizer.has_chat_template)
+        self.store = CaptureStore(config.limits.max_store_bytes)
+
+    def submit(self, request: GenerateRequest | RunRequest, sink: Any) -> Job:
+        """Check a request and queue it. Raises before anything runs."""
+        self.check_model(request.model)
+        prepare: Any = prepare_generate if isinstance(request, GenerateRequest) else prepare_run
+        prepared = prepare(request, self.backend, self.tokenizer, self.config.limits, self.store)
+        self.store.reserve(prepared.store_bytes)
+        job = Job(prepared, sink, self.tokenizer, self.store)
+        try:
+            self.scheduler.submit(job)
+        except ProbewireError:
+            self.store.release(prepared.store_bytes)
+            raise
+        return job
+
+    def check_model(self, model: str) -> None:
+        """Raise NotFound unless the name means this model."""
+        if model not in ("", self.info.id):
+            raise NotFound(f"no model {model!r} here; loaded: {self.info.id}")
+
+    def tokenize(self, request: TokenizeRequest) -> Tokenized:
+        """Token ids and texts of an input."""
+        self.check_model(request.model)
+        ids = self.tokenizer.encode(request.input)
+        return Tokenized(tuple(ids), tuple(self.tokenizer.tokens(ids)), self.tokenizer.decode(ids))
+
+    def probe(self) -> HealthReport:
+        """Run a real forward between two steps."""
+        prepared = prepare_run(
+            RunRequest((Input(token_ids=(0,)),), plan=Plan()), self.backend, self.tokenizer, self.config.limits, {}
+        )
+        sequences = [item.sequence for item in prepared.inputs if item.sequence is not None]
+        try:
+            self.scheduler.call(lambda: self.backend.run(sequences))
+        except ProbewireError as error:
+            return HealthReport(False, error.message, {self.info.id: f"failed: {error.message}"})
+        return HealthReport(True, "a forward ran", {self.info.id: "ready"})
+
+    def close(self) -> None:
+        """End everything."""
+        self.scheduler.close()
+
+
+class LocalOperations:
+    """`Operations` over one model: what a worker serves."""
+
+    def __init__(self, model: LocalModel) -> None:
+        self._model = model
+
+    @classmethod
+    async def create(cls, config: WorkerConfig, report: Any) -> LocalOperations:
+        """Find the checkpoint, load it, check it. `report(stage, done, total)` says how far it has come."""
+
+        def work() -> LocalModel:
+            checkpoint = resolve_model(
+                config.model,
+                revision=config.revision or None,
+                cache_dir=Path(config.cache_dir) if config.cache_dir else None,
+                progress=lambda p: report(p.stage, p.done, p.total),
+            )
+            report("load", 0, 0)
+            model = LocalModel(config, checkpoint.folder, model_hash=checkpoint.model_hash)
+            report("check", 0, 0)
+            health = model.probe()
+            if not health.ready:
+                raise Internal(f"the model was loaded, but its first forward failed: {health.detail}")
+            return model
+
+        return cls(await asyncio.to_thread(work))
+
+    async def _stream(self, request: GenerateRequest | RunRequest) -> AsyncIterator[list[Event]]:
+        sink = AsyncSink(self._model.scheduler)
+        job = await asyncio.to_thread(self._model.submit, request, sink)
+        try:
+            async for events in sink.events():
+                yield events
+        finally:
+            self._model.scheduler.cancel(job)
+
+    def generate(self, request: GenerateRequest) -> AsyncIterator[list[Event]]:
+        """See Operations."""
+        return self._stream(request)
+
+    def run(self, request: RunRequest) -> AsyncIterator[list[Event]]:
+        """See Operations."""
+        return self._stream(request)
+
+    async def models(self) -> list[ModelInfo]:
+        """See Operations."""
+        return [self._model.info]
+
+    async def describe(self, model: str) -> ModelInfo:
+        """See Operations."""
+        self._model.check_model(model)
+        return self._model.info
+
+    async def load(self, request: LoadRequest) -> AsyncIterator[LoadProgress]:
+        """A worker has one model."""
+        raise Unsupported("a worker serves one model; load others through the gateway")
+        yield  # pragma: no cover - makes this an async generator
+
+    async def unload(self, model: str) -> None:
+        """See Operations."""
+        raise Unsupported("a worker ends with its gateway; unload through the gateway")
+
+    async def tokenize(self, request: TokenizeRequest) -> Tokenized:
+        """See Operations."""
+        return self._model.tokenize(request)
+
+    async def weight_names(self, model: str) -> dict[str, tuple[int, ...]]:
+        """See Operations."""
+        self._model.check_model(model)
+        return dict(self._model.backend.weight_names())
+
+    async def weights(self, name: str, model: str) -> Tensor:
+        """See Operations."""
+        self._model.check_model(model)
+        return Tensor.of(await asyncio.to_thread(self._model.backend.weight, name))
+
+    async def captures(self, model: str) -> list[StoredCapture]:
+        """See Operations."""
+        self._model.check_model(model)
+        return self._model.store.list()
+
+    async def capture(self, capture_id: str, model: str) -> tuple[StoredCapture, Tensor]:
+        """See Operations."""
+        self._model.check_model(model)
+        return self._model.store.get_item(capture_id)
+
+    async def delete_capture(self, capture_id: str, model: str) -> None:
+        """See Operations."""
+        self._model.check_model(model)
+        self._model.store.delete(capture_id)
+
+    async def health(self) -> HealthReport:
+        """A real forward."""
+        try:
+            return await asyncio.to_thread(self._model.probe)
+        except Unavailable as error:
+            return HealthReport(False, error.message, {self._model.info.id: "failed"})
+
+    async def close(self) -> None:
+        """End every request and let go of the model."""
+        await asyncio.to_thread(self._model.close)

@@ -1,0 +1,301 @@
+"""A request made ready for the model's thread: tokens, checked plans, and the order in which inputs must run."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from ..backends.base import Backend, Sequence
+from ..backends.checks import from_input
+from ..backends.plan import BoundPlan, bind, chosen_positions
+from ..backends.tokenizer import Tokenizer
+from ..protos.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
+from ..protos.model import GenerateRequest, Input, InputStarted, ModelInfo, ResolvedHook, RunRequest, Started
+from ..protos.spec import Capture, Gather, Hook, Last, Mean, NextLogprob, Norm, Plan, Project, TopK, Where
+from ..protos.tensors import Array, numpy_dtype
+from .config import RequestLimits
+
+__all__ = ["Prepared", "PreparedInput", "prepare_generate", "prepare_run"]
+
+
+@dataclass(eq=False, slots=True)
+class PreparedInput:
+    """One input with its bound plan(s)."""
+
+    item: Input
+    tokens: list[int]
+    generates: bool
+    sequence: Sequence | None = None
+    """The sequence whose events the caller gets; None for an input that is a source only."""
+    source: Sequence | None = None
+    """The run that other inputs' hooks read."""
+    level: int = 0
+    """0: reads nobody; n: reads inputs of level n − 1 at most."""
+
+
+@dataclass(eq=False, slots=True)
+class Prepared:
+    """A whole request, accepted."""
+
+    id: str
+    mode: str
+    plan: Plan
+    inputs: list[PreparedInput]
+    started: Started
+    store_bytes: int = 0
+    rows: dict[str, dict[str, dict[int, Array]]] = field(default_factory=dict[str, dict[str, dict[int, Array]]])
+    """Input → site → position → row, filled by source runs."""
+
+
+def prepare_generate(
+    request: GenerateRequest, backend: Backend, tokenizer: Tokenizer, limits: RequestLimits, stored: Mapping[str, Array]
+) -> Prepared:
+    """Check a generation. Raises before anything runs."""
+    info = backend.info
+    if backend.engine is None:
+        raise FailedPrecondition(f"model {info.id} does not generate on {info.backend}: {info.generate_note}")
+    if request.sampling.max_new_tokens > limits.max_new_tokens:
+        raise InvalidArgument(
+            f"sampling.max_new_tokens {request.sampling.max_new_tokens} is above the limit of {limits.max_new_tokens}"
+        )
+    return _prepare("generate", request, backend, tokenizer, limits, stored)
+
+
+def prepare_run(
+    request: RunRequest, backend: Backend, tokenizer: Tokenizer, limits: RequestLimits, stored: Mapping[str, Array]
+) -> Prepared:
+    """Check a run. Raises before anything runs."""
+    return _prepare("run", request, backend, tokenizer, limits, stored)
+
+
+def _prepare(
+    mode: str,
+    request: GenerateRequest | RunRequest,
+    backend: Backend,
+    tokenizer: Tokenizer,
+    limits: RequestLimits,
+    stored: Mapping[str, Array],
+) -> Prepared:
+    request_id, info = f"req-{secrets.token_hex(8)}", backend.info
+    inputs = [PreparedInput(i, _tokens(i, tokenizer, info, limits), mode == "generate" and not i.source_only) for i in request.inputs]
+    lengths = {p.item.name: len(p.tokens) for p in inputs}
+    _check_hook_inputs(request.plan, lengths)
+    _set_levels(inputs, request.plan)
+    seed = _seed(request)
+    for index, prepared in enumerate(inputs):
+        if not prepared.item.source_only:
+            prepared.sequence = _sequence(
+                f"{request_id}.{index}", mode, request, prepared, backend, lengths, stored, seed + index
+            )
+    for index, prepared in enumerate(inputs):
+        prepared.source = _source(f"{request_id}.{index}.source", request.plan, prepared, inputs, info, lengths, stored)
+    store_bytes = _check_bytes(inputs, info, limits)
+    started = _started(request_id, request.plan, inputs, info, tokenizer)
+    return Prepared(request_id, mode, request.plan, inputs, started, store_bytes)
+
+
+def _seed(request: GenerateRequest | RunRequest) -> int:
+    if not isinstance(request, GenerateRequest):
+        return 0
+    seed = request.sampling.seed
+    return secrets.randbits(32) if seed is None else seed
+
+
+def _tokens(item: Input, tokenizer: Tokenizer, info: ModelInfo, limits: RequestLimits) -> list[int]:
+    tokens = tokenizer.encode(item)
+    longest = min(limits.max_prompt_tokens, info.context_length or limits.max_prompt_tokens)
+    if len(tokens) > longest:
+        raise InvalidArgument(f"input {item.name!r} has {len(tokens)} tokens; at most {longest} are allowed")
+    if item.prompt_length is not None and item.prompt_length > len(tokens):
+        raise InvalidArgument(
+            f"input {item.name!r}: prompt_length {item.prompt_length} is above its {len(tokens)} tokens"
+        )
+    return tokens
+
+
+def _check_hook_inputs(plan: Plan, lengths: Mapping[str, int]) -> None:
+    for index, hook in enumerate(plan.hooks):
+        unknown = [name for name in hook.inputs or () if name not in lengths]
+        if unknown:
+            raise InvalidArgument(f"hook {index} ({hook.site}): no inputs {unknown} in this request; it has {list(lengths)}")
+
+
+def _applies(hook: Hook, name: str) -> bool:
+    """The rule of backends/plan.bind: a source is never patched with itself."""
+    reads = from_input(hook.edit)
+    return name in hook.inputs if hook.inputs is not None else reads is None or reads.input != name
+
+
+def _set_levels(inputs: list[PreparedInput], plan: Plan) -> None:
+    reads = {
+        p.item.name: {r.input for h in plan.hooks if (r := from_input(h.edit)) is not None and _applies(h, p.item.name)}
+        for p in inputs
+    }
+    by_name = {p.item.name: p for p in inputs}
+    for _ in inputs:
+        for name, sources in reads.items():
+            levels = [by_name[s].level + 1 for s in sources if s in by_name]
+            by_name[name].level = max([0, *levels])
+    if any(p.level >= len(inputs) for p in inputs) and len(inputs) > 0:
+        raise InvalidArgument(f"inputs read each other in a circle: { {n: sorted(s) for n, s in reads.items() if s} }")
+
+
+def _sequence(
+    sequence_id: str,
+    mode: str,
+    request: GenerateRequest | RunRequest,
+    prepared: PreparedInput,
+    backend: Backend,
+    lengths: Mapping[str, int],
+    stored: Mapping[str, Array],
+    seed: int,
+) -> Sequence:
+    tokens, item = prepared.tokens, prepared.item
+    prompt_length, n_rows = item.prompt_length or len(tokens), len(tokens)
+    if isinstance(request, GenerateRequest):
+        prompt_length, n_rows = len(tokens), len(tokens) + request.sampling.max_new_tokens - 1
+        assert backend.engine is not None
+        reason = backend.engine.reason_not_to_fit(n_rows + 1)
+        if reason is not None:
+            raise InvalidArgument(f"input {item.name!r} {reason}; shorten the prompt or lower max_new_tokens")
+    plan = bind(
+        request.plan,
+        backend.info,
+        mode="generate" if mode == "generate" else "run",
+        input_name=item.name,
+        tokens=tokens,
+        prompt_length=prompt_length,
+        n_rows=n_rows,
+        input_lengths=lengths,
+        stored=stored,
+    )
+    sequence = Sequence(sequence_id, list(tokens), prompt_length, plan, seed=seed)
+    if isinstance(request, GenerateRequest):
+        sequence.sampling = request.sampling
+        sequence.want_logprobs = request.sampling.logprobs is not None or plan.wants_next_logprob
+    return sequence
+
+
+def _source(
+    sequence_id: str,
+    plan: Plan,
+    prepared: PreparedInput,
+    inputs: list[PreparedInput],
+    info: ModelInfo,
+    lengths: Mapping[str, int],
+    stored: Mapping[str, Array],
+) -> Sequence | None:
+    """The run of an input that other inputs read: its own hooks, and captures of the rows they need."""
+    name, wanted = prepared.item.name, dict[str, set[int]]()
+    for other in inputs:
+        for bound in _hooks_of(other):
+            if bound.needs is not None and bound.needs[0] == name:
+                for site in bound.sites:
+                    wanted.setdefault(str(site), set()).update(bound.needs[1])
+    if not wanted:
+        return None
+    extra = tuple(
+        Hook(site, capture=Capture(), where=Where(positions=tuple(sorted(positions)))) for site, positions in wanted.items()
+    )
+    edits = tuple(
+        replace(hook, capture=None, inputs=(name,))
+        for hook in plan.hooks
+        if hook.edit is not None and _applies(hook, name)
+    )
+    tokens = prepared.tokens
+    length = prepared.item.prompt_length or len(tokens)
+    bound = bind(
+        Plan((*edits, *extra)),
+        info,
+        mode="run",
+        input_name=name,
+        tokens=tokens,
+        prompt_length=length,
+        n_rows=len(tokens),
+        input_lengths=lengths,
+        stored=stored,
+    )
+    return Sequence(sequence_id, list(tokens), length, bound)
+
+
+def _hooks_of(prepared: PreparedInput) -> list[object]:
+    return [b for s in (prepared.sequence, prepared.source) if s is not None for b in s.plan.hooks]
+
+
+def _check_bytes(inputs: list[PreparedInput], info: ModelInfo, limits: RequestLimits) -> int:
+    """Bytes that `store` captures will take; raises when all captures together pass the limit."""
+    sent = stored = 0
+    for prepared in inputs:
+        if prepared.sequence is None:
+            continue
+        plan = prepared.sequence.plan
+        for bound in plan.hooks:
+            capture = bound.hook.capture
+            if capture is None:
+                continue
+            positions = chosen_positions(bound, plan, prepared.tokens)
+            size = _row_bytes(capture, bound.sites[0].name, info, plan) * len(positions) * len(bound.sites)
+            stored, sent = (stored + size, sent) if capture.store else (stored, sent + size)
+    if sent > limits.max_capture_bytes:
+        raise ResourceExhausted(
+            f"the captures asked for come to about {sent:,} bytes, the limit is {limits.max_capture_bytes:,}; "
+            "choose fewer sites or positions, a smaller dtype, or a reduction such as last, mean or top_k"
+        )
+    return stored
+
+
+def _row_bytes(capture: Capture, name: str, info: ModelInfo, plan: BoundPlan) -> int:
+    reduce = capture.reduce
+    item = numpy_dtype(capture.dtype or info.dtype).itemsize
+    offered = info.site(name)
+    widths = offered.widths if offered is not None else (info.d_model,)
+    row = int(np.prod([w or plan.n_rows for w in widths]))
+    if isinstance(reduce, (Last, Mean)):
+        return -(-row * item // max(plan.n_rows, 1))
+    if isinstance(reduce, TopK):
+        return reduce.k * 12 * (widths[0] if len(widths) == 2 else 1)
+    if isinstance(reduce, (Norm, NextLogprob)):
+        return 4 * (widths[0] if len(widths) == 2 else 1)
+    if isinstance(reduce, Project):
+        return 4 * (reduce.directions.shape[0] if len(reduce.directions.shape) == 2 else 1)
+    return 4 * len(reduce.ids) if isinstance(reduce, Gather) else row * item
+
+
+def _started(
+    request_id: str, plan: Plan, inputs: list[PreparedInput], info: ModelInfo, tokenizer: Tokenizer
+) -> Started:
+    hooks = tuple(
+        ResolvedHook(index, hook.id or f"hook{index}", tuple(str(site) for site in bound.sites))
+        for index, hook in enumerate(plan.hooks)
+        if (bound := _bound(inputs, index)) is not None
+    )
+    shown = [p for p in inputs]
+    return Started(
+        request_id=request_id,
+        model=info.id,
+        model_hash=info.model_hash,
+        backend=info.backend,
+        device=info.device,
+        dtype=info.dtype,
+        attention=info.attention,
+        versions=info.versions,
+        hooks=hooks,
+        inputs=tuple(
+            InputStarted(
+                p.item.name, tuple(p.tokens), tuple(tokenizer.tokens(p.tokens)), p.sequence.seed if p.sequence else 0
+            )
+            for p in shown
+        ),
+    )
+
+
+def _bound(inputs: list[PreparedInput], index: int):
+    for prepared in inputs:
+        if prepared.sequence is not None:
+            for bound in prepared.sequence.plan.hooks:
+                if bound.index == index:
+                    return bound
+    return None

@@ -1,0 +1,76 @@
+"""A whole answer of Run or Generate, once every event is there: one JSON object, or one safetensors file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..protos.assemble import AssembledCapture, assemble
+from ..protos.errors import Internal
+from ..protos.model import Event, Finished, Started, TensorFrame, Token
+from ..protos.wire import to_json
+from .rest_tensors import Style, capture_json, capture_names, safetensors_file
+
+__all__ = ["Answer"]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The events of one request, sorted by kind."""
+
+    started: Started
+    tokens: tuple[Token, ...]
+    captures: tuple[AssembledCapture, ...]
+    finished: tuple[Finished, ...]
+
+    @classmethod
+    def of(cls, batches: Sequence[Sequence[Event]]) -> Answer:
+        """Raises Internal when an input has not finished: a short answer is not passed off as a whole one."""
+        events = [event for batch in batches for event in batch]
+        started = [event for event in events if isinstance(event, Started)]
+        finished = tuple(event for event in events if isinstance(event, Finished))
+        if len(started) != 1:
+            raise Internal(f"the answer started {len(started)} times; it must once")
+        missing = {item.name for item in started[0].inputs} - {event.input for event in finished}
+        if missing:
+            raise Internal(f"the answer ended before inputs {sorted(missing)} were finished")
+        return cls(
+            started[0],
+            tuple(event for event in events if isinstance(event, Token)),
+            tuple(assemble(event for event in events if isinstance(event, TensorFrame)).values()),
+            finished,
+        )
+
+    def text(self, name: str) -> str:
+        """What was generated from one input."""
+        return "".join(token.text for token in self.tokens if token.input == name)
+
+    def json(self, style: Style) -> dict[str, Any]:
+        """started, text (by input), tokens, tensors, finished."""
+        return {**self._plain(), "tensors": [capture_json(capture, style) for capture in self.captures]}
+
+    def safetensors(self) -> bytes:
+        """The tensors, named as `capture_names` says; all the rest is JSON in the metadata, `tensors` by tensor name."""
+        named = capture_names(self.captures)
+        about = {
+            name: {
+                "input": capture.key.input,
+                "hook": capture.key.hook,
+                "id": capture.id,
+                "site": capture.key.site,
+                "part": capture.key.part,
+                "positions": list(capture.positions),
+            }
+            for name, capture in named.items()
+        }
+        return safetensors_file({name: c.array for name, c in named.items()}, {**self._plain(), "tensors": about})
+
+    def _plain(self) -> dict[str, Any]:
+        generated = {token.input: "" for token in self.tokens}
+        return {
+            "started": to_json(self.started),
+            "text": {name: self.text(name) for name in generated},
+            "tokens": [to_json(token) for token in self.tokens],
+            "finished": [to_json(event) for event in self.finished],
+        }

@@ -1,0 +1,78 @@
+"""GET /health and GET /metrics."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from ..protos.errors import ProbewireError
+from ..protos.model import HealthReport
+from ..protos.wire import to_json
+from .rest_body import query
+from .rest_errors import JsonResponse, of_ours
+from .rest_face import Face, content, ok
+from .rest_metrics import MEDIA_TYPE
+from .schema import object_schema
+
+__all__ = ["health_router"]
+
+PATIENCE_S = 5.0
+"""How long a probe waits for the models before it calls them not ready."""
+
+
+def health_router(face: Face) -> APIRouter:
+    """What machines ask."""
+    router = APIRouter(tags=["operations"])
+    report_schema = object_schema(
+        {
+            **face.schemas.properties(HealthReport),
+            "status": {"type": "string", "enum": ["healthy", "unhealthy"]},
+            "service": {"type": "string"},
+            "version": {"type": "string"},
+        }
+    )
+
+    @router.get(
+        "/health",
+        summary="Whether the models can serve, found by a real forward",
+        responses=ok("Ready", ("application/json", report_schema))
+        | {503: {"description": "Not ready", "content": content(("application/json", report_schema))}},
+    )
+    async def health(request: Request) -> Response:
+        query(request)
+        found = await report(request, face)
+        about = {
+            "status": "healthy" if found.ready else "unhealthy",
+            "service": "probewire",
+            "version": face.version,
+            **to_json(found),
+        }
+        return JsonResponse(about, 200 if found.ready else 503, {"cache-control": "no-store"})
+
+    @router.get(
+        "/metrics",
+        summary="Counters, as Prometheus reads them",
+        responses=ok("Text", ("text/plain", {"type": "string"})),
+    )
+    async def metrics(request: Request) -> Response:
+        query(request)
+        found = await report(request, face)
+        ready = sum(state.split(":")[0].split()[0] == "ready" for state in found.models.values() if state)
+        text = face.counters.text(ready if found.ready or found.models else None)
+        return Response(text, headers={"content-type": MEDIA_TYPE})
+
+    return router
+
+
+async def report(request: Request, face: Face) -> HealthReport:
+    """The report, and not ready when it cannot be had in time."""
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            return await face.operations.health()
+    except TimeoutError:
+        return HealthReport(False, f"the models have not answered within {PATIENCE_S:g} s")
+    except Exception as error:  # noqa: BLE001 - logged by of_ours; a probe gets an answer whatever happens
+        problem: ProbewireError = of_ours(error, request.scope)
+        return HealthReport(False, problem.message)

@@ -1,0 +1,184 @@
+"""The gRPC face: decodes, calls `Operations`, encodes. Workers and the gateway both serve it."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health
+from grpc_reflection.v1alpha import reflection
+
+from ..protos import probewire_pb2 as pb
+from ..protos.errors import FailedPrecondition, Internal, ProbewireError
+from ..protos.model import LoadRequest, TokenizeRequest
+from ..protos.wire import from_proto, parse, to_proto
+from .health import HealthFace
+from .rpc_status import abort
+from .service import Operations
+from .streams import EncodedStreams, Streams, closing
+
+__all__ = ["RpcServer"]
+
+log = logging.getLogger(__name__)
+
+_Context = grpc.aio.ServicerContext[bytes, bytes]
+_Call = Callable[[bytes], Awaitable[bytes]]
+_Stream = Callable[[bytes], AsyncIterator[bytes]]
+
+SERVICES: tuple[str, ...] = tuple(service.full_name for service in pb.DESCRIPTOR.services_by_name.values())
+
+
+class RpcServer:
+    """A gRPC server over some operations. `streams` replaces how their tensor streams become bytes."""
+
+    def __init__(self, operations: Operations, *, max_request_bytes: int, streams: Streams | None = None) -> None:
+        self._health = HealthFace(operations, SERVICES)
+        self._server = grpc.aio.server(options=_options(max_request_bytes))
+        handlers = _handlers(operations, streams or EncodedStreams(operations)) | _health_handlers(self._health)
+        self._server.add_generic_rpc_handlers(
+            tuple(grpc.method_handlers_generic_handler(service, methods) for service, methods in handlers.items())
+        )
+        reflection.enable_server_reflection((*handlers, reflection.SERVICE_NAME), self._server)
+
+    def bind(self, address: str) -> int:
+        """Listen on `host:port` or `unix:/path`; gives the port. Raises FailedPrecondition when it cannot be had."""
+        try:
+            return self._server.add_insecure_port(address)
+        except RuntimeError:
+            raise FailedPrecondition(
+                f"cannot listen on {address}: the port is in use or not allowed; stop what holds it, or choose another"
+            ) from None
+
+    async def start(self) -> None:
+        """Begin to serve."""
+        await self._server.start()
+
+    async def stop(self, drain_s: float) -> None:
+        """Take no more calls, let those in flight go on for at most `drain_s`, then cancel them."""
+        self._health.enter_shutdown()
+        await self._server.stop(drain_s)
+
+
+def _options(max_request_bytes: int) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", max_request_bytes),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.so_reuseport", 0),  # else a second server takes the same port and half of the calls
+        ("grpc.keepalive_time_ms", 60_000),  # a caller whose machine is gone does not hold a slot
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # callers may ping during a long silent run
+    ]
+
+
+def _handlers(operations: Operations, streams: Streams) -> dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]]:
+    calls = _Calls(operations)
+    return {
+        "probewire.v1.Models": {
+            "List": _unary(calls.models),
+            "Load": _streaming(calls.load),
+            "Unload": _unary(calls.unload),
+            "Describe": _unary(calls.describe),
+            "Tokenize": _unary(calls.tokenize),
+            "Weights": _streaming(streams.weights),
+        },
+        "probewire.v1.Inference": {
+            "Generate": _streaming(streams.generate),
+            "Run": _streaming(streams.run),
+        },
+        "probewire.v1.Captures": {
+            "Get": _streaming(streams.capture),
+            "List": _unary(calls.captures),
+            "Delete": _unary(calls.delete_capture),
+        },
+    }
+
+
+class _Calls:
+    """The operations that carry no tensor, from bytes to bytes."""
+
+    def __init__(self, operations: Operations) -> None:
+        self._operations = operations
+
+    async def models(self, request: bytes) -> bytes:
+        parse(pb.ListRequest, request)
+        return pb.ModelList(models=[to_proto(info) for info in await self._operations.models()]).SerializeToString()
+
+    async def load(self, request: bytes) -> AsyncIterator[bytes]:
+        asked = from_proto(LoadRequest, parse(pb.LoadRequest, request))
+        async with closing(self._operations.load(asked)) as progress:
+            async for step in progress:
+                yield to_proto(step).SerializeToString()
+
+    async def unload(self, request: bytes) -> bytes:
+        await self._operations.unload(parse(pb.ModelRequest, request).model)
+        return pb.Empty().SerializeToString()
+
+    async def describe(self, request: bytes) -> bytes:
+        info = await self._operations.describe(parse(pb.ModelRequest, request).model)
+        return to_proto(info).SerializeToString()
+
+    async def tokenize(self, request: bytes) -> bytes:
+        asked = from_proto(TokenizeRequest, parse(pb.TokenizeRequest, request))
+        return to_proto(await self._operations.tokenize(asked)).SerializeToString()
+
+    async def captures(self, request: bytes) -> bytes:
+        stored = await self._operations.captures(parse(pb.ModelRequest, request).model)
+        return pb.CaptureList(captures=[to_proto(item) for item in stored]).SerializeToString()
+
+    async def delete_capture(self, request: bytes) -> bytes:
+        asked = parse(pb.CaptureRequest, request)
+        await self._operations.delete_capture(asked.id, asked.model)
+        return pb.Empty().SerializeToString()
+
+
+def _health_handlers(face: HealthFace) -> dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]]:
+    async def check(request: bytes, context: _Context) -> bytes:
+        return await _answer(face.check(request, context), context)
+
+    async def watch(request: bytes, context: _Context) -> None:
+        await _answer(face.watch(request, context), context)
+
+    return {
+        health.SERVICE_NAME: {
+            "Check": grpc.unary_unary_rpc_method_handler(check),
+            "Watch": grpc.unary_stream_rpc_method_handler(watch),
+        }
+    }
+
+
+def _unary(call: _Call) -> grpc.RpcMethodHandler[Any, Any]:
+    async def handle(request: bytes, context: _Context) -> bytes:
+        return await _answer(call(request), context)
+
+    return grpc.unary_unary_rpc_method_handler(handle)
+
+
+def _streaming(start: _Stream) -> grpc.RpcMethodHandler[Any, Any]:
+    async def pump(request: bytes, context: _Context) -> None:
+        async with closing(start(request)) as messages:
+            async for message in messages:
+                await context.write(message)
+
+    async def handle(request: bytes, context: _Context) -> None:
+        await _answer(pump(request, context), context)
+
+    return grpc.unary_stream_rpc_method_handler(handle)
+
+
+async def _answer(call: Awaitable[Any], context: _Context) -> Any:
+    """The call's result, or its error as a status. A stranger never sees a traceback."""
+    try:
+        return await call
+    except ProbewireError as error:
+        await abort(context, error)
+    except Exception:
+        if context.done():  # the caller left while a message was on its way
+            return None
+        error_id = uuid.uuid4().hex[:12]
+        log.exception("internal error %s", error_id)
+        await abort(context, Internal(f"internal error {error_id}; the server's log has the details under that id"))
+    return None

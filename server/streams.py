@@ -1,0 +1,121 @@
+"""The streams that carry tensors, as bytes on both sides: encoded from `Operations` in a worker, passed on in the gateway."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any, Protocol, TypeVar
+
+from ..protos import probewire_pb2 as pb
+from ..protos.events import MAX_CHUNK_BYTES, encode_events
+from ..protos.model import Event, GenerateRequest, RunRequest, StoredCapture, TensorFrame
+from ..protos.tensors import Tensor
+from ..protos.wire import from_proto, parse
+from .service import Operations
+
+__all__ = ["EncodedStreams", "Streams", "closing"]
+
+T = TypeVar("T")
+
+LARGE_REQUEST_BYTES = 1 << 20
+"""From here on a request is decoded off the event loop."""
+
+
+class Streams(Protocol):
+    """Each takes a serialised request and gives serialised messages of under 1 MiB. Closing one cancels the request."""
+
+    def generate(self, request: bytes) -> AsyncIterator[bytes]:
+        """GenerateRequest → Events."""
+        ...
+
+    def run(self, request: bytes) -> AsyncIterator[bytes]:
+        """RunRequest → Events."""
+        ...
+
+    def weights(self, request: bytes) -> AsyncIterator[bytes]:
+        """WeightsRequest → WeightChunk."""
+        ...
+
+    def capture(self, request: bytes) -> AsyncIterator[bytes]:
+        """CaptureRequest → Events: one tensor frame."""
+        ...
+
+
+@asynccontextmanager
+async def closing(stream: AsyncIterator[T]) -> AsyncGenerator[AsyncIterator[T]]:
+    """Close a stream on leaving, at once and whatever the reason: that is what cancels the request behind it."""
+    try:
+        yield stream
+    finally:
+        aclose = getattr(stream, "aclose", None)
+        if aclose is not None:
+            await aclose()
+
+
+class EncodedStreams:
+    """The streams of some `Operations`, encoded a message at a time so that no step holds the event loop for long."""
+
+    def __init__(self, operations: Operations) -> None:
+        self._operations = operations
+
+    def generate(self, request: bytes) -> AsyncIterator[bytes]:
+        return self._events(request, pb.GenerateRequest, GenerateRequest, self._operations.generate)
+
+    def run(self, request: bytes) -> AsyncIterator[bytes]:
+        return self._events(request, pb.RunRequest, RunRequest, self._operations.run)
+
+    async def _events(
+        self, data: bytes, message: Callable[[], Any], cls: type[T], start: Callable[[T], AsyncIterator[list[Event]]]
+    ) -> AsyncIterator[bytes]:
+        async with closing(start(await _decode(data, message, cls))) as steps:
+            async for events in steps:
+                for piece in encode_events(events):
+                    yield piece
+
+    async def weights(self, request: bytes) -> AsyncIterator[bytes]:
+        asked = parse(pb.WeightsRequest, request)
+        if not asked.name:
+            for name, shape in (await self._operations.weight_names(asked.model)).items():
+                yield pb.WeightChunk(name=name, shape=shape).SerializeToString()
+            return
+        tensor = await self._operations.weights(asked.name, asked.model)
+        for chunk in _chunks(asked.name, tensor):
+            yield chunk
+
+    async def capture(self, request: bytes) -> AsyncIterator[bytes]:
+        asked = parse(pb.CaptureRequest, request)
+        stored, tensor = await self._operations.capture(asked.id, asked.model)
+        for piece in encode_events([_stored_frame(stored, tensor)]):
+            yield piece
+
+
+async def _decode(data: bytes, message: Callable[[], Any], cls: type[T]) -> T:
+    def decode() -> T:
+        return from_proto(cls, parse(message, data))
+
+    return await asyncio.to_thread(decode) if len(data) > LARGE_REQUEST_BYTES else decode()
+
+
+def _chunks(name: str, tensor: Tensor) -> Iterator[bytes]:
+    for offset in range(0, max(1, len(tensor.data)), MAX_CHUNK_BYTES):
+        yield pb.WeightChunk(
+            name=name,
+            dtype=tensor.dtype,
+            shape=tensor.shape,
+            offset=offset,
+            data=tensor.data[offset : offset + MAX_CHUNK_BYTES],
+        ).SerializeToString()
+
+
+def _stored_frame(stored: StoredCapture, tensor: Tensor) -> TensorFrame:
+    """A stored capture as a frame; the tensor keeps the shape it was stored with."""
+    return TensorFrame(
+        input=stored.input,
+        hook=0,
+        id=stored.id,
+        sites=(stored.site,),
+        positions=stored.positions,
+        step=0,
+        tensor=tensor,
+    )

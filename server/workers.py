@@ -1,0 +1,266 @@
+"""A loaded model from the gateway's side: its worker process, probed, restarted when it dies or hangs.
+
+A worker is *hung* when `probe_strikes` probes in a row had no good answer in time while none of its streams brought
+anything either: a busy one still moves, or answers that it is busy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from ..protos import probewire_pb2 as pb
+from ..protos.errors import ProbewireError, Unavailable
+from ..protos.model import LoadProgress, ModelInfo
+from ..protos.wire import from_proto
+from .channel import WorkerChannel
+from .config import Supervision, WorkerConfig
+from .process import WorkerProcess
+
+__all__ = ["State", "Worker"]
+
+log = logging.getLogger(__name__)
+
+State = Literal["loading", "ready", "restarting", "failed", "stopping"]
+
+EXIT_NOTICE_S = 2.0
+"""How long after a broken connection we wait to hear that the process is gone."""
+
+
+class Worker:
+    """One model. `start` begins to load it; the calls raise Unavailable unless it is ready."""
+
+    def __init__(self, config: WorkerConfig, supervision: Supervision, folder: Path) -> None:
+        self.config = config
+        self.info: ModelInfo | None = None
+        """Set from the first time it was ready."""
+        self._supervision = supervision
+        self._folder = folder
+        self._state: State = "loading"
+        self._detail = "starting"
+        self._failure: ProbewireError | None = None
+        self._progress = LoadProgress("starting")
+        self._changed = asyncio.Event()
+        self._starts = 0
+        self._probed_s = 0.0
+        self._process: WorkerProcess | None = None
+        self._channel: WorkerChannel | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to load; see `progress`."""
+        self._task = asyncio.create_task(self._live(), name=f"worker {self.config.id}")
+
+    # ---- what the gateway asks ----
+
+    @property
+    def state(self) -> State:
+        """Where it is in its life."""
+        return self._state
+
+    @property
+    def pid(self) -> int | None:
+        """The process that serves now."""
+        return self._process.pid if self._process else None
+
+    @property
+    def status(self) -> str:
+        """`ready`, or the state and why."""
+        if self._state != "ready":
+            return f"{self._state}: {self._detail}" if self._detail else self._state
+        age_s = time.monotonic() - self._probed_s
+        return "ready" if age_s <= self._supervision.fresh_s else f"unresponsive: last good probe {age_s:.0f} s ago"
+
+    async def progress(self) -> AsyncIterator[LoadProgress]:
+        """How the load goes, the latest only; ends with the model's info. Raises why it failed."""
+        seen = LoadProgress("")
+        while self._state == "loading":
+            if self._progress is not seen:
+                seen = self._progress
+                yield seen
+            else:
+                await self._changed.wait()
+        if self._failure is not None:
+            raise self._failure
+        if self.info is None:
+            raise Unavailable(f"model {self.config.id!r} was unloaded while it was loading")
+        yield LoadProgress("ready", info=self.info)
+
+    def stream(self, method: str, request: bytes) -> AsyncIterator[bytes]:
+        """A streaming call's messages, as the worker sent them. Closing cancels the call."""
+        return self._ready_channel().stream(method, request)
+
+    async def unary(self, method: str, request: bytes) -> bytes:
+        """One call."""
+        return await self._ready_channel().unary(method, request)
+
+    async def stop(self) -> None:
+        """Let requests in flight finish within the worker's `drain_s`, then end it for good."""
+        loading = self._state == "loading"
+        self._become("stopping")
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        if self._process is not None:
+            grace_s = 0.0 if loading else self.config.drain_s
+            await self._process.stop(grace_s + self._supervision.kill_grace_s)
+        await self._drop_channel()
+
+    def kill(self) -> None:
+        """End it now, without waiting."""
+        self._become("stopping")
+        if self._process is not None:
+            self._process.kill()
+
+    def _ready_channel(self) -> WorkerChannel:
+        name = repr(self.config.id)
+        if self._state == "ready" and self._channel is not None:
+            return self._channel
+        if self._state == "failed":
+            raise Unavailable(f"model {name} failed: {self._detail}; unload it, or load it again")
+        if self._state == "stopping":
+            raise Unavailable(f"model {name} is being unloaded")
+        raise Unavailable(f"model {name} is {self._state} ({self._detail}); retry", retry_after_s=2.0)
+
+    # ---- its life ----
+
+    async def _live(self) -> None:
+        try:
+            await self._launch()
+        except ProbewireError as error:
+            self._fail(error)
+            return
+        deaths = 0
+        while True:
+            since_s = time.monotonic()
+            cause = await self._watch()
+            stable = time.monotonic() - since_s >= self._supervision.stable_s
+            deaths = await self._revive(cause, 1 if stable else deaths + 1)
+            if self._state == "failed":
+                return
+
+    async def _launch(self) -> None:
+        """Start a process and wait until it has answered a probe."""
+        address = f"unix:{self._folder / f'{self._starts}.sock'}"
+        self._starts += 1
+        process = await WorkerProcess.start(replace(self.config, address=address), self._on_progress)
+        self._process = process
+        try:
+            await process.ready(self._supervision.start_stall_s)
+            self._channel = WorkerChannel(address, lambda: self._why_broken(process))
+            await self._first_probe(self._channel)
+        except ProbewireError:
+            process.kill()
+            await process.ended.wait()
+            await self._drop_channel()
+            raise
+        self._become("ready")
+        log.info("model %s is ready (pid %d, %s)", self.config.id, process.pid, self.config.backend)
+
+    async def _first_probe(self, channel: WorkerChannel) -> None:
+        self._on_progress(LoadProgress("first forward"))
+        report = await channel.health(self._supervision.probe_timeout_s * self._supervision.probe_strikes)
+        if not report.ready:
+            raise Unavailable(f"model {self.config.id!r} loaded, but its first forward failed: {report.detail}")
+        self._probed_s = time.monotonic()
+        listed = pb.ModelList.FromString(await channel.unary("/probewire.v1.Models/List", b""))
+        self.info = from_proto(ModelInfo, listed.models[0])
+
+    async def _watch(self) -> str:
+        """Probe until the process is gone; kill it when it hangs. Gives the cause."""
+        process = self._process
+        assert process is not None
+        ended = asyncio.create_task(process.ended.wait())
+        strikes = 0
+        try:
+            while True:
+                await asyncio.wait([ended], timeout=self._supervision.probe_interval_s)
+                if not ended.done():
+                    trouble = await self._probe()
+                    strikes = strikes + 1 if trouble else 0
+                    if strikes >= self._supervision.probe_strikes:
+                        process.kill(f"{trouble}, {strikes} times in a row")
+                        await ended
+                if ended.done():
+                    return process.ending
+        finally:
+            ended.cancel()
+
+    async def _probe(self) -> str:
+        """Empty when all is well or the worker is busy, else what is wrong."""
+        channel = self._channel
+        assert channel is not None
+        asked_s = time.monotonic()
+        try:
+            report = await channel.health(self._supervision.probe_timeout_s)
+        except ProbewireError as error:
+            trouble = error.message
+        else:
+            trouble = "" if report.ready else report.detail
+        if not trouble:
+            self._probed_s = time.monotonic()
+        elif channel.last_message_s > asked_s:
+            trouble = ""
+            self._probed_s = channel.last_message_s
+        else:
+            log.warning("model %s: %s", self.config.id, trouble)
+        return trouble
+
+    async def _revive(self, cause: str, deaths: int) -> int:
+        """Start again, later each time; gives the deaths in a row. Ends in `ready` or `failed`."""
+        bounds = self._supervision
+        while deaths <= bounds.max_restarts:
+            delay_s = min(bounds.backoff_s * 2 ** (deaths - 1), bounds.backoff_max_s)
+            self._become("restarting", f"the worker died ({cause}); restart {deaths} of {bounds.max_restarts}")
+            log.error("model %s: the worker died (%s); restarting it in %g s", self.config.id, cause, delay_s)
+            await self._drop_channel()
+            await asyncio.sleep(delay_s)
+            try:
+                await self._launch()
+            except ProbewireError as error:
+                cause = error.message
+                deaths += 1
+            else:
+                return deaths
+        self._fail(Unavailable(f"the worker died {deaths} times in a row, at last: {cause}"))
+        return deaths
+
+    async def _why_broken(self, process: WorkerProcess) -> ProbewireError | None:
+        """What to tell a caller whose connection to `process` broke; None when the process lives."""
+        try:
+            await asyncio.wait_for(process.ended.wait(), EXIT_NOTICE_S)
+        except TimeoutError:
+            return None
+        name = repr(self.config.id)
+        if self._state == "stopping":
+            return Unavailable(f"model {name} was unloaded before the request ended")
+        message = f"worker for model {name} died ({process.ending}); it is being restarted; retry"
+        return Unavailable(message, retry_after_s=2.0)
+
+    async def _drop_channel(self) -> None:
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.close()
+
+    def _on_progress(self, progress: LoadProgress) -> None:
+        self._progress = progress
+        share = f" {100 * progress.done // progress.total} %" if progress.total else ""
+        if self._state == "loading":
+            self._become("loading", progress.stage + share)
+
+    def _fail(self, error: ProbewireError) -> None:
+        log.error("model %s failed: %s", self.config.id, error.message)
+        self._failure = error
+        self._become("failed", error.message)
+
+    def _become(self, state: State, detail: str = "") -> None:
+        if self._state == "stopping":
+            return
+        self._state, self._detail = state, detail
+        self._changed.set()
+        self._changed = asyncio.Event()

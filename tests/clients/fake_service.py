@@ -1,0 +1,280 @@
+"""A model small enough to know by heart, behind the `Service` protocol.
+
+A token is a character and its id the character's code. The value at a site is `token id + 1000·layer` in every
+coordinate, plus alpha·v for each `add` there. The next token is the previous one plus 1, plus the first coordinate of
+every `add` at resid_post (alpha·v[0]). Rows come in one frame a hook and step, before the step's token.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from probewire.protos.edits import Add
+from probewire.protos.errors import Code, InvalidArgument, NotFound, error_from_code
+from probewire.protos.model import (
+    Event,
+    Finished,
+    GenerateRequest,
+    HealthReport,
+    Input,
+    InputStarted,
+    LoadProgress,
+    LoadRequest,
+    ModelInfo,
+    ResolvedHook,
+    RunRequest,
+    SiteInfo,
+    Started,
+    StoredCapture,
+    TensorFrame,
+    Timings,
+    Token,
+    Tokenized,
+    TokenizeRequest,
+    TokenLogprob,
+    Usage,
+)
+from probewire.protos.sites import AXES, Site, SitePattern
+from probewire.protos.spec import Hook, Last, Mean, Norm, Plan, TopK
+from probewire.protos.tensors import Array, Tensor, numpy_dtype
+
+N_LAYERS, D_MODEL, N_HEADS, VOCAB = 3, 4, 2, 256
+WIDTHS = {"d_model": D_MODEL, "d_mlp": 8, "head": N_HEADS, "kv_head": N_HEADS, "d_head": 2, "vocab": VOCAB, "expert": 2}
+DTYPE = "bfloat16"
+
+
+def info() -> ModelInfo:
+    sites = tuple(
+        SiteInfo(name, axes, tuple(WIDTHS.get(axis, 0) for axis in axes[1:]), edits=("add", "replace"))
+        for name, axes in AXES.items()
+        if "expert" not in axes
+    )
+    return ModelInfo(
+        "fake", "llama", "fake", "numpy", "cpu", DTYPE, "none", "abc123", N_LAYERS, D_MODEL, N_HEADS, N_HEADS, 2, 8,
+        VOCAB, context_length=1024, chat_template=True, n_slots=4, sites=sites, versions={"numpy": np.__version__},
+    )  # fmt: skip
+
+
+@dataclass
+class FakeService:
+    """Deterministic; `cancelled` is set when a stream was closed before its end."""
+
+    step_s: float = 0.0
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    closed: bool = False
+    stored: dict[str, tuple[StoredCapture, Array]] = field(default_factory=dict)
+    requests: list[GenerateRequest | RunRequest] = field(default_factory=list)
+
+    def generate(self, request: GenerateRequest) -> Iterator[Event]:
+        self.requests.append(request)
+        finished = False
+        try:
+            yield self._started(request.inputs, request.plan)
+            for item in request.inputs:
+                if not item.source_only:
+                    yield from self._generate(item, request)
+            finished = True
+        finally:
+            if not finished:
+                self.cancelled.set()
+
+    def _generate(self, item: Input, request: GenerateRequest) -> Iterator[Event]:
+        tokens, sampling = list(prompt_ids(item)), request.sampling
+        prompt, text = len(tokens), ""
+        held: dict[int, list[tuple[tuple[int, ...], Array]]] = {}
+        for index in range(sampling.max_new_tokens):
+            time.sleep(self.step_s)
+            start = 0 if index == 0 else len(tokens) - 1
+            yield from self._frames(item, request.plan, tokens, range(start, len(tokens)), prompt, index, held)
+            tokens.append((tokens[-1] + 1 + _shift(request.plan)) % VOCAB)
+            piece = chr(tokens[-1])
+            ended = any((text + piece).endswith(stop) for stop in sampling.stop)
+            text += "" if ended else piece
+            logprob = None if sampling.logprobs is None else -0.5 * (index + 1)
+            top = tuple(TokenLogprob(i, chr(i), -float(i)) for i in range(65, 65 + (sampling.logprobs or 0)))
+            yield Token(item.name, index, tokens[-1], "" if ended else piece, logprob, top)
+            if ended:
+                break
+        yield from self._held(item, request.plan, held, index)
+        reason = "stop" if ended else "length"
+        usage, timings = Usage(prompt, len(tokens) - prompt), Timings(0.0, 0.1, 0.5)
+        yield Finished(item.name, reason, usage, timings, self._store(item, request.plan, tokens[:-1], prompt))
+
+    def run(self, request: RunRequest) -> Iterator[Event]:
+        self.requests.append(request)
+        yield self._started(request.inputs, request.plan)
+        for item in request.inputs:
+            tokens = prompt_ids(item)
+            held: dict[int, list[tuple[tuple[int, ...], Array]]] = {}
+            yield from self._frames(item, request.plan, list(tokens), range(len(tokens)), len(tokens), 0, held)
+            yield from self._held(item, request.plan, held, 0)
+            stored = self._store(item, request.plan, list(tokens), len(tokens))
+            yield Finished(item.name, "run", Usage(len(tokens)), Timings(0.0, 0.25, 0.25), stored)
+
+    def _started(self, inputs: tuple[Input, ...], plan: Plan) -> Started:
+        for item in inputs:
+            _fail_if_told_to(item)
+        hooks = tuple(
+            ResolvedHook(i, _id(plan, i), tuple(str(s) for s in SitePattern.parse(hook.site).expand(N_LAYERS)))
+            for i, hook in enumerate(plan.hooks)
+        )
+        began = tuple(InputStarted(i.name, prompt_ids(i), tuple(chr(t) for t in prompt_ids(i)), 7) for i in inputs)
+        versions = {"numpy": np.__version__}
+        return Started("req-1", "fake", "abc123", "numpy", "cpu", DTYPE, "none", versions, hooks, began)
+
+    def _frames(self, item, plan, tokens, rows, prompt, step, held) -> Iterator[TensorFrame]:
+        for index, hook in enumerate(plan.hooks):
+            if hook.capture is None or hook.capture.store or (hook.inputs and item.name not in hook.inputs):
+                continue
+            chosen = [p for p in rows if _applies(hook, p, prompt)]
+            if not chosen:
+                continue
+            sites = tuple(str(site) for site in SitePattern.parse(hook.site).expand(N_LAYERS))
+            values = np.stack([_value(Site.parse(site), plan, tokens, chosen) for site in sites])
+            if isinstance(hook.capture.reduce, (Last, Mean)):
+                held.setdefault(index, []).append((tuple(chosen), values))
+                continue
+            for part, array in _reduced(hook, values):
+                frame = (item.name, index, _id(plan, index), sites, tuple(chosen), step)
+                yield TensorFrame(*frame, Tensor.of(array), part)
+
+    def _held(self, item, plan, held, step) -> Iterator[TensorFrame]:
+        for index, parts in held.items():
+            hook = plan.hooks[index]
+            sites = tuple(str(site) for site in SitePattern.parse(hook.site).expand(N_LAYERS))
+            values = np.concatenate([v for _, v in parts], axis=1)
+            last = isinstance(hook.capture.reduce, Last)
+            array = values[:, -1:] if last else values.astype(np.float32).mean(axis=1, keepdims=True)
+            positions = parts[-1][0][-1:] if last else ()
+            for i, site in enumerate(sites):
+                frame = (item.name, index, _id(plan, index), (site,), positions, step)
+                yield TensorFrame(*frame, Tensor.of(array[i : i + 1]))
+
+    def _store(self, item, plan, tokens, prompt) -> tuple[StoredCapture, ...]:
+        kept = []
+        for hook in plan.hooks:
+            if hook.capture is None or not hook.capture.store:
+                continue
+            rows = [p for p in range(len(tokens)) if _applies(hook, p, prompt)]
+            array = _value(Site.parse(hook.site), plan, tokens, rows)
+            name = f"cap-{len(self.stored)}"
+            entry = StoredCapture(name, hook.site, item.name, tuple(rows), DTYPE, array.shape, "fake")
+            self.stored[name] = (entry, array)
+            kept.append(entry)
+        return tuple(kept)
+
+    def models(self) -> list[ModelInfo]:
+        return [info()]
+
+    def describe(self, model: str = "") -> ModelInfo:
+        if model not in ("", "fake"):
+            raise NotFound(f"no model {model!r}; loaded: fake")
+        return info()
+
+    def load(self, request: LoadRequest) -> Iterator[LoadProgress]:
+        yield LoadProgress("download", 50, 100)
+        yield LoadProgress("download", 100, 100)
+        yield LoadProgress("ready", info=info())
+
+    def unload(self, model: str) -> None:
+        self.describe(model)
+
+    def tokenize(self, request: TokenizeRequest) -> Tokenized:
+        ids = prompt_ids(request.input)
+        return Tokenized(ids, tuple(chr(i) for i in ids), "".join(chr(i) for i in ids))
+
+    def weights(self, name: str, model: str = "") -> Array:
+        shape = self.weight_names(model).get(name)
+        if shape is None:
+            raise NotFound(f"no weight {name!r}; weight_names() lists them")
+        return np.arange(np.prod(shape), dtype=np.float32).reshape(shape).astype(numpy_dtype(DTYPE))
+
+    def weight_names(self, model: str = "") -> dict[str, tuple[int, ...]]:
+        return {"embed.weight": (VOCAB, D_MODEL), "big.weight": (1500, 1000)}
+
+    def captures(self, model: str = "") -> list[StoredCapture]:
+        return [entry for entry, _ in self.stored.values()]
+
+    def capture(self, capture_id: str, model: str = "") -> Array:
+        if capture_id not in self.stored:
+            raise NotFound(f"no capture {capture_id!r}")
+        return self.stored[capture_id][1]
+
+    def delete_capture(self, capture_id: str, model: str = "") -> None:
+        self.capture(capture_id)
+        del self.stored[capture_id]
+
+    def health(self) -> HealthReport:
+        return HealthReport(True, "all well", {"fake": "ready"})
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def prompt_ids(item: Input) -> tuple[int, ...]:
+    """Token ids of an input; messages are rendered as `role:content;` and end with `assistant:`."""
+    if item.token_ids is not None:
+        return item.token_ids
+    text = item.text
+    if item.messages is not None:
+        text = "".join(f"{m.role}:{m.content};" for m in item.messages) + "assistant:"
+    return tuple(ord(c) for c in text or "")
+
+
+def expected(site: str, tokens: list[int], d: int = D_MODEL) -> Array:
+    """[pos, d]: what the unedited model has at a residual site, in bfloat16."""
+    layer = Site.parse(site).layer or 0
+    return np.array([[t + 1000 * layer] * d for t in tokens]).astype(numpy_dtype(DTYPE))
+
+
+def _fail_if_told_to(item: Input) -> None:
+    """A prompt `fail:CODE` raises that error; with `fail:CODE:1.5` it asks to come back in 1.5 s."""
+    if item.text is not None and item.text.startswith("fail:"):
+        _, code, *retry = item.text.split(":")
+        raise error_from_code(Code[code], f"told to fail with {code}: ‖h‖", float(retry[0]) if retry else None)
+
+
+def _id(plan: Plan, index: int) -> str:
+    return plan.hooks[index].id or f"hook{index}"
+
+
+def _shift(plan: Plan) -> int:
+    adds = [h.edit for h in plan.hooks if isinstance(h.edit, Add) and h.site.startswith("resid_post")]
+    return round(sum(add.alpha * float(add.vector.floats()[0]) for add in adds))
+
+
+def _applies(hook: Hook, position: int, prompt: int) -> bool:
+    where = hook.where
+    if where.positions is not None and position not in [p + prompt if p < 0 else p for p in where.positions]:
+        return False
+    return where.phase == "all" or (where.phase == "prompt") == (position < prompt)
+
+
+def _value(site: Site, plan: Plan, tokens: list[int], rows: list[int]) -> Array:
+    layer = site.layer or 0
+    if site.layer is not None and not 0 <= site.layer < N_LAYERS:
+        raise InvalidArgument(f"site {site}: layers are 0:{N_LAYERS}")
+    base = np.array([tokens[p] + 1000.0 * layer for p in rows])
+    if site.axes == ("head", "query", "key"):
+        return np.broadcast_to(base[None, :, None], (N_HEADS, len(rows), max(rows) + 1)).astype(numpy_dtype(DTYPE))
+    widths = tuple(WIDTHS.get(axis, 4) for axis in site.axes[1:])
+    out = np.broadcast_to(base.reshape(-1, *(1 for _ in widths)), (len(rows), *widths)).copy()
+    for hook in plan.hooks:
+        if isinstance(hook.edit, Add) and site in SitePattern.parse(hook.site).expand(N_LAYERS):
+            out += hook.edit.alpha * hook.edit.vector.floats()
+    return out.astype(numpy_dtype(DTYPE))
+
+
+def _reduced(hook: Hook, values: Array) -> list[tuple[str, Array]]:
+    reduce = hook.capture.reduce if hook.capture else None
+    if isinstance(reduce, Norm):
+        return [("", np.linalg.norm(values.astype(np.float32), axis=-1))]
+    if isinstance(reduce, TopK):
+        order = np.argsort(-values.astype(np.float32), axis=-1, kind="stable")[..., : reduce.k]
+        return [("value", np.take_along_axis(values.astype(np.float32), order, -1)), ("index", order.astype(np.int32))]
+    return [("", values)]

@@ -1,0 +1,33 @@
+"""The conventions of CONTRIBUTING.md that a machine can read off the tree."""
+
+from pathlib import Path
+
+MAX_LINES = 400
+VAGUE_NAMES = {"common.py", "helpers.py", "misc.py", "utils.py"}
+
+ONLY_IN_ONE_BACKEND: dict[str, str] = {}
+"""Path below backends/torch or backends/mlx -> why the other has no such file."""
+
+
+def test_no_file_is_too_long(root: Path, package_sources: list[Path]) -> None:
+    lengths = {path: len((root / path).read_text().splitlines()) for path in package_sources}
+    assert {str(path): n for path, n in lengths.items() if n > MAX_LINES} == {}, "split it: one noun a file"
+
+
+def test_every_file_is_named_for_a_noun(package_sources: list[Path]) -> None:
+    assert [str(path) for path in package_sources if path.name in VAGUE_NAMES] == []
+
+
+def test_the_package_root_has_no_init(root: Path) -> None:
+    assert not (root / "__init__.py").exists(), "the front door is probewire.clients"
+
+
+def test_torch_and_mlx_hold_the_same_files(package_sources: list[Path]) -> None:
+    torch_files, mlx_files = (_below(Path("backends", name), package_sources) for name in ("torch", "mlx"))
+    if torch_files and mlx_files:
+        assert (torch_files ^ mlx_files) - set(ONLY_IN_ONE_BACKEND) == set()
+        assert set(ONLY_IN_ONE_BACKEND) <= torch_files ^ mlx_files, "an exception that is no longer one"
+
+
+def _below(folder: Path, paths: list[Path]) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in paths if path.is_relative_to(folder)}

@@ -1,0 +1,6 @@
+"""Lets the tests of this folder import what they share: fake_operations and serving."""
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parent))
