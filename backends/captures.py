@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,12 @@ class Collector:
     def __init__(self, ops: Ops) -> None:
         self.ops = ops
         self.entries: list[_Entry] = []
+        self.whole: dict[tuple[Any, ...], list[tuple[Site, Any]]] = {}
+        """(takers, shape, dtype) → sites and whole tensors that the same sequences take their rows of."""
+
+    def add_whole(self, site: Site, value: Any, takers: list[tuple[Slot, BoundHook]]) -> None:
+        """Take all rows of several sequences at once; they are parted on the host."""
+        self.whole.setdefault((tuple(takers), tuple(value.shape), value.dtype), []).append((site, value))
 
     def add(
         self,
@@ -123,11 +130,13 @@ class Collector:
 
     def device_tensors(self) -> list[Any]:
         """Everything that `finish` will move, for backends that schedule lazily."""
-        return [t for e in self.entries for t in (*e.parts.values(), *(() if e.mask is None else (e.mask,)))]
+        entries = [t for e in self.entries for t in (*e.parts.values(), *(() if e.mask is None else (e.mask,)))]
+        return [self.ops.stack([value for _, value in found]) for found in self.whole.values()] + entries
 
     def finish(self) -> dict[Slot, list[Rows]]:
         """Move everything to the host; rows of the same hook and positions are stacked over sites."""
         host = iter(self.ops.to_host(self.device_tensors()))
+        out = self._parted(host)
         grouped: dict[tuple[Slot, int, str, tuple[int, ...]], list[tuple[_Entry, Array]]] = {}
         for entry in self.entries:
             arrays = {name: next(host) for name in entry.parts}
@@ -140,7 +149,19 @@ class Collector:
                     continue
                 key = (entry.slot, entry.bound.index, part, tuple(positions.tolist()))
                 grouped.setdefault(key, []).append((entry, array))
-        return self._stacked(grouped)
+        for slot, rows in self._stacked(grouped).items():
+            out.setdefault(slot, []).extend(rows)
+        return out
+
+    def _parted(self, host: Iterator[Array]) -> dict[Slot, list[Rows]]:
+        out: dict[Slot, list[Rows]] = {}
+        for (takers, _, _), found in self.whole.items():
+            stacked, sites = next(host), tuple(str(site) for site, _ in found)
+            for slot, bound in takers:
+                positions = tuple(range(slot.position, slot.position + slot.n))
+                values = stacked[:, slot.batch, slot.start : slot.stop]
+                out.setdefault(slot, []).append(Rows(bound.index, sites, positions, values))
+        return out
 
     def _stacked(
         self, grouped: dict[tuple[Slot, int, str, tuple[int, ...]], list[tuple[_Entry, Array]]]

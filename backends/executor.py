@@ -101,9 +101,12 @@ class Executor:
 
         A hook that fails marks its own slot; nothing is raised, so neighbours do not notice.
         """
-        result = value
+        result, plain = value, list[tuple[Slot, BoundHook]]()
         for slot in self.slots if slots is None else slots:
             plan = slot.sequence.plan
+            if (bound := plan.plain.get(site)) is not None:
+                plain.append((slot, bound))
+                continue
             if slot.error is not None or (site not in plan.by_site and site not in plan.conditions):
                 continue
             rows = result[slot.batch, slot.start : slot.stop]
@@ -120,6 +123,8 @@ class Executor:
             if not in_place and result is value:
                 result = self.ops.copy(value)
             result[slot.batch, slot.start : slot.stop] = edited
+        if plain:
+            self.collector.add_whole(site, value, plain)
         return result
 
     def tap_one(self, site: Site, slot: Slot, rows: Any) -> Any:

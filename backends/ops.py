@@ -88,6 +88,10 @@ class Ops(Protocol):
         """A tensor that later in-place writes to x cannot reach."""
         ...
 
+    def stack(self, tensors: Sequence[T]) -> T:
+        """Tensors of one shape and dtype along a new first axis."""
+        ...
+
     def to_host(self, tensors: Sequence[T]) -> list[Array]:
         """Many tensors to numpy, in one copy a dtype."""
         ...

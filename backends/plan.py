@@ -65,6 +65,8 @@ class BoundPlan:
     """Site → (hook, index among the hook's sites), in plan order."""
     conditions: dict[Site, list[tuple[BoundHook, int]]]
     """Site that a condition reads → hooks that act at a later site."""
+    plain: dict[Site, BoundHook]
+    """Sites where one unconditional, unreduced capture of every row is all that is asked: the fast path."""
     changes_model: bool
     """Some hook edits, so keys and values may differ from the plain model's."""
     owner: Any = None
@@ -132,10 +134,22 @@ def bind(
                 if read != site:
                     conditions.setdefault(read, []).append((bound, i))
     changes = any(bound.hook.edit is not None for bound in hooks)
-    bound_plan = BoundPlan(mode, prompt_length, n_rows, tuple(hooks), by_site, conditions, changes)
+    plain = {
+        site: found[0][0]
+        for site, found in by_site.items()
+        if len(found) == 1 and site not in conditions and _is_plain(found[0][0].hook, site)
+    }
+    bound_plan = BoundPlan(mode, prompt_length, n_rows, tuple(hooks), by_site, conditions, plain, changes)
     for bound in hooks:
         _attach_source(bound, bound_plan, tokens, input_lengths or {}, stored or {})
     return bound_plan
+
+
+def _is_plain(hook: Hook, site: Site) -> bool:
+    """Whether a hook only captures, and takes every row as it is."""
+    if hook.edit is not None or hook.where != Where() or site.name in ("logits", "attn_scores", "attn_probs"):
+        return False
+    return hook.capture is not None and hook.capture.reduce is None and hook.capture.dtype is None
 
 
 def _reads_from(hook: Hook) -> str | None:

@@ -5,13 +5,20 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.progress import Progress as Bars
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress as Bars,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from ..backends.checkpoints import Progress, Stage, resolve_model
 from ..protos.errors import ProbewireError
@@ -70,7 +77,7 @@ def cache_dir_from(option: Path | None) -> Path | None:
 
 
 class _Report:
-    """Draws a bar for each stage that takes place."""
+    """Shows each stage that takes place."""
 
     def __init__(self, bars: Bars) -> None:
         self._bars = bars
@@ -81,12 +88,14 @@ class _Report:
             return
         if progress.stage not in self._tasks:
             self._tasks[progress.stage] = self._bars.add_task(_TITLES[progress.stage], total=None)
+            if self._bars.disable:
+                print(f"{_TITLES[progress.stage]} …", file=sys.stderr)
         self._bars.update(self._tasks[progress.stage], completed=progress.done, total=progress.total)
 
 
 @contextmanager
-def progress_bars() -> Iterator[_Report]:
-    """Bars on standard error, and only where it is a terminal."""
+def progress_bars() -> Generator[_Report]:
+    """Bars on standard error; where that is no terminal, a line for each stage."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description:<25}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Bars(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bars:

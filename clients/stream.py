@@ -56,10 +56,10 @@ class Stream:
 
     def __init__(self, events: Iterator[Event]) -> None:
         self._events = events
-        self._steps = self._read()
         self._text: dict[str, list[str]] = {}
         self.finished: dict[str, Finished] = {}
         """How each input ended, once it has."""
+        self._steps = _steps(events, self._text, self.finished)
         first = next(events, None)
         if not isinstance(first, Started):
             self.close()
@@ -75,21 +75,6 @@ class Stream:
     def texts(self) -> dict[str, str]:
         """What has been generated so far, by input."""
         return {name: "".join(pieces) for name, pieces in self._text.items()}
-
-    def _read(self) -> Iterator[Step]:
-        pending: dict[str, list[TensorFrame]] = {}
-        last: dict[str, int] = {}
-        for event in self._events:
-            if isinstance(event, TensorFrame):
-                pending.setdefault(event.input, []).append(event)
-            elif isinstance(event, Token):
-                self._text.setdefault(event.input, []).append(event.text)
-                last[event.input] = event.index
-                yield _step(event.input, event.index, event, pending.pop(event.input, []))
-            elif isinstance(event, Finished):
-                self.finished[event.input] = event
-                if event.input in pending:
-                    yield _step(event.input, last.get(event.input, -1) + 1, None, pending.pop(event.input))
 
     def __iter__(self) -> Self:
         return self
@@ -109,6 +94,23 @@ class Stream:
             close = getattr(iterator, "close", None)
             if close is not None:
                 close()
+
+
+def _steps(events: Iterator[Event], text: dict[str, list[str]], finished: dict[str, Finished]) -> Iterator[Step]:
+    """Events grouped by step. No method of Stream, which would keep a forgotten stream alive and running."""
+    pending: dict[str, list[TensorFrame]] = {}
+    last: dict[str, int] = {}
+    for event in events:
+        if isinstance(event, TensorFrame):
+            pending.setdefault(event.input, []).append(event)
+        elif isinstance(event, Token):
+            text.setdefault(event.input, []).append(event.text)
+            last[event.input] = event.index
+            yield _step(event.input, event.index, event, pending.pop(event.input, []))
+        elif isinstance(event, Finished):
+            finished[event.input] = event
+            if event.input in pending:
+                yield _step(event.input, last.get(event.input, -1) + 1, None, pending.pop(event.input))
 
 
 def _step(name: str, index: int, token: Token | None, frames: list[TensorFrame]) -> Step:

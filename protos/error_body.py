@@ -35,13 +35,16 @@ def error_to_json(error: ProbewireError, request_id: str | None = None) -> dict[
 
 def error_from_json(body: object, otherwise: Code = Code.INTERNAL) -> ProbewireError:
     """The exception that `body` tells of. Something else than our shape (a proxy's page) becomes `otherwise`."""
-    inner = cast("Mapping[str, Any]", body).get("error") if isinstance(body, Mapping) else None
-    if not isinstance(inner, Mapping):
+    fields = _mapping(_mapping(body).get("error"))
+    if not fields:
         return error_from_code(otherwise, f"the server answered with something that is not ours: {str(body)[:200]}")
-    fields = cast("Mapping[str, Any]", inner)
     name, message, retry = fields.get("code"), str(fields.get("message", "")), fields.get("retry_after_s")
     code = Code.__members__.get(name, otherwise) if isinstance(name, str) else otherwise
     retry_after_s = float(retry) if isinstance(retry, (int, float)) else None
     if not message:
         return Internal("the server sent an error without a message")
     return error_from_code(code, message, retry_after_s)
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return cast("Mapping[str, Any]", value) if isinstance(value, Mapping) else {}

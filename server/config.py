@@ -9,7 +9,6 @@ from importlib.util import find_spec
 
 from ..backends.limits import Limits as EngineLimits
 from ..protos.errors import FailedPrecondition, InvalidArgument
-from ..protos.model import LoadProgress
 from .service import Operations
 
 __all__ = [
@@ -27,7 +26,7 @@ __all__ = [
 BACKENDS = ("auto", "torch", "mlx")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
-LOCAL_FACTORY = f"{__package__}.local:load_operations"
+LOCAL_FACTORY = f"{__package__}.local:LocalOperations.create"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +77,8 @@ class WorkerConfig:
     """`module:function` that builds the worker's Operations; tests put a fake here."""
 
 
-Report = Callable[[LoadProgress], None]
-"""How a load tells where it is, from any thread."""
+Report = Callable[[str, int, int | None], None]
+"""How a load tells where it is, from any thread: stage, done and total bytes; None or 0 where not known."""
 
 Factory = Callable[[WorkerConfig, Report], Awaitable[Operations]]
 """Builds what a worker serves. Raises ProbewireError."""

@@ -7,7 +7,7 @@ from typing import Any, TypeVar, cast
 
 from ..protos.errors import InvalidArgument
 
-__all__ = ["Fields"]
+__all__ = ["Fields", "as_list", "brief"]
 
 T = TypeVar("T")
 
@@ -38,14 +38,14 @@ class Fields:
 
     def optional(self, field: str, kind: type[T]) -> T | None:
         """The value, of one type, or None."""
-        value = self.raw(field)
+        value: Any = self.raw(field)
         if value is None:
             return None
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise InvalidArgument(f"{self.name(field)} must be {_KINDS.get(kind, kind.__name__)}, got {brief(value)}")
-        return value
+        return cast("T", value)
 
     def required(self, field: str, kind: type[T]) -> T:
         """The value, of one type."""
@@ -65,9 +65,9 @@ class Fields:
         """A string or a list of strings; empty when absent."""
         value = self.raw(field)
         items = [value] if isinstance(value, str) else [] if value is None else value
-        if not isinstance(items, list) or not all(isinstance(item, str) for item in cast("list[Any]", items)):
+        if not isinstance(items, list) or not all(isinstance(item, str) for item in as_list(items)):
             raise InvalidArgument(f"{self.name(field)} must be a string or a list of strings, got {brief(value)}")
-        return tuple(cast("list[str]", items))
+        return tuple(as_list(items))
 
     def harmless(self, *fields: str) -> None:
         """Take fields that change nothing in the answer, whatever they hold."""
@@ -101,6 +101,11 @@ _KINDS: dict[type, str] = {
     list: "a list",
     dict: "an object",
 }
+
+
+def as_list(value: object) -> list[Any]:
+    """A JSON list; anything else as an empty one."""
+    return cast("list[Any]", value) if isinstance(value, list) else []
 
 
 def brief(data: object) -> str:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..backends.checkpoints.default_model import DEFAULT_ID, is_default
 from ..protos import probewire_pb2 as pb
 from ..protos.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted, Unavailable
 from ..protos.events import FrameAssembler, decode_events
@@ -112,8 +113,6 @@ class Gateway:
 
     def _worker_config(self, request: LoadRequest) -> WorkerConfig:
         base = self._config.worker
-        if not request.model:
-            raise InvalidArgument("load.model is empty; give a folder, a Hugging Face id, or the default model's name")
         if request.dtype not in DTYPES:
             raise InvalidArgument(f"unknown dtype {request.dtype!r}; allowed: {', '.join(DTYPES)}")
         name = request.id or default_id(request.model)
@@ -121,7 +120,7 @@ class Gateway:
             raise InvalidArgument(f"a model id has at most 200 printable characters, got {name[:220]!r}")
         return replace(
             base,
-            model=request.model,
+            model=DEFAULT_ID if is_default(request.model) else request.model,
             id=name,
             backend=choose_backend(base.backend if request.backend == "auto" else request.backend),
             dtype=base.dtype if request.dtype == "auto" else request.dtype,
@@ -149,6 +148,10 @@ class Gateway:
         if not models:
             return HealthReport(False, "no model is loaded", models)
         return HealthReport(n_ready > 0, f"{n_ready} of {len(models)} models ready", models)
+
+    def drain(self) -> None:
+        """Take no new requests; those in flight go on."""
+        self._closing = True
 
     async def close(self) -> None:
         """End every worker."""
@@ -239,7 +242,9 @@ class PassThrough:
 
 
 def default_id(model: str) -> str:
-    """The name a model is served under when none is given: a folder's last part, else the name itself."""
+    """The name a model is served under when none is given: a folder's or the default model's last part, else itself."""
+    if is_default(model):
+        return DEFAULT_ID.rpartition("/")[2]
     path = Path(model).expanduser()
     return path.resolve().name if path.is_dir() else model
 

@@ -7,8 +7,7 @@ from typing import Any, Literal, cast
 
 import orjson
 
-from ..protos.delimited import MEDIA_TYPE as PROTOBUF
-from ..protos.delimited import delimit, trailer
+from ..protos.delimited import MEDIA_TYPE as PROTOBUF, delimit, trailer
 from ..protos.error_body import error_to_json
 from ..protos.errors import InvalidArgument, ProbewireError
 from ..protos.events import encode_events

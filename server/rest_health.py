@@ -7,7 +7,6 @@ import asyncio
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from ..protos.errors import ProbewireError
 from ..protos.model import HealthReport
 from ..protos.wire import to_json
 from .rest_body import query
@@ -42,7 +41,9 @@ def health_router(face: Face) -> APIRouter:
     )
     async def health(request: Request) -> Response:
         query(request)
-        found = await report(request, face)
+        found = await asked(request, face)
+        if isinstance(found, str):
+            found = HealthReport(False, found)
         about = {
             "status": "healthy" if found.ready else "unhealthy",
             "service": "probewire",
@@ -58,21 +59,19 @@ def health_router(face: Face) -> APIRouter:
     )
     async def metrics(request: Request) -> Response:
         query(request)
-        found = await report(request, face)
-        ready = sum(state.split(":")[0].split()[0] == "ready" for state in found.models.values() if state)
-        text = face.counters.text(ready if found.ready or found.models else None)
-        return Response(text, headers={"content-type": MEDIA_TYPE})
+        found = await asked(request, face)
+        ready = None if isinstance(found, str) else sum(state.startswith("ready") for state in found.models.values())
+        return Response(face.counters.text(ready), headers={"content-type": MEDIA_TYPE})
 
     return router
 
 
-async def report(request: Request, face: Face) -> HealthReport:
-    """The report, and not ready when it cannot be had in time."""
+async def asked(request: Request, face: Face) -> HealthReport | str:
+    """The report, or why it could not be had in time."""
     try:
         async with asyncio.timeout(PATIENCE_S):
             return await face.operations.health()
     except TimeoutError:
-        return HealthReport(False, f"the models have not answered within {PATIENCE_S:g} s")
+        return f"the models have not answered within {PATIENCE_S:g} s"
     except Exception as error:  # noqa: BLE001 - logged by of_ours; a probe gets an answer whatever happens
-        problem: ProbewireError = of_ours(error, request.scope)
-        return HealthReport(False, problem.message)
+        return of_ours(error, request.scope).message

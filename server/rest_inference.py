@@ -10,7 +10,6 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from ..protos.errors import InvalidArgument
-from ..protos.events import nbytes
 from ..protos.model import Event, Finished, GenerateRequest, Input, RunRequest, Started, TensorFrame, Token
 from ..protos.spec import Hook
 from .fields import brief
@@ -19,7 +18,7 @@ from .rest_body import offload, parsed, read_object
 from .rest_errors import JsonResponse
 from .rest_face import Face, body_doc, content, ok
 from .rest_formats import NDJSON, PROTOBUF, STREAMS, Delimited, Format, JsonLines, ServerSentEvents, chosen_format
-from .rest_stream import Encoding, StreamResponse, begun, gathered
+from .rest_stream import Encoding, StreamResponse, Watched, begun, gathered, step_bytes
 from .rest_tensors import Style, style_of
 from .schema import Schema, object_schema
 
@@ -51,7 +50,7 @@ def inference_router(face: Face) -> APIRouter:
     )
     async def generate(request: Request) -> Response:
         value, options = await _decoded(request, face, GenerateRequest)
-        return await _answered(request, face, operations.generate(value), options)
+        return await _answered(request, Watched(operations.generate(value), value.inputs, face.counters), options)
 
     @router.post(
         "/v1/run",
@@ -61,7 +60,7 @@ def inference_router(face: Face) -> APIRouter:
     )
     async def run(request: Request) -> Response:
         value, options = await _decoded(request, face, RunRequest)
-        return await _answered(request, face, operations.run(value), options)
+        return await _answered(request, Watched(operations.run(value), value.inputs, face.counters), options)
 
     return router
 
@@ -103,14 +102,11 @@ def _long_form(body: dict[str, Any]) -> dict[str, Any]:
     return body
 
 
-async def _answered(request: Request, face: Face, events: AsyncIterator[list[Event]], options: _Options) -> Response:
+async def _answered(request: Request, events: AsyncIterator[list[Event]], options: _Options) -> Response:
     if options.format in STREAMS:
-        return StreamResponse(await begun(request, events), _encoding(options), face.counters)
+        return StreamResponse(await begun(request, events), _encoding(options), step_bytes)
     batches = await gathered(request, events)
-    for batch in batches:
-        face.counters.events(batch)
-    size = sum(nbytes(event) for batch in batches for event in batch)
-    return await offload(size, _whole, batches, options)
+    return await offload(sum(map(step_bytes, batches)), _whole, batches, options)
 
 
 def _whole(batches: list[list[Event]], options: _Options) -> Response:

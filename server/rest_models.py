@@ -85,7 +85,9 @@ def models_router(face: Face) -> APIRouter:
     @router.get(
         "/v1/models/{model:path}",
         summary="What one model offers",
-        responses=ok("The model, with the fields of OpenAI's model object", ("application/json", schemas.ref(ModelInfo))),
+        responses=ok(
+            "The model, with the fields of OpenAI's model object", ("application/json", schemas.ref(ModelInfo))
+        ),
     )
     async def describe(request: Request, model: str) -> Response:
         query(request)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from typing import Any, Protocol, TypeVar
 
 from fastapi import Request
@@ -12,13 +12,13 @@ from starlette.types import Receive, Scope, Send
 
 from ..protos.errors import Cancelled, Internal, ProbewireError
 from ..protos.events import nbytes
-from ..protos.model import Event
+from ..protos.model import Event, Finished, Input
 from .rest_body import offload
 from .rest_errors import of_ours, request_id
 from .rest_metrics import Counters
 from .streams import closing
 
-__all__ = ["Encoding", "StreamResponse", "begun", "gathered", "unless_gone"]
+__all__ = ["Encoding", "StreamResponse", "Watched", "begun", "gathered", "step_bytes", "unless_gone"]
 
 T = TypeVar("T")
 ItemT = TypeVar("ItemT")
@@ -86,6 +86,38 @@ class _Begun(AsyncIterator[ItemT]):
             pass
 
 
+class Watched(AsyncIterator[list[Event]]):
+    """The events of a request, counted, and refused as a whole answer when an input has not finished."""
+
+    def __init__(self, stream: AsyncIterator[list[Event]], inputs: Iterable[Input], counters: Counters) -> None:
+        self._stream = stream
+        self._counters = counters
+        self._unfinished = {item.name for item in inputs if not item.source_only}
+
+    async def __anext__(self) -> list[Event]:
+        try:
+            events = await anext(self._stream)
+        except StopAsyncIteration:
+            if self._unfinished:
+                raise Internal(f"the answer ended before inputs {sorted(self._unfinished)} were finished") from None
+            raise
+        for event in events:
+            if isinstance(event, Finished):
+                self._unfinished.discard(event.input)
+        self._counters.events(events)
+        return events
+
+    async def aclose(self) -> None:
+        """Cancel the request."""
+        async with closing(self._stream):
+            pass
+
+
+def step_bytes(events: Iterable[Event]) -> int:
+    """About how many bytes the events of a step hold."""
+    return sum(map(nbytes, events))
+
+
 class Encoding(Protocol[InT]):
     """How a stream looks on the wire."""
 
@@ -107,15 +139,17 @@ class Encoding(Protocol[InT]):
 class StreamResponse(Response):
     """Sends a stream as it comes: a slow reader holds back its own request alone, a vanished one ends it."""
 
-    def __init__(self, stream: AsyncIterator[Any], encoding: Encoding[Any], counters: Counters | None = None) -> None:
-        """`counters` is given for streams of events."""
+    def __init__(
+        self, stream: AsyncIterator[ItemT], encoding: Encoding[ItemT], size: Callable[[ItemT], int] = lambda item: 0
+    ) -> None:
+        """`size` says how many bytes an item is about to become: big ones are encoded off the event loop."""
         super().__init__(
             headers={"cache-control": "no-cache", "x-accel-buffering": "no"}, media_type=encoding.media_type
         )
         del self.headers["content-length"]
-        self._stream = stream
-        self._encoding = encoding
-        self._counters = counters
+        self._stream: AsyncIterator[Any] = stream
+        self._encoding: Encoding[Any] = encoding
+        self._size: Callable[[Any], int] = size
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -133,12 +167,7 @@ class StreamResponse(Response):
     async def _chunks(self, stream: AsyncIterator[Any], scope: Scope) -> AsyncIterator[bytes]:
         try:
             async for item in stream:
-                size = 0
-                if self._counters is not None:
-                    events: list[Event] = item
-                    self._counters.events(events)
-                    size = sum(map(nbytes, events))
-                for chunk in await offload(size, self._encoding.item, item):
+                for chunk in await offload(self._size(item), self._encoding.item, item):
                     yield chunk
         except Exception as error:  # noqa: BLE001 - logged by of_ours, and told to the caller
             yield self._encoding.error(of_ours(error, scope), request_id(scope))

@@ -10,6 +10,7 @@ import textwrap
 import types
 from collections.abc import Mapping
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from ..protos.tensors import DTYPES, Tensor
@@ -128,7 +129,7 @@ def field_docs(cls: type) -> dict[str, str]:
         except (OSError, TypeError):
             continue
         body = cast("ast.ClassDef", tree.body[0]).body
-        for field, below in zip(body, body[1:], strict=False):
+        for field, below in pairwise(body):
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(below, ast.Expr):
                 text = below.value
                 if isinstance(text, ast.Constant) and isinstance(text.value, str):

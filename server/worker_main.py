@@ -16,7 +16,6 @@ from typing import Any
 import orjson
 
 from ..protos.errors import Internal, ProbewireError
-from ..protos.model import LoadProgress
 from ..protos.wire import from_json
 from .config import Factory, WorkerConfig
 from .rpc import RpcServer
@@ -38,17 +37,14 @@ class ReportPipe:
         self._lock = threading.Lock()
         self._last: tuple[str, float] = ("", 0.0)
 
-    def progress(self, progress: LoadProgress) -> None:
+    def progress(self, stage: str, done: int, total: int | None) -> None:
         """Say how the load goes, from any thread; at most ten times a second a stage."""
+        total = total or 0
         now = time.monotonic()
-        if (
-            self._last[0] == progress.stage
-            and now - self._last[1] < REPORT_INTERVAL_S
-            and progress.done < progress.total
-        ):
+        if self._last[0] == stage and now - self._last[1] < REPORT_INTERVAL_S and done < total:
             return
-        self._last = (progress.stage, now)
-        self._send({"stage": progress.stage, "done": progress.done, "total": progress.total})
+        self._last = (stage, now)
+        self._send({"stage": stage, "done": done, "total": total})
 
     def ready(self) -> None:
         """Say that the socket is open."""
@@ -66,7 +62,8 @@ class ReportPipe:
 def main() -> None:
     """Read the config, load, serve until SIGTERM or until the gateway is gone."""
     reports = ReportPipe()
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("probewire").setLevel(logging.INFO)
     config = from_json(WorkerConfig, orjson.loads(sys.stdin.buffer.readline()))
     _end_with_the_gateway()
     code = asyncio.run(_serve(config, reports))

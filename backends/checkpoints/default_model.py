@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -110,7 +110,7 @@ def _write_manifest(folder: Path, wheel: Wheel, report: Report) -> None:
 
 
 @contextmanager
-def _locked(path: Path, report: Report) -> Iterator[None]:
+def _locked(path: Path, report: Report) -> Generator[None]:
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
@@ -124,7 +124,7 @@ def _locked(path: Path, report: Report) -> Iterator[None]:
 
 
 @contextmanager
-def _cache_errors(cache_dir: Path) -> Iterator[None]:
+def _cache_errors(cache_dir: Path) -> Generator[None]:
     """A full or read-only disk is no fault of ours."""
     try:
         yield

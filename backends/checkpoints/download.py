@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +100,7 @@ def _append(source: _Source, part: Path, report: Report) -> None:
 
 
 @contextmanager
-def _open(url: str, start: int, cafile: Path | None) -> Iterator[_Source]:
+def _open(url: str, start: int, cafile: Path | None) -> Generator[_Source]:
     if urlsplit(url).scheme == "file":
         with _open_file(url, start) as source:
             yield source
@@ -110,7 +110,7 @@ def _open(url: str, start: int, cafile: Path | None) -> Iterator[_Source]:
 
 
 @contextmanager
-def _open_file(url: str, start: int) -> Iterator[_Source]:
+def _open_file(url: str, start: int) -> Generator[_Source]:
     path = Path(url2pathname(urlsplit(url).path))
     try:
         file = path.open("rb")
@@ -125,10 +125,15 @@ def _open_file(url: str, start: int) -> Iterator[_Source]:
 
 
 @contextmanager
-def _open_http(url: str, start: int, cafile: Path | None) -> Iterator[_Source]:
+def _open_http(url: str, start: int, cafile: Path | None) -> Generator[_Source]:
     context = httpx.create_ssl_context()
     if cafile is not None:
-        context.load_verify_locations(cafile)
+        try:
+            context.load_verify_locations(cafile)
+        except OSError as error:
+            raise Unavailable(
+                f"{cafile}, which pip is set to (`pip config get global.cert`), holds no certificates"
+            ) from error
     # Compressed in transit, the bytes received would not be those that Range counts.
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
     with (
@@ -153,7 +158,7 @@ def _source(response: httpx.Response, start: int) -> _Source:
         raise Unavailable(f"{_shown(str(response.url))} answers with another range than asked for (from byte {start})")
     length = response.headers.get("Content-Length")
     total = start + int(length) if length is not None else None
-    return _Source(start, total, response.iter_bytes(_CHUNK_BYTES))
+    return _Source(start, total, response.iter_raw())
 
 
 class _ServerError(Exception):

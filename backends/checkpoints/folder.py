@@ -123,10 +123,13 @@ def _check_index(folder: Path, weights: tuple[WeightFile, ...]) -> None:
 
 
 def _weight_map(folder: Path) -> dict[str, str]:
-    weight_map = _json_object(folder / _INDEX).get("weight_map")
+    weight_map: Any = _json_object(folder / _INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InvalidArgument(f"{folder / _INDEX} has no weight_map; fetch it again")
-    return cast("dict[str, str]", weight_map)
+    files = cast("dict[str, Any]", weight_map)
+    if odd := [file for file in files.values() if not isinstance(file, str)]:
+        raise InvalidArgument(f"{folder / _INDEX} lists {odd[0]!r} as a file name; fetch it again")
+    return files
 
 
 def _check_tokenizer(folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ def hub_folder(repo_id: str, revision: str | None, report: Report) -> Path:
 
 
 @contextmanager
-def _translated(repo_id: str, revision: str | None) -> Iterator[None]:
+def _translated(repo_id: str, revision: str | None) -> Generator[None]:
     from huggingface_hub.errors import HFValidationError
 
     try:
@@ -107,12 +107,11 @@ def _reporting_bar(report: Report) -> type[Any]:
             options.pop("name", None)
             super().__init__(*args, **{**options, "file": io.StringIO(), "disable": False})
 
-        def display(self, *_: Any, **__: Any) -> bool:
+        def display(self, msg: str | None = None, pos: int | None = None) -> None:
             nonlocal best
             # Two bars count bytes (received, written) and others count files: keep the byte count that leads.
             if self.unit == "B" and self.n >= best:
                 best = int(self.n)
                 report(Progress("download", best, int(self.total) if self.total else None))
-            return True
 
     return Bar

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any, cast
 
 from .download import sha256_of
 from .folder import CheckpointFolder
@@ -18,19 +17,20 @@ __all__ = ["model_hash"]
 def model_hash(folder: CheckpointFolder, cache_dir: Path, report: Report = ignore_progress) -> str:
     """Hexadecimal sha256 over config.json and the names, sizes and contents of the weight files.
 
-    The contents' hashes are kept in `cache_dir`, and hold while a file keeps its size and modification time.
+    The contents' hashes are kept in `cache_dir`, and hold while a file keeps its size and its times.
     """
     sidecar = _sidecar(folder.path, cache_dir)
     known = _read(sidecar)
     digest = hashlib.sha256((folder.path / "config.json").read_bytes())
-    current: dict[str, dict[str, Any]] = {}
+    current: dict[str, tuple[str, str]] = {}
     for file in folder.weights:
         stat = file.path.stat()
-        stamp = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-        entry = known.get(file.path.name, {})
-        kept = entry if entry.items() >= stamp.items() else {}
-        current[file.path.name] = stamp | {"sha256": kept.get("sha256") or sha256_of(file.path, report)}
-        digest.update(json.dumps([file.path.name, stat.st_size, current[file.path.name]["sha256"]]).encode())
+        stamp = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
+        old_stamp, contents = known.get(file.path.name, ("", ""))
+        if old_stamp != stamp:
+            contents = sha256_of(file.path, report)
+        current[file.path.name] = (stamp, contents)
+        digest.update(json.dumps([file.path.name, stat.st_size, contents]).encode())
     if current != known:
         _write(sidecar, current)
     return digest.hexdigest()
@@ -42,15 +42,17 @@ def _sidecar(folder: Path, cache_dir: Path) -> Path:
     return cache_dir / "hashes" / f"{name}.json"
 
 
-def _read(sidecar: Path) -> dict[str, dict[str, Any]]:
+def _read(sidecar: Path) -> dict[str, tuple[str, str]]:
+    """File name -> its stamp and its contents' hash; nothing where the sidecar is missing or spoilt."""
     try:
-        content: Any = json.loads(sidecar.read_text())
-    except (OSError, ValueError):
+        return {
+            name: (str(stamp), str(contents)) for name, (stamp, contents) in json.loads(sidecar.read_text()).items()
+        }
+    except (AttributeError, OSError, TypeError, ValueError):
         return {}
-    return cast("dict[str, dict[str, Any]]", content) if isinstance(content, dict) else {}
 
 
-def _write(sidecar: Path, content: dict[str, dict[str, Any]]) -> None:
+def _write(sidecar: Path, content: dict[str, tuple[str, str]]) -> None:
     try:
         sidecar.parent.mkdir(parents=True, exist_ok=True)
         temporary = sidecar.with_suffix(f".{os.getpid()}")

@@ -49,20 +49,24 @@ def read_weight_file(path: Path) -> WeightFile:
         if found < 8 + n_header:
             raise _cut_short(path, "at least ", 8 + n_header, found)
         header = _parse(path, file.read(n_header))
-    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    try:
-        shapes = {name: tuple(int(size) for size in entry["shape"]) for name, entry in tensors.items()}
-        data_bytes = _data_bytes(path, tensors)
-    except (KeyError, TypeError, ValueError) as error:
-        raise InvalidArgument(f"the header of {path} is not that of a safetensors file; fetch it again") from error
-    expected = 8 + n_header + data_bytes
+    tensors = _tensors(path, header)
+    expected = 8 + n_header + _data_bytes(path, tensors)
     if found < expected:
         raise _cut_short(path, "", expected, found)
     if found > expected:
         raise InvalidArgument(
             f"{path} is too long: its header promises {expected} bytes and it has {found}; fetch it again"
         )
-    return WeightFile(path, found, shapes)
+    return WeightFile(path, found, {tensor.name: tensor.shape for tensor in tensors})
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    span: tuple[int, int]
+    """First byte after the header, and the byte after the last."""
 
 
 def _parse(path: Path, text: bytes) -> dict[str, Any]:
@@ -79,15 +83,27 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
     return cast("dict[str, Any]", header)
 
 
-def _data_bytes(path: Path, tensors: dict[str, Any]) -> int:
+def _tensors(path: Path, header: dict[str, Any]) -> list[_Tensor]:
+    try:
+        return [
+            _Tensor(name, entry["dtype"], tuple(map(int, entry["shape"])), (int(first), int(last)))
+            for name, entry in header.items()
+            if name != "__metadata__"
+            for first, last in [entry["data_offsets"]]
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidArgument(f"the header of {path} is not that of a safetensors file; fetch it again") from error
+
+
+def _data_bytes(path: Path, tensors: list[_Tensor]) -> int:
     """How many bytes follow the header; the tensors must fill them without a gap."""
     end = 0
-    for name, entry in sorted(tensors.items(), key=lambda item: cast("list[int]", item[1]["data_offsets"])):
-        first, last = (int(offset) for offset in entry["data_offsets"])
-        bits = _BITS.get(entry["dtype"])
-        n_bytes = last - first if bits is None else math.prod(entry["shape"]) * bits // 8
+    for tensor in sorted(tensors, key=lambda tensor: tensor.span):
+        first, last = tensor.span
+        bits = _BITS.get(tensor.dtype)
+        n_bytes = last - first if bits is None else math.prod(tensor.shape) * bits // 8
         if first != end or last - first != n_bytes:
-            raise InvalidArgument(f"the header of {path} places the tensor {name} wrongly; fetch the file again")
+            raise InvalidArgument(f"the header of {path} places the tensor {tensor.name} wrongly; fetch the file again")
         end = last
     return end
 

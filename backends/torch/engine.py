@@ -117,7 +117,6 @@ class TorchEngine:
         finally:
             if grab is not None:
                 grab.remove()
-        self._tap_prompt_logits()
         self.processor.update_batch()
         return self._results()
 
@@ -134,6 +133,7 @@ class TorchEngine:
 
     def _sample(self, scores: torch.Tensor, output_ids: torch.Tensor) -> None:
         """Replaces the engine's sampler, which knows no per-request settings. scores: [1, sequence, vocab] float32."""
+        self._tap_prompt_logits()  # before the sampled rows, so that rows come in order
         heads = [_logits_slot(slot, i) for i, slot in enumerate(self.producing)]
         wanting = [head for head in heads if _LOGITS in head.sequence.plan.taps]
         if wanting:

@@ -91,6 +91,9 @@ class TorchOps:
     def copy(self, x: torch.Tensor) -> torch.Tensor:
         return x.clone()
 
+    def stack(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        return torch.stack(list(tensors))
+
     def to_host(self, tensors: Sequence[torch.Tensor]) -> list[Array]:
         out: list[Array | None] = [None] * len(tensors)
         for dtype in {t.dtype for t in tensors}:

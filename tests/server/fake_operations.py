@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import AsyncIterator
 
 from probewire.protos.errors import Code, InvalidArgument, NotFound, error_from_code
@@ -31,6 +32,11 @@ from probewire.protos.model import (
 )
 from probewire.protos.tensors import Tensor
 from probewire.server.config import Report, WorkerConfig
+
+
+def pattern(start: int, n: int) -> bytes:
+    """Bytes that show where they belong: i mod 251 for i from `start`."""
+    return (bytes(range(251)) * (n // 251 + 2))[start % 251 :][:n]
 
 
 class FakeOperations:
@@ -70,7 +76,7 @@ class FakeOperations:
     def _step(self, index: int, n_bytes: int) -> list[Event]:
         events: list[Event] = [Token("input", index, index, f" {index}")]
         if n_bytes:
-            tensor = Tensor("uint8", (1, n_bytes), bytes(i % 251 for i in range(index, index + n_bytes)))
+            tensor = Tensor("uint8", (1, n_bytes), pattern(index, n_bytes))
             events.append(TensorFrame("input", 0, "h", ("resid_post.0",), (index,), index, tensor))
         return events
 
@@ -87,7 +93,9 @@ class FakeOperations:
     async def describe(self, model: str) -> ModelInfo:
         if model not in ("", self.model_id):
             raise NotFound(f"no model {model!r}; this is {self.model_id!r}")
-        return ModelInfo(self.model_id, "fake", "fake", "fake", "cpu", "float32", "none", "hash", 2, 8, 2, 2, 4, 16, 100)
+        return ModelInfo(
+            self.model_id, "fake", "fake", "fake", "cpu", "float32", "none", "hash", 2, 8, 2, 2, 4, 16, 100
+        )
 
     async def load(self, request: LoadRequest) -> AsyncIterator[LoadProgress]:
         raise InvalidArgument("a worker holds one model")
@@ -120,21 +128,21 @@ class FakeOperations:
         await self.capture(capture_id, model)
 
     async def health(self) -> HealthReport:
-        while self.hanging:
-            await asyncio.sleep(1)
+        if self.hanging:
+            await asyncio.sleep(3600)
         return HealthReport(True, "a forward took 0 ms", {self.model_id: "ready"})
 
 
 async def make(config: WorkerConfig, report: Report) -> FakeOperations:
     """The factory that tests give to worker_main."""
-    print("a print while loading does not break the reports")
+    sys.stdout.write("a print while loading does not break the reports\n")
     for done in range(3):
-        report(LoadProgress("read weights", done, 2))
+        report("read weights", done, 2)
         await asyncio.sleep(0.02)
     if config.model == "fake/broken":
         raise InvalidArgument("config.json is no model's")
     if config.model == "fake/bug":
         raise RuntimeError("out of memory")
-    while config.model == "fake/slow":
-        await asyncio.sleep(1)
+    if config.model == "fake/slow":
+        await asyncio.sleep(3600)
     return FakeOperations(config.id)

@@ -13,6 +13,7 @@ from pathlib import Path
 from unittest import mock
 
 import grpc.aio
+import pytest
 
 from probewire.protos import probewire_pb2 as pb
 from probewire.protos.model import LoadProgress, LoadRequest
@@ -31,7 +32,7 @@ QUICK = Supervision(
 )
 
 FAKES = WorkerConfig(
-    model="", id="", backend="auto", factory="fake_operations:make", limits=RequestLimits(1 << 20), drain_s=0.5
+    model="", id="", backend="auto", factory="fake_operations:make", limits=RequestLimits(1 << 20), drain_s=1.5
 )
 
 
@@ -67,6 +68,21 @@ def request_bytes(model: str = "", n: int = 3, **script: object) -> bytes:
         inputs=[pb.Input(name="input", text=json.dumps(script))],
         sampling=pb.Sampling(max_new_tokens=n),
     ).SerializeToString()
+
+
+async def drained(call: grpc.aio.UnaryStreamCall[bytes, bytes]) -> list[bytes]:
+    """What is left of a stream, its first messages read or not."""
+    messages: list[bytes] = []
+    while isinstance(message := await call.read(), bytes):
+        messages.append(message)
+    return messages
+
+
+async def broken(call: grpc.aio.UnaryStreamCall[bytes, bytes]) -> grpc.aio.AioRpcError:
+    """The error that ends a stream."""
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await drained(call)
+    return raised.value
 
 
 async def eventually(condition: Callable[[], Awaitable[bool]], what: str) -> None:

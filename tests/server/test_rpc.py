@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from typing import Any, cast
 
 import grpc
 import grpc.aio
 import pytest
-from fake_operations import FakeOperations
+from fake_operations import FakeOperations, pattern
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from serving import GENERATE, Served, eventually, request_bytes, served
+from serving import GENERATE, Served, drained, eventually, request_bytes, served
 
 from probewire.protos import probewire_pb2 as pb
 from probewire.protos.errors import Code, FailedPrecondition
@@ -45,10 +46,6 @@ async def status_of(call: Awaitable[object]) -> grpc.aio.AioRpcError:
     return raised.value
 
 
-async def drained(call: grpc.aio.UnaryStreamCall[bytes, bytes]) -> list[bytes]:
-    return [message async for message in call]
-
-
 def test_a_generation_streams_its_events_in_order() -> None:
     async def scenario(server: Served) -> None:
         events = decoded(await drained(server.generate(n=2, bytes=8)))
@@ -62,7 +59,7 @@ def test_a_large_tensor_travels_in_messages_under_1_mib() -> None:
         messages = await drained(server.generate(n=1, bytes=3_000_000))
         assert max(map(len, messages)) <= 1 << 20
         frame = next(event for event in decoded(messages) if isinstance(event, TensorFrame))
-        assert frame.tensor.data == bytes(i % 251 for i in range(3_000_000))
+        assert frame.tensor.data == pattern(0, 3_000_000)
 
     over_fake(scenario)
 
@@ -190,12 +187,12 @@ def test_a_deadline_that_passes_cancels_the_request() -> None:
 
 def test_reflection_lists_the_services_and_describes_them() -> None:
     async def scenario(server: Served) -> None:
-        stub = reflection_pb2_grpc.ServerReflectionStub(server.channel)
+        stub = reflection_pb2_grpc.ServerReflectionStub(server.channel)  # pyright: ignore[reportArgumentType]  takes either kind
         asked = [
             reflection_pb2.ServerReflectionRequest(list_services=""),
             reflection_pb2.ServerReflectionRequest(file_containing_symbol="probewire.v1.Inference"),
         ]
-        listed, described = [answer async for answer in stub.ServerReflectionInfo(iter(asked))]
+        listed, described = [answer async for answer in cast("Any", stub.ServerReflectionInfo)(iter(asked))]
         assert {service.name for service in listed.list_services_response.service} == {
             "probewire.v1.Models",
             "probewire.v1.Inference",
@@ -215,7 +212,7 @@ def test_health_serves_for_the_whole_a_service_and_a_model(service: str) -> None
         answer = health_pb2.HealthCheckResponse.FromString(await call)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
         trailers = dict(await call.trailing_metadata())
-        assert b"a forward took 0 ms" in trailers["health-report-bin"]
+        assert b"a forward took 0 ms" in cast("bytes", trailers["health-report-bin"])
 
     over_fake(scenario)
 

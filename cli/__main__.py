@@ -1,0 +1,48 @@
+"""The `probewire` command. Each subcommand is a module with `add_arguments(parser)` and `run(args) -> int`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from ..protos.errors import ProbewireError
+from .version import VERSION
+
+__all__ = ["main"]
+
+COMMANDS = {
+    "serve": "serve one or more models over gRPC and REST",
+    "pull": "fetch a model into the cache",
+    "chat": "talk to a served model, steer it, and watch its activations",
+    "bench": "measure this machine against plain inference and against peers (needs a checkout)",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand; gives the exit status. Errors of ours are one line on standard error and status 2."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(
+        prog="probewire", description="An inference server that reads and edits what happens inside language models."
+    )
+    parser.add_argument("--version", action="version", version=f"probewire {VERSION}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, summary in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        if name in argv[:1]:  # only the chosen one is imported
+            module = import_module(f".{name}", __package__)
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
+    args = parser.parse_args(argv)
+    try:
+        return args.run(args)
+    except ProbewireError as error:
+        print(f"probewire: {error.message}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""How a load looks in a terminal: a bar a model, and the log above it. Elsewhere: a line a stage."""
+
+from __future__ import annotations
+
+import logging
+from types import TracebackType
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from ..protos.model import LoadProgress
+
+__all__ = ["LoadBars", "log_to"]
+
+
+def log_to(console: Console) -> None:
+    """Send our log to the console, and of other libraries only what went wrong."""
+    if console.is_terminal:
+        handler: logging.Handler = RichHandler(console=console, show_path=False, markup=False)
+        logging.basicConfig(level=logging.WARNING, format="%(message)s", datefmt="[%X]", handlers=[handler])
+    else:
+        logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("probewire").setLevel(logging.INFO)
+
+
+class LoadBars:
+    """Shows the progress of several loads. A context manager."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TimeElapsedColumn(),
+        )
+        self._bars = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+        self._tasks: dict[str, TaskID] = {}
+        self._stages: dict[str, str] = {}
+
+    def __enter__(self) -> LoadBars:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def show(self, model: str, progress: LoadProgress) -> None:
+        """Draw where a load is."""
+        if not self._console.is_terminal and self._stages.get(model) != progress.stage:
+            self._console.print(f"{model}: {progress.stage}", highlight=False, soft_wrap=True)
+        self._stages[model] = progress.stage
+        if model not in self._tasks:
+            self._tasks[model] = self._bars.add_task(model, total=None)
+        description = f"{model}: {progress.stage}"
+        self._bars.update(
+            self._tasks[model], description=description, completed=progress.done, total=progress.total or None
+        )

@@ -1,0 +1,157 @@
+"""`probewire serve`: the options, and the config they make. `cli/serving.py` runs it."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ipaddress
+from dataclasses import replace
+from pathlib import Path
+
+from ..backends.limits import Limits as EngineLimits
+from ..protos.errors import FailedPrecondition, InvalidArgument
+from ..protos.model import LoadRequest
+from ..server.config import BACKENDS, DTYPES, GatewayConfig, RequestLimits, Supervision, WorkerConfig
+from ..server.gateway import default_id
+from .pull import cache_dir_from
+from .serving import serve
+
+__all__ = ["add_arguments", "load_requests", "run"]
+
+_ENGINE, _LIMITS, _GATEWAY = EngineLimits(), RequestLimits(), GatewayConfig()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what `probewire serve` takes."""
+    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
+    parser.add_argument(
+        "models",
+        nargs="*",
+        metavar="[ID=]MODEL[@BACKEND]",
+        help="a Hugging Face id or a local folder; with none, SmolLM2-135M-Instruct, fetched when it is not there. "
+        "ID is the name it is served under. The same model on two backends: NAME@torch NAME@mlx, served as such",
+    )
+    parser.add_argument("--backend", choices=BACKENDS, default="auto", help="for models that name none")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="auto: as the checkpoint and device have it")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
+    parser.add_argument("--revision", default="", help="branch, tag or commit of a Hugging Face model")
+    parser.add_argument("--cache-dir", type=Path, default=None, help="where the default model is kept")
+    _add_network(parser.add_argument_group("network"))
+    _add_sizes(parser.add_argument_group("sizes and limits"))
+    parser.add_argument("--factory", default=WorkerConfig("", "").factory, help=argparse.SUPPRESS)
+
+
+def _add_network(group: argparse._ArgumentGroup) -> None:  # pyright: ignore[reportPrivateUsage]  it has no public name
+    group.add_argument("--host", default=_GATEWAY.host, help="address to listen on")
+    group.add_argument("--port", type=int, default=_GATEWAY.port, help="of HTTP; 0: any free one")
+    group.add_argument("--grpc-port", type=int, default=_GATEWAY.grpc_port, help="of gRPC; 0: any free one")
+    group.add_argument(
+        "--insecure", action="store_true", help="listen beyond this machine although there are no users and keys yet"
+    )
+    group.add_argument("--ready-file", type=Path, default=None, help="write {http, grpc, pid} here as JSON once ready")
+    group.add_argument(
+        "--drain", type=float, default=_GATEWAY.drain_s, metavar="S", help="how long requests may go on after SIGTERM"
+    )
+
+
+def _add_sizes(group: argparse._ArgumentGroup) -> None:  # pyright: ignore[reportPrivateUsage]  as above
+    group.add_argument("--slots", type=int, default=_ENGINE.n_slots, help="generations at once, a model")
+    group.add_argument("--context", type=int, default=_ENGINE.context_tokens, help="positions one input may use")
+    group.add_argument("--cache-tokens", type=int, default=_ENGINE.cache_tokens, help="positions of KV cache, a model")
+    group.add_argument("--chunk", type=int, default=_ENGINE.chunk_tokens, help="prompt tokens in one forward")
+    group.add_argument("--max-prompt-tokens", type=int, default=_LIMITS.max_prompt_tokens, help="of one input")
+    group.add_argument("--max-new-tokens", type=int, default=_LIMITS.max_new_tokens, help="of one input")
+    group.add_argument("--max-request-mib", type=int, default=_LIMITS.max_request_bytes >> 20, help="of one request")
+    group.add_argument("--max-store-mib", type=int, default=_LIMITS.max_store_bytes >> 20, help="of kept captures")
+    group.add_argument("--max-queued", type=int, default=_LIMITS.max_queued, help="requests waiting, a model")
+    group.add_argument("--max-models", type=int, default=_GATEWAY.max_models, help="loaded at once")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until told to stop."""
+    config = gateway_config(args)
+    check_host(args.host, insecure=args.insecure)
+    return asyncio.run(serve(config, load_requests(args.models), args.ready_file))
+
+
+def gateway_config(args: argparse.Namespace) -> GatewayConfig:
+    """The options as config."""
+    engine = replace(
+        _ENGINE,
+        n_slots=args.slots,
+        context_tokens=args.context,
+        cache_tokens=args.cache_tokens,
+        chunk_tokens=args.chunk,
+    )
+    limits = replace(
+        _LIMITS,
+        max_prompt_tokens=args.max_prompt_tokens,
+        max_new_tokens=args.max_new_tokens,
+        max_request_bytes=args.max_request_mib << 20,
+        max_store_bytes=args.max_store_mib << 20,
+        max_queued=args.max_queued,
+    )
+    cache_dir = cache_dir_from(args.cache_dir)
+    worker = WorkerConfig(
+        model="",
+        id="",
+        backend=args.backend,
+        dtype=args.dtype,
+        device=args.device,
+        revision=args.revision,
+        cache_dir=str(cache_dir) if cache_dir else "",
+        engine=engine,
+        limits=limits,
+        factory=args.factory,
+    )
+    return GatewayConfig(
+        host=args.host,
+        port=args.port,
+        grpc_port=args.grpc_port,
+        worker=worker,
+        supervision=Supervision(),
+        max_models=args.max_models,
+        drain_s=args.drain,
+    )
+
+
+def load_requests(models: list[str]) -> list[LoadRequest]:
+    """What to load, from `[ID=]MODEL[@BACKEND]`; the default model when nothing is named."""
+    parsed = [_parse(text) for text in models or [""]]
+    bare = [default_id(request.model) for request in parsed]
+    requests = [_named(request, repeated=bare.count(default_id(request.model)) > 1) for request in parsed]
+    ids = [request.id for request in requests]
+    if len(set(ids)) != len(ids):
+        raise InvalidArgument(f"two models would be served as {ids}; name them apart: ID=MODEL or MODEL@BACKEND")
+    return requests
+
+
+def _parse(text: str) -> LoadRequest:
+    name, equals, rest = text.partition("=")
+    if not equals or "/" in name or not name:
+        name, rest = "", text
+    model, at, backend = rest.rpartition("@")
+    if not at or backend not in BACKENDS:
+        model, backend = rest, "auto"
+    return LoadRequest(model, id=name, backend=backend)
+
+
+def _named(request: LoadRequest, *, repeated: bool) -> LoadRequest:
+    if request.id:
+        return request
+    name = default_id(request.model)
+    return replace(request, id=f"{name}@{request.backend}" if repeated and request.backend != "auto" else name)
+
+
+def check_host(host: str, *, insecure: bool) -> None:
+    """Raise FailedPrecondition for an address that others can reach, unless the operator insists."""
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = host == "localhost"
+    if not loopback and not insecure:
+        raise FailedPrecondition(
+            f"--host {host} lets anyone who reaches this machine use the models and load others: users and keys do "
+            "not exist yet. Keep --host 127.0.0.1 and use an ssh tunnel (ssh -L 8000:localhost:8000 "
+            "-L 50051:localhost:50051 BOX), or pass --insecure on a network you trust"
+        )

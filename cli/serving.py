@@ -1,0 +1,170 @@
+"""Runs the gateway: both faces on one event loop, from the first bind to the last worker's end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import signal
+import socket
+from collections.abc import Generator
+from pathlib import Path
+
+import orjson
+import uvicorn
+from rich.console import Console
+
+from ..protos.errors import FailedPrecondition
+from ..protos.model import LoadRequest, ModelInfo
+from ..server.config import GatewayConfig
+from ..server.gateway import Gateway
+from ..server.rest import create_app
+from ..server.rpc import RpcServer
+from .load_bars import LoadBars, log_to
+from .version import VERSION
+
+__all__ = ["serve"]
+
+
+async def serve(config: GatewayConfig, requests: list[LoadRequest], ready_file: Path | None = None) -> int:
+    """Serve until SIGINT or SIGTERM; gives the exit status. Raises when a port is taken or a model cannot load."""
+    console = Console(stderr=True)
+    log_to(console)
+    gateway = Gateway(config)
+    stop = _stop_signal(gateway, console)
+    rpc = RpcServer(gateway, max_request_bytes=config.limits.max_request_bytes, streams=gateway.streams)
+    try:
+        listener = _listen(config.host, config.port)
+        http_url = f"http://{_bracketed(config.host)}:{listener.getsockname()[1]}"
+        grpc_address = f"{_bracketed(config.host)}:{rpc.bind(f'{_bracketed(config.host)}:{config.grpc_port}')}"
+        http = _HttpServer(gateway, config)
+        await rpc.start()
+        serving = asyncio.create_task(http.serve(sockets=[listener]))
+        try:
+            if await _loaded(gateway, requests, stop, console):
+                _announce(await gateway.models(), http_url, grpc_address)
+                if ready_file is not None:
+                    _write(ready_file, {"http": http_url, "grpc": f"grpc://{grpc_address}", "pid": os.getpid()})
+                await stop.wait()
+        finally:
+            gateway.drain()
+            http.should_exit = True
+            await asyncio.gather(rpc.stop(config.drain_s), serving)
+    finally:
+        await gateway.close()
+    return 0
+
+
+class _HttpServer(uvicorn.Server):
+    """uvicorn, without its signal handlers: one stop signal ends both faces."""
+
+    def __init__(self, gateway: Gateway, config: GatewayConfig) -> None:
+        app = create_app(gateway, version=VERSION, max_body_bytes=config.limits.max_request_bytes)
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                ws="none",
+                server_header=False,
+                timeout_graceful_shutdown=max(1, round(config.drain_s)),
+            )
+        )
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+
+def _stop_signal(gateway: Gateway, console: Console) -> asyncio.Event:
+    """Set by the first SIGINT or SIGTERM; the second ends everything at once."""
+    stop = asyncio.Event()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            gateway.kill()
+            os._exit(1)
+        console.print("stopping: requests in flight may finish (once more to end at once)")
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal)
+    return stop
+
+
+async def _loaded(gateway: Gateway, requests: list[LoadRequest], stop: asyncio.Event, console: Console) -> bool:
+    """Load all of them at once, with a bar each; False when told to stop before the end."""
+    stopped = asyncio.create_task(stop.wait())
+    try:
+        with LoadBars(console) as bars:
+            loads = [asyncio.create_task(_load(gateway, request, bars)) for request in requests]
+            try:
+                everything = asyncio.gather(*loads)
+                await asyncio.wait([everything, stopped], return_when=asyncio.FIRST_COMPLETED)
+                if stopped.done():
+                    return False
+                await everything
+                return True
+            finally:
+                for load in loads:
+                    load.cancel()
+                await asyncio.gather(*loads, return_exceptions=True)
+    finally:
+        stopped.cancel()
+
+
+async def _load(gateway: Gateway, request: LoadRequest, bars: LoadBars) -> None:
+    async for progress in gateway.load(request):
+        bars.show(request.id, progress)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as error:
+        fixes = {
+            errno.EADDRINUSE: "the port is in use; stop what holds it, or choose another with --port (0: any free one)",
+            errno.EACCES: "ports below 1024 need privileges; choose another with --port",
+            errno.EADDRNOTAVAIL: "this machine has no such address; see --host",
+        }
+        reason = fixes.get(error.errno or 0, str(error))
+        raise FailedPrecondition(f"cannot listen on {_bracketed(host)}:{port}: {reason}") from None
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _write(path: Path, content: dict[str, str | int]) -> None:
+    """In one piece, so that whoever waits for the file never reads half of it."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_bytes(orjson.dumps(content))
+    draft.replace(path)
+
+
+def _announce(models: list[ModelInfo], http_url: str, grpc_address: str) -> None:
+    width = max(len(info.id) for info in models)
+    chat = {"model": models[0].id, "messages": [{"role": "user", "content": "Hello"}]}
+    lines = [
+        f"probewire {VERSION} is ready",
+        "",
+        *(f"  {info.id:<{width}}  {info.backend} on {info.device}, {info.dtype}, {_size(info)}" for info in models),
+        "",
+        f"  REST and OpenAI  {http_url}  (documentation: {http_url}/docs)",
+        f"  gRPC             {grpc_address}",
+        "",
+        "Try, in another terminal:",
+        f"  probewire chat --url {http_url}",
+        f"  curl {http_url}/v1/chat/completions -H 'content-type: application/json' -d '{orjson.dumps(chat).decode()}'",
+        "or, in Python:",
+        "  from probewire.clients import Client",
+        f'  print(Client("grpc://{grpc_address}").generate("The capital of France is"))',
+    ]
+    print("\n".join(lines), flush=True)
+
+
+def _size(info: ModelInfo) -> str:
+    return f"{info.n_layers} layers, d_model {info.d_model}, {info.n_slots} slots, context {info.context_length}"

@@ -1,0 +1,90 @@
+"""httpx's exceptions and HTTP's error answers as ours."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+
+from ..protos.error_body import error_from_json
+from ..protos.errors import (
+    Code,
+    DeadlineExceeded,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    ProbewireError,
+    Unavailable,
+)
+from .transport import NO_SERVER
+
+__all__ = ["as_error", "error_of", "readable", "translated"]
+
+_CODES: dict[int, Code] = {code.value.http: code for code in Code} | {
+    # What proxies and web frameworks answer with.
+    401: Code.FAILED_PRECONDITION,
+    403: Code.FAILED_PRECONDITION,
+    405: Code.UNIMPLEMENTED,
+    408: Code.DEADLINE_EXCEEDED,
+    413: Code.RESOURCE_EXHAUSTED,
+    502: Code.UNAVAILABLE,
+}
+
+
+@contextmanager
+def translated(address: str, timeout_s: float | None) -> Iterator[None]:
+    """Raise ProbewireError for whatever httpx raises, or for an answer that this version cannot read."""
+    try:
+        yield
+    except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
+        raise as_error(error, address, timeout_s) from None
+    except RuntimeError as error:
+        if "closed" not in str(error):
+            raise
+        raise FailedPrecondition(f"the client of {address} is closed; make a new Client") from None
+
+
+@contextmanager
+def readable(address: str) -> Iterator[None]:
+    """Raise Internal for an answer that this version cannot read."""
+    try:
+        yield
+    except (InvalidArgument, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Internal(f"{address} sent an answer that this version cannot read: {error}") from error
+
+
+def as_error(error: Exception, address: str, timeout_s: float | None) -> ProbewireError:
+    """The exception that stands for a failed exchange."""
+    if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout)):
+        return Unavailable(f"no connection to {address} ({error}); {NO_SERVER}")
+    if isinstance(error, httpx.TimeoutException):
+        limit = "in time" if timeout_s is None else f"within timeout_s={timeout_s:g}"
+        return DeadlineExceeded(f"{address} did not finish {limit}; pass a larger timeout_s to Client")
+    if isinstance(error, httpx.TransportError) and not isinstance(error, httpx.UnsupportedProtocol):
+        return Unavailable(f"the connection to {address} was lost ({error}); send the request again")
+    if isinstance(error, (httpx.InvalidURL, httpx.UnsupportedProtocol)):
+        return InvalidArgument(f"cannot use the address {address}: {error}")
+    return Internal(f"{address}: {type(error).__name__}: {error}")
+
+
+def error_of(response: httpx.Response, address: str) -> ProbewireError:
+    """The exception that stands for an error answer, whose body has been read."""
+    status = response.status_code
+    otherwise = _CODES.get(status, Code.INVALID_ARGUMENT if 400 <= status < 500 else Code.INTERNAL)
+    try:
+        error = error_from_json(response.json(), otherwise)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        error = error_from_json(f"{address} answered HTTP {status}: {response.text[:200]}", otherwise)
+    if error.retry_after_s is None:
+        error.retry_after_s = _seconds(response.headers.get("retry-after"))
+    return error
+
+
+def _seconds(value: str | None) -> float | None:
+    """Retry-After in seconds; its other form, a date, is not used by our servers."""
+    try:
+        return None if value is None else float(value)
+    except ValueError:
+        return None

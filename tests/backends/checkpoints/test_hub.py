@@ -1,0 +1,136 @@
+"""The hub as this machine can meet it: a cache laid out as huggingface_hub lays it, and each error of the transport."""
+
+import shutil
+
+import httpx
+import huggingface_hub
+import huggingface_hub.constants
+import pytest
+from huggingface_hub import errors
+
+from probewire.backends.checkpoints import Progress, resolve_model
+from probewire.backends.checkpoints.hub import hub_folder
+from probewire.backends.checkpoints.progress import ignore_progress
+from probewire.protos.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def hub_cache(sound_folder, tmp_path, monkeypatch):
+    """`someone/tiny` at the branch main, weights and all, as symlinks to blobs."""
+    repo = tmp_path / "hub" / "models--someone--tiny"
+    snapshot = repo / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (repo / "blobs").mkdir()
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(COMMIT)
+    for file in sound_folder.iterdir():
+        shutil.copy(file, repo / "blobs" / f"{file.name}-blob")
+        (snapshot / file.name).symlink_to(f"../../blobs/{file.name}-blob")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return snapshot
+
+
+@pytest.fixture
+def hub_raises(monkeypatch):
+    def arrange(error: Exception) -> None:
+        def snapshot_download(*_, **__):
+            raise error
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+
+    return arrange
+
+
+def http_error(kind: type[errors.HfHubHTTPError], status: int) -> Exception:
+    return kind("the hub's own words", response=httpx.Response(status, request=httpx.Request("GET", "https://hub")))
+
+
+def test_a_cached_snapshot_serves_offline(hub_cache, tmp_path):
+    found = resolve_model("someone/tiny", cache_dir=tmp_path / "cache")
+    assert found.folder == hub_cache
+    assert (found.source, found.model_id, found.revision) == ("hub", "someone/tiny", COMMIT)
+    assert resolve_model("someone/tiny", revision=COMMIT, cache_dir=tmp_path / "cache").revision == COMMIT
+
+
+def test_a_snapshot_with_pickles_only_is_refused(hub_cache, tmp_path):
+    (hub_cache / "model.safetensors").rename(hub_cache / "pytorch_model.bin")
+    with pytest.raises(InvalidArgument, match="never loaded"):
+        resolve_model("someone/tiny", cache_dir=tmp_path / "cache")
+
+
+@pytest.mark.parametrize("revision", [None, "other-branch"])
+def test_offline_and_not_cached(hub_cache, revision):
+    name = "someone/tiny" if revision else "someone/else"
+    with pytest.raises(Unavailable, match="give the path of the folder here") as caught:
+        hub_folder(name, revision, ignore_progress)
+    assert caught.value.message.startswith(f"{name} is not in Hugging Face's cache")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "words"),
+    [
+        (http_error(errors.RepositoryNotFoundError, 404), NotFound, "there is no model someone/tiny"),
+        (http_error(errors.RevisionNotFoundError, 404), NotFound, "has no revision 'v9'"),
+        (http_error(errors.GatedRepoError, 403), FailedPrecondition, "accept its terms at https://huggingface.co/"),
+        (http_error(errors.HfHubHTTPError, 500), Unavailable, "the hub's own words"),
+        (errors.LocalEntryNotFoundError("Got: ConnectError\nmore"), Unavailable, "Got: ConnectError. Fetch"),
+        (errors.OfflineModeIsEnabled("offline mode"), Unavailable, "offline mode"),
+        (httpx.ProxyError("407 Proxy Authentication Required"), Unavailable, "407"),
+        (httpx.ReadTimeout(""), Unavailable, "ReadTimeout"),
+        (PermissionError(13, "Permission denied"), FailedPrecondition, "HF_HUB_CACHE"),
+        (errors.HFValidationError("bad"), InvalidArgument, "neither a folder nor a Hugging Face id"),
+    ],
+)
+def test_every_error_in_our_words(hub_raises, error, expected, words):
+    hub_raises(error)
+    with pytest.raises(expected) as caught:
+        hub_folder("someone/tiny", "v9", ignore_progress)
+    assert type(caught.value) is expected
+    assert words in caught.value.message
+
+
+def test_our_own_faults_are_not_dressed_up(hub_raises):
+    hub_raises(ZeroDivisionError())
+    with pytest.raises(ZeroDivisionError):
+        hub_folder("someone/tiny", None, ignore_progress)
+
+
+def test_what_is_asked_for_and_how_progress_comes_back(monkeypatch, tmp_path):
+    """As snapshot_download does it: two bars count bytes, with totals that grow, and one counts files."""
+    asked = {}
+
+    def snapshot_download(repo_id, *, tqdm_class, **options):
+        asked.update(options, repo_id=repo_id)
+        received = tqdm_class(desc="Downloading bytes", total=0, initial=0, unit="B", unit_scale=True)
+        written = tqdm_class(desc="Reconstructing", total=0, initial=0, unit="B", unit_scale=True)
+        for _ in tqdm_class(range(3), desc="Fetching 3 files"):
+            written.total += 100
+            written.refresh()
+            received.update(40)
+            written.update(100)
+            written.refresh()
+        received.close()
+        written.close()
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    seen: list[Progress] = []
+    assert hub_folder("someone/tiny", None, seen.append) == tmp_path
+    assert seen[-1] == Progress("download", 300, 300)
+    assert [p.done for p in seen] == sorted(p.done for p in seen)
+    assert asked["repo_id"] == "someone/tiny"
+    names = ["model.safetensors", "model-00001-of-00002.safetensors", "config.json", "merges.txt", "tokenizer.model"]
+    unwanted = [
+        "pytorch_model.bin",
+        "model.fp16.safetensors",
+        "consolidated.safetensors",
+        "modeling.py",
+        "a/config.json",
+    ]
+    kept = huggingface_hub.utils.filter_repo_objects(
+        names + unwanted, allow_patterns=asked["allow_patterns"], ignore_patterns=asked["ignore_patterns"]
+    )
+    assert list(kept) == names

@@ -1,0 +1,82 @@
+"""Steps as they come, and what leaving early does."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from fake_server import wait_for
+from fake_service import FakeService, expected
+
+from probewire.clients import Client, Internal, NotFound, capture
+from probewire.clients.stream import Stream
+from probewire.protos.model import Finished, Usage
+
+
+def test_a_step_has_the_token_and_the_rows_of_its_forward(client: Client) -> None:
+    with client.stream("abc", capture="resid_post.1", max_new_tokens=3) as stream:
+        assert stream.started.hooks[0].sites == ("resid_post.1",)
+        steps = list(stream)
+    assert [step.text for step in steps] == ["d", "e", "f"]
+    assert [step.positions("resid_post.1") for step in steps] == [(0, 1, 2), (3,), (4,)]
+    np.testing.assert_array_equal(steps[1]["resid_post.1"], expected("resid_post.1", [100]))
+    assert "resid_post.1" in steps[0]
+    assert stream.text == "def"
+    assert stream.finished["input"].reason == "length"
+
+
+def test_what_is_sent_at_the_end_comes_in_a_last_step_without_a_token(client: Client) -> None:
+    with client.stream("ab", capture=capture("embed", reduce="mean"), max_new_tokens=2) as stream:
+        *_, last = stream
+    assert last.token is None
+    assert last.text == ""
+    assert last["embed"].tolist() == [[98.0] * 4]
+
+
+def test_steps_come_one_by_one(client: Client, service: FakeService) -> None:
+    service.step_s = 0.1
+    began = time.monotonic()
+    with client.stream("a", max_new_tokens=50) as stream:
+        assert next(stream).text == "b"
+    assert time.monotonic() - began < 3
+
+
+def test_leaving_early_cancels_on_the_server(client: Client, service: FakeService) -> None:
+    service.step_s = 0.05
+    with client.stream("a", max_new_tokens=500) as stream:
+        next(stream)
+    assert wait_for(service.cancelled.is_set)
+    assert list(stream) == []
+    stream.close()
+
+
+def test_forgetting_a_stream_cancels_too(client: Client, service: FakeService) -> None:
+    service.step_s = 0.05
+    next(client.stream("a", max_new_tokens=500))
+    assert wait_for(service.cancelled.is_set)
+
+
+def test_a_whole_stream_is_not_cancelled(client: Client, service: FakeService) -> None:
+    with client.stream("a", max_new_tokens=2) as stream:
+        list(stream)
+    assert not service.cancelled.is_set()
+
+
+def test_a_refusal_is_raised_when_the_stream_is_made(client: Client) -> None:
+    with pytest.raises(NotFound):
+        client.stream("fail:NOT_FOUND")
+
+
+def test_several_inputs_are_told_apart(client: Client) -> None:
+    with client.stream(["a", "k"], max_new_tokens=2) as stream:
+        names = [step.input for step in stream]
+    assert sorted(names) == ["0", "0", "1", "1"]
+    assert stream.texts() == {"0": "bc", "1": "lm"}
+
+
+def test_an_answer_that_begins_otherwise_is_refused() -> None:
+    with pytest.raises(Internal, match="began with Finished"):
+        Stream(iter([Finished("input", "eos", Usage(1))]))
+    with pytest.raises(Internal, match="began with NoneType"):
+        Stream(iter([]))

@@ -1,0 +1,233 @@
+"""Workers that die, hang, or are told to end, and who notices."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import grpc
+import psutil
+import pytest
+from serving import DEADLINE_S, QUICK, Served, broken, drained, eventually, gateway, loaded
+
+from probewire.protos.errors import Unavailable
+from probewire.protos.model import LoadRequest
+from probewire.server.config import Supervision
+from probewire.server.gateway import Gateway
+
+Scenario = Callable[[Gateway, Served], Awaitable[None]]
+
+
+def over_gateway(scenario: Scenario, *models: str, supervision: Supervision = QUICK) -> None:
+    """Run a scenario against a gateway with a worker a model."""
+
+    async def run() -> None:
+        async with asyncio.timeout(90), gateway(*models, supervision=supervision) as (it, server):
+            await scenario(it, server)
+
+    asyncio.run(run())
+
+
+def pid_of(it: Gateway, model: str) -> int:
+    pid = it.workers[model].pid
+    assert pid is not None
+    return pid
+
+
+async def back(it: Gateway, model: str, old_pid: int) -> None:
+    """Wait until a new process serves the model."""
+
+    async def ready() -> bool:
+        return it.workers[model].status == "ready" and it.workers[model].pid != old_pid
+
+    await eventually(ready, f"{model} is back")
+
+
+def test_a_killed_worker_ends_its_streams_clearly_and_is_restarted() -> None:
+    async def scenario(it: Gateway, server: Served) -> None:
+        call = server.generate(n=10_000, interval_s=0.01, bytes=100)
+        await call.read()
+        pid = pid_of(it, "fake")
+        os.kill(pid, signal.SIGKILL)
+        error = await broken(call)
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+        assert error.details() == "worker for model 'fake' died (signal 9); it is being restarted; retry"
+        trailers = dict(error.trailing_metadata() or ())
+        assert trailers["probewire-code"] == "UNAVAILABLE"
+        assert float(trailers["retry-after-s"]) > 0
+        await back(it, "fake", pid)
+        assert len(await drained(server.generate())) == 5
+
+    over_gateway(scenario, "fake")
+
+
+def test_while_it_restarts_requests_are_told_and_health_says_why() -> None:
+    async def scenario(it: Gateway, server: Served) -> None:
+        os.kill(pid_of(it, "fake"), signal.SIGKILL)
+
+        async def restarting() -> bool:
+            return it.workers["fake"].state == "restarting"
+
+        await eventually(restarting, "the death is noticed")
+        report = await it.health()
+        assert not report.ready
+        assert report.models["fake"] == "restarting: the worker died (signal 9); restart 1 of 8"
+        error = await broken(server.generate())
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+        assert "is restarting (the worker died (signal 9)" in (error.details() or "")
+        assert [info.id for info in await it.models()] == ["fake"]
+
+    over_gateway(scenario, "fake", supervision=replace(QUICK, backoff_s=60, backoff_max_s=60))
+
+
+def test_when_one_of_two_dies_the_others_stream_goes_on() -> None:
+    async def scenario(it: Gateway, server: Served) -> None:
+        other, doomed = (server.generate(model, n=100, interval_s=0.01) for model in ("a", "b"))
+        await asyncio.gather(other.read(), doomed.read())
+        os.kill(pid_of(it, "b"), signal.SIGKILL)
+        assert "model 'b' died" in ((await broken(doomed)).details() or "")
+        assert len(await drained(other)) == 101
+        assert (await it.health()).ready
+
+    over_gateway(scenario, "a", "b")
+
+
+def test_a_hung_worker_is_killed_and_restarted() -> None:
+    async def scenario(it: Gateway, server: Served) -> None:
+        pid = pid_of(it, "fake")
+        call = server.generate(n=2, hang=True, interval_s=0)
+        assert len(await drained(call)) == 4
+        stuck = server.generate(n=1, interval_s=3600)
+        error = await broken(stuck)
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+        assert "died (signal 9: no answer to a health probe within 0.3 s, 2 times in a row)" in (error.details() or "")
+        await back(it, "fake", pid)
+        assert await drained(server.generate())
+
+    over_gateway(scenario, "fake", supervision=replace(QUICK, probe_timeout_s=0.3))
+
+
+def test_a_worker_that_answers_no_probe_but_whose_streams_move_is_left_alone() -> None:
+    async def scenario(it: Gateway, server: Served) -> None:
+        pid = pid_of(it, "fake")
+        started = time.monotonic()
+        assert len(await drained(server.generate(n=40, hang=True, interval_s=0.05))) == 42
+        assert time.monotonic() - started > 3 * (0.2 + 0.2)
+        assert pid_of(it, "fake") == pid
+
+    over_gateway(scenario, "fake", supervision=replace(QUICK, probe_timeout_s=0.2, probe_strikes=3))
+
+
+def test_a_stopped_process_counts_as_hung() -> None:
+    async def scenario(it: Gateway, server: Served) -> None:
+        pid = pid_of(it, "fake")
+        os.kill(pid, signal.SIGSTOP)
+        await back(it, "fake", pid)
+
+    over_gateway(scenario, "fake", supervision=replace(QUICK, probe_timeout_s=0.3))
+
+
+def test_a_worker_that_dies_again_and_again_is_given_up_and_can_be_loaded_again() -> None:
+    async def scenario(it: Gateway, server: Served) -> None:
+        async def killed_until_failed() -> bool:
+            worker = it.workers["fake"]
+            if worker.state == "ready":
+                os.kill(pid_of(it, "fake"), signal.SIGKILL)
+            return worker.state == "failed"
+
+        await eventually(killed_until_failed, "the model is given up")
+        status = (await it.health()).models["fake"]
+        assert status.startswith("failed: the worker died 3 times in a row, at last: signal 9")
+        assert "load it again" in ((await broken(server.generate())).details() or "")
+        await loaded(it, "fake")
+        assert await drained(server.generate())
+
+    over_gateway(scenario, "fake", supervision=replace(QUICK, max_restarts=2))
+
+
+def test_unloading_ends_the_process_and_tells_its_requests() -> None:
+    async def scenario(it: Gateway, server: Served) -> None:
+        call = server.generate("a", n=100_000, interval_s=0.01)
+        await call.read()
+        short = server.generate("a", n=20, interval_s=0.01)
+        await short.read()
+        pid = pid_of(it, "a")
+        unloading = asyncio.create_task(it.unload("a"))
+        assert len(await drained(short)) == 21
+        assert "model 'a' was unloaded" in ((await broken(call)).details() or "")
+        await unloading
+        assert not psutil.pid_exists(pid)
+        assert list(it.workers) == ["b"]
+        assert await drained(server.generate())
+
+    over_gateway(scenario, "a", "b")
+
+
+def test_unloading_ends_a_load_too() -> None:
+    async def scenario(it: Gateway, server: Served) -> None:
+        loading = asyncio.create_task(loaded(it, "fake/slow"))
+
+        async def reading() -> bool:
+            worker = it.workers.get("fake/slow")
+            return worker is not None and worker.status == "loading: read weights 100 %"
+
+        await eventually(reading, "the load is on its way")
+        error = await broken(server.generate())
+        assert "is loading (read weights 100 %)" in (error.details() or "")
+        await it.unload("fake/slow")
+        with pytest.raises(Unavailable, match="was unloaded while it was loading"):
+            await loading
+        assert it.workers == {}
+
+    over_gateway(scenario)
+
+
+def test_a_caller_who_leaves_a_load_does_not_end_it() -> None:
+    async def scenario(it: Gateway, server: Served) -> None:
+        progress = it.load(LoadRequest("fake"))
+        await anext(progress)
+        await progress.aclose()  # pyright: ignore[reportAttributeAccessIssue]  it is an async generator
+        await loaded(it, "fake")
+        assert it.workers["fake"].status == "ready"
+
+    over_gateway(scenario)
+
+
+def test_closing_the_gateway_leaves_no_process_and_no_socket() -> None:
+    left: list[int] = []
+
+    async def scenario(it: Gateway, server: Served) -> None:
+        left.extend(pid_of(it, model) for model in ("a", "b"))
+        await it.close()
+
+    over_gateway(scenario, "a", "b")
+    assert [pid for pid in left if psutil.pid_exists(pid)] == []
+
+
+def test_workers_end_when_the_gateway_is_killed(tmp_path: Path) -> None:
+    script = """
+        import asyncio, sys
+        from serving import gateway
+
+        async def main():
+            async with gateway("fake") as (it, server):
+                print(it.workers["fake"].pid, flush=True)
+                await asyncio.sleep(3600)
+
+        asyncio.run(main())
+    """
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path}) as parent:
+        assert parent.stdout is not None
+        worker = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+        worker.wait(DEADLINE_S)
