@@ -7,7 +7,9 @@ from typing import Any
 __all__ = ["generation_note", "run_only_sites"]
 
 PROVEN: dict[str, frozenset[str]] = {
-    "torch": frozenset({"llama"}),
+    "torch": frozenset(
+        {"llama", "mistral", "qwen2", "qwen3", "smollm3", "gpt2", "gemma2", "gemma3_text", "phi3", "gpt_oss"}
+    ),
     "mlx": frozenset({"llama"}),
 }
 """Backend → model types whose generation equals teacher forcing in tests/parity."""

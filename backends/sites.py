@@ -27,10 +27,8 @@ class Tap:
     """(i, n): the i-th of n equal slices of the last axis (merged projections)."""
     linear: bool = False
     """A plain linear module computes it, so `low_rank` applies."""
-
-
-def _norm(path: str) -> dict[str, Tap]:
-    return {"final_norm": Tap(path, "output")}
+    router: bool = False
+    """The router of a mixture of experts: its logits, or the dense weights that follow from them."""
 
 
 _GATED_MLP = {
@@ -75,7 +73,11 @@ _GPT2 = {
 }
 _GPT_OSS = {
     name: tap for name, tap in _LLAMA.items() if name not in ("mlp_gate", "mlp_up", "mlp_act", "mlp_out")
-} | {"mlp_out": Tap("mlp", "output")}
+} | {
+    "router_logits": Tap("mlp.router", "output", router=True),
+    "expert_weights": Tap("mlp.router", "output", router=True),
+    "mlp_out": Tap("mlp", "output"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,6 @@ class Family:
     norm: str = "norm"
     attention: str = "self_attn"
     """The attention module, below the layer."""
-    experts: bool = False
 
     def layer_path(self, backend: str, layer: int) -> str:
         """Full module path of a layer."""
@@ -116,7 +117,7 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family("gemma", ("gemma2", "gemma3_text"), _GEMMA),
     Family("phi3", ("phi3",), _PHI3),
-    Family("gpt_oss", ("gpt_oss",), _GPT_OSS, experts=True),
+    Family("gpt_oss", ("gpt_oss",), _GPT_OSS),
 )
 ATTENTION_TAPS = ("q", "k", "v", "attn_scores", "attn_probs")
 """Sites reached through the attention function; `z` is the output projection's input."""
@@ -166,7 +167,7 @@ def site_infos(
     if family is None:
         return ()
     refused, run_only = refused or {}, run_only or {}
-    layer_sites = [*family.taps, *ATTENTION_TAPS, *(("router_logits", "expert_weights") if family.experts else ())]
+    layer_sites = [*family.taps, *ATTENTION_TAPS]
     infos: list[SiteInfo] = []
     for name in AXES:
         if name in refused or (name not in GLOBAL_SITES and name not in layer_sites):
@@ -180,8 +181,8 @@ def _site_info(name: str, family: Family, dims: Dims, run_only: str) -> SiteInfo
     tap = family.taps.get(name)
     if tap is not None and tap.linear:
         edits = (*edits, "low_rank")
-    if name in ("router_logits", "expert_weights"):
-        edits = ()
+    if name == "expert_weights":
+        edits = ()  # they follow from router_logits, which can be edited
     return SiteInfo(
         name=name,
         axes=AXES[name],

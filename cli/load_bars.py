@@ -24,6 +24,20 @@ def log_to(console: Console) -> None:
     logging.getLogger("probewire").setLevel(logging.INFO)
 
 
+_TITLES = {
+    "starting": "starting a worker",
+    "wait": "waiting for another download",
+    "download": "downloading",
+    "verify": "checking the files",
+    "dequantise": "dequantising",
+    "write": "writing",
+    "done": "found the checkpoint",
+    "load": "loading the weights",
+    "check": "checking itself",
+}
+"""Stages that are not clear by themselves."""
+
+
 class LoadBars:
     """Shows the progress of several loads. A context manager."""
 
@@ -51,12 +65,12 @@ class LoadBars:
 
     def show(self, model: str, progress: LoadProgress) -> None:
         """Draw where a load is."""
+        description = f"{model}: {_TITLES.get(progress.stage, progress.stage)}"
         if not self._console.is_terminal and self._stages.get(model) != progress.stage:
-            self._console.print(f"{model}: {progress.stage}", highlight=False, soft_wrap=True)
+            self._console.print(description, highlight=False, soft_wrap=True)
         self._stages[model] = progress.stage
         if model not in self._tasks:
             self._tasks[model] = self._bars.add_task(model, total=None)
-        description = f"{model}: {progress.stage}"
         self._bars.update(
             self._tasks[model], description=description, completed=progress.done, total=progress.total or None
         )

@@ -4,7 +4,12 @@ from importlib.metadata import PackageNotFoundError, version
 
 __all__ = ["VERSION"]
 
-try:
-    VERSION = version("probewire")
-except PackageNotFoundError:  # run from a checkout that is not installed
-    VERSION = "0+source"
+
+def _version() -> str:
+    try:
+        return version("probewire")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "0+source"
+
+
+VERSION = _version()

@@ -34,7 +34,9 @@ def _split(url: str) -> SplitResult:
         port_is_valid = parts.port is None or parts.port > 0
     except ValueError:
         raise InvalidArgument(f"cannot read the address {url!r}; write {_ALLOWED}") from None
-    surplus = parts.query or parts.fragment or parts.username or (parts.scheme.startswith("grpc") and parts.path.strip("/"))
+    surplus = (
+        parts.query or parts.fragment or parts.username or (parts.scheme.startswith("grpc") and parts.path.strip("/"))
+    )
     if parts.scheme not in DEFAULT_PORTS or not parts.hostname or not port_is_valid or surplus:
         raise InvalidArgument(f"cannot use the address {url!r}; write {_ALLOWED}")
     return parts

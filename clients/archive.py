@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save_file
+import safetensors
+import safetensors.numpy as safetensors_numpy
 
 from ..protos.assemble import AssembledCapture, CaptureKey
 from ..protos.errors import InvalidArgument, NotFound
@@ -27,6 +27,9 @@ __all__ = ["load", "save"]
 
 FORMAT = "probewire result 1"
 
+_safetensors: Any = safetensors  # not annotated
+_numpy: Any = safetensors_numpy  # not annotated
+
 
 def save(result: Result, path: str | Path) -> Path:
     """Write a result. The file appears whole or not at all."""
@@ -35,7 +38,7 @@ def save(result: Result, path: str | Path) -> Path:
     inputs = [_input_to_json(item, tensors) for item in result.inputs.values()]
     told = {"kind": type(result).__name__, "started": to_json(result.started), "inputs": inputs}
     part = path.with_name(path.name + ".part")
-    save_file(tensors, part, {"format": FORMAT, "result": json.dumps(told)})
+    _numpy.save_file(tensors, part, {"format": FORMAT, "result": json.dumps(told)})
     part.replace(path)
     return path
 
@@ -48,7 +51,7 @@ def load(path: str | Path) -> Result:
     if not path.exists():
         raise NotFound(f"no file {path}")
     told = _metadata(path)
-    tensors = load_file(path)
+    tensors: dict[str, Array] = _numpy.load_file(path)
     started = from_json(Started, told["started"])
     inputs = {item["name"]: _input_from_json(item, tensors) for item in told["inputs"]}
     return {"Run": Run, "Generation": Generation}[told["kind"]](started, inputs)
@@ -56,9 +59,9 @@ def load(path: str | Path) -> Result:
 
 def _metadata(path: Path) -> dict[str, Any]:
     try:
-        with safe_open(path, "np") as file:
+        with _safetensors.safe_open(path, "np") as file:
             metadata: dict[str, str] = file.metadata() or {}
-    except SafetensorError as error:
+    except safetensors.SafetensorError as error:
         raise InvalidArgument(f"{path} is not a safetensors file: {error}") from None
     if metadata.get("format") != FORMAT:
         raise InvalidArgument(f"{path} was not written by result.save() (its format is {metadata.get('format')!r})")
@@ -84,7 +87,14 @@ def _entry_to_json(entry: AssembledCapture, tensors: dict[str, Array]) -> dict[s
         name = f"{name}/hook{entry.key.hook}"
     tensors[name] = np.ascontiguousarray(entry.array)  # save_file writes the memory as it lies
     key = entry.key
-    return {"tensor": name, "hook": key.hook, "site": key.site, "part": key.part, "id": entry.id, "positions": entry.positions}
+    return {
+        "tensor": name,
+        "hook": key.hook,
+        "site": key.site,
+        "part": key.part,
+        "id": entry.id,
+        "positions": entry.positions,
+    }
 
 
 def _input_from_json(data: dict[str, Any], tensors: dict[str, Array]) -> InputResult:

@@ -82,7 +82,9 @@ class Captures:
         if not layers:
             raise NotFound(f"no layer of {name!r} was captured; {self._captured()}")
         found = [self._entry(f"{name}.{layer}", part) for layer in layers]
-        other = next((e for e in found if (e.positions, e.array.shape) != (found[0].positions, found[0].array.shape)), None)
+        other = next(
+            (e for e in found if (e.positions, e.array.shape) != (found[0].positions, found[0].array.shape)), None
+        )
         if other is not None:
             raise InvalidArgument(
                 f"{other.key.site} has other rows than {found[0].key.site} (positions {_few(other.positions)} and "
@@ -107,7 +109,9 @@ class Captures:
         if len(sites) > 1:
             raise InvalidArgument(f"hook {name!r} read {len(sites)} sites; choose one: .hook({name!r})[{sites[0]!r}]")
         parts = [entry.key.part for entry in found]
-        raise InvalidArgument(f"{name} has the parts {', '.join(parts)}; write .top_k({name!r}) or .array({name!r}, part={parts[0]!r})")
+        raise InvalidArgument(
+            f"{name} has the parts {', '.join(parts)}; write .top_k({name!r}) or .array({name!r}, part={parts[0]!r})"
+        )
 
     def _matching(self, name: str, part: str | None) -> list[AssembledCapture]:
         site = _canonical(name)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Self, TypedDict, Unpack
+from typing import Any, Self, TypedDict, Unpack
 
 from ..protos.errors import Internal, InvalidArgument
 from ..protos.model import (
@@ -225,7 +225,9 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -236,11 +238,10 @@ def _request(prompt: Prompts, plan: Plan, model: str, sampling: SamplingOptions)
     unknown = sorted(set(sampling) - set(SamplingOptions.__annotations__))
     if unknown:
         raise InvalidArgument(f"unknown options {unknown}; allowed: {', '.join(SamplingOptions.__annotations__)}")
-    options = {**sampling}
-    stop = options.pop("stop", ())
-    return GenerateRequest(
-        to_inputs(prompt), model, plan, Sampling(stop=(stop,) if isinstance(stop, str) else tuple(stop), **options)
-    )
+    options: dict[str, Any] = {**sampling}
+    stop = sampling.get("stop", ())
+    options["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
+    return GenerateRequest(to_inputs(prompt), model, plan, Sampling(**options))
 
 
 def _read_only(array: Array) -> Array:

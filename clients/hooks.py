@@ -103,7 +103,7 @@ def patch(
     elif value is not None:
         source = Inline(Tensor.of(value))
     else:
-        source = Stored(cast(str, stored))
+        source = Stored(cast("str", stored))
     return hook(site, Replace(source, units=_indices(units), heads=_indices(heads)), **options)
 
 
@@ -151,7 +151,9 @@ def _to_hook(value: Any, *, captures: bool = False) -> Hook:
 
 
 def _listed(value: Any) -> Sequence[Any]:
-    return (value,) if isinstance(value, (Hook, Mapping, str)) else tuple(value)
+    if isinstance(value, (Hook, Mapping, str)):
+        return (cast("Any", value),)
+    return tuple(value)
 
 
 def _where(options: Options) -> Where:
@@ -169,9 +171,9 @@ def _where(options: Options) -> Where:
 def _plain(value: Any) -> Any:
     """JSON data: arrays inside a dict become tensors as JSON has them, tuples lists."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in cast(Mapping[str, Any], value).items()}
+        return {key: _plain(item) for key, item in cast("Mapping[str, Any]", value).items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in cast(Sequence[Any], value)]
+        return [_plain(item) for item in cast("Sequence[Any]", value)]
     if isinstance(value, Tensor) or hasattr(value, "__array__"):
         return to_json(Tensor.of(value))
     return value

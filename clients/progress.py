@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Literal, Protocol
 
@@ -18,7 +18,7 @@ class Bar(Protocol):
 
 
 @contextmanager
-def progress_bar(label: str, unit: Literal["bytes", "tokens"], *, show: bool = True) -> Iterator[Bar]:
+def progress_bar(label: str, unit: Literal["bytes", "tokens"], *, show: bool = True) -> Generator[Bar]:
     """A bar that is drawn only in a terminal or a notebook, and is gone when the work is done."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn

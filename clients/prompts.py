@@ -26,14 +26,14 @@ _ALLOWED = "text, chat messages, a list or 1-D array of token ids, an Input, or 
 def to_inputs(prompts: Prompts) -> tuple[Input, ...]:
     """The request's inputs. A lone prompt is named "input". Raises InvalidArgument for anything else."""
     if _is_mapping(prompts) and not _is_message(prompts):
-        named = cast(Mapping[str, Prompt], prompts)
+        named = cast("Mapping[str, Prompt]", prompts)
         return tuple(to_input(prompt, name) for name, prompt in named.items())
-    if _is_list(prompts) and not _is_single(cast(Sequence[Any], prompts)):
-        many = cast(Sequence[Prompt], prompts)
+    if _is_list(prompts) and not _is_single(cast("Sequence[Any]", prompts)):
+        many = cast("Sequence[Prompt]", prompts)
         return tuple(
             prompt if isinstance(prompt, Input) else to_input(prompt, str(index)) for index, prompt in enumerate(many)
         )
-    return (to_input(cast(Prompt, prompts)),)
+    return (to_input(cast("Prompt", prompts)),)
 
 
 def to_input(prompt: Prompt, name: str | None = None) -> Input:
@@ -48,7 +48,7 @@ def to_input(prompt: Prompt, name: str | None = None) -> Input:
     if hasattr(prompt, "__array__"):
         return Input(token_ids=_ids(np.asarray(prompt)), name=label)
     if _is_list(prompt):
-        return _from_list(cast(Sequence[Any], prompt), label)
+        return _from_list(cast("Sequence[Any]", prompt), label)
     raise InvalidArgument(f"cannot use a {type(prompt).__name__} as a prompt; allowed: {_ALLOWED}")
 
 

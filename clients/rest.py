@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote
 
 import httpx
-from safetensors import SafetensorError, deserialize
+import safetensors
 
 from ..protos.delimited import MEDIA_TYPE, DelimitedDecoder
 from ..protos.error_body import error_from_json
@@ -36,6 +36,8 @@ __all__ = ["RestTransport"]
 
 CONNECT_TIMEOUT_S = 10.0
 SAFETENSORS = "application/safetensors"
+
+_safetensors: Any = safetensors  # not annotated
 
 _DTYPES = {
     "F64": "float64",
@@ -165,15 +167,15 @@ class RestTransport:
 
     def _only_tensor(self, data: bytes) -> Array:
         try:
-            [(_, found)] = deserialize(data)
+            [(_, found)] = _safetensors.deserialize(data)
             return Tensor(_DTYPES[found["dtype"]], tuple(found["shape"]), bytes(found["data"])).numpy()
-        except (SafetensorError, KeyError, ValueError) as error:
+        except (safetensors.SafetensorError, KeyError, ValueError) as error:
             raise Internal(f"{self.address} sent a tensor that this version cannot read: {error}") from error
 
     def _json(self, verb: str, path: str, body: dict[str, Any] | None = None, *, model: str = "") -> dict[str, Any]:
         with translated(self.address, self._timeout_s):
             response = self._http.request(verb, path, json=body, params={"model": model} if model else {})
-        if response.status_code != httpx.codes.OK:
+        if not response.is_success:
             raise error_of(response, self.address)
         with readable(self.address):
             return dict(response.json())
@@ -188,7 +190,7 @@ class RestTransport:
         accept: str = "*/*",
         params: dict[str, str] | None = None,
         timeout_s: float | None,
-    ) -> Iterator[httpx.Response]:
+    ) -> Generator[httpx.Response]:
         timeout = httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S)
         with (
             translated(self.address, timeout_s),
@@ -196,7 +198,7 @@ class RestTransport:
                 verb, path, json=body, headers={"accept": accept}, params=params, timeout=timeout
             ) as response,
         ):
-            if response.status_code != httpx.codes.OK:
+            if not response.is_success:
                 response.read()
                 raise error_of(response, self.address)
             yield response

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import httpx
@@ -34,7 +34,7 @@ _CODES: dict[int, Code] = {code.value.http: code for code in Code} | {
 
 
 @contextmanager
-def translated(address: str, timeout_s: float | None) -> Iterator[None]:
+def translated(address: str, timeout_s: float | None) -> Generator[None]:
     """Raise ProbewireError for whatever httpx raises, or for an answer that this version cannot read."""
     try:
         yield
@@ -47,7 +47,7 @@ def translated(address: str, timeout_s: float | None) -> Iterator[None]:
 
 
 @contextmanager
-def readable(address: str) -> Iterator[None]:
+def readable(address: str) -> Generator[None]:
     """Raise Internal for an answer that this version cannot read."""
     try:
         yield

@@ -156,8 +156,7 @@ class RpcTransport:
         with translated(self.address, timeout_s):
             call = start(request, timeout=timeout_s, metadata=self._metadata)
             try:
-                for message in call:
-                    yield message
+                yield from call
             finally:
                 call.cancel()
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
+from typing import cast
 
 import grpc
 
@@ -31,7 +32,7 @@ _CODES: dict[grpc.StatusCode, Code] = {
 
 
 @contextmanager
-def translated(address: str, timeout_s: float | None) -> Iterator[None]:
+def translated(address: str, timeout_s: float | None) -> Generator[None]:
     """Raise ProbewireError for whatever grpc raises, or for an answer that this version cannot read."""
     try:
         yield
@@ -50,7 +51,7 @@ def as_error(error: grpc.RpcError, address: str, timeout_s: float | None) -> Pro
     if not isinstance(error, grpc.Call):
         return Internal(f"{address}: {error}")
     status, details = error.code(), error.details() or ""
-    trailers = {key: value for key, value in error.trailing_metadata() or ()}
+    trailers = dict(cast("Iterable[tuple[str, str | bytes]]", error.trailing_metadata() or ()))
     code = _CODES[status]
     if CODE_KEY in trailers:
         return error_from_code(code, details, _seconds(trailers.get(RETRY_KEY)))

@@ -90,7 +90,9 @@ def _shape(entry: AssembledCapture, site: Site) -> str:
     """`[pos 12, d_model 576]`; without names where a reduction changed the axes."""
     shape = entry.array.shape
     named = len(shape) == len(site.axes) and not entry.key.part
-    return f"[{', '.join(f'{axis} {n}' for axis, n in zip(site.axes, shape, strict=True))}]" if named else str(list(shape))
+    return (
+        f"[{', '.join(f'{axis} {n}' for axis, n in zip(site.axes, shape, strict=True))}]" if named else str(list(shape))
+    )
 
 
 def _clipped(text: str) -> str:

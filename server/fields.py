@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar, cast
+from typing import Any, TypeGuard, TypeVar, cast
 
 from ..protos.errors import InvalidArgument
 
-__all__ = ["Fields", "as_list", "brief"]
+__all__ = ["Fields", "brief", "is_list"]
 
 T = TypeVar("T")
 
@@ -64,10 +64,17 @@ class Fields:
     def strings(self, field: str) -> tuple[str, ...]:
         """A string or a list of strings; empty when absent."""
         value = self.raw(field)
-        items = [value] if isinstance(value, str) else [] if value is None else value
-        if not isinstance(items, list) or not all(isinstance(item, str) for item in as_list(items)):
+        items: Any = [value] if isinstance(value, str) else [] if value is None else value
+        if not is_list(items) or not all(isinstance(item, str) for item in items):
             raise InvalidArgument(f"{self.name(field)} must be a string or a list of strings, got {brief(value)}")
-        return tuple(as_list(items))
+        return tuple(items)
+
+    def list_of(self, field: str) -> list[Any]:
+        """A list, whatever it holds."""
+        value: Any = self.raw(field)
+        if not is_list(value):
+            raise InvalidArgument(f"{self.name(field)} must be a list, got {brief(value)}")
+        return value
 
     def harmless(self, *fields: str) -> None:
         """Take fields that change nothing in the answer, whatever they hold."""
@@ -98,14 +105,12 @@ _KINDS: dict[type, str] = {
     int: "an integer",
     float: "a number",
     str: "a string",
-    list: "a list",
-    dict: "an object",
 }
 
 
-def as_list(value: object) -> list[Any]:
-    """A JSON list; anything else as an empty one."""
-    return cast("list[Any]", value) if isinstance(value, list) else []
+def is_list(value: object) -> TypeGuard[list[Any]]:
+    """Whether a JSON value is a list."""
+    return isinstance(value, list)
 
 
 def brief(data: object) -> str:

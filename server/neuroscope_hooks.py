@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ..protos.errors import InvalidArgument, ResourceExhausted
 from ..protos.model import ModelInfo
 from ..protos.spec import MAX_HOOKS, Capture, Hook
-from .fields import Fields, as_list
+from .fields import Fields, is_list
 
 __all__ = ["COMPONENTS", "NeuroHook", "Place", "Registry", "hooks_of", "place_of", "plan_hooks"]
 
@@ -127,10 +127,10 @@ def hooks_of(raw: object, name: str) -> tuple[NeuroHook, ...]:
     """A list of hooks out of a body. The same hook twice is one; two under one id are refused."""
     if raw is None:
         return ()
-    if not isinstance(raw, list):
+    if not is_list(raw):
         raise InvalidArgument(f"{name} must be a list of hooks")
     found: dict[str, NeuroHook] = {}
-    for i, item in enumerate(as_list(raw)):
+    for i, item in enumerate(raw):
         hook = _hook(Fields(item, f"{name}[{i}]"), f"{name}[{i}]")
         if found.setdefault(hook.hook_id, hook) != hook:
             raise InvalidArgument(

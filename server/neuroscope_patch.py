@@ -24,7 +24,7 @@ from ..protos.errors import Internal, InvalidArgument
 from ..protos.sites import ATTENTION_SITES, Site
 from ..protos.spec import Add, Capture, Constant, Edit, FromInput, Hook, Mean, Noise, Replace, Scale, Where, Zeros
 from ..protos.tensors import Array, Tensor
-from .fields import Fields, as_list, brief
+from .fields import Fields, brief, is_list
 from .neuroscope_hooks import Place, place_of
 
 __all__ = ["BASELINE", "PROMPT", "Intervention", "edit_hooks", "interventions_of", "mean_hooks", "means_of"]
@@ -54,11 +54,10 @@ class Intervention:
 
 def interventions_of(raw: object) -> tuple[Intervention, ...]:
     """The list out of a body."""
-    items = as_list(raw)
-    if not items:
+    if not is_list(raw) or not raw:
         raise InvalidArgument(f"interventions must be a list of at least one, got {brief(raw)}")
     return tuple(
-        _intervention(Fields(item, f"interventions[{i}]"), f"interventions[{i}]") for i, item in enumerate(items)
+        _intervention(Fields(item, f"interventions[{i}]"), f"interventions[{i}]") for i, item in enumerate(raw)
     )
 
 
@@ -81,11 +80,10 @@ def _positions(fields: Fields) -> tuple[int, ...] | None:
     raw = fields.raw("target_positions")
     if raw is None or raw == "all":
         return None
-    items = as_list(raw)
-    if not items or any(isinstance(item, bool) or not isinstance(item, int) for item in items):
+    if not is_list(raw) or not raw or any(isinstance(item, bool) or not isinstance(item, int) for item in raw):
         name = fields.name("target_positions")
         raise InvalidArgument(f'{name} must be a list of token positions, or "all"; got {brief(raw)}')
-    return tuple(items)
+    return tuple(raw)
 
 
 def _check_strength(kind: str, strength: float, path: str) -> None:

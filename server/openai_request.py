@@ -9,7 +9,7 @@ from typing import Any
 from ..protos.errors import InvalidArgument
 from ..protos.model import MAX_INPUTS, GenerateRequest, Input, Message, Sampling
 from ..protos.spec import Plan
-from .fields import Fields, as_list, brief
+from .fields import Fields, brief, is_list
 from .rest_body import parsed
 from .rest_tensors import Style, style_of
 
@@ -171,16 +171,15 @@ def _extra(fields: Fields) -> tuple[Plan, Style | None]:
 def messages_of(fields: Fields) -> tuple[Message, ...]:
     """`messages`: roles with text, which may come in parts."""
     return tuple(
-        _message(Fields(item, f"messages[{i}]"), f"messages[{i}]")
-        for i, item in enumerate(as_list(fields.required("messages", list)))
+        _message(Fields(item, f"messages[{i}]"), f"messages[{i}]") for i, item in enumerate(fields.list_of("messages"))
     )
 
 
 def _message(fields: Fields, path: str) -> Message:
     role = fields.required("role", str)
     content = fields.raw("content")
-    if isinstance(content, list):
-        parts = enumerate(as_list(content))
+    if is_list(content):
+        parts = enumerate(content)
         content = "\n".join(_text_part(Fields(part, f"{path}.content[{i}]")) for i, part in parts)
     elif not isinstance(content, str):
         raise InvalidArgument(f"{path}.content must be text, got {brief(content)}")
@@ -204,17 +203,16 @@ def _prompts(fields: Fields) -> list[Input]:
     raw = fields.raw("prompt")
     if isinstance(raw, str):
         return [Input(text=raw)]
-    items = as_list(raw)
-    if not items:
+    if not is_list(raw) or not raw:
         raise InvalidArgument(f"prompt must be a string, token ids, or a list of either, got {brief(raw)}")
-    if len(items) > MAX_INPUTS and not isinstance(items[0], int):
-        raise InvalidArgument(f"prompt has {len(items)} prompts; at most {MAX_INPUTS} are allowed")
-    if all(isinstance(item, str) for item in items):
-        return [Input(text=item) for item in items]
-    if _are_ids(items):
-        return [Input(token_ids=tuple(items))]
-    if all(as_list(item) and _are_ids(as_list(item)) for item in items):
-        return [Input(token_ids=tuple(as_list(item))) for item in items]
+    if len(raw) > MAX_INPUTS and not isinstance(raw[0], int):
+        raise InvalidArgument(f"prompt has {len(raw)} prompts; at most {MAX_INPUTS} are allowed")
+    if all(isinstance(item, str) for item in raw):
+        return [Input(text=item) for item in raw]
+    if _are_ids(raw):
+        return [Input(token_ids=tuple(raw))]
+    if all(is_list(item) and item and _are_ids(item) for item in raw):
+        return [Input(token_ids=tuple(item)) for item in raw]
     raise InvalidArgument("prompt mixes kinds; send a string, token ids, or a list of one of these")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from dataclasses import dataclass
 from typing import Any, cast
@@ -50,6 +51,9 @@ _MUST_BE: dict[str, dict[str, tuple[Any, ...]]] = {
     },
 }
 """Model type -> field -> the values that mlx-lm's code for it has built in."""
+
+_MUST_BE_SET = {"gemma2": ("attn_logit_softcapping", "final_logit_softcapping")}
+"""Fields that transformers may do without and mlx-lm computes with."""
 
 MLX_FAMILIES = tuple(_MUST_BE)
 """The architectures whose mlx-lm code was compared with transformers'."""
@@ -138,6 +142,7 @@ def _shortest(rope: MlxRope, window: int | None = None) -> tuple[int | None, str
 def _filled_in(config: dict[str, Any]) -> dict[str, Any]:
     """The config as transformers reads it: its own defaults written out, old spellings brought up to date."""
     try:
+        from huggingface_hub.errors import StrictDataclassError
         from transformers import AutoConfig
     except ModuleNotFoundError as error:
         raise FailedPrecondition(
@@ -146,10 +151,10 @@ def _filled_in(config: dict[str, Any]) -> dict[str, Any]:
     fields = copy.deepcopy(config)
     try:
         kind = type(cast("Any", AutoConfig).for_model(fields.pop("model_type")))
-        return kind.from_dict(fields).to_dict()
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        return json.loads(kind.from_dict(fields).to_json_string(use_diff=False))
+    except (AttributeError, KeyError, TypeError, ValueError, StrictDataclassError) as error:
         raise InvalidArgument(
-            f"transformers cannot read the config of this {config['model_type']} model: {error}"
+            f"transformers cannot read the config of this {config['model_type']} model: {' '.join(str(error).split())}"
         ) from error
 
 
@@ -159,6 +164,12 @@ def _check_built_in(full: dict[str, Any], model_type: str) -> None:
             raise InvalidArgument(
                 f"{name}={full.get(name)!r} cannot be run on mlx: mlx-lm's {model_type} has "
                 f"{' or '.join(map(repr, allowed))} built in; load this model with the torch backend"
+            )
+    for name in _MUST_BE_SET.get(model_type, ()):
+        if full.get(name) is None:
+            raise InvalidArgument(
+                f"{name}=None cannot be run on mlx: mlx-lm's {model_type} needs a number; "
+                "load this model with the torch backend"
             )
     if model_type in ("qwen2", "phi3"):
         d_head = full["hidden_size"] // full["num_attention_heads"]

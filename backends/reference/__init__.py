@@ -4,8 +4,9 @@
 the contract, the noise and the orthonormal bases, so that tests can hold them against it.
 """
 
-#from .load import load
-#from .model import ReferenceModel
-#from .run import Captured, ReferenceResult, run
+from .load import load
+from .model import ReferenceModel
+from .reductions import Captured
+from .run import ReferenceResult, run
 
 __all__ = ["Captured", "ReferenceModel", "ReferenceResult", "load", "run"]

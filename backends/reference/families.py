@@ -123,9 +123,7 @@ FAMILIES: dict[str, Family] = {
     "mistral": Family(names=_LLAMA, slides=_always, heeds_layer_types=False),
     "qwen2": Family(names=_LLAMA, slides=_upper, window_is_opt_in=True),
     "qwen3": Family(names=_LLAMA, slides=_upper, window_is_opt_in=True),
-    "smollm3": Family(
-        names=_LLAMA, tied=True, theta=2e6, rotates=_listed_or_all_but_every_nth, window_is_opt_in=True
-    ),
+    "smollm3": Family(names=_LLAMA, tied=True, theta=2e6, rotates=_listed_or_all_but_every_nth, window_is_opt_in=True),
     "gpt2": Family(
         names=_GPT2,
         prefix="transformer.",

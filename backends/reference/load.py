@@ -42,6 +42,14 @@ def load(folder: Path, dtype: Literal["float32", "float64"] = "float32") -> Refe
     return model
 
 
+def _split(merged: Linear, first: int, n: int) -> list[Linear]:
+    """The n maps that are stored side by side as one: the first of a given width, the rest alike."""
+    rest = (merged.weight.shape[1] - first) // (n - 1)
+    cuts = [first + i * rest for i in range(n - 1)]
+    biases = [None] * n if merged.bias is None else np.split(merged.bias, cuts)
+    return [Linear(w, b) for w, b in zip(np.split(merged.weight, cuts, axis=1), biases, strict=True)]
+
+
 class _Builder:
     """Reads the parts of one model."""
 
@@ -87,12 +95,6 @@ class _Builder:
     def _linear(self, ours: str, layer: int) -> Linear:
         return self.checkpoint.linear(self._name(ours, layer), transposed=self.family.transposed)
 
-    def _merged(self, ours: str, layer: int, widths: list[int]) -> list[Linear]:
-        """Maps that are stored side by side as one."""
-        whole, cuts = self._linear(ours, layer), np.cumsum(widths)[:-1]
-        biases = [None] * len(widths) if whole.bias is None else np.split(whole.bias, cuts)
-        return [Linear(w, b) for w, b in zip(np.split(whole.weight, cuts, axis=1), biases, strict=True)]
-
     def _layer(self, i: int) -> Layer:
         return Layer(
             attn_norm=self._norm("attn_norm", i),
@@ -108,8 +110,7 @@ class _Builder:
         width = o.weight.shape[0]
         d_head = width // self.n_heads
         if self._has("qkv", i):
-            merged = self.checkpoint.array(f"{self._name('qkv', i)}.weight").shape[int(not self.family.transposed)]
-            q, k, v = self._merged("qkv", i, [width, (merged - width) // 2, (merged - width) // 2])
+            q, k, v = _split(self._linear("qkv", i), first=width, n=3)
         else:
             q, k, v = (self._linear(ours, i) for ours in ("q", "k", "v"))
         window = self._window(i)
@@ -160,7 +161,7 @@ class _Builder:
         down = self._linear("down", i)
         activation = self._activation()
         if self._has("gate_up", i):
-            gate, up = self._merged("gate_up", i, [down.weight.shape[0]] * 2)
+            gate, up = _split(self._linear("gate_up", i), first=down.weight.shape[0], n=2)
             return GatedMlp(gate, up, down, activation)
         if self._has("up", i):
             return GatedMlp(self._linear("gate", i), self._linear("up", i), down, activation)

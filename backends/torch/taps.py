@@ -70,12 +70,31 @@ class Taps:
 
             return module.register_forward_pre_hook(before, with_kwargs=True)
 
+        if found[0][1].router:
+            return module.register_forward_hook(lambda router, _, output: self._tap_router(found, router, output))
+
         def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             if isinstance(output, tuple):
                 return (self._tap(found, output[0], None), *output[1:])
             return self._tap(found, output, args[0] if args else None)
 
         return module.register_forward_hook(after)
+
+    def _tap_router(self, found: list[tuple[Site, Tap]], router: Any, output: Any) -> Any:
+        """A router gives (logits, chosen weights, chosen experts), each [batch · row, …]; the last two follow."""
+        logits, weights, experts = output
+        for site, _ in found:
+            if site.name == "router_logits":
+                rows = logits.unflatten(0, self.executor.layout)
+                new = self.executor.tap(site, rows)
+                if new is not rows:
+                    logits = new.flatten(0, 1)
+                    top, experts = torch.topk(logits, router.top_k, dim=-1)
+                    weights = torch.softmax(top, dim=-1, dtype=top.dtype)
+            else:
+                dense = torch.zeros_like(logits).scatter(-1, experts, weights)
+                self.executor.tap(site, dense.unflatten(0, self.executor.layout))
+        return logits, weights, experts
 
     def _tap(self, found: list[tuple[Site, Tap]], value: Any, linear_input: Any) -> Any:
         if not isinstance(value, torch.Tensor) or value.ndim < 3 or tuple(value.shape[:2]) != self.executor.layout:

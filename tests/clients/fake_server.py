@@ -9,12 +9,12 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import uvicorn
+from fake_service import FakeService
 
 from probewire.protos.model import Event, StoredCapture, Token
 from probewire.protos.tensors import Tensor
+from probewire.server.rest import create_app
 from probewire.server.rpc import RpcServer
-
-from fake_service import FakeService
 
 
 class FakeOperations:
@@ -107,23 +107,13 @@ class FakeServer:
         rpc = RpcServer(operations, max_request_bytes=1 << 20)
         self.grpc_url = f"grpc://127.0.0.1:{rpc.bind('127.0.0.1:0')}"
         await rpc.start()
-        import sys, types
-        from fastapi import APIRouter
-        m = types.ModuleType('probewire.server.neuroscope'); m.neuroscope_router = lambda face: APIRouter()
-        try:
-            import probewire.server.neuroscope
-        except ImportError:
-            sys.modules['probewire.server.neuroscope'] = m
-        from probewire.server.rest import create_app
-
         config = uvicorn.Config(
             create_app(operations, version="test"), host="127.0.0.1", port=0, log_level="warning", lifespan="off",
             timeout_graceful_shutdown=1,
         )  # fmt: skip
         self._uvicorn = uvicorn.Server(config)
-        self._uvicorn.install_signal_handlers = lambda: None
         serving = asyncio.ensure_future(self._uvicorn.serve())
-        while not self._uvicorn.started:
+        while not self._uvicorn.started:  # noqa: ASYNC110 - uvicorn has no event for it
             await asyncio.sleep(0.01)
         self.http_url = f"http://127.0.0.1:{self._uvicorn.servers[0].sockets[0].getsockname()[1]}"
         self._ready.set()

@@ -87,6 +87,7 @@ class FakeService:
         tokens, sampling = list(prompt_ids(item)), request.sampling
         prompt, text = len(tokens), ""
         held: dict[int, list[tuple[tuple[int, ...], Array]]] = {}
+        index, ended = 0, False
         for index in range(sampling.max_new_tokens):
             time.sleep(self.step_s)
             start = 0 if index == 0 else len(tokens) - 1

@@ -95,19 +95,26 @@ def test_messages_and_options_reach_the_server(client: Client, service: FakeServ
     request = service.requests[-1]
     assert request.inputs[0].messages == (Message("user", "hi"),)
     sampling = request.sampling  # type: ignore[union-attr]
-    assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.seed, sampling.stop) == (0.5, 0.9, 3, 11, ("zz",))
+    assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.seed, sampling.stop) == (
+        0.5,
+        0.9,
+        3,
+        11,
+        ("zz",),
+    )
 
 
 def test_logprobs_and_stop(client: Client) -> None:
     result = client.generate("a", max_new_tokens=9, logprobs=2, stop=["d"])
     assert result.text == "bc"
     assert result.finish_reason == "stop"
+    assert result.logprobs is not None
     np.testing.assert_allclose(result.logprobs, [-0.5, -1.0, -1.5])
     assert [top.text for top in result.only.new[0].top] == ["A", "B"]
 
 
 def test_generate_with_activations_refuses_to_capture_nothing(client: Client) -> None:
-    with pytest.raises(InvalidArgument, match='captures nothing; name sites: capture='):
+    with pytest.raises(InvalidArgument, match="captures nothing; name sites: capture="):
         client.generate_with_activations("abc", hooks=ablate("mlp_out.0"))
 
 
@@ -197,7 +204,7 @@ def test_nobody_there() -> None:
 def test_a_deadline(server: FakeServer, service: FakeService) -> None:
     service.step_s = 0.2
     for url in (server.grpc_url, server.http_url):
-        with Client(url, timeout_s=0.5) as client, pytest.raises(DeadlineExceeded, match="timeout_s=0.5"):
+        with Client(url, timeout_s=0.5) as client, pytest.raises(DeadlineExceeded, match=r"timeout_s=0\.5"):
             client.generate("a", max_new_tokens=50)
         assert wait_for(service.cancelled.is_set)
         service.cancelled.clear()
@@ -228,7 +235,9 @@ def test_two_threads_share_a_client(client: Client) -> None:
     assert found == {"a": "bcdefghijklmnopqrstu", "k": "lmnopqrstuvwxyz{|}~\x7f"}
 
 
-@pytest.mark.parametrize("url", ["", "localhost:50051", "ftp://x", "grpc://", "grpc://h/path", "http://h:99999", "http://h?x=1"])
+@pytest.mark.parametrize(
+    "url", ["", "localhost:50051", "ftp://x", "grpc://", "grpc://h/path", "http://h:99999", "http://h?x=1"]
+)
 def test_addresses_that_cannot_be_used(url: str) -> None:
     with pytest.raises(InvalidArgument, match="address"):
         Client(url)
@@ -241,7 +250,7 @@ def test_default_ports() -> None:
 
 
 def test_a_service_that_is_none() -> None:
-    with pytest.raises(InvalidArgument, match="dict is not a protos.service.Service; it lacks generate"):
+    with pytest.raises(InvalidArgument, match=r"dict is not a protos\.service\.Service; it lacks generate"):
         Client(service={})  # type: ignore[arg-type]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import grpc
 import httpx
@@ -12,7 +13,7 @@ from probewire.clients import Internal, InvalidArgument, ProbewireError, Unavail
 from probewire.protos.errors import Code
 
 
-class _Call(grpc.RpcError, grpc.Call):  # type: ignore[misc]
+class _Call(grpc.RpcError, grpc.Call):
     """What a failed call raises."""
 
     def __init__(self, status: grpc.StatusCode, details: str, trailers: tuple[tuple[str, str], ...] = ()) -> None:
@@ -24,7 +25,7 @@ class _Call(grpc.RpcError, grpc.Call):  # type: ignore[misc]
     def details(self):
         return self._answer[1]
 
-    def trailing_metadata(self):
+    def trailing_metadata(self):  # type: ignore[override]
         return self._answer[2]
 
 
@@ -32,11 +33,12 @@ for _name in grpc.Call.__abstractmethods__ | grpc.RpcContext.__abstractmethods__
     if _name not in vars(_Call):
         setattr(_Call, _name, lambda self: None)
 _Call.__abstractmethods__ = frozenset()
+_call: Any = _Call
 
 
 @pytest.mark.parametrize("status", list(grpc.StatusCode))
 def test_every_grpc_status(status: grpc.StatusCode) -> None:
-    error = rpc_errors.as_error(_Call(status, "why"), "grpc://h:1", 5.0)
+    error = rpc_errors.as_error(_call(status, "why"), "grpc://h:1", 5.0)
     assert isinstance(error, ProbewireError)
     own = {code.value.grpc: code for code in Code}
     if status.value[0] in own:
@@ -48,7 +50,7 @@ def test_every_grpc_status(status: grpc.StatusCode) -> None:
 def test_the_servers_own_message_is_kept(code: Code) -> None:
     status = next(s for s in grpc.StatusCode if s.value[0] == code.value.grpc)
     trailers = (("probewire-code", code.name), ("retry-after-s", "1.5"))
-    error = rpc_errors.as_error(_Call(status, "why", trailers), "grpc://h:1", 5.0)
+    error = rpc_errors.as_error(_call(status, "why", trailers), "grpc://h:1", 5.0)
     assert (error.code, error.message, error.retry_after_s) == (code, "why", 1.5)
 
 
@@ -57,7 +59,10 @@ def test_a_bare_grpc_error() -> None:
 
 
 def test_an_unreadable_answer_is_not_the_users_fault() -> None:
-    with pytest.raises(Internal, match="sent an answer that this version cannot read"), rpc_errors.translated("a", None):
+    with (
+        pytest.raises(Internal, match="sent an answer that this version cannot read"),
+        rpc_errors.translated("a", None),
+    ):
         raise InvalidArgument("x is missing")
     with pytest.raises(Internal, match="cannot read"), rest_errors.readable("a"):
         raise InvalidArgument("x is missing")

@@ -26,9 +26,15 @@ HI = Message("user", "hi")
         (Input(text="x", name="mine"), (Input(text="x", name="mine"),)),
         ({"a": "x", "b": [1]}, (Input(text="x", name="a"), Input(token_ids=(1,), name="b"))),
         ({"a": Input(text="x", source_only=True)}, (Input(text="x", name="a", source_only=True),)),
-        (["x", [1], [HI]], (Input(text="x", name="0"), Input(token_ids=(1,), name="1"), Input(messages=(HI,), name="2"))),
+        (
+            ["x", [1], [HI]],
+            (Input(text="x", name="0"), Input(token_ids=(1,), name="1"), Input(messages=(HI,), name="2")),
+        ),
         ([np.array([1]), np.array([2])], (Input(token_ids=(1,), name="0"), Input(token_ids=(2,), name="1"))),
-        ([Input(text="x", name="p"), Input(text="y", name="q")], (Input(text="x", name="p"), Input(text="y", name="q"))),
+        (
+            [Input(text="x", name="p"), Input(text="y", name="q")],
+            (Input(text="x", name="p"), Input(text="y", name="q")),
+        ),
     ],
 )
 def test_prompts(prompt: Any, inputs: tuple[Input, ...]) -> None:

@@ -18,7 +18,9 @@ def fake() -> Client:
 
 def test_two_hooks_at_a_site_are_told_apart(fake: Client) -> None:
     run = fake.run("abc", capture=[capture("embed", id="all"), capture("embed", positions=-1)])
-    with pytest.raises(InvalidArgument, match=r"embed was captured by hooks 0 \(id 'all'\) and 1 \(id 'hook1'\); choose one"):
+    with pytest.raises(
+        InvalidArgument, match=r"embed was captured by hooks 0 \(id 'all'\) and 1 \(id 'hook1'\); choose one"
+    ):
         run["embed"]
     with pytest.raises(InvalidArgument, match="choose one"):
         run.positions("embed")
@@ -58,7 +60,9 @@ def test_stacks(fake: Client) -> None:
     np.testing.assert_array_equal(stacked[1], expected("resid_post.2", [97, 98]))
     assert run.stack("resid_post") is stacked
     uneven = fake.run("ab", capture=["resid_post.0", capture("resid_post.1", positions=0)])
-    with pytest.raises(InvalidArgument, match=r"resid_post.1 has other rows than resid_post.0 \(positions \[0\] and \[0, 1\]\)"):
+    with pytest.raises(
+        InvalidArgument, match=r"resid_post.1 has other rows than resid_post.0 \(positions \[0\] and \[0, 1\]\)"
+    ):
         uneven.stack("resid_post")
 
 
@@ -148,7 +152,7 @@ def test_other_safetensors_files_are_refused(tmp_path) -> None:
     from safetensors.numpy import save_file
 
     save_file({"x": np.zeros(2, np.float32)}, tmp_path / "x.safetensors")
-    with pytest.raises(InvalidArgument, match="was not written by result.save"):
+    with pytest.raises(InvalidArgument, match=r"was not written by result\.save"):
         load(tmp_path / "x.safetensors")
 
 

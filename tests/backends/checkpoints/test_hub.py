@@ -1,6 +1,7 @@
 """The hub as this machine can meet it: a cache laid out as huggingface_hub lays it, and each error of the transport."""
 
 import shutil
+from typing import Any
 
 import httpx
 import huggingface_hub
@@ -45,7 +46,8 @@ def hub_raises(monkeypatch):
 
 
 def http_error(kind: type[errors.HfHubHTTPError], status: int) -> Exception:
-    return kind("the hub's own words", response=httpx.Response(status, request=httpx.Request("GET", "https://hub")))
+    response: Any = httpx.Response(status, request=httpx.Request("GET", "https://hub"))
+    return kind("the hub's own words", response=response)
 
 
 def test_a_cached_snapshot_serves_offline(hub_cache, tmp_path):

@@ -42,7 +42,7 @@ def rope(kind: str, theta: float = 3e4, **more: Any) -> dict[str, Any]:
 
 
 def yarn(**more: Any) -> dict[str, Any]:
-    return rope("yarn", factor=8.0, original_max_position_embeddings=32, **more)
+    return rope("yarn", **{"factor": 8.0, "original_max_position_embeddings": 32, **more})
 
 
 def longrope(**more: Any) -> dict[str, Any]:
@@ -124,19 +124,15 @@ def mlx_model(folder: Path, recipe: MlxRecipe) -> Any:
 
         return Prepared, Args
 
-    model, _ = load_model(folder, model_config=recipe.config, get_model_classes=classes)
+    model: Any = load_model(folder, model_config=recipe.config, get_model_classes=classes)[0]
     if recipe.rope_freqs is not None:
         for layer in model.layers:
             layer.self_attn.rope._freqs = mx.array(recipe.rope_freqs, dtype=mx.float32)
     if recipe.embed_scale is not None:
-        rounded = mx.array(recipe.embed_scale, mx.bfloat16).astype(mx.float32).item()
-        embedding = type(model.model.embed_tokens)
-
-        class Scaled(embedding):
-            def __call__(self, tokens: mx.array) -> mx.array:
-                return super().__call__(tokens) * (recipe.embed_scale / rounded)
-
-        model.model.embed_tokens.__class__ = Scaled
+        ratio = recipe.embed_scale / float(np.array(mx.array(recipe.embed_scale, mx.bfloat16).astype(mx.float32)))
+        plain = type(model.model.embed_tokens)
+        scaled = type("Scaled", (plain,), {"__call__": lambda self, tokens: plain.__call__(self, tokens) * ratio})
+        model.model.embed_tokens.__class__ = scaled
     return model
 
 

@@ -1,0 +1,192 @@
+"""The attention function that a probed model calls: the stock kernel, plus the sites that live inside attention.
+
+mlx-lm's model modules look `scaled_dot_product_attention` up among their own names. That name is replaced by a
+dispatcher, which knows a probed model's calls by the cache they pass, and hands every other call to the stock function.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence as SequenceOf
+from typing import Any
+
+import mlx.core as mx
+
+from ...protos.sites import Site
+from ..executor import Executor, Slot
+from .cache import BatchCache, Layer, RunCache
+
+__all__ = ["Attention"]
+
+_NAME = "scaled_dot_product_attention"
+_stock: dict[str, tuple[Callable[..., mx.array], int]] = {}
+"""Module → its own attention function, and how many probed models use the module."""
+
+
+class Attention:
+    """Taps q, k, v, scores and probabilities of one model; stock attention where nobody asks for the last two."""
+
+    def __init__(self, executor: Executor, windows: SequenceOf[int | None], *, softcap: float | None) -> None:
+        self.executor, self.softcap = executor, softcap
+        self.layers = [Layer(index, window, self) for index, window in enumerate(windows)]
+        self.sites = [
+            {name: Site(name, layer.index) for name in ("q", "k", "v", "attn_scores", "attn_probs")}
+            for layer in self.layers
+        ]
+        self.masks: dict[tuple[int | None, int], mx.array] = {}
+        """This forward's masks by window and rows: layers share them."""
+        self.wanted: set[Site] = set()
+        self.replaced: list[str] = []
+
+    @property
+    def eager(self) -> bool:
+        """The family needs a softcap, which the fused kernel does not have."""
+        return self.softcap is not None
+
+    def replace_in(self, model: Any) -> None:
+        """Answer for a model's attention from now on, until `restore`."""
+        names = {type(module).__module__ for module in model.modules()}
+        for name in sorted(names):
+            module = sys.modules[name]
+            if not name.startswith("mlx_lm.models.") or not hasattr(module, _NAME):
+                continue
+            stock, users = _stock.get(name, (getattr(module, _NAME), 0))
+            _stock[name] = stock, users + 1
+            setattr(module, _NAME, _dispatcher(stock) if not users else getattr(module, _NAME))
+            self.replaced.append(name)
+
+    def restore(self) -> None:
+        """Give the modules their own function back, when no other probed model uses them."""
+        for name in self.replaced:
+            stock, users = _stock[name]
+            _stock[name] = stock, users - 1
+            if users == 1:
+                setattr(sys.modules[name], _NAME, stock)
+                del _stock[name]
+        self.replaced = []
+
+    def begin(self, sites: set[Site]) -> None:
+        """Start a forward that asks for the given sites."""
+        self.masks = {}
+        self.wanted = sites
+
+    def tap_keys_values(self, layer: int, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """New rows on their way into the cache: [batch, kv_head, row, d_head]."""
+        return self._tap_heads(self.sites[layer]["k"], keys), self._tap_heads(self.sites[layer]["v"], values)
+
+    def __call__(
+        self,
+        queries: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        cache: RunCache | BatchCache,
+        scale: float,
+        sinks: mx.array | None = None,
+    ) -> mx.array:
+        """q [batch, head, row, d_head]; k, v [batch, kv_head, key, d_head]. Returns [batch, head, row, d_head]."""
+        sites = self.sites[cache.layer.index]
+        queries = self._tap_heads(sites["q"], queries)
+        mask = self._mask(cache, queries.shape[2])
+        if self.softcap is None:
+            out = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask, sinks=sinks)
+        else:
+            out = _eager(queries, keys, values, mask, scale, self.softcap)
+        if sites["attn_scores"] in self.wanted or sites["attn_probs"] in self.wanted:
+            for slot in self.executor.wanting(sites["attn_scores"], sites["attn_probs"]):
+                if slot.error is None:
+                    rows = self._one(slot, sites, queries, keys, values, cache, scale, sinks)
+                    out[slot.batch, :, slot.start : slot.stop] = rows
+        return out
+
+    def _mask(self, cache: RunCache | BatchCache, n: int) -> mx.array | str | None:
+        """Ours, not the one the model passes: some mlx-lm families forget their windows."""
+        if isinstance(cache, RunCache):
+            return cache.make_mask(n)
+        key = cache.layer.window, n
+        if key not in self.masks:
+            self.masks[key] = cache.mask(n, cache.end - n)
+        return self.masks[key]
+
+    def _tap_heads(self, site: Site, tensor: mx.array) -> mx.array:
+        if site not in self.wanted:
+            return tensor
+        rows = tensor.swapaxes(1, 2)
+        new = self.executor.tap(site, rows)
+        return tensor if new is rows else new.swapaxes(1, 2)
+
+    def _one(
+        self,
+        slot: Slot,
+        sites: dict[str, Site],
+        queries: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        cache: RunCache | BatchCache,
+        scale: float,
+        sinks: mx.array | None,
+    ) -> mx.array:
+        """One sequence's attention, step by step, with its scores and probabilities tapped: [head, row, d_head]."""
+        start, stop = (0, slot.stop) if slot.keys is None else slot.keys
+        groups = queries.shape[1] // keys.shape[1]
+        own_keys = mx.repeat(keys[slot.batch, :, start:stop], groups, axis=0)
+        own_values = mx.repeat(values[slot.batch, :, start:stop], groups, axis=0)
+        scores = (queries[slot.batch, :, slot.start : slot.stop] @ own_keys.swapaxes(1, 2)) * scale
+        if self.softcap is not None:
+            scores = mx.tanh(scores / self.softcap) * self.softcap
+        hidden = _hidden(slot, stop - start, cache.layer.window)
+        scores = mx.where(hidden, mx.array(-mx.inf, scores.dtype), scores).swapaxes(0, 1)
+        slot.masked = hidden[:, None]
+        scores = self.executor.tap_one(sites["attn_scores"], slot, scores)
+        probs = _softmax(scores.swapaxes(0, 1)[None], sinks)[0].astype(queries.dtype).swapaxes(0, 1)
+        probs = self.executor.tap_one(sites["attn_probs"], slot, probs)
+        return probs.swapaxes(0, 1) @ own_values
+
+
+def _hidden(slot: Slot, n_keys: int, window: int | None) -> mx.array:
+    """Which keys each row cannot see: [row, key]. Keys are the positions 0 … n_keys − 1."""
+    keys = mx.arange(n_keys)[None]
+    rows = mx.arange(slot.position, slot.position + slot.n)[:, None]
+    hidden = keys > rows
+    return hidden if window is None else hidden | (keys <= rows - window)
+
+
+def _softmax(scores: mx.array, sinks: mx.array | None) -> mx.array:
+    """Over the keys, in float32; a sink takes its share and is dropped. scores [batch, head, row, key]."""
+    scores = scores.astype(mx.float32)
+    if sinks is None:
+        return mx.softmax(scores, axis=-1)
+    column = mx.broadcast_to(sinks.astype(mx.float32).reshape(1, -1, 1, 1), (*scores.shape[:3], 1))
+    return mx.softmax(mx.concatenate([scores, column], axis=-1), axis=-1)[..., :-1]
+
+
+def _eager(
+    queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array | str | None, scale: float, softcap: float
+) -> mx.array:
+    """Attention of a whole batch with a softcap. Returns [batch, head, row, d_head]."""
+    n, groups = queries.shape[2], queries.shape[1] // keys.shape[1]
+    keys, values = mx.repeat(keys, groups, axis=1), mx.repeat(values, groups, axis=1)
+    scores = (queries @ keys.swapaxes(2, 3)) * scale
+    scores = mx.tanh(scores / softcap) * softcap
+    if isinstance(mask, str):
+        mask = mx.arange(n)[:, None] >= mx.arange(n)[None]
+    if mask is not None:
+        scores = mx.where(mask, scores, mx.array(-mx.inf, scores.dtype))
+    return _softmax(scores, None).astype(queries.dtype) @ values
+
+
+def _dispatcher(stock: Callable[..., mx.array]) -> Callable[..., mx.array]:
+    def attention(
+        queries: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        cache: Any,
+        scale: float,
+        mask: Any,
+        sinks: mx.array | None = None,
+    ) -> mx.array:
+        if isinstance(cache, (RunCache, BatchCache)):
+            probed: Any = cache.layer.probe
+            return probed(queries, keys, values, cache, scale, sinks)
+        return stock(queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks)
+
+    return attention

@@ -1,0 +1,157 @@
+"""Key-value caches that know whose rows they hold.
+
+mlx-lm's engine splits, merges and reorders its batches; identity and position travel in the caches, which it carries
+along, and never come from an index. Every layer keeps all its keys: a sliding window is a mask here, so that the
+engine's rotating caches, and the families whose mlx-lm code forgets the window, are no matter.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import mlx.core as mx
+from mlx_lm.models.base import create_causal_mask
+from mlx_lm.models.cache import BatchKVCache, KVCache
+
+from ..base import Sequence
+
+__all__ = ["BatchCache", "Layer", "Owner", "RunCache", "SequenceCache"]
+
+
+class KeysAndValues(Protocol):
+    """What taps new keys and values on their way into a cache."""
+
+    def tap_keys_values(self, layer: int, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """[batch, kv_head, row, d_head] each."""
+        ...
+
+
+class Owner:
+    """One generating sequence, as the caches of all its layers know it."""
+
+    def __init__(self, sequence: Sequence) -> None:
+        self.sequence = sequence
+        self.uid = -1
+        """Its number in the engine; -1 while it is not there."""
+        self.position = 0
+        """Rows in its cache, those of a forward under way included."""
+        self.next_token: int | None = None
+        """The token at `position`, where it is known on the host before its sequence is told."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Owner:
+        return self  # the engine deep-copies caches to split a batch
+
+
+class Layer:
+    """One attention layer of a probed model; shared by all caches of that layer."""
+
+    def __init__(self, index: int, window: int | None, probe: KeysAndValues) -> None:
+        self.index, self.window, self.probe = index, window, probe
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Layer:
+        return self
+
+
+class RunCache:
+    """Stands where a cache would in a forward without history."""
+
+    offset = 0
+
+    def __init__(self, layer: Layer) -> None:
+        self.layer = layer
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Nothing is kept."""
+        return self.layer.probe.tap_keys_values(self.layer.index, keys, values)
+
+    def make_mask(self, n: int, *_: Any, **__: Any) -> mx.array | str | None:
+        """Causal within the layer's window, whatever window the model believes in."""
+        window = self.layer.window
+        if n == 1:
+            return None
+        return "causal" if window is None or n <= window else create_causal_mask(n, window_size=window)
+
+
+class SequenceCache(KVCache):
+    """One layer's keys and values of one sequence outside a batch."""
+
+    def __init__(self, layer: Layer, owner: Owner) -> None:
+        super().__init__()
+        self.layer, self.owner = layer, owner
+
+    @classmethod
+    def merge(cls, caches: list[SequenceCache]) -> BatchCache:
+        """A batch of these sequences."""
+        return BatchCache.merge(caches)
+
+
+class BatchCache(BatchKVCache):
+    """One layer's keys and values of a batch, left-padded: a sequence's keys end at the common end."""
+
+    def __init__(self, left_padding: list[int]) -> None:
+        super().__init__(left_padding)
+        self.layer: Layer
+        self.owners: list[Owner] = []
+        self.unread: list[int] | None = None
+        """Rows of each sequence still to come in a right-padded chunk; None when nothing is padded."""
+
+    @classmethod
+    def merge(cls, caches: list[SequenceCache]) -> BatchCache:
+        """A batch of these sequences."""
+        empty = all(cache.empty() for cache in caches)
+        batch: Any = cls([0] * len(caches)) if empty else super().merge(caches)
+        batch.layer, batch.owners = caches[0].layer, [cache.owner for cache in caches]
+        return batch
+
+    @property
+    def end(self) -> int:
+        """Where every sequence's keys end on the key axis."""
+        return self._idx
+
+    def take_rows(self, n: int) -> list[int]:
+        """How many of a forward's n rows belong to each sequence; the rest is padding on the right."""
+        if self.unread is None:
+            return [n] * len(self.owners)
+        rows = [min(n, left) for left in self.unread]
+        self.unread = [left - own for left, own in zip(self.unread, rows, strict=True)]
+        return rows
+
+    def prepare(self, *, left_padding: Any = None, lengths: Any = None, right_padding: Any = None) -> None:
+        """Told by the engine before a right-padded chunk."""
+        super().prepare(left_padding=left_padding, lengths=lengths, right_padding=right_padding)
+        self.unread = None if lengths is None else list(lengths)
+
+    def finalize(self) -> None:
+        """Told by the engine after it."""
+        super().finalize()
+        self.unread = None
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Append rows, tapped."""
+        return super().update_and_fetch(*self.layer.probe.tap_keys_values(self.layer.index, keys, values))
+
+    def make_mask(self, n: int, *_: Any, **__: Any) -> mx.array:
+        """Causal within the layer's window and right of the padding, before the n new rows are appended."""
+        return self.mask(n, self._idx)
+
+    def mask(self, n: int, offset: int) -> mx.array:
+        """[batch, 1, row, key] of n rows whose first is at `offset` on the key axis."""
+        return create_causal_mask(n, offset=offset, left_padding=self.left_padding, window_size=self.layer.window)
+
+    def filter(self, batch_indices: list[int]) -> None:
+        """Keep some sequences."""
+        super().filter(batch_indices)
+        self.owners = [self.owners[i] for i in batch_indices]
+
+    def extend(self, other: BatchCache) -> None:
+        """Append another batch's sequences."""
+        super().extend(other)
+        self.owners = self.owners + other.owners
+
+    def extract(self, idx: int) -> SequenceCache:
+        """One sequence's cache, on its own."""
+        cache = SequenceCache(self.layer, self.owners[idx])
+        if not self.empty():
+            alone = super().extract(idx)
+            cache.keys, cache.values, cache.offset = alone.keys, alone.values, alone.offset
+        return cache

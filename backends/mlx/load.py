@@ -1,0 +1,129 @@
+"""Loads a checkpoint folder as an mlx-lm model that computes what transformers computes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.utils import _get_classes as get_classes, load_model as load_mlx_model
+from transformers import AutoConfig
+
+from ...protos.errors import FailedPrecondition, InvalidArgument
+from ..checkpoints.mlx_recipe import MlxRecipe, mlx_recipe
+from ..checkpoints.mlx_weights import mlx_weights
+from ..sites import Dims
+from .ops import mlx_dtype
+
+__all__ = ["Loaded", "choose_device", "dims_of", "load_model", "windows_of"]
+
+_WINDOWS_OF_ITS_OWN = ("gemma3_text", "gpt_oss")
+"""Families whose mlx-lm code needs to be told its window; the others ignore it, and our caches mask."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model, and what its checkpoint says of it."""
+
+    model: Any
+    config: Any
+    """As transformers reads it."""
+    dtype: mx.Dtype
+    max_positions: int | None
+    """Beyond them mlx-lm would part from transformers."""
+
+
+def choose_device(device: str) -> mx.Device:
+    """`auto` is what MLX prefers. Raises FailedPrecondition for a device that is not here."""
+    if device == "auto":
+        return mx.default_device()
+    if device not in ("cpu", "gpu"):
+        raise InvalidArgument(f"unknown device {device!r}; the mlx backend has auto, cpu and gpu")
+    chosen = mx.Device(mx.cpu if device == "cpu" else mx.gpu)
+    if not mx.is_available(chosen):
+        raise FailedPrecondition("device gpu was asked for, but MLX finds none on this machine; use --device cpu")
+    return chosen
+
+
+def load_model(folder: Path, dtype: str) -> Loaded:
+    """The model on MLX's default device. `dtype` is a wire name or "auto" (the checkpoint's own)."""
+    written: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
+    recipe = mlx_recipe(written if config.model_type in _WINDOWS_OF_ITS_OWN else {**written, "sliding_window": None})
+    model, _ = load_mlx_model(folder, lazy=True, model_config=recipe.config, get_model_classes=_classes)
+    chosen = mlx_dtype(dtype) if dtype != "auto" else _own_dtype(written, model)
+    model.set_dtype(chosen)
+    _mend(model, recipe, config, chosen)
+    model.eval()
+    mx.eval(model.parameters())
+    return Loaded(model, config, chosen, recipe.max_positions)
+
+
+def _classes(config: dict[str, Any]) -> tuple[type, type]:
+    """mlx-lm's classes, made to take the weights as transformers writes them."""
+    model_class, args_class = get_classes(config)
+
+    def sanitize(self: Any, weights: dict[str, Any]) -> dict[str, Any]:
+        weights = mlx_weights(config, weights)
+        return model_class.sanitize(self, weights) if hasattr(model_class, "sanitize") else weights
+
+    return type(model_class.__name__, (model_class,), {"sanitize": sanitize}), args_class
+
+
+def _own_dtype(written: dict[str, Any], model: Any) -> mx.Dtype:
+    """What the config says, or the dtype of the embedding: one dtype for all weights, as transformers has it."""
+    name = str(written.get("dtype") or written.get("torch_dtype") or "").removeprefix("torch.")
+    if name in ("float32", "float16", "bfloat16"):
+        return mlx_dtype(name)
+    for embedding in ("embed_tokens", "wte"):
+        if embedding in model.model:
+            weight = model.model[embedding].weight
+            return weight.dtype if mx.issubdtype(weight.dtype, mx.floating) else mx.bfloat16
+    return mx.float32
+
+
+def _mend(model: Any, recipe: MlxRecipe, config: Any, dtype: mx.Dtype) -> None:
+    """Set right what no config of mlx-lm's can say."""
+    if recipe.rope_freqs is not None:
+        for layer in model.layers:
+            layer.self_attn.rope._freqs = mx.array(recipe.rope_freqs, dtype=mx.float32)  # noqa: SLF001
+    if recipe.embed_scale is not None and dtype != mx.bfloat16:
+        rounded = mx.array(recipe.embed_scale, mx.bfloat16).item()
+        _replace_call(model.model.embed_tokens, lambda call, ids: call(ids) * (recipe.embed_scale / rounded))
+    if config.model_type == "gpt2":
+        # Padding rows of a chunk may have positions past the table, and MLX checks no bounds.
+        last = config.n_positions - 1
+        _replace_call(model.model.wpe, lambda call, ids: call(mx.minimum(ids, last)))
+
+
+def _replace_call(module: Any, new: Any) -> None:
+    own = type(module)
+    module.__class__ = type(own.__name__, (own,), {"__call__": lambda self, x: new(lambda y: own.__call__(self, y), x)})
+
+
+def windows_of(config: Any) -> list[int | None]:
+    """Each layer's sliding window as transformers applies it; None for full attention."""
+    n_layers, window = config.num_hidden_layers, getattr(config, "sliding_window", None)
+    if not window or config.model_type == "llama":
+        return [None] * n_layers
+    if config.model_type in ("mistral", "phi3"):
+        return [window] * n_layers
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * n_layers
+    return [window if kind == "sliding_attention" else None for kind in kinds]
+
+
+def dims_of(config: Any) -> Dims:
+    """Sizes from a transformers config."""
+    d_model, n_heads = config.hidden_size, config.num_attention_heads
+    return Dims(
+        n_layers=config.num_hidden_layers,
+        d_model=d_model,
+        n_heads=n_heads,
+        n_kv_heads=getattr(config, "num_key_value_heads", None) or n_heads,
+        d_head=getattr(config, "head_dim", None) or d_model // n_heads,
+        d_mlp=getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * d_model,
+        vocab=config.vocab_size,
+        n_experts=getattr(config, "num_local_experts", 0) or 0,
+    )

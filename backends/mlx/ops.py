@@ -1,0 +1,104 @@
+"""The executor's array operations in MLX. Everything stays lazy until `to_host`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+from ...protos.tensors import Array, numpy_dtype
+
+__all__ = ["MlxOps", "dtype_name", "mlx_dtype", "to_numpy"]
+
+_DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+def mlx_dtype(name: str) -> mx.Dtype:
+    """An MLX dtype by its wire name."""
+    return _DTYPES[name]
+
+
+def dtype_name(dtype: mx.Dtype) -> str:
+    """The wire name of a floating MLX dtype."""
+    return _NAMES[dtype]
+
+
+def to_numpy(arrays: Sequence[mx.array]) -> list[Array]:
+    """Arrays as numpy, all computed at once; bfloat16 through ml_dtypes. Copies, so that no batch is kept alive."""
+    raw = [x.view(mx.uint16) if x.dtype == mx.bfloat16 else x for x in arrays]
+    mx.eval(raw)
+    bfloat16 = numpy_dtype("bfloat16")
+    return [
+        np.array(bits).view(bfloat16) if x.dtype == mx.bfloat16 else np.array(bits)
+        for x, bits in zip(arrays, raw, strict=True)
+    ]
+
+
+class MlxOps:
+    """See backends/ops.py for each method."""
+
+    def device(self, array: Array) -> mx.array:
+        return mx.array(np.array(array, dtype=np.float32))
+
+    def index(self, array: NDArray[np.int64]) -> mx.array:
+        return mx.array(np.array(array, dtype=np.int64))
+
+    def f32(self, x: mx.array) -> mx.array:
+        return x.astype(mx.float32)
+
+    def like(self, x: mx.array, reference: mx.array) -> mx.array:
+        return x.astype(reference.dtype)
+
+    def cast(self, x: mx.array, dtype: str) -> mx.array:
+        return x.astype(_DTYPES[dtype]) if mx.issubdtype(x.dtype, mx.floating) else x
+
+    def take(self, x: mx.array, index: mx.array, axis: int) -> mx.array:
+        return mx.take(x, index, axis=axis)
+
+    def put(self, x: mx.array, index: mx.array, axis: int, values: mx.array) -> mx.array:
+        new = self.copy(x)
+        new[(*(slice(None),) * (axis % x.ndim), index)] = values
+        return new
+
+    def where(self, mask: mx.array, a: mx.array, b: mx.array) -> mx.array:
+        return mx.where(mask, a, b)
+
+    def clip(self, x: mx.array, low: float | None, high: float | None) -> mx.array:
+        return mx.clip(x, low, high)
+
+    def norm(self, x: mx.array) -> mx.array:
+        return mx.linalg.norm(x, axis=-1, keepdims=True)
+
+    def sum0(self, x: mx.array) -> mx.array:
+        return x.sum(axis=0)
+
+    def zeros_like(self, x: mx.array) -> mx.array:
+        return mx.zeros_like(x)
+
+    def transpose_last(self, x: mx.array) -> mx.array:
+        return x.swapaxes(-1, -2)
+
+    def top_k(self, x: mx.array, k: int) -> tuple[mx.array, mx.array]:
+        index = mx.argpartition(-x, k - 1, axis=-1)[..., :k] if k < x.shape[-1] else mx.argsort(-x, axis=-1)
+        values = mx.take_along_axis(x, index, axis=-1)
+        order = mx.argsort(-values, axis=-1)
+        index = mx.take_along_axis(index, order, axis=-1).astype(mx.int64)
+        return mx.take_along_axis(values, order, axis=-1), index
+
+    def log_softmax(self, x: mx.array) -> mx.array:
+        return x - mx.logsumexp(x, axis=-1, keepdims=True)
+
+    def gather_last(self, x: mx.array, index: mx.array) -> mx.array:
+        return mx.take_along_axis(x, index[:, None], axis=-1)[:, 0]
+
+    def copy(self, x: mx.array) -> mx.array:
+        return mx.array(x)  # writes rebind one Python object, so another object on the same data is a copy
+
+    def stack(self, tensors: Sequence[mx.array]) -> mx.array:
+        return mx.stack(list(tensors))
+
+    def to_host(self, tensors: Sequence[mx.array]) -> list[Array]:
+        return to_numpy(tensors)

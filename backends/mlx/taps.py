@@ -1,0 +1,144 @@
+"""Taps in mlx-lm's modules that carry tensors to the executor, there only for the sites that the coming forward asks for.
+
+MLX looks `__call__` up on the type, so a tapped module's class is swapped for a subclass of its own, and put back.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+from mlx import nn
+
+from ...protos.errors import InvalidArgument
+from ...protos.sites import Site
+from ..executor import Executor
+from ..sites import ATTENTION_TAPS, Family, Tap
+
+__all__ = ["Taps"]
+
+
+class _Point:
+    """One module that can be tapped."""
+
+    def __init__(self, module: Any) -> None:
+        self.module, self.own_class = module, type(module)
+        self.tapped_class: type | None = None
+        self.inputs: list[tuple[Site, Tap]] = []
+        self.outputs: list[tuple[Site, Tap]] = []
+
+
+class Taps:
+    """The taps on one model's modules."""
+
+    def __init__(self, model: nn.Module, family: Family | None, executor: Executor, n_heads: int) -> None:
+        self.model, self.family, self.executor, self.n_heads = model, family, executor, n_heads
+        self.modules: dict[str, Any] = dict(model.named_modules())
+        self.points: dict[str, _Point] = {}
+        self.attached: list[_Point] = []
+        self.sites: set[Site] = set()
+        self.unreached: set[Site] = set()
+        """Raw sites that the forward under way has not come to."""
+
+    def check(self, site: Site) -> None:
+        """Raise InvalidArgument for a raw site whose module does not exist."""
+        if site.name == "module" and self._own_path(str(site.path)) not in self.modules:
+            near = [name for name in self.modules if name.endswith(str(site.path).rsplit(".", 1)[-1])][:4]
+            raise InvalidArgument(f"{site}: the model has no module {site.path!r}; for example {near or list(self.modules)[:4]}")
+
+    def attach(self, sites: set[Site]) -> None:
+        """Make exactly these sites reach the executor."""
+        self.unreached = {site for site in sites if site.name == "module"}
+        if sites == self.sites:
+            return
+        for point in self.attached:
+            point.module.__class__ = point.own_class
+            point.inputs, point.outputs = [], []
+        self.sites, self.attached = sites, []
+        for site in sorted(sites, key=_forward_order):
+            if site.name != "logits" and site.name not in ATTENTION_TAPS:
+                self._attach_one(site)
+
+    def fail_unreached(self) -> None:
+        """End of a forward: a raw module that it never called has no rows to give."""
+        for site in self.unreached:
+            self.executor.fail_wanting([site], "the forward pass does not call this module")
+
+    def _attach_one(self, site: Site) -> None:
+        path, tap = self._locate(site)
+        if path not in self.points:
+            self.points[path] = _Point(self.modules[path])
+        point = self.points[path]
+        (point.inputs if tap.side == "input" else point.outputs).append((site, tap))
+        if point.tapped_class is None:
+            point.tapped_class = self._tapped_class(point)
+        point.module.__class__ = point.tapped_class
+        self.attached.append(point)
+
+    def _locate(self, site: Site) -> tuple[str, Tap]:
+        if site.name == "module":
+            path = self._own_path(str(site.path))
+            return path, Tap(path, "input" if site.side == "input" else "output")
+        assert self.family is not None
+        if site.name == "embed":
+            return self.family.layer_path("mlx", 0), Tap("", "input")
+        if site.name == "final_norm":
+            return self.family.norm_path("mlx"), Tap("", "output")
+        assert site.layer is not None
+        tap = self.family.taps[site.name]
+        base = self.family.layer_path("mlx", site.layer)
+        return f"{base}.{tap.path}" if tap.path else base, tap
+
+    def _own_path(self, path: str) -> str:
+        """mlx-lm's name of a module that the checkpoint may name otherwise (gpt2: transformer.h, here model.h)."""
+        if path in self.modules or self.family is None:
+            return path
+        first, _, rest = path.partition(".")
+        return f"{self.family.body['mlx']}.{rest}" if first == self.family.body["torch"] else path
+
+    def _tapped_class(self, point: _Point) -> type:
+        stock = point.own_class.__call__
+
+        def call(module: Any, *args: Any, **kwargs: Any) -> Any:
+            if point.inputs:
+                first = self._tap(point.inputs, args[0] if args else None, None)
+                args = (first, *args[1:]) if args else args
+            output = stock(module, *args, **kwargs)
+            if not point.outputs:
+                return output
+            if isinstance(output, tuple):
+                return (self._tap(point.outputs, output[0], None), *output[1:])
+            return self._tap(point.outputs, output, args[0] if args else None)
+
+        return type(point.own_class.__name__, (point.own_class,), {"__call__": call})
+
+    def _tap(self, found: list[tuple[Site, Tap]], value: Any, linear_input: Any) -> Any:
+        self.unreached.difference_update(site for site, _ in found)
+        if not isinstance(value, mx.array) or value.ndim < 3 or value.shape[:2] != self.executor.layout:
+            self.executor.fail_wanting([site for site, _ in found], "its tensor has no rows that can be matched to tokens")
+            return value
+        for site, tap in found:
+            value = self._tap_one(site, tap, value, linear_input if tap.linear else None)
+        return value
+
+    def _tap_one(self, site: Site, tap: Tap, value: mx.array, linear_input: Any) -> mx.array:
+        tap_value, view = self.executor.tap, value
+        if site.name == "z":
+            view = mx.unflatten(value, -1, (self.n_heads, -1))
+            new = tap_value(site, view)
+            return value if new is view else new.flatten(-2)
+        if tap.part is not None:
+            index, n = tap.part
+            width = value.shape[-1] // n
+            view = value[..., index * width : (index + 1) * width]
+            new = tap_value(site, view)
+            if new is view:
+                return value
+            value = mx.array(value)
+            value[..., index * width : (index + 1) * width] = new
+            return value
+        return tap_value(site, value, linear_input=linear_input, in_place=tap.in_place)
+
+
+def _forward_order(site: Site) -> tuple[int, int]:
+    return site.order or (0, 0)

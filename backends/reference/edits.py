@@ -1,0 +1,158 @@
+"""What each edit does to the rows it reaches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...protos.edits import Add, Clamp, Constant, Edit, Inline, LowRank, Noise, ProjectOut, Replace, Scale, Zeros
+from ...protos.errors import InvalidArgument
+from ...protos.sites import HEAD_SITES, Site
+from ...protos.tensors import Array, Tensor
+from ..linear import gram_schmidt, span_basis
+from ..noise import noise_row
+
+__all__ = ["MASKED", "Around", "edit_rows"]
+
+MASKED = {"attn_scores": -np.inf, "attn_probs": 0.0}
+"""What attention sites hold at keys that a query cannot see. Edits never reach those."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Around:
+    """What an edit needs to know of the rows besides their values."""
+
+    site: Site
+    positions: Array
+    """[row], absolute."""
+    visible: Array | None = None
+    """[row, key], bool, at attention sites."""
+    linear_input: Array | None = None
+    """[row, d_in]: what the linear module behind the site read."""
+    source: Array | None = None
+    """[row, …]: what `replace` brings, unless it says so itself."""
+
+
+def edit_rows(edit: Edit, h: Array, around: Around) -> Array:
+    """The rows [row, (head,) width] after the edit. Raises InvalidArgument where it has no meaning."""
+    site = around.site
+    if site.name in ("router_logits", "expert_weights"):
+        raise InvalidArgument(f"{site} can be captured, not edited")
+    if edit.heads is not None and site.name not in HEAD_SITES:
+        raise InvalidArgument(f"{site} has no heads")
+    if isinstance(edit, LowRank):
+        return _low_rank(edit, h, around)
+    if around.visible is None:
+        return _edit_part(edit, h, around)
+    _check_at_attention(edit, site)
+    visible = around.visible[:, None, :]
+    return np.where(visible, _edit_part(edit, np.where(visible, h, 0), around), MASKED[site.name])
+
+
+def _check_at_attention(edit: Edit, site: Site) -> None:
+    """The key axis grows with the sequence, so nothing that spans it whole is defined."""
+    allowed = (
+        isinstance(edit, Scale)
+        or (isinstance(edit, Add) and edit.units is not None and not edit.norm_match)
+        or (isinstance(edit, Clamp) and edit.directions is None)
+        or (isinstance(edit, Replace) and not isinstance(edit.source, Constant))
+    )
+    if not allowed:
+        raise InvalidArgument(
+            f"{site} takes scale, add with units, clamp without directions, and replace by zeros or rows; "
+            f"not this {type(edit).__name__}"
+        )
+
+
+def _low_rank(edit: LowRank, h: Array, around: Around) -> Array:
+    """out + alpha·(in·A)·B."""
+    if around.linear_input is None:
+        raise InvalidArgument(f"no single linear module computes {around.site}, so low_rank has no meaning there")
+    needed = around.linear_input.shape[1], int(np.prod(h.shape[1:]))
+    if (edit.a.shape[0], edit.b.shape[1]) != needed:
+        raise InvalidArgument(f"low_rank is {edit.a.shape[0]} → {edit.b.shape[1]}, {around.site} needs {needed}")
+    change = around.linear_input @ _floats(edit.a, h) @ _floats(edit.b, h)
+    return h + edit.alpha * change.reshape(h.shape)
+
+
+def _edit_part(edit: Edit, h: Array, around: Around) -> Array:
+    """Cut out the rows' heads and units, edit those, and put them back."""
+    width = h.shape[-1]
+    units = range(width) if edit.units is None else edit.units
+    named = np.arange(len(units))
+    if around.visible is not None:  # a key that does not exist yet is one that no query can see
+        named = np.array([i for i, unit in enumerate(units) if unit < width], dtype=np.int64)
+    kept = np.array([units[i] for i in named], dtype=np.int64)
+    axes = [np.arange(len(h)), kept]
+    if h.ndim == 3:
+        axes.insert(1, np.array(range(h.shape[1]) if edit.heads is None else edit.heads))
+    if any(len(axis) and axis.max() >= size for axis, size in zip(axes, h.shape, strict=True)):
+        raise InvalidArgument(f"heads {edit.heads} or units {edit.units} are outside {around.site} {list(h.shape[1:])}")
+    at = np.ix_(*axes)
+    edited = h.copy()
+    edited[at] = _edit(edit, h[at], at, named, h, around)
+    return edited
+
+
+def _edit(edit: Edit, x: Array, at: tuple[Array, ...], named: Array, h: Array, around: Around) -> Array:
+    """The part after the edit. `at` is where it lies in the rows h; `named` are its units, counted as the edit names them."""
+    if isinstance(edit, Add):
+        vector = _vector(edit.vector, x, named)
+        return x + edit.alpha * (_matched(vector, x) if edit.norm_match else vector)
+    if isinstance(edit, Scale):
+        return x * edit.factor
+    if isinstance(edit, ProjectOut):
+        basis = span_basis(_directions(edit.directions, x)).astype(x.dtype)
+        return x - x @ basis.T @ basis
+    if isinstance(edit, Clamp):
+        if edit.directions is None:
+            return np.clip(x, edit.min, edit.max)
+        basis = gram_schmidt(_directions(edit.directions, x)).astype(x.dtype)
+        coordinates = x @ basis.T
+        return x + (np.clip(coordinates, edit.min, edit.max) - coordinates) @ basis
+    if isinstance(edit, Noise):
+        draws = [noise_row(edit.seed, around.site, int(p), h.shape[1:]) for p in around.positions]
+        return x + edit.std * np.reshape(draws, h.shape)[at].astype(x.dtype)
+    assert isinstance(edit, Replace)
+    return _replacement(edit, x, at, named, around)
+
+
+def _replacement(edit: Replace, x: Array, at: tuple[Array, ...], named: Array, around: Around) -> Array:
+    if isinstance(edit.source, Zeros):
+        return np.zeros_like(x)
+    if isinstance(edit.source, Constant):
+        return np.broadcast_to(_vector(edit.source.value, x, named), x.shape)
+    assert around.source is not None
+    rows = around.source[..., named] if isinstance(edit.source, Inline) else around.source[at]
+    if rows.shape != x.shape:
+        raise InvalidArgument(
+            f"replace brings rows of {list(rows.shape[1:])}, the part at {around.site} is {list(x.shape[1:])}"
+        )
+    return rows.astype(x.dtype)
+
+
+def _vector(tensor: Tensor, x: Array, named: Array) -> Array:
+    """A vector of the part: [width], or [head, width] with one row a head of the part."""
+    vector = _floats(tensor, x)[..., named]
+    if vector.shape not in (x.shape[-1:], x.shape[1:]):
+        raise InvalidArgument(f"the vector is {list(tensor.shape)}, the part is {list(x.shape[1:])}")
+    return vector
+
+
+def _matched(vector: Array, x: Array) -> Array:
+    """The vector's direction with the length of each row."""
+    length = np.linalg.norm(vector, axis=-1, keepdims=True)
+    if not length.all():
+        raise InvalidArgument("norm_match divides by the vector's norm, which is zero for some head; send directions")
+    return np.linalg.norm(x, axis=-1, keepdims=True) * vector / length
+
+
+def _directions(tensor: Tensor, x: Array) -> Array:
+    if tensor.shape[-1] != x.shape[-1]:
+        raise InvalidArgument(f"directions are {tensor.shape[-1]} wide, the part is {x.shape[-1]} wide")
+    return tensor.floats()
+
+
+def _floats(tensor: Tensor, like: Array) -> Array:
+    return tensor.floats().astype(like.dtype)

@@ -1,0 +1,146 @@
+"""`probewire serve` as a process of its own, over workers that hold pretended models."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from probewire.cli.__main__ import main
+from probewire.cli.serve import check_host, load_requests
+from probewire.protos.errors import FailedPrecondition, InvalidArgument
+from probewire.protos.model import LoadRequest
+
+SERVER_TESTS = Path(__file__).parents[1] / "server"
+
+DEADLINE_S = 40.0
+
+
+@contextmanager
+def started(*arguments: str) -> Generator[subprocess.Popen[str]]:
+    """The command with a fake factory; killed on leaving if it still runs."""
+    path = os.pathsep.join([str(SERVER_TESTS), *filter(None, sys.path)])
+    command = [sys.executable, "-m", "probewire.cli", "serve", "--factory", "fake_operations:make", *arguments]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"PYTHONPATH": path}
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def ready(process: subprocess.Popen[str], file: Path) -> dict[str, Any]:
+    """What the ready file says, once it is there."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not file.exists():
+        assert process.poll() is None, process.stdout and process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return json.loads(file.read_bytes())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_serves_both_faces_and_ends_cleanly(tmp_path: Path, number: signal.Signals) -> None:
+    file = tmp_path / "ready.json"
+    with started("a", "b", "--port", "0", "--grpc-port", "0", "--ready-file", str(file)) as process:
+        where = ready(process, file)
+        assert where["pid"] == process.pid
+        assert where["grpc"].startswith("grpc://127.0.0.1:")
+        report = httpx.get(f"{where['http']}/health", timeout=DEADLINE_S).json()
+        assert report["models"] == {"a": "ready", "b": "ready"}
+        workers = psutil.Process(process.pid).children()
+        assert len(workers) == 2
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=DEADLINE_S)
+        assert process.returncode == 0, output
+        assert f"REST and OpenAI  {where['http']}" in output
+        assert "Traceback" not in output
+        assert [worker for worker in workers if worker.is_running()] == []
+
+
+def test_a_port_in_use_is_one_clear_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = holder.getsockname()[1]
+        for option, other in (("--port", "--grpc-port"), ("--grpc-port", "--port")):
+            with started("a", option, str(port), other, "0") as process:
+                output, _ = process.communicate(timeout=DEADLINE_S)
+            assert process.returncode == 2
+            assert f"probewire: cannot listen on 127.0.0.1:{port}: the port is in use" in output
+            assert "Traceback" not in output
+
+
+def test_a_model_that_cannot_load_is_one_clear_line() -> None:
+    with started("fake/broken", "--port", "0", "--grpc-port", "0") as process:
+        output, _ = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 2
+    assert output.rstrip().splitlines()[-1] == "probewire: config.json is no model's"
+    assert "Traceback" not in output
+
+
+def test_it_can_be_stopped_while_a_model_loads() -> None:
+    with started("fake/slow", "--port", "0", "--grpc-port", "0") as process:
+        assert process.stdout is not None
+        while "read weights" not in process.stdout.readline():
+            assert process.poll() is None
+        process.terminate()
+        output, _ = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 0, output
+
+
+@pytest.mark.parametrize(
+    ("models", "expected"),
+    [
+        ([], [LoadRequest("", "SmolLM2-135M-Instruct")]),
+        (["org/m"], [LoadRequest("org/m", "org/m")]),
+        (["org/m@mlx"], [LoadRequest("org/m", "org/m", "mlx")]),
+        (["x=org/m@torch"], [LoadRequest("org/m", "x", "torch")]),
+        (["/a=b/c@d"], [LoadRequest("/a=b/c@d", "/a=b/c@d")]),
+        (["m@torch", "m@mlx"], [LoadRequest("m", "m@torch", "torch"), LoadRequest("m", "m@mlx", "mlx")]),
+    ],
+)
+def test_models_are_named_by_id_and_backend(models: list[str], expected: list[LoadRequest]) -> None:
+    assert load_requests(models) == expected
+
+
+def test_two_models_under_one_name_are_refused() -> None:
+    with pytest.raises(InvalidArgument, match="ID=MODEL or MODEL@BACKEND"):
+        load_requests(["m", "m"])
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.9", "::1", "localhost"])
+def test_this_machine_needs_no_flag(host: str) -> None:
+    check_host(host, insecure=False)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "box.example"])  # noqa: S104  nothing binds here
+def test_any_other_address_needs_insecure(host: str) -> None:
+    with pytest.raises(FailedPrecondition, match="pass --insecure"):
+        check_host(host, insecure=False)
+    check_host(host, insecure=True)
+
+
+def test_an_error_of_ours_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--host", "0.0.0.0"]) == 2  # noqa: S104  it is refused
+    captured = capsys.readouterr()
+    assert captured.err.startswith("probewire: --host 0.0.0.0 lets anyone")
+    assert captured.err.count("\n") == 1
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(["--version"])
+    assert raised.value.code == 0
+    assert capsys.readouterr().out.startswith("probewire ")
