@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,6 +36,21 @@ class _Entry:
 
 
 @dataclass(eq=False, slots=True)
+class _Whole:
+    """Tensors of one shape and dtype, a site each, that the same sequences take their rows of."""
+
+    sites: list[Site] = field(default_factory=list[Site])
+    values: list[Any] = field(default_factory=list[Any])
+    stacked: Any = None
+
+    def tensor(self, ops: Ops) -> Any:
+        """All of them as one device tensor, made once."""
+        if self.stacked is None:
+            self.stacked, self.values = ops.stack(self.values), []
+        return self.stacked
+
+
+@dataclass(eq=False, slots=True)
 class _Accumulated:
     """A `last` or `mean` under way, on the host."""
 
@@ -50,12 +65,23 @@ class Collector:
     def __init__(self, ops: Ops) -> None:
         self.ops = ops
         self.entries: list[_Entry] = []
-        self.whole: dict[tuple[Any, ...], list[tuple[Site, Any]]] = {}
-        """(takers, shape, dtype) → sites and whole tensors that the same sequences take their rows of."""
+        self.whole: dict[tuple[Any, ...], _Whole] = {}
+        """By (takers, shape, dtype)."""
 
     def add_whole(self, site: Site, value: Any, takers: list[tuple[Slot, BoundHook]]) -> None:
         """Take all rows of several sequences at once; they are parted on the host."""
-        self.whole.setdefault((tuple(takers), tuple(value.shape), value.dtype), []).append((site, value))
+        whole = self.whole.setdefault((tuple(takers), tuple(value.shape), value.dtype), _Whole())
+        whole.sites.append(site)
+        whole.values.append(value)
+
+    def part(self, slots: Collection[Slot]) -> Collector:
+        """What some sequences captured, and nothing of the others."""
+        part = Collector(self.ops)
+        part.entries = [entry for entry in self.entries if entry.slot in slots]
+        for (takers, *kind), whole in self.whole.items():
+            if kept := tuple(taker for taker in takers if taker[0] in slots):
+                part.whole[kept, *kind] = whole
+        return part
 
     def add(
         self,
@@ -131,7 +157,7 @@ class Collector:
     def device_tensors(self) -> list[Any]:
         """Everything that `finish` will move, for backends that schedule lazily."""
         entries = [t for e in self.entries for t in (*e.parts.values(), *(() if e.mask is None else (e.mask,)))]
-        return [self.ops.stack([value for _, value in found]) for found in self.whole.values()] + entries
+        return [whole.tensor(self.ops) for whole in self.whole.values()] + entries
 
     def finish(self) -> dict[Slot, list[Rows]]:
         """Move everything to the host; rows of the same hook and positions are stacked over sites."""
@@ -155,8 +181,8 @@ class Collector:
 
     def _parted(self, host: Iterator[Array]) -> dict[Slot, list[Rows]]:
         out: dict[Slot, list[Rows]] = {}
-        for (takers, _, _), found in self.whole.items():
-            stacked, sites = next(host), tuple(str(site) for site, _ in found)
+        for (takers, _, _), whole in self.whole.items():
+            stacked, sites = next(host), tuple(str(site) for site in whole.sites)
             for slot, bound in takers:
                 positions = tuple(range(slot.position, slot.position + slot.n))
                 values = stacked[:, slot.batch, slot.start : slot.stop]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -23,6 +24,7 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; gives the exit status. Errors of ours are one line on standard error and status 2."""
     argv = sys.argv[1:] if argv is None else argv
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's own log only repeats, less clearly, what our errors say
     parser = argparse.ArgumentParser(
         prog="probewire", description="An inference server that reads and edits what happens inside language models."
     )

@@ -73,11 +73,12 @@ class Gateway:
     # ---- models ----
 
     async def models(self) -> list[ModelInfo]:
-        return [worker.info for worker in self._workers.values() if worker.info is not None]
+        served = (worker for worker in self._workers.values() if worker.state in ("ready", "restarting"))
+        return [worker.info for worker in served if worker.info is not None]
 
     async def describe(self, model: str) -> ModelInfo:
         worker = self.find(model)
-        if worker.info is None:
+        if worker.info is None or worker.state == "failed":
             raise Unavailable(f"model {worker.config.id!r} is {worker.status}; retry", retry_after_s=2.0)
         return worker.info
 
@@ -96,6 +97,8 @@ class Gateway:
         config = self._worker_config(request)
         found = self._workers.get(config.id)
         if found is not None and found.state != "failed":
+            if found.state == "stopping":
+                raise Unavailable(f"model {config.id!r} is being unloaded; retry", retry_after_s=2.0)
             if found.config == config:
                 return found
             raise FailedPrecondition(
@@ -147,7 +150,9 @@ class Gateway:
             return HealthReport(False, "shutting down", models)
         if not models:
             return HealthReport(False, "no model is loaded", models)
-        return HealthReport(n_ready > 0, f"{n_ready} of {len(models)} models ready", models)
+        restarts = {name: worker.restarts for name, worker in self._workers.items() if worker.restarts}
+        note = "".join(f"; {name} was restarted {n} times" for name, n in restarts.items())
+        return HealthReport(n_ready > 0, f"{n_ready} of {len(models)} models ready{note}", models)
 
     def drain(self) -> None:
         """Take no new requests; those in flight go on."""

@@ -25,7 +25,7 @@ Style = Literal["base64", "list"]
 
 def array_json(array: Array, style: Style) -> dict[str, Any]:
     """{dtype, shape, data} for JsonResponse. In lists, numbers that JSON lacks (NaN, ±inf) are null."""
-    data = base64.b64encode(np.ascontiguousarray(array).data.cast("B")).decode() if style == "base64" else lists(array)
+    data = base64.b64encode(array.tobytes()).decode() if style == "base64" else lists(array)
     return {"dtype": dtype_name(array.dtype), "shape": list(array.shape), "data": data}
 
 

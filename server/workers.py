@@ -69,6 +69,11 @@ class Worker:
         return self._process.pid if self._process else None
 
     @property
+    def restarts(self) -> int:
+        """How often a new process had to be started."""
+        return max(0, self._starts - 1)
+
+    @property
     def status(self) -> str:
         """`ready`, or the state and why."""
         if self._state != "ready":
@@ -79,7 +84,7 @@ class Worker:
     async def progress(self) -> AsyncIterator[LoadProgress]:
         """How the load goes, the latest only; ends with the model's info. Raises why it failed."""
         seen = LoadProgress("")
-        while self._state == "loading":
+        while self._state in ("loading", "restarting"):
             if self._progress is not seen:
                 seen = self._progress
                 yield seen
@@ -87,7 +92,7 @@ class Worker:
                 await self._changed.wait()
         if self._failure is not None:
             raise self._failure
-        if self.info is None:
+        if self._state == "stopping":
             raise Unavailable(f"model {self.config.id!r} was unloaded while it was loading")
         yield LoadProgress("ready", info=self.info)
 
@@ -232,13 +237,13 @@ class Worker:
 
     async def _why_broken(self, process: WorkerProcess) -> ProbewireError | None:
         """What to tell a caller whose connection to `process` broke; None when the process lives."""
+        name = repr(self.config.id)
+        if self._state == "stopping":
+            return Unavailable(f"model {name} was unloaded before the request ended")
         try:
             await asyncio.wait_for(process.ended.wait(), EXIT_NOTICE_S)
         except TimeoutError:
             return None
-        name = repr(self.config.id)
-        if self._state == "stopping":
-            return Unavailable(f"model {name} was unloaded before the request ended")
         message = f"worker for model {name} died ({process.ending}); it is being restarted; retry"
         return Unavailable(message, retry_after_s=2.0)
 
@@ -250,8 +255,7 @@ class Worker:
     def _on_progress(self, progress: LoadProgress) -> None:
         self._progress = progress
         share = f" {100 * progress.done // progress.total} %" if progress.total else ""
-        if self._state == "loading":
-            self._become("loading", progress.stage + share)
+        self._become(self._state, progress.stage + share if self._state == "loading" else self._detail)
 
     def _fail(self, error: ProbewireError) -> None:
         log.error("model %s failed: %s", self.config.id, error.message)

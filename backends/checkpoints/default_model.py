@@ -96,7 +96,10 @@ def _write(folder: Path, gguf: GgufModel, report: Report) -> None:
     total = sum(tensor.nbytes for tensor in tensors.values())
     report(Progress("write", 0, total))
     # transformers takes a file's tensors for torch's when it says so, and refuses it when it does not.
-    safetensors.numpy.save_file(cast("Any", tensors), folder / "model.safetensors", metadata={"format": "pt"})
+    weights = folder / "model.safetensors"
+    safetensors.numpy.save_file(cast("Any", tensors), weights, metadata={"format": "pt"})
+    # safetensors writes for its owner alone; a cache may be filled by one user (root, in an image) and read by another.
+    weights.chmod((folder / "config.json").stat().st_mode)
     report(Progress("write", total, total))
 
 

@@ -85,6 +85,8 @@ def _fill(url: str, part: Path, report: Report, cafile: Path | None, retry_pause
                 raise Unavailable(
                     f"{_shown(url)} cannot be fetched: {error}; what came is kept, so the next attempt resumes"
                 ) from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise Unavailable(f"{_shown(url)} cannot be fetched: {error}") from error
         time.sleep(retry_pause_s)
 
 

@@ -85,7 +85,7 @@ def _in_our_words(error: OSError, repo_id: str, revision: str | None) -> Probewi
     if isinstance(
         error, (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError)
     ):
-        return _unreachable(repo_id, str(error).partition("\n")[0])
+        return _unreachable(repo_id, str(error).partition("\n")[0].removeprefix("Got: "))
     return FailedPrecondition(f"{repo_id} cannot be stored: {error}; check Hugging Face's cache folder (HF_HUB_CACHE)")
 
 

@@ -10,7 +10,6 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 from ...protos.errors import FailedPrecondition, Unavailable
 from .download import download, sha256_of
@@ -58,11 +57,12 @@ def _locate(wheel: Wheel) -> str:
     """The URL that pip would fetch."""
     options = ["--dry-run", "--ignore-installed", "--report", "-"]
     run = _pip("install", *options, *_ONLY_THE_WHEEL, wheel.requirement)
-    if run.returncode == 0:
-        installs: list[dict[str, Any]] = json.loads(run.stdout)["install"]
-        if installs:
-            return cast("str", installs[0]["download_info"]["url"])
-    raise Unavailable(f"pip finds no {wheel.requirement}: {_last_error(run.stderr)}")
+    if run.returncode != 0:
+        raise Unavailable(f"pip finds no {wheel.requirement}: {_last_error(run.stderr)}")
+    try:
+        return str(json.loads(run.stdout)["install"][0]["download_info"]["url"])
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        raise Unavailable(f"pip does not say where {wheel.requirement} lies (pip 22.2 and newer do)") from error
 
 
 def _pip_download(wheel: Wheel, target: Path, report: Report, why: Unavailable) -> None:
@@ -102,6 +102,8 @@ def _pip_cafile() -> Path | None:
 
 
 def _last_error(stderr: str) -> str:
+    if "No module named pip" in stderr:
+        return f"{sys.executable} has no pip; `{sys.executable} -m ensurepip` brings it"
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR:")]
     return (errors or lines or ["it gave no reason"])[-1]

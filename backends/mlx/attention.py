@@ -20,7 +20,7 @@ __all__ = ["Attention"]
 
 _NAME = "scaled_dot_product_attention"
 _stock: dict[str, tuple[Callable[..., mx.array], int]] = {}
-"""Module → its own attention function, and how many probed models use the module."""
+"""Python module → its own attention function, and how many probed models use it."""
 
 
 class Attention:
@@ -37,6 +37,8 @@ class Attention:
         """This forward's masks by window and rows: layers share them."""
         self.wanted: set[Site] = set()
         self.replaced: list[str] = []
+        self.capped: list[tuple[Any, type]] = []
+        """Attention modules that compute their own softcap in place of calling a function, and their class."""
 
     @property
     def eager(self) -> bool:
@@ -46,6 +48,11 @@ class Attention:
     def replace_in(self, model: Any) -> None:
         """Answer for a model's attention from now on, until `restore`."""
         names = {type(module).__module__ for module in model.modules()}
+        if self.eager:
+            for layer in model.layers:
+                module = layer.self_attn
+                self.capped.append((module, type(module)))
+                module.__class__ = type(type(module).__name__, (type(module),), {"__call__": _capped})
         for name in sorted(names):
             module = sys.modules[name]
             if not name.startswith("mlx_lm.models.") or not hasattr(module, _NAME):
@@ -63,7 +70,9 @@ class Attention:
             if users == 1:
                 setattr(sys.modules[name], _NAME, stock)
                 del _stock[name]
-        self.replaced = []
+        for module, own_class in self.capped:
+            module.__class__ = own_class
+        self.replaced, self.capped = [], []
 
     def begin(self, sites: set[Site]) -> None:
         """Start a forward that asks for the given sites."""
@@ -172,6 +181,23 @@ def _eager(
     if mask is not None:
         scores = mx.where(mask, scores, mx.array(-mx.inf, scores.dtype))
     return _softmax(scores, None).astype(queries.dtype) @ values
+
+
+def _capped(module: Any, x: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
+    """The call of gemma2's attention module, which has its attention written out, through ours."""
+    batch, n, _ = x.shape
+    queries, keys, values = (
+        projection(x).reshape(batch, n, n_heads, -1).swapaxes(1, 2)
+        for projection, n_heads in (
+            (module.q_proj, module.n_heads),
+            (module.k_proj, module.n_kv_heads),
+            (module.v_proj, module.n_kv_heads),
+        )
+    )
+    queries, keys = module.rope(queries, offset=cache.offset), module.rope(keys, offset=cache.offset)
+    keys, values = cache.update_and_fetch(keys, values)
+    out = cache.layer.probe(queries, keys, values, cache, module.scale)
+    return module.o_proj(out.swapaxes(1, 2).reshape(batch, n, -1))
 
 
 def _dispatcher(stock: Callable[..., mx.array]) -> Callable[..., mx.array]:

@@ -76,29 +76,44 @@ def _low_rank(edit: LowRank, h: Array, around: Around) -> Array:
     return h + edit.alpha * change.reshape(h.shape)
 
 
-def _edit_part(edit: Edit, h: Array, around: Around) -> Array:
-    """Cut out the rows' heads and units, edit those, and put them back."""
-    width = h.shape[-1]
-    units = range(width) if edit.units is None else edit.units
-    named = np.arange(len(units))
-    if around.visible is not None:  # a key that does not exist yet is one that no query can see
-        named = np.array([i for i, unit in enumerate(units) if unit < width], dtype=np.int64)
-    kept = np.array([units[i] for i in named], dtype=np.int64)
-    axes = [np.arange(len(h)), kept]
+@dataclass(frozen=True, slots=True, eq=False)
+class _Part:
+    """The heads and units that an edit is about."""
+
+    at: tuple[Array, ...]
+    """Where they lie in the rows, as numpy indexes an open mesh."""
+    width: int
+    """How many units the edit names."""
+    held: Array
+    """Which of the named ones exist: a key yet to come is one that no query sees."""
+
+
+def _part(edit: Edit, h: Array, around: Around) -> _Part:
+    units = np.arange(h.shape[-1]) if edit.units is None else np.array(edit.units)
+    held = np.flatnonzero(units < h.shape[-1])
+    if len(held) < len(units) and around.visible is None:
+        raise InvalidArgument(f"units {edit.units} are outside {around.site}, which is {h.shape[-1]} wide")
+    axes = [np.arange(len(h)), units[held]]
     if h.ndim == 3:
-        axes.insert(1, np.array(range(h.shape[1]) if edit.heads is None else edit.heads))
-    if any(len(axis) and axis.max() >= size for axis, size in zip(axes, h.shape, strict=True)):
-        raise InvalidArgument(f"heads {edit.heads} or units {edit.units} are outside {around.site} {list(h.shape[1:])}")
-    at = np.ix_(*axes)
+        heads = np.arange(h.shape[1]) if edit.heads is None else np.array(edit.heads)
+        if heads.max() >= h.shape[1]:
+            raise InvalidArgument(f"heads {edit.heads} are outside {around.site}, which has {h.shape[1]}")
+        axes.insert(1, heads)
+    return _Part(np.ix_(*axes), len(units), held)
+
+
+def _edit_part(edit: Edit, h: Array, around: Around) -> Array:
+    """Cut out the part, edit it, and put it back."""
+    part = _part(edit, h, around)
     edited = h.copy()
-    edited[at] = _edit(edit, h[at], at, named, h, around)
+    edited[part.at] = _edit(edit, h[part.at], part, h, around)
     return edited
 
 
-def _edit(edit: Edit, x: Array, at: tuple[Array, ...], named: Array, h: Array, around: Around) -> Array:
-    """The part after the edit. `at` is where it lies in the rows h; `named` are its units, counted as the edit names them."""
+def _edit(edit: Edit, x: Array, part: _Part, h: Array, around: Around) -> Array:
+    """The part x of the rows h, after the edit."""
     if isinstance(edit, Add):
-        vector = _vector(edit.vector, x, named)
+        vector = _vector(edit.vector, x, part)
         return x + edit.alpha * (_matched(vector, x) if edit.norm_match else vector)
     if isinstance(edit, Scale):
         return x * edit.factor
@@ -113,31 +128,33 @@ def _edit(edit: Edit, x: Array, at: tuple[Array, ...], named: Array, h: Array, a
         return x + (np.clip(coordinates, edit.min, edit.max) - coordinates) @ basis
     if isinstance(edit, Noise):
         draws = [noise_row(edit.seed, around.site, int(p), h.shape[1:]) for p in around.positions]
-        return x + edit.std * np.reshape(draws, h.shape)[at].astype(x.dtype)
+        return x + edit.std * np.reshape(draws, h.shape)[part.at].astype(x.dtype)
     assert isinstance(edit, Replace)
-    return _replacement(edit, x, at, named, around)
-
-
-def _replacement(edit: Replace, x: Array, at: tuple[Array, ...], named: Array, around: Around) -> Array:
     if isinstance(edit.source, Zeros):
         return np.zeros_like(x)
     if isinstance(edit.source, Constant):
-        return np.broadcast_to(_vector(edit.source.value, x, named), x.shape)
+        return np.broadcast_to(_vector(edit.source.value, x, part), x.shape)
     assert around.source is not None
-    rows = around.source[..., named] if isinstance(edit.source, Inline) else around.source[at]
-    if rows.shape != x.shape:
+    if not isinstance(edit.source, Inline):
+        return _same_shape(around.source, h, around)[part.at]
+    full = np.zeros((*x.shape[:-1], part.width), x.dtype)
+    return _same_shape(around.source, full, around)[..., part.held]
+
+
+def _same_shape(source: Array, rows: Array, around: Around) -> Array:
+    if source.shape != rows.shape:
         raise InvalidArgument(
-            f"replace brings rows of {list(rows.shape[1:])}, the part at {around.site} is {list(x.shape[1:])}"
+            f"replace brings rows of {list(source.shape[1:])}, at {around.site} it needs {list(rows.shape[1:])}"
         )
-    return rows.astype(x.dtype)
+    return source.astype(rows.dtype)
 
 
-def _vector(tensor: Tensor, x: Array, named: Array) -> Array:
+def _vector(tensor: Tensor, x: Array, part: _Part) -> Array:
     """A vector of the part: [width], or [head, width] with one row a head of the part."""
-    vector = _floats(tensor, x)[..., named]
-    if vector.shape not in (x.shape[-1:], x.shape[1:]):
-        raise InvalidArgument(f"the vector is {list(tensor.shape)}, the part is {list(x.shape[1:])}")
-    return vector
+    whole = (*x.shape[1:-1], part.width)
+    if tensor.shape not in (whole[-1:], whole):
+        raise InvalidArgument(f"the vector is {list(tensor.shape)}, the part needs {list(whole)}")
+    return _floats(tensor, x)[..., part.held]
 
 
 def _matched(vector: Array, x: Array) -> Array:

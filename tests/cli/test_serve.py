@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import psutil
 import pytest
@@ -21,18 +22,25 @@ import pytest
 from probewire.cli.__main__ import main
 from probewire.cli.serve import check_host, load_requests
 from probewire.protos.errors import FailedPrecondition, InvalidArgument
-from probewire.protos.model import LoadRequest
+from probewire.protos.model import GenerateRequest, Input, LoadRequest, Sampling
+from probewire.protos.wire import to_proto
 
 SERVER_TESTS = Path(__file__).parents[1] / "server"
 
 DEADLINE_S = 40.0
 
 
+def request_bytes(n: int, **script: object) -> bytes:
+    """A generation by the fake, whose script is its prompt."""
+    request = GenerateRequest((Input(json.dumps(script)),), sampling=Sampling(max_new_tokens=n))
+    return to_proto(request).SerializeToString()
+
+
 @contextmanager
 def started(*arguments: str) -> Generator[subprocess.Popen[str]]:
     """The command with a fake factory; killed on leaving if it still runs."""
     path = os.pathsep.join([str(SERVER_TESTS), *filter(None, sys.path)])
-    command = [sys.executable, "-m", "probewire.cli", "serve", "--factory", "fake_operations:make", *arguments]
+    command = [sys.executable, "-m", "probewire.cli", "serve", "--factory", "fake_worker:make", *arguments]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"PYTHONPATH": path}
     ) as process:
@@ -71,6 +79,23 @@ def test_it_serves_both_faces_and_ends_cleanly(tmp_path: Path, number: signal.Si
         assert [worker for worker in workers if worker.is_running()] == []
 
 
+def test_it_lets_requests_finish_and_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "ready.json"
+    with started("a", "--port", "0", "--grpc-port", "0", "--drain", "60", "--ready-file", str(file)) as process:
+        address = ready(process, file)["grpc"].removeprefix("grpc://")
+        (worker,) = psutil.Process(process.pid).children()
+        with grpc.insecure_channel(address) as channel:
+            start = channel.unary_stream("/probewire.v1.Inference/Generate")
+            short, long = start(request_bytes(n=20, interval_s=0.05)), start(request_bytes(n=100_000, interval_s=0.05))
+            next(short), next(long)
+            process.terminate()
+            assert len(list(short)) == 21
+            assert process.poll() is None
+            process.terminate()
+            assert process.wait(DEADLINE_S) == 1
+        worker.wait(DEADLINE_S)
+
+
 def test_a_port_in_use_is_one_clear_line(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = holder.getsockname()[1]
@@ -78,8 +103,8 @@ def test_a_port_in_use_is_one_clear_line(tmp_path: Path) -> None:
             with started("a", option, str(port), other, "0") as process:
                 output, _ = process.communicate(timeout=DEADLINE_S)
             assert process.returncode == 2
-            assert f"probewire: cannot listen on 127.0.0.1:{port}: the port is in use" in output
-            assert "Traceback" not in output
+            (line,) = output.splitlines()
+            assert line.startswith(f"probewire: cannot listen on 127.0.0.1:{port}: the port is in use")
 
 
 def test_a_model_that_cannot_load_is_one_clear_line() -> None:

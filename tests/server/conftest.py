@@ -1,4 +1,4 @@
-"""Lets the tests of this folder import what they share: fake_operations and serving."""
+"""Lets the tests of this folder import what they share: fake_worker and serving."""
 
 import sys
 from pathlib import Path

@@ -32,7 +32,7 @@ QUICK = Supervision(
 )
 
 FAKES = WorkerConfig(
-    model="", id="", backend="auto", factory="fake_operations:make", limits=RequestLimits(1 << 20), drain_s=1.5
+    model="", id="", backend="auto", factory="fake_worker:make", limits=RequestLimits(1 << 20), drain_s=1.5
 )
 
 
@@ -52,13 +52,10 @@ class Served:
         """Call a unary method."""
         return await self.channel.unary_unary(method)(request)
 
-    async def counts(self, model: str = "") -> tuple[int, int]:
-        """Requests active and cancelled inside the fake."""
+    async def counts(self, model: str = "") -> tuple[int, ...]:
+        """Requests active and cancelled inside the fake, and steps it made."""
         request = pb.TokenizeRequest(input=pb.Input(name="input", text="x"), model=model).SerializeToString()
-        active, cancelled = pb.Tokenized.FromString(
-            await self.unary("/probewire.v1.Models/Tokenize", request)
-        ).token_ids
-        return active, cancelled
+        return tuple(pb.Tokenized.FromString(await self.unary("/probewire.v1.Models/Tokenize", request)).token_ids)
 
 
 def request_bytes(model: str = "", n: int = 3, **script: object) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any, cast
 import grpc
 import grpc.aio
 import pytest
-from fake_operations import FakeOperations, pattern
+from fake_worker import FakeOperations, pattern
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -160,11 +160,11 @@ def test_a_caller_that_leaves_cancels_the_request() -> None:
     async def scenario(server: Served) -> None:
         call = server.generate(n=10_000, interval_s=0.01)
         await call.read()
-        assert await server.counts() == (1, 0)
+        assert (await server.counts())[:2] == (1, 0)
         call.cancel()
 
         async def gone() -> bool:
-            return await server.counts() == (0, 1)
+            return (await server.counts())[:2] == (0, 1)
 
         await eventually(gone, "the request was cancelled")
 
@@ -178,7 +178,7 @@ def test_a_deadline_that_passes_cancels_the_request() -> None:
         assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
         async def gone() -> bool:
-            return await server.counts() == (0, 1)
+            return (await server.counts())[:2] == (0, 1)
 
         await eventually(gone, "the request was cancelled")
 

@@ -65,6 +65,8 @@ def test_a_killed_worker_ends_its_streams_clearly_and_is_restarted() -> None:
         assert float(trailers["retry-after-s"]) > 0
         await back(it, "fake", pid)
         assert len(await drained(server.generate())) == 5
+        report = await it.health()
+        assert report.detail == "1 of 1 models ready; fake was restarted 1 times"
 
     over_gateway(scenario, "fake")
 

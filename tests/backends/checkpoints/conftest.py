@@ -37,6 +37,7 @@ class Server:
     hang: threading.Event | None = None
     """Cut responses stay open, silent, until this is set."""
     ignore_range: bool = False
+    redirects: dict[str, str] = field(default_factory=dict)
     delay_s: float = 0.0
 
 
@@ -48,6 +49,12 @@ def server() -> Iterator[Server]:
         def do_GET(self) -> None:
             wanted = None if state.ignore_range else self.headers.get("Range")
             state.requests.append((self.path, self.headers.get("Range")))
+            if self.path in state.redirects:
+                self.send_response(302)
+                self.send_header("Location", state.redirects[self.path])
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
             body = state.files.get(self.path)
             if body is None:
                 self.send_error(404)

@@ -64,6 +64,7 @@ def test_the_built_folder(index, tiny_gguf, tmp_path):
     assert all(np.array_equal(weights[name], weight) for name, weight in tiny_gguf.weights.items())
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["source"] == "tiny-model==1.0"
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1, "whoever reads one file reads all"
     assert manifest["files"].keys() == {path.name for path in folder.iterdir()} - {"manifest.json"}
 
 

@@ -114,6 +114,19 @@ def test_missing_file_is_not_tried_again(server, tmp_path):
     assert len(server.requests) == 1
 
 
+def test_a_circle_of_redirects(server, tmp_path):
+    server.redirects = {"/a": "/b", "/b": "/a"}
+    with pytest.raises(Unavailable, match="redirects"):
+        fetch(f"{server.url}/a", tmp_path / "a")
+
+
+def test_a_redirect_is_followed(server, url, tmp_path):
+    server.redirects = {"/a": "/big"}
+    server.cut_after = [1000]
+    fetch(f"{server.url}/a", tmp_path / "big")
+    assert (tmp_path / "big").read_bytes() == DATA
+
+
 def test_messages_hide_credentials(server, tmp_path):
     with pytest.raises(Unavailable) as caught:
         fetch(f"{server.url.replace('//', '//user:hunter2@')}/nothing?token=secret", tmp_path / "nothing")

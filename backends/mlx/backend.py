@@ -1,0 +1,162 @@
+"""A model on MLX: runs in one forward, generations through the engine, both under the same hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence as SequenceOf
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ...protos.model import ModelInfo
+from ...protos.sites import Site
+from ...protos.tensors import Array
+from ..base import Sequence, StepResult
+from ..captures import flush_reductions
+from ..executor import Executor, Slot
+from ..families import generation_note, run_only_sites
+from ..limits import Limits
+from ..plan import BoundPlan
+from ..sites import family_of, site_infos
+from ..stepping import result_of
+from ..versions import versions_of
+from ..weights import CheckpointWeights
+from .attention import Attention
+from .cache import RunCache
+from .engine import MlxEngine
+from .load import Loaded, choose_device, dims_of, load_model, windows_of
+from .ops import MlxOps, dtype_name
+from .taps import Taps
+
+__all__ = ["MlxBackend"]
+
+_LOGITS = Site("logits")
+
+
+class MlxBackend:
+    """See backends/base.py. MLX's streams belong to a thread: build it on the thread that uses it."""
+
+    def __init__(
+        self, folder: Path, *, model_id: str, model_hash: str, dtype: str, device: str, limits: Limits
+    ) -> None:
+        self.device = choose_device(device)
+        mx.set_default_device(self.device)
+        loaded = load_model(folder, dtype)
+        self.model, config = loaded.model, loaded.config
+        self.weights = CheckpointWeights(folder)
+        self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
+        family, dims = family_of(config.model_type), dims_of(config)
+        self.executor = Executor(MlxOps())
+        self.taps = Taps(self.model, family, self.executor, dims.n_heads)
+        softcap = getattr(config, "attn_logit_softcapping", None)
+        self.attention = Attention(self.executor, windows_of(config), softcap=softcap)
+        self.attention.replace_in(self.model)
+        limits = _fitting(limits, loaded)
+        note = generation_note("mlx", config.model_type)
+        self.engine = None if note else self._engine(limits)
+        self.info = ModelInfo(
+            id=model_id,
+            family=family.name if family else "unknown",
+            architecture=config.model_type,
+            backend="mlx",
+            device="gpu" if self.device.type == mx.gpu else "cpu",
+            dtype=dtype_name(loaded.dtype),
+            attention="eager" if self.attention.eager else "sdpa",
+            model_hash=model_hash,
+            n_layers=dims.n_layers,
+            d_model=dims.d_model,
+            n_heads=dims.n_heads,
+            n_kv_heads=dims.n_kv_heads,
+            d_head=dims.d_head,
+            d_mlp=dims.d_mlp,
+            vocab_size=dims.vocab,
+            n_experts=dims.n_experts,
+            context_length=min(limits.context_tokens, limits.cache_tokens),
+            generate=not note,
+            generate_note=note,
+            n_slots=limits.n_slots,
+            sites=site_infos(family, dims, run_only=run_only_sites("mlx", config)),
+            versions=versions_of("mlx", "mlx-lm", "transformers"),
+        )
+
+    def _engine(self, limits: Limits) -> MlxEngine:
+        return MlxEngine(self._body(), self._head, self.executor, self.attention, self.taps, limits)
+
+    def bind(self, plan: BoundPlan) -> None:
+        """Check raw module paths and move the plan's tensors to the device."""
+        for site in plan.taps:
+            self.taps.check(site)
+        for bound in plan.hooks:
+            self.executor.edits.prepare(bound)
+
+    def run(self, sequences: SequenceOf[Sequence]) -> list[StepResult]:
+        """One right-padded forward: causal attention keeps the padding out of every real row."""
+        longest = max(len(s.tokens) for s in sequences)
+        ids = np.zeros((len(sequences), longest), dtype=np.int64)
+        slots: list[Slot] = []
+        for i, sequence in enumerate(sequences):
+            tokens = np.array(sequence.tokens, dtype=np.int64)
+            ids[i, : len(tokens)] = tokens
+            slots.append(Slot(sequence, i, 0, len(tokens), 0, tokens))
+        self.executor.begin(slots, (len(sequences), longest))
+        sites = self.executor.sites()
+        self.taps.attach(sites)
+        self.attention.begin(sites)
+        hidden = self._body()(mx.array(ids), cache=[RunCache(layer) for layer in self.attention.layers])
+        for slot in slots:
+            if _LOGITS in slot.sequence.plan.taps and slot.error is None:
+                self._tap_logits(slot, hidden)
+        self.taps.fail_unreached()
+        if not sites:
+            mx.eval(hidden)  # nobody reads anything, but a forward was asked for
+        captured = self.executor.collect()
+        results: list[StepResult] = []
+        for slot in slots:
+            rows = captured.get(id(slot.sequence), []) + flush_reductions(slot.sequence.plan)
+            results.append(result_of(slot.sequence, rows, None, slot.error))
+        return results
+
+    def _body(self) -> Any:
+        return self.model.model
+
+    def _head(self, hidden: mx.array) -> mx.array:
+        """Logits of final-norm rows, after the family's softcap."""
+        if "lm_head" in self.model:
+            logits = self.model.lm_head(hidden)
+        else:
+            body = self._body()
+            logits = (body.embed_tokens if "embed_tokens" in body else body.wte).as_linear(hidden)
+        return logits if self.softcap is None else mx.tanh(logits / self.softcap) * self.softcap
+
+    def _tap_logits(self, slot: Slot, hidden: mx.array) -> None:
+        """One sequence at a time: a whole batch's logits would be the largest tensor of all."""
+        logits = self._head(hidden[slot.batch : slot.batch + 1, : slot.stop])
+        part = Slot(slot.sequence, 0, 0, slot.stop, 0, slot.tokens, conditions=slot.conditions)
+        self.executor.tap(_LOGITS, logits, slots=[part])
+        slot.error = slot.error or part.error
+
+    def weight_names(self) -> Mapping[str, tuple[int, ...]]:
+        """Names and shapes as in the checkpoint."""
+        return self.weights.names()
+
+    def weight(self, name: str) -> Array:
+        """One weight as in the checkpoint."""
+        return self.weights.get(name)
+
+    def close(self) -> None:
+        """Drop the model and its cache, and leave mlx-lm as it was."""
+        if self.engine is not None:
+            self.engine.close()
+        self.taps.attach(set())
+        self.attention.restore()
+        self.engine = None
+        self.model = None
+        mx.clear_cache()
+
+
+def _fitting(limits: Limits, loaded: Loaded) -> Limits:
+    """The limits, with the context no longer than the model's own, nor than mlx-lm gets right."""
+    longest = [getattr(loaded.config, "max_position_embeddings", None), loaded.max_positions]
+    return replace(limits, context_tokens=min(limits.context_tokens, *(int(n) for n in longest if n)))

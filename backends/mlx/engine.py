@@ -1,0 +1,311 @@
+"""Generation over mlx-lm's BatchGenerator, driven step by step by our own thread.
+
+It runs one forward ahead of the token it returns, so a forward's rows and token are kept until the step after, and
+dropped when their sequence has left by then. It never ends a sequence; we do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx_lm.generate import BatchGenerator
+from numpy.typing import NDArray
+
+from ...protos.sites import Site
+from ..base import Rows, Sequence, StepResult
+from ..captures import Collector
+from ..executor import Executor, Slot
+from ..limits import Limits
+from ..sampling import Choice, choose_token, logprobs_of
+from ..stepping import result_of, sampled_logprob_rows
+from .attention import Attention
+from .cache import BatchCache, Owner, SequenceCache
+from .ops import to_numpy
+from .taps import Taps
+
+__all__ = ["MlxEngine"]
+
+_LOGITS = Site("logits")
+_NEVER = 1 << 30  # our scheduler ends a sequence, the engine never does
+
+
+@dataclass(eq=False, slots=True)
+class _Forward:
+    """One forward whose outcome has not been handed out."""
+
+    slots: list[tuple[Owner, Slot]]
+    collector: Collector
+    sampled: mx.array | None = None
+    """The next token of each slot's batch row; None for a forward that only reads prompts."""
+    logits: mx.array | None = None
+    """[batch, vocab], float32, where a log-probability is asked for."""
+
+    def part(self, kept: list[tuple[Owner, Slot]]) -> _Forward:
+        """The outcome of some of its sequences."""
+        if len(kept) == len(self.slots):
+            return self
+        return _Forward(kept, self.collector.part({slot for _, slot in kept}), self.sampled, self.logits)
+
+
+@dataclass(eq=False, slots=True)
+class _Paused:
+    """A sequence that is left out for now."""
+
+    caches: list[SequenceCache] = field(default_factory=list[SequenceCache])
+    outcomes: list[_Forward] = field(default_factory=list[_Forward])
+
+
+class MlxEngine:
+    """The sequences that generate together on one model."""
+
+    def __init__(
+        self,
+        body: Callable[..., mx.array],
+        head: Callable[[mx.array], mx.array],
+        executor: Executor,
+        attention: Attention,
+        taps: Taps,
+        limits: Limits,
+    ) -> None:
+        self.body, self.head, self.executor, self.attention, self.taps = body, head, executor, attention, taps
+        self.limits = limits
+        self.owners: dict[str, Owner] = {}
+        self.paused: dict[str, _Paused] = {}
+        self.leaving: list[int] = []
+        """Numbers of removed sequences that are still in the engine's batch."""
+        self.pending: list[_Forward] = []
+        """Forwards that sampled, in order; a step hands out those of the step before."""
+        self.read: list[_Forward] = []
+        """Forwards of this step that only read prompts."""
+        self.logits: mx.array | None = None
+        model: Any = self._forward
+        self.generator = BatchGenerator(
+            model,
+            max_tokens=_NEVER,
+            sampler=self._sample,
+            completion_batch_size=limits.n_slots,
+            prefill_batch_size=limits.n_slots,
+            prefill_step_size=limits.chunk_tokens,
+            stream=mx.default_stream(mx.default_device()),
+        )
+
+    @property
+    def active(self) -> list[Sequence]:
+        """Sequences in the batch, paused ones too."""
+        return [owner.sequence for owner in self.owners.values()]
+
+    @property
+    def cache_nbytes(self) -> int:
+        """Bytes of keys and values held, for sequences in the batch and paused ones."""
+        paused = sum(cache.nbytes for one in self.paused.values() for cache in one.caches)
+        return self.generator.prompt_cache_nbytes + paused
+
+    def reason_not_to_fit(self, n_tokens: int) -> str | None:
+        """Why a sequence of this many positions can never be admitted, or None."""
+        return self.limits.reason_not_to_fit(n_tokens)
+
+    def admit(self, sequence: Sequence) -> bool:
+        """Put a sequence in the batch if there is cache for it: the batch is a rectangle, as long as its longest."""
+        sizes = [s.plan.n_rows + 1 for s in (*self.active, sequence)]
+        if len(sizes) > self.limits.n_slots or max(sizes) * len(sizes) > self.limits.cache_tokens:
+            return False
+        owner = Owner(sequence)
+        self.owners[sequence.id] = owner
+        self._insert(owner, sequence.tokens, [SequenceCache(layer, owner) for layer in self.attention.layers])
+        return True
+
+    def remove(self, sequence: Sequence) -> None:
+        """Free a sequence's cache: at once when it was the last, with the next step otherwise."""
+        owner = self.owners.pop(sequence.id, None)
+        if owner is None:
+            return
+        if self.paused.pop(sequence.id, None) is None:
+            self.leaving.append(owner.uid)
+        if not self.owners:
+            self._let_go()
+            self.pending = []
+
+    def pause(self, sequence: Sequence) -> None:
+        """Leave a sequence out of the coming steps; its cache, and what it has sampled ahead, are kept aside."""
+        owner = self.owners.get(sequence.id)
+        if owner is None or sequence.id in self.paused:
+            return
+        self._let_go()
+        caches: list[SequenceCache] = self.generator.extract_cache([owner.uid])[owner.uid][0]
+        self.generator.remove([owner.uid])
+        mx.eval([(cache.keys, cache.values) for cache in caches if not cache.empty()])
+        aside = _Paused(caches)
+        for i, forward in enumerate(self.pending):
+            own = [(o, slot) for o, slot in forward.slots if o is owner]
+            if own:
+                aside.outcomes.append(forward.part(own))
+                self.pending[i] = forward.part([(o, slot) for o, slot in forward.slots if o is not owner])
+        self.paused[sequence.id] = aside
+
+    def resume(self, sequence: Sequence) -> None:
+        """Undo `pause`."""
+        aside = self.paused.pop(sequence.id, None)
+        if aside is None:
+            return
+        owner = self.owners[sequence.id]
+        tokens = sequence.tokens[owner.position :]
+        for forward in aside.outcomes:
+            assert forward.sampled is not None
+            tokens = [int(forward.sampled[forward.slots[0][1].batch].item())]
+        self.pending.extend(aside.outcomes)
+        self._insert(owner, tokens, aside.caches)
+
+    def step(self) -> list[StepResult]:
+        """One forward over the batch, and what the one before brought; a prompt chunk's rows come at once."""
+        self._let_go()
+        if len(self.paused) == len(self.owners):
+            return []
+        due, self.pending, self.read = self.pending, [], []
+        self.generator.next()
+        return [result for forward in (*due, *self.read) for result in self._results(forward)]
+
+    def close(self) -> None:
+        """Drop every sequence."""
+        for sequence in self.active:
+            self.remove(sequence)
+        self.generator.close()
+
+    def _insert(self, owner: Owner, tokens: list[int], caches: list[SequenceCache]) -> None:
+        [owner.uid] = self.generator.insert([list(tokens)], caches=[caches], all_tokens=[[]])
+
+    def _let_go(self) -> None:
+        if self.leaving:
+            self.generator.remove(self.leaving)
+            self.leaving = []
+
+    def _forward(self, tokens: mx.array, cache: list[BatchCache]) -> mx.array:
+        """What the engine calls as its model. tokens [batch, row]. Its result is only a shape: see `_sample`."""
+        batch, n_rows = tokens.shape
+        slots = self._slots(tokens, cache[0])
+        live = [slot for _, slot in slots if slot.position < slot.sequence.plan.n_rows]
+        self.executor.begin(live, (batch, n_rows))
+        sites = self.executor.sites()
+        self.taps.attach(sites)
+        self.attention.begin(sites)
+        hidden = self.body(tokens, cache=cache)
+        self.taps.fail_unreached()
+        forward = _Forward(slots, self.executor.collector)
+        samples = slots[0][1].position + slots[0][1].n >= slots[0][0].sequence.prompt_length
+        if samples:
+            self.pending.append(forward)
+            self.logits = self._sampling_logits(live, hidden)
+        else:
+            self.read.append(forward)
+            self._tap_prompt_logits(live, hidden)
+            mx.async_eval(self._captured(forward))
+        return mx.zeros((batch, 1, 1))
+
+    def _slots(self, tokens: mx.array, cache: BatchCache) -> list[tuple[Owner, Slot]]:
+        slots: list[tuple[Owner, Slot]] = []
+        for i, (owner, n) in enumerate(zip(cache.owners, cache.take_rows(tokens.shape[1]), strict=True)):
+            position = owner.position
+            slot = Slot(owner.sequence, i, 0, n, position, keys=(cache.end - position, cache.end + n))
+            slot.tokens = self._tokens_of(owner, tokens, slot)
+            slots.append((owner, slot))
+            owner.position += n
+            owner.next_token = None
+        return slots
+
+    def _tokens_of(self, owner: Owner, tokens: mx.array, slot: Slot) -> NDArray[np.int64] | None:
+        """The rows' input tokens; a token sampled just now is waited for only when a hook must know it."""
+        known = owner.sequence.tokens
+        if slot.position + slot.n <= len(known):
+            return np.array(known[slot.position : slot.position + slot.n], dtype=np.int64)
+        if owner.next_token is not None:
+            return np.array([owner.next_token], dtype=np.int64)
+        if any(bound.hook.where.token_ids is not None for bound in owner.sequence.plan.hooks):
+            return np.array(tokens[slot.batch, : slot.n], dtype=np.int64)
+        return None
+
+    def _sampling_logits(self, live: list[Slot], hidden: mx.array) -> mx.array:
+        logits = self.head(hidden)
+        wanting = [slot for slot in live if _LOGITS in slot.sequence.plan.taps]
+        return self.executor.tap(_LOGITS, logits, slots=wanting)[:, -1] if wanting else logits[:, -1]
+
+    def _tap_prompt_logits(self, live: list[Slot], hidden: mx.array) -> None:
+        """Logits of prompt rows that no token is sampled from, for the hooks that ask for them."""
+        for slot in live:
+            if slot.error is not None or not slot.sequence.plan.wants_prompt_logits:
+                continue
+            part = Slot(slot.sequence, 0, 0, slot.n, slot.position, slot.tokens, conditions=slot.conditions)
+            self.executor.tap(_LOGITS, self.head(hidden[slot.batch : slot.batch + 1, : slot.n]), slots=[part])
+            slot.error = slot.error or part.error
+
+    def _captured(self, forward: _Forward) -> list[mx.array]:
+        """What must be computed with the forward, so that nothing keeps its graph alive."""
+        latched = [
+            value for _, slot in forward.slots for bound in slot.sequence.plan.hooks for value in bound.latch.values()
+        ]
+        return forward.collector.device_tensors() + latched
+
+    def _sample(self, _: mx.array) -> mx.array:
+        """The engine's sampler: the next token of every row of the forward just built. Returns [batch]."""
+        forward, logits = self.pending[-1], self.logits
+        assert logits is not None
+        self.logits = None
+        if any(slot.sequence.want_logprobs for _, slot in forward.slots):
+            forward.logits = logits.astype(mx.float32)
+        sampled = mx.argmax(logits, axis=-1)
+        drawing = [(owner, slot) for owner, slot in forward.slots if slot.sequence.sampling.temperature > 0]
+        if drawing:
+            sampled = self._draw(forward, drawing, logits, sampled)
+        forward.sampled = sampled
+        wanted = [] if forward.logits is None else [forward.logits]
+        mx.async_eval(sampled, *wanted, *self._captured(forward))
+        return sampled
+
+    def _draw(
+        self, forward: _Forward, drawing: list[tuple[Owner, Slot]], logits: mx.array, sampled: mx.array
+    ) -> mx.array:
+        """Sampling with noise happens on the host, where both backends draw the same."""
+        wide = forward.logits if forward.logits is not None else logits.astype(mx.float32)
+        mx.async_eval(sampled, *self._captured(forward))
+        rows, best = to_numpy([wide, sampled])
+        tokens = best.astype(np.uint32)
+        for owner, slot in drawing:
+            sequence = owner.sequence
+            index = owner.position - sequence.prompt_length
+            tokens[slot.batch] = choose_token(rows[slot.batch], sequence.sampling, sequence.seed, index)
+        for owner, slot in forward.slots:
+            owner.next_token = int(tokens[slot.batch])
+        return mx.array(tokens)
+
+    def _results(self, forward: _Forward) -> list[StepResult]:
+        """Hand a forward's outcome out, to the sequences that are still here."""
+        forward = forward.part([(o, slot) for o, slot in forward.slots if self.owners.get(o.sequence.id) is o])
+        if not forward.slots:
+            return []
+        tokens = None if forward.sampled is None else forward.sampled.tolist()
+        captured: dict[Sequence, list[Rows]] = {}
+        for slot, rows in forward.collector.finish().items():
+            captured.setdefault(slot.sequence, []).extend(rows)
+        results: list[StepResult] = []
+        for _, slot in forward.slots:
+            choice = None if tokens is None else self._choice(forward, slot, tokens[slot.batch])
+            results.append(self._result(slot, captured.get(slot.sequence, []), choice))
+        return results
+
+    def _choice(self, forward: _Forward, slot: Slot, token: int) -> Choice:
+        if not slot.sequence.want_logprobs:
+            return Choice(token)
+        assert forward.logits is not None
+        [row] = to_numpy([forward.logits[slot.batch]])
+        return logprobs_of(row, token, slot.sequence.sampling.logprobs or 0)
+
+    def _result(self, slot: Slot, rows: list[Rows], choice: Choice | None) -> StepResult:
+        sequence = slot.sequence
+        if slot.error is not None:
+            self.remove(sequence)
+        elif choice is not None:
+            rows = rows + sampled_logprob_rows(slot, choice)
+            sequence.tokens.append(choice.token)
+        return result_of(sequence, rows, choice, slot.error)
