@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Talk until the end of input or /quit."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     key = args.api_key_file.read_text().strip() if args.api_key_file else None
     with Client(args.url, api_key=key) as client:
         session = _session(client, args)
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
                 elif not obey(console, session, line):
                     break
             except ProbewireError as error:
-                console.print(f"[red]{escape(error.message)}[/red]")
+                console.print(f"[red]{escape(error.message)}[/red]", soft_wrap=True)
     return 0
 
 
@@ -92,7 +93,7 @@ def _greet(console: Console, session: Session) -> None:
         console.print(f"[dim]{escape(line)}[/dim]")
 
 
-def _lines(console: Console):
+def _lines(console: Console) -> Iterator[str]:
     """What the user types, or what is piped in (then echoed, so that a transcript can be read)."""
     typed = sys.stdin.isatty()
     if typed:
@@ -116,7 +117,7 @@ def _lines(console: Console):
 def _enable_editing() -> None:
     """Arrow keys and history, where Python has them."""
     try:
-        import readline  # noqa: F401, PLC0415 - importing it is what turns them on
+        import readline  # noqa: F401  # pyright: ignore[reportUnusedImport] - importing it turns them on
     except ImportError:
         return
 

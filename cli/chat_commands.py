@@ -17,7 +17,8 @@ from .chat_steering import between_prompts, from_file
 __all__ = ["HELP", "obey"]
 
 HELP = """\
-  /steer SITE "TOWARDS" "AWAY" [alpha=4]   steer along the difference of two prompts
+  /steer SITE "TOWARDS" "AWAY" [alpha=4]   steer along the difference of two prompts;
+                                           10 adds as much as is there
   /steer SITE FILE [alpha=1]               … or along a vector (.npy, .safetensors)
   /alpha X                                 change the strength of all steering
   /off                                     stop steering
@@ -45,7 +46,7 @@ def obey(console: Console, session: Session, line: str) -> bool:
 
 
 def _help(console: Console, session: Session, words: list[str]) -> list[str]:
-    return HELP.splitlines()
+    return list[str](HELP.splitlines())
 
 
 def _steer(console: Console, session: Session, words: list[str]) -> list[str]:

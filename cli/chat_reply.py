@@ -8,7 +8,7 @@ from rich.markup import escape
 from ..clients.stream import Step, Stream
 from .chat_session import Session
 from .chat_shows import Reading, Show
-from .gloss import Gloss, bar, number, shown_token
+from .gloss import Gloss, bar, number, shown_token, visible
 
 __all__ = ["Reply"]
 
@@ -20,7 +20,6 @@ class Reply:
         self.text = ""
         self._console, self._session = console, session
         self._shows = session.shows
-        self._largest: dict[str, float] = {}
         self._prompt_length = 0
         self._n_tokens = 0
 
@@ -52,7 +51,7 @@ class Reply:
     def _plain(self, stream: Stream) -> None:
         for step in stream:
             self.text += step.text
-            self._console.print(escape(step.text), end="", soft_wrap=True)
+            self._console.out(visible(step.text), end="", highlight=False)
         self._console.print()
 
     def _glossed(self, stream: Stream) -> None:
@@ -81,7 +80,8 @@ class Reply:
     def _shown(self, show: Show, reading: Reading) -> str:
         if reading.unit is not None:
             return f"{reading.unit}:{number(reading.value)}"
-        largest = self._largest[show.site] = max(self._largest.get(show.site, 0.0), abs(reading.value))
+        seen = self._session.largest
+        largest = seen[show] = max(seen.get(show, 0.0), abs(reading.value))
         return f"{bar(reading.value, largest)} {number(reading.value)}"
 
     def _room(self, show: Show) -> int:
@@ -89,7 +89,11 @@ class Reply:
         return 8 if show.what != "top_k" else len(str(max(show.width - 1, 1))) + 1 + 5
 
     def _marks(self) -> list[str]:
-        return [mark if row == 0 else "" for mark, show in zip("abcdefgh", self._shows, strict=False) for row in range(show.n_rows)]
+        return [
+            mark if row == 0 else ""
+            for mark, show in zip("abcdefgh", self._shows, strict=False)
+            for row in range(show.n_rows)
+        ]
 
     def _legend(self) -> None:
         for mark, show in zip("abcdefgh", self._shows, strict=False):

@@ -25,6 +25,8 @@ class Session:
     steerings: list[Steering] = field(default_factory=list[Steering])
     shows: list[Show] = field(default_factory=list[Show])
     history: list[Message] = field(default_factory=list[Message])
+    largest: dict[Show, float] = field(default_factory=dict[Show, float])
+    """The largest size of what is shown so far, which bars are drawn against."""
 
     def say(self, text: str) -> None:
         """The user's turn."""
@@ -42,9 +44,7 @@ class Session:
         """The reply to the conversation so far, as it comes."""
         hooks = [steering.hook() for steering in self.steerings]
         shows = [show.hook() for show in self.shows]
-        return self.client.stream(
-            self._prompt(), hooks=hooks, capture=shows, model=self.info.id, **self.sampling
-        )
+        return self.client.stream(self._prompt(), hooks=hooks, capture=shows, model=self.info.id, **self.sampling)
 
     def _prompt(self) -> Prompt:
         if not self.info.chat_template:

@@ -121,7 +121,9 @@ def _checked(show: Show, text: str, *, given: bool) -> Show:
         raise InvalidArgument(f"{text}: the chat shows top_k of 1 … {MAX_TOP_K}")
     if show.what == "unit":
         if not show.width:
-            raise InvalidArgument(f"{text}: the width of {show.site} is not known, so no unit can be picked; use norm or top_k")
+            raise InvalidArgument(
+                f"{text}: the width of {show.site} is not known, so no unit can be picked; use norm or top_k"
+            )
         if show.number >= show.width:
             raise InvalidArgument(f"{text}: {show.site} has the units 0 … {show.width - 1}")
     return show

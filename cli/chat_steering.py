@@ -47,7 +47,9 @@ def parse_steering(text: str) -> Steering:
     """From `SITE=FILE[:ALPHA]`. Raises InvalidArgument."""
     site, equals, rest = text.partition("=")
     if not equals or not rest:
-        raise InvalidArgument(f"--steer {text!r}: write SITE=FILE or SITE=FILE:ALPHA, such as resid_post.15=happy.npy:4")
+        raise InvalidArgument(
+            f"--steer {text!r}: write SITE=FILE or SITE=FILE:ALPHA, such as resid_post.15=happy.npy:4"
+        )
     path, colon, number = rest.rpartition(":")
     try:
         alpha = float(number) if colon else 1.0
@@ -62,7 +64,9 @@ def from_file(site: str, path: str, alpha: float) -> Steering:
     file, _, name = path.partition("#")
     vector = _read(Path(file), name)
     if vector.dtype.kind not in "fV" or vector.ndim not in (1, 2):
-        raise InvalidArgument(f"{path} holds {vector.dtype} of shape {list(vector.shape)}; a steering vector is [width]")
+        raise InvalidArgument(
+            f"{path} holds {vector.dtype} of shape {list(vector.shape)}; a steering vector is [width]"
+        )
     return Steering(site, vector, alpha, path)
 
 
@@ -82,20 +86,28 @@ def _chosen(tensors: dict[str, Array], name: str, path: Path) -> Array:
         return tensors[name]
     if not name and len(tensors) == 1:
         return next(iter(tensors.values()))
-    raise InvalidArgument(f"{path} holds {', '.join(tensors) or 'nothing'}; choose one: {path}#{next(iter(tensors), 'NAME')}")
+    raise InvalidArgument(
+        f"{path} holds {', '.join(tensors) or 'nothing'}; choose one: {path}#{next(iter(tensors), 'NAME')}"
+    )
 
 
 def between_prompts(client: Client, model: str, site: str, towards: str, away: str, alpha: float) -> Steering:
-    """The mean row of one prompt minus that of another, the first token of each left out.
+    """The mean row of one prompt minus that of another, as long as a tenth of a row at the site.
 
-    The first token soaks up attention and has a norm of its own, which says nothing of the prompt.
+    So alpha means the same at every site and model: 10 is as much as is there. The first token of each prompt is left
+    out: it soaks up attention and has a norm of its own, which says nothing of the prompt.
     """
     name = str(Site.parse(site))
     run = client.run({"towards": towards, "away": away}, capture=name, model=model)
-    vector = _mean(run.inputs["towards"][name]) - _mean(run.inputs["away"][name])
-    return Steering(name, vector, alpha, f"({towards!r} − {away!r})")
+    rows = [_without_first(run.inputs[key][name]) for key in ("towards", "away")]
+    direction = rows[0].mean(axis=0) - rows[1].mean(axis=0)
+    norm = float(np.linalg.norm(direction))
+    if not norm:
+        raise InvalidArgument(f"{towards!r} and {away!r} are the same at {name}, so there is no direction between them")
+    typical = float(np.linalg.norm(np.concatenate(rows).reshape(sum(map(len, rows)), -1), axis=1).mean())
+    return Steering(name, direction * (0.1 * typical / norm), alpha, f"({towards!r} − {away!r})")
 
 
-def _mean(rows: Array) -> NDArray[np.float32]:
+def _without_first(rows: Array) -> NDArray[np.float32]:
     rows = rows.astype(np.float32)
-    return rows[1:].mean(axis=0) if len(rows) > 1 else rows[0]
+    return rows[1:] if len(rows) > 1 else rows

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-__all__ = ["Gloss", "bar", "number", "shown_token"]
+__all__ = ["Gloss", "bar", "number", "shown_token", "visible"]
 
 BARS = "▁▂▃▄▅▆▇█"
 MISSING = "–"
@@ -75,15 +75,22 @@ class Gloss:
         return Text("\n", no_wrap=True).join([*lines, Text()])
 
     def _row(self, texts: list[str], style: str) -> Text:
-        padded = (text + " " * (self._width(cell) - cell_len(text)) for text, cell in zip(texts, self._cells, strict=True))
+        padded = (
+            text + " " * (self._width(cell) - cell_len(text)) for text, cell in zip(texts, self._cells, strict=True)
+        )
         return Text("".join(padded).rstrip(), style=style)
+
+
+def visible(text: str) -> str:
+    """Control characters as pictures (␛), so that no model moves the cursor; tabs and line ends stay."""
+    return "".join(chr(0x2400 + ord(c)) if c < " " and c not in "\n\t" else c for c in text.replace("\x7f", "␡"))
 
 
 def shown_token(text: str, *, first: bool) -> str:
     """A token in a cell: no leading space, `~` where it goes on with the word before, line ends visible."""
     if not text:
         return "·"
-    text = text.replace("\n", "⏎").replace("\t", "⇥").replace("\r", "␍")
+    text = visible(text).replace("\n", "⏎").replace("\t", "⇥")
     if text.startswith(" "):
         return text[1:] or "␣"
     return f"~{text}" if text[0].isalnum() and not first else text

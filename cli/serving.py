@@ -19,6 +19,7 @@ from ..protos.errors import FailedPrecondition
 from ..protos.model import LoadRequest, ModelInfo
 from ..server.config import GatewayConfig
 from ..server.gateway import Gateway
+from ..server.memory import keep_freed_memory
 from ..server.rest import create_app
 from ..server.rpc import RpcServer
 from .load_bars import LoadBars, log_to
@@ -29,6 +30,7 @@ __all__ = ["serve"]
 
 async def serve(config: GatewayConfig, requests: list[LoadRequest], ready_file: Path | None = None) -> int:
     """Serve until SIGINT or SIGTERM; gives the exit status. Raises when a port is taken or a model cannot load."""
+    keep_freed_memory()
     console = Console(stderr=True)
     log_to(console)
     gateway = Gateway(config)

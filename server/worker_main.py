@@ -18,6 +18,7 @@ import orjson
 from ..protos.errors import Internal, ProbewireError
 from ..protos.wire import from_json
 from .config import Factory, WorkerConfig
+from .memory import keep_freed_memory
 from .rpc import RpcServer
 
 __all__ = ["main"]
@@ -62,6 +63,7 @@ class ReportPipe:
 def main() -> None:
     """Read the config, load, serve until SIGTERM or until the gateway is gone."""
     reports = ReportPipe()
+    keep_freed_memory()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("probewire").setLevel(logging.INFO)
     config = from_json(WorkerConfig, orjson.loads(sys.stdin.buffer.readline()))

@@ -123,6 +123,9 @@ class Taps:
 
     def _tap_one(self, site: Site, tap: Tap, value: mx.array, linear_input: Any) -> mx.array:
         tap_value, view = self.executor.tap, value
+        if site.name == "expert_weights":
+            tap_value(site, _dense_weights(value, self.model.args.num_experts_per_tok))
+            return value
         if site.name == "z":
             view = mx.unflatten(value, -1, (self.n_heads, -1))
             new = tap_value(site, view)
@@ -138,6 +141,13 @@ class Taps:
             value[..., index * width : (index + 1) * width] = new
             return value
         return tap_value(site, value, linear_input=linear_input, in_place=tap.in_place)
+
+
+def _dense_weights(logits: mx.array, n_chosen: int) -> mx.array:
+    """What mlx-lm's router makes of its logits, 0 for the experts that were not chosen."""
+    chosen = mx.argpartition(logits, kth=-n_chosen, axis=-1)[..., -n_chosen:]
+    weights = mx.softmax(mx.take_along_axis(logits, chosen, axis=-1), axis=-1, precise=True)
+    return mx.put_along_axis(mx.zeros_like(logits), chosen, weights, axis=-1)
 
 
 def _forward_order(site: Site) -> tuple[int, int]:

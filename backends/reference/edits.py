@@ -37,8 +37,8 @@ class Around:
 def edit_rows(edit: Edit, h: Array, around: Around) -> Array:
     """The rows [row, (head,) width] after the edit. Raises InvalidArgument where it has no meaning."""
     site = around.site
-    if site.name in ("router_logits", "expert_weights"):
-        raise InvalidArgument(f"{site} can be captured, not edited")
+    if site.name == "expert_weights":
+        raise InvalidArgument(f"{site} can be captured, not edited; it follows from router_logits, which can be")
     if edit.heads is not None and site.name not in HEAD_SITES:
         raise InvalidArgument(f"{site} has no heads")
     if isinstance(edit, LowRank):

@@ -35,8 +35,20 @@ def load_model(folder: Path, dtype: str, device: torch.device) -> Any:
     kwargs: dict[str, Any] = {"dtype": "auto" if dtype == "auto" else torch_dtype(dtype)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, use_safetensors=True, trust_remote_code=False, attn_implementation="eager", **kwargs
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            use_safetensors=True,
+            trust_remote_code=False,
+            attn_implementation="eager",
+            output_loading_info=True,
+            **kwargs,
+        )
+    model, report = loaded
+    missing = sorted(report["missing_keys"])
+    if missing:  # transformers would leave them random
+        raise InvalidArgument(
+            f"the checkpoint in {folder} lacks {len(missing)} weights of its architecture, for example {missing[:3]}"
         )
     # "sdpa" is where our dispatcher sits; set directly, because families that refuse the stock sdpa (softcap, sinks)
     # get our own attention there.

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from probewire.backends.linear import gram_schmidt, span_basis
 from probewire.protos.errors import InvalidArgument
 
+Array = np.ndarray[Any, Any]
 
-def floats(values: object) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+
+def floats(values: Any) -> Array:
     return np.array(values, dtype=np.float32)
 
 
-def projector(basis: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> object:
+def projector(basis: Array) -> Array:
+    """The matrix that keeps what lies in the span."""
     return basis.T @ basis
 
 
@@ -38,7 +43,7 @@ def test_gram_schmidt_keeps_order_and_sign() -> None:
 
 
 @pytest.mark.parametrize("directions", [[[1, 2], [2, 4]], [[1, 0], [0, 0]], [[1, 0], [0, 1], [1, 1]]])
-def test_gram_schmidt_refuses_dependent_directions(directions: object) -> None:
+def test_gram_schmidt_refuses_dependent_directions(directions: Any) -> None:
     with pytest.raises(InvalidArgument):
         gram_schmidt(floats(directions))
 

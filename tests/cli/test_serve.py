@@ -87,7 +87,8 @@ def test_it_lets_requests_finish_and_a_second_signal_ends_it_at_once(tmp_path: P
         with grpc.insecure_channel(address) as channel:
             start = channel.unary_stream("/probewire.v1.Inference/Generate")
             short, long = start(request_bytes(n=20, interval_s=0.05)), start(request_bytes(n=100_000, interval_s=0.05))
-            next(short), next(long)
+            assert next(short)
+            assert next(long)
             process.terminate()
             assert len(list(short)) == 21
             assert process.poll() is None

@@ -39,7 +39,7 @@ from probewire.protos.model import (
     TokenLogprob,
     Usage,
 )
-from probewire.protos.sites import AXES, Site, SitePattern
+from probewire.protos.sites import AXES, LAYER_SITES, Site, SitePattern
 from probewire.protos.spec import Hook, Last, Mean, Norm, Plan, TopK
 from probewire.protos.tensors import Array, Tensor, numpy_dtype
 
@@ -50,7 +50,7 @@ DTYPE = "bfloat16"
 
 def info() -> ModelInfo:
     sites = tuple(
-        SiteInfo(name, axes, tuple(WIDTHS.get(axis, 0) for axis in axes[1:]), edits=("add", "replace"))
+        SiteInfo(name, axes, tuple(WIDTHS.get(axis, 0) for axis in axes[1:]), _layers(name), edits=("add", "replace"))
         for name, axes in AXES.items()
         if "expert" not in axes
     )
@@ -58,6 +58,10 @@ def info() -> ModelInfo:
         "fake", "llama", "fake", "numpy", "cpu", DTYPE, "none", "abc123", N_LAYERS, D_MODEL, N_HEADS, N_HEADS, 2, 8,
         VOCAB, context_length=1024, chat_template=True, n_slots=4, sites=sites, versions={"numpy": np.__version__},
     )  # fmt: skip
+
+
+def _layers(name: str) -> tuple[int, ...] | None:
+    return tuple(range(N_LAYERS)) if name in LAYER_SITES else None
 
 
 @dataclass

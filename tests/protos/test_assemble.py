@@ -9,16 +9,23 @@ from probewire.protos.model import TensorFrame
 from probewire.protos.tensors import Tensor
 
 
-def frame(values: object, positions: tuple[int, ...], sites: tuple[str, ...] = ("resid_post.1",), **more: object):
-    fields = {"input": "input", "hook": 0, "id": "mine", "step": 0, **more}
-    return TensorFrame(sites=sites, positions=positions, tensor=Tensor.of(np.asarray(values)), **fields)
+def frame(
+    values: object,
+    positions: tuple[int, ...],
+    sites: tuple[str, ...] = ("resid_post.1",),
+    *,
+    source: str = "input",
+    hook: int = 0,
+    part: str = "",
+) -> TensorFrame:
+    return TensorFrame(source, hook, "mine", sites, positions, 0, Tensor.of(np.asarray(values)), part)
 
 
 def test_rows_of_several_steps_are_joined_on_the_position_axis() -> None:
     prompt = np.arange(2 * 3 * 4, dtype=np.float32).reshape(2, 3, 4)
     step = 100 + np.arange(2 * 1 * 4, dtype=np.float32).reshape(2, 1, 4)
     sites = ("resid_post.0", "resid_post.1")
-    found = assemble([frame(prompt, (0, 1, 2), sites), frame(step, (3,), sites, step=1)])
+    found = assemble([frame(prompt, (0, 1, 2), sites), frame(step, (3,), sites)])
     assert list(found) == [CaptureKey("input", 0, site, "") for site in sites]
     for i, capture in enumerate(found.values()):
         assert capture.id == "mine"
@@ -39,7 +46,7 @@ def test_inputs_hooks_and_parts_stay_apart() -> None:
     row = np.zeros((1, 1, 2), np.float32)
     frames = [
         frame(row, (0,)),
-        frame(row, (0,), input="other"),
+        frame(row, (0,), source="other"),
         frame(row, (0,), hook=1),
         frame(row, (0,), part="value"),
         frame(row.astype(np.int32), (0,), part="index"),

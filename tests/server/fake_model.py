@@ -49,17 +49,17 @@ RUN_ONLY = {"attn_scores"}
 _TRICK = re.compile(r"(raise:(?P<code>[A-Z_]+)|crash|hang)(@(?P<after>\d+))?")
 
 
-def fake_info(id: str = "fake/model") -> ModelInfo:
-    def site(name: str, axes: tuple[str, ...], layers: tuple[int, ...] | None) -> SiteInfo:
+def fake_info(name: str = "fake/model") -> ModelInfo:
+    def site(kind: str, axes: tuple[str, ...], layers: tuple[int, ...] | None) -> SiteInfo:
         widths = tuple(WIDTHS.get(axis, 0) for axis in axes[1:])
-        note = "its rows are reached in runs only" if name in RUN_ONLY else ""
-        return SiteInfo(name, axes, widths, layers, generate=name not in RUN_ONLY, edits=("add", "scale"), note=note)
+        note = "its rows are reached in runs only" if kind in RUN_ONLY else ""
+        return SiteInfo(kind, axes, widths, layers, generate=kind not in RUN_ONLY, edits=("add", "scale"), note=note)
 
     layers = tuple(range(N_LAYERS))
-    sites = tuple(site(name, axes, layers) for name, axes in LAYER_SITES.items() if name not in NOT_OFFERED)
+    sites = tuple(site(kind, axes, layers) for kind, axes in LAYER_SITES.items() if kind not in NOT_OFFERED)
     sites = (site("embed", ("pos", "d_model"), None), *sites, site("logits", ("pos", "vocab"), None))
     return ModelInfo(
-        id=id,
+        id=name,
         family="llama",
         architecture="fake",
         backend="fake",
@@ -175,7 +175,7 @@ class FakeOperations:
 
     async def _trick(self, request: GenerateRequest | RunRequest, step: int | None) -> None:
         for item in request.inputs:
-            match = _TRICK.search(item.text or "")
+            match = _TRICK.search("".join(map(chr, render(item))))
             if match is None or (None if match["after"] is None else int(match["after"])) != step:
                 continue
             if match["code"]:

@@ -7,7 +7,7 @@ import base64
 import json
 import logging
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import httpx
@@ -18,14 +18,14 @@ import safetensors
 from fake_model import N_LAYERS, FakeOperations
 from fastapi import FastAPI
 from http_server import eventually, http_server
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from probewire.protos.assemble import assemble
 from probewire.protos.delimited import MEDIA_TYPE, iter_delimited
 from probewire.protos.error_body import error_from_json
 from probewire.protos.errors import Code, NotFound, Unavailable
 from probewire.protos.model import (
+    Event,
     Finished,
     GenerateRequest,
     LoadRequest,
@@ -131,9 +131,8 @@ def test_tensors_may_be_plain_lists_in_which_masked_scores_are_null(call: Caller
 
 
 def test_a_pattern_gives_one_tensor_a_site_and_several_inputs_stay_apart(call: Caller) -> None:
-    body = {"inputs": [{"text": "abc", "name": "a"}, {"text": "de", "name": "b"}], "hooks": []}
-    body["plan"] = {"hooks": [{"site": "z.*", "capture": {}}]}
-    del body["hooks"]
+    inputs = [{"text": "abc", "name": "a"}, {"text": "de", "name": "b"}]
+    body = {"inputs": inputs, "plan": {"hooks": [{"site": "z.*", "capture": {}}]}}
     tensors = call.post("/v1/run", body).json()["tensors"]
     assert [(t["input"], t["site"]) for t in tensors] == [(n, f"z.{i}") for n in "ab" for i in range(N_LAYERS)]
     assert [t["shape"] for t in tensors[::N_LAYERS]] == [[3, 2, 2], [2, 2, 2]]
@@ -173,7 +172,11 @@ def sse(response: httpx.Response) -> list[tuple[str, Any]]:
 
 @pytest.mark.parametrize(
     ("extra", "headers"),
-    [({}, {"accept": "text/event-stream"}), ({"stream": True}, {}), ({"format": "sse"}, {"accept": "application/json"})],
+    [
+        ({}, {"accept": "text/event-stream"}),
+        ({"stream": True}, {}),
+        ({"format": "sse"}, {"accept": "application/json"}),
+    ],
 )
 def test_server_sent_events(call: Caller, extra: dict[str, Any], headers: dict[str, str]) -> None:
     body = {"text": "Hi", "hooks": [HOOK], "sampling": {"max_new_tokens": 2}, **extra}
@@ -268,7 +271,18 @@ def test_bad_requests_are_422_and_say_what_and_where(call: Caller, body: dict[st
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b"null", b'"x"', b'{"text": NaN}', b'{"text": "\\ud800"}', b"\xff\xfe", b"[" * 100_000, b"1e999"],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"x"',
+        b'{"text": NaN}',
+        b'{"text": "\\ud800"}',
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b"1e999",
+    ],
 )
 @pytest.mark.parametrize(
     "path", ["/v1/generate", "/v1/tokenize", "/v1/models/load", "/v1/chat/completions", "/v1/activations/patch"]
@@ -284,22 +298,57 @@ JSON_VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )
+FUZZED = caller()
 FIELDS = st.sampled_from(
-    "text messages token_ids inputs input hooks plan sampling model prompt n stop logprobs probewire interventions "
-    "activation_hooks model_path stream format tensors max_tokens tools baseline_prompt stream_options".split()
+    [
+        "text",
+        "messages",
+        "token_ids",
+        "inputs",
+        "input",
+        "hooks",
+        "plan",
+        "sampling",
+        "model",
+        "prompt",
+        "n",
+        "stop",
+        "logprobs",
+        "probewire",
+        "interventions",
+        "activation_hooks",
+        "model_path",
+        "stream",
+        "format",
+        "tensors",
+        "max_tokens",
+        "tools",
+        "baseline_prompt",
+        "stream_options",
+    ]
 )
 
 
 @settings(max_examples=120, deadline=None)
 @given(
     st.sampled_from(
-        "generate run tokenize chat/completions completions models/load models/unload activations/hooks "
-        "activations/patch chat/completions/with_activations".split()
+        [
+            "generate",
+            "run",
+            "tokenize",
+            "chat/completions",
+            "completions",
+            "models/load",
+            "models/unload",
+            "activations/hooks",
+            "activations/patch",
+            "chat/completions/with_activations",
+        ]
     ),
     st.dictionaries(FIELDS, JSON_VALUES, max_size=4),
 )
 def test_nothing_that_is_sent_is_a_500(path: str, body: dict[str, Any]) -> None:
-    response = caller().post(f"/v1/{path}", content=json.dumps(body, allow_nan=True).encode())
+    response = FUZZED.post(f"/v1/{path}", content=json.dumps(body, allow_nan=True).encode())
     assert response.status_code < 500, (path, body, response.text)
 
 
@@ -403,7 +452,7 @@ def test_a_bug_within_a_stream_tells_nothing_either(call: Caller, caplog: pytest
 class Cut(FakeOperations):
     """Streams that end before their inputs have finished."""
 
-    async def generate(self, request: GenerateRequest) -> Any:
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[list[Event]]:
         async for events in super().generate(request):
             yield [event for event in events if not isinstance(event, Finished)]
 
@@ -433,7 +482,9 @@ def test_a_caller_who_leaves_cancels_a_request_that_has_sent_nothing(path: str, 
     with http_server(operations) as url:
         with socket.create_connection((httpx.URL(url).host, httpx.URL(url).port or 0)) as connection:
             data = json.dumps(body).encode()
-            connection.sendall(b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % (path.encode(), len(data)))
+            connection.sendall(
+                b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % (path.encode(), len(data))
+            )
             connection.sendall(data)
             assert eventually(lambda: operations.running == 1)
         assert eventually(lambda: operations.cancelled == 1 and operations.running == 0)
@@ -449,7 +500,8 @@ def test_a_caller_who_leaves_a_stream_cancels_it(form: str, text: str) -> None:
     body = {"text": text, "format": form, "sampling": {"max_new_tokens": 10_000}}
     with http_server(operations) as url, httpx.Client(base_url=url) as client:
         with client.stream("POST", "/v1/generate", json=body) as response:
-            next(response.iter_bytes())
+            chunks = response.iter_bytes()  # a name, since httpx closes the response with its iterator
+            next(chunks)
             assert operations.running == 1
         assert eventually(lambda: operations.cancelled == 1 and operations.running == 0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -221,7 +222,7 @@ def test_workers_end_when_the_gateway_is_killed(tmp_path: Path) -> None:
 
         async def main():
             async with gateway("fake") as (it, server):
-                print(it.workers["fake"].pid, flush=True)
+                print(it.workers["fake"].pid, it._runtime, flush=True)
                 await asyncio.sleep(3600)
 
         asyncio.run(main())
@@ -230,6 +231,8 @@ def test_workers_end_when_the_gateway_is_killed(tmp_path: Path) -> None:
     command = [sys.executable, "-c", textwrap.dedent(script)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path}) as parent:
         assert parent.stdout is not None
-        worker = psutil.Process(int(parent.stdout.readline()))
+        pid, folder = parent.stdout.readline().split()
+        worker = psutil.Process(int(pid))
         parent.kill()
         worker.wait(DEADLINE_S)
+        shutil.rmtree(folder)

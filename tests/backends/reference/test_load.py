@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from probewire.backends.reference import load
 from probewire.protos.errors import InvalidArgument, ProbewireError, Unsupported
-from tests.tiny_models import tiny_checkpoint
+from tests.tiny_models import FAMILIES, tiny_checkpoint
 
 
 def copy_with(tmp_path: Path, family: str = "llama", drop: str = "", **config: Any) -> Path:
@@ -60,3 +60,10 @@ def test_an_untied_model_needs_its_head(tmp_path: Path) -> None:
 def test_a_tied_model_passes_its_head_by(tmp_path: Path) -> None:
     model = load(copy_with(tmp_path, tie_word_embeddings=True))
     np.testing.assert_array_equal(model.unembedding.weight.T, model.embedding)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_both_dialects_of_the_config_mean_the_same(tmp_path: Path, family: str) -> None:
+    tokens = list(range(40, 70))
+    old, new = (load(tiny_checkpoint(family, tmp_path, config_format=name)) for name in ("hub", "transformers5"))
+    np.testing.assert_array_equal(old.forward(tokens), new.forward(tokens))

@@ -26,7 +26,9 @@ def value(result: Any, hook: int, site: str) -> Any:
 
 
 def test_plain_run() -> None:
-    result = captured([A, B], *(Hook(site, capture=Capture()) for site in ("attn_probs.0", "attn_out.0", "resid_post.0")))
+    result = captured(
+        [A, B], *(Hook(site, capture=Capture()) for site in ("attn_probs.0", "attn_out.0", "resid_post.0"))
+    )
     same(value(result, 0, "attn_probs.0"), [[[1, 0], [0.5, 0.5]]] * 2)
     same(value(result, 1, "attn_out.0"), [[1, 1], [1, 0]])  # means of (1, 1) and (1, −1)
     same(value(result, 2, "resid_post.0"), [[2, 2], [2, -1]])
@@ -196,7 +198,7 @@ def test_inputs_that_wait_for_one_another_are_refused() -> None:
             Hook("embed", Replace(FromInput("a")), inputs=("b",)),
         )
     )
-    with pytest.raises(InvalidArgument, match="circle: 'a' → 'b' → 'a'|circle: a → b → a"):
+    with pytest.raises(InvalidArgument, match="a → b → a"):
         run(averaging_model(), [A], plan, input_name="a", others={"b": [B]})
 
 
@@ -229,7 +231,9 @@ def test_low_rank_needs_a_linear_site() -> None:
 
 
 def test_mean_and_next_logprob_of_a_run() -> None:
-    result = captured([A, B], Hook("embed", capture=Capture(reduce=Mean())), Hook("logits", capture=Capture(reduce=NextLogprob())))
+    result = captured(
+        [A, B], Hook("embed", capture=Capture(reduce=Mean())), Hook("logits", capture=Capture(reduce=NextLogprob()))
+    )
     same(value(result, 0, "embed"), [[1, 0]])
     sent = result.captures[1, "logits", ""]
     assert sent.positions == (0,)

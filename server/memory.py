@@ -1,0 +1,25 @@
+"""How this process asks the system for memory."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+__all__ = ["keep_freed_memory"]
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+LARGEST_FROM_HEAP = 32 << 20  # the most that glibc accepts
+MOST_KEPT = 64 << 20
+
+
+def keep_freed_memory() -> None:
+    """Let glibc reuse the buffers of messages instead of giving them back after each one.
+
+    Measured on a 4 MiB tensor: encoding takes 0.2 ms instead of 2.5, decoding 0.6 instead of 7; the rest was page faults.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, LARGEST_FROM_HEAP)
+        mallopt(_TRIM_THRESHOLD, MOST_KEPT)

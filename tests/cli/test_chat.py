@@ -1,0 +1,195 @@
+"""`probewire chat` with its input piped in, against the real gRPC face over a model known by heart."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "clients"))
+
+from fake_server import FakeServer  # pyright: ignore[reportMissingImports] - lies beside the clients' tests
+from fake_service import FakeService, info  # pyright: ignore[reportMissingImports] - as above
+
+from probewire.cli.__main__ import main
+from probewire.cli.chat_shows import parse_show
+from probewire.cli.chat_steering import from_file, parse_steering
+from probewire.cli.gloss import bar, number, shown_token, visible
+from probewire.clients import InvalidArgument
+
+Chat = Callable[..., list[str]]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[FakeServer]:
+    server = FakeServer(FakeService())
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def chat(server: FakeServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Chat:
+    """Runs a whole chat; gives the lines on the screen."""
+
+    def run(*lines: str, options: tuple[str, ...] = (), status: int = 0) -> list[str]:
+        server.service.requests.clear()
+        monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+        assert main(["chat", "--url", server.grpc_url, "--max-new-tokens", "3", *options]) == status
+        captured = capsys.readouterr()
+        return (captured.out + captured.err).splitlines()
+
+    return run
+
+
+def test_a_conversation(chat: Chat, server: FakeServer) -> None:
+    lines = chat("hi", "more", "/reset", "again", options=("--system", "Be kind.", "--temperature", "0.5"))
+    assert lines[0] == "fake  numpy on cpu, bfloat16   /help for commands"
+    assert lines[1:4] == ["you › hi", "model › ;<=", "3 tokens · length · 6.0 tokens/s"]
+    first, second, third = (request.inputs[0].messages for request in server.service.requests)
+    assert [m.content for m in first or ()] == ["Be kind.", "hi"]
+    assert [(m.role, m.content) for m in (second or ())[2:]] == [("assistant", ";<="), ("user", "more")]
+    assert [m.content for m in third or ()] == ["Be kind.", "again"]
+
+
+def test_shown_numbers_stand_under_the_token_they_belong_to(chat: Chat) -> None:
+    lines = chat("hi", options=("--show", "resid_post.0", "--show", "mlp_act.1:unit=2", "--show", "embed:top_k=2"))
+    at = lines.index("model ›")
+    # tokens 59 60 61; a row of resid_post.0 is [id]·4, so its norm is twice the id; the last token is never read
+    assert lines[at + 1 : at + 9] == [
+        "a resid_post.0:norm",
+        "b mlp_act.1:unit=2",
+        "c embed:top_k=2",
+        "  ;         <         =",
+        "a █ 118.0   █ 120.0   –",
+        "b █ 1056    █ 1056    –",  # 1059 and 1060 in bfloat16
+        "c 0:59.0    0:60.0    –",
+        "  1:59.0    1:60.0    –",
+    ]
+
+
+def test_steering_from_files_and_commands(chat: Chat, server: FakeServer, tmp_path: Path) -> None:
+    np.save(tmp_path / "v.npy", np.array([1, 0, 0, 0], np.float32))
+    lines = chat(
+        "hi", "/alpha 3", "hi", "/off", "hi", "/steer resid_post.1 nope.npy", options=("--steer", f"resid_post.1={tmp_path}/v.npy:2")
+    )  # fmt: skip
+    replies = [line for line in lines if line.startswith("model")]
+    assert replies == [
+        "model (steered: resid_post.1 × 2) › =@C",
+        "model (steered: resid_post.1 × 3) › >BF",
+        "model › ;<=",
+    ]
+    assert lines[-2] == "cannot read the vector in nope.npy: [Errno 2] No such file or directory: 'nope.npy'"
+
+
+def test_steering_from_two_prompts(chat: Chat, server: FakeServer) -> None:
+    lines = chat('/steer resid_post.0 "xb" "xa" alpha=20', "/steer resid_post.0 a a", "hi")
+    # rows [98]·4 and [97]·4: the direction is (1,1,1,1), its length a tenth of 195
+    assert "steer resid_post.0 + 20 × ('xb' − 'xa') (norm 19.5)" in lines
+    assert any("are the same at resid_post.0" in line for line in lines)
+    [hook] = server.service.requests[-1].plan.hooks
+    np.testing.assert_allclose(hook.edit.vector.floats(), [9.75] * 4, rtol=1e-6)
+
+
+def test_commands_that_go_wrong_end_nothing(chat: Chat) -> None:
+    lines = chat(
+        "/bogus", "/alpha x", "/alpha 2", "/steer", '/steer "', "/show nope", "/show z.0", "hi", "/quit", "unread"
+    )
+    text = "\n".join(lines)
+    for message in (
+        "no command /bogus; there are /help",
+        "nothing steers yet",
+        "write /steer SITE FILE",
+        "No closing quotation",
+        "unknown site 'nope'",
+        "z needs a head: add :head=0",
+        "model › ;<=",
+    ):
+        assert message in text
+    assert "unread" not in text
+
+
+def test_a_refusal_by_the_server_is_told_and_the_turn_taken_back(
+    chat: Chat, server: FakeServer, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "v.npy", np.ones(4, np.float32))
+    lines = chat("/steer resid_post.9 " + str(tmp_path / "v.npy"), "hi", "/off", "hi")
+    assert any("0:3" in line for line in lines)
+    assert lines.count("model › ;<=") == 1
+    assert len(server.service.requests[-1].inputs[0].messages or ()) == 1
+
+
+def test_help_and_sites(chat: Chat) -> None:
+    text = "\n".join(chat("/help", "/sites", "/show", "/show off"))
+    assert "/steer SITE" in text
+    assert "resid_post.LAYER" in text
+    assert "nothing shown; /show SITE" in text
+
+
+def test_nobody_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["chat", "--url", "grpc://127.0.0.1:1"]) == 2
+    assert "start a server with `probewire serve`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("resid_post.1:unit=4", "has the units 0 … 3"),
+        ("resid_post.1:unit", "unit needs a number"),
+        ("resid_post.1:top_k=9", "top_k of 1 … 8"),
+        ("resid_post.1:norm:unit=1", "choose one of norm"),
+        ("resid_post.1:head=0", "resid_post has no heads"),
+        ("resid_post.*", "stands for several sites"),
+        ("resid_post.1:max", "unknown site"),
+        ("module:model.x:output:unit=3", "width of module:model.x:output is not known"),
+    ],
+)
+def test_shows_that_cannot_be(text: str, message: str) -> None:
+    with pytest.raises(InvalidArgument, match=message):
+        parse_show(text, info())
+
+
+def test_shows() -> None:
+    assert str(parse_show("z.1:top_k=2:head=1", info())) == "z.1:top_k=2:head=1"
+    assert str(parse_show("module:model.x:output", info())) == "module:model.x:output:norm"
+    assert str(parse_show("blocks.2.hook_resid_post", info())) == "resid_post.2:norm"
+
+
+def test_vectors_in_files(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    v = np.arange(4, dtype=np.float32)
+    save_file({"a": v, "b": v + 1}, tmp_path / "two.safetensors")
+    path = str(tmp_path / "two.safetensors")
+    assert parse_steering(f"embed={path}#b:-2").alpha == -2
+    np.testing.assert_array_equal(from_file("embed", f"{path}#b", 1).vector, v + 1)
+    with pytest.raises(InvalidArgument, match="holds a, b; choose one"):
+        from_file("embed", path, 1)
+    np.save(tmp_path / "deep.npy", np.zeros((2, 2, 2)))
+    with pytest.raises(InvalidArgument, match=r"shape \[2, 2, 2\]"):
+        from_file("embed", str(tmp_path / "deep.npy"), 1)
+    with pytest.raises(InvalidArgument, match=r"allowed: \.npy and \.safetensors"):
+        from_file("embed", "x.gguf", 1)
+    with pytest.raises(InvalidArgument, match="write SITE=FILE"):
+        parse_steering("resid_post.3")
+
+
+def test_tokens_and_numbers_in_cells() -> None:
+    assert [shown_token(t, first=False) for t in (" the", "ing", ".", "\n\n", " ", "", "\x1b[2J")] == [
+        "the", "~ing", ".", "⏎⏎", "␣", "·", "␛[2J",
+    ]  # fmt: skip
+    assert shown_token("The", first=True) == "The"
+    assert visible("a\x1b\n\x7f") == "a␛\n␡"
+    assert [number(v) for v in (0, 0.5, -12.34, 1234.5, -1e7, 1e-5)] == [
+        "0.00",
+        "0.50",
+        "-12.3",
+        "1234",
+        "-1e+07",
+        "1e-05",
+    ]
+    assert [bar(v, 8.0) for v in (0, 1, -4, 8)] == ["▁", "▂", "▅", "█"]
+    assert bar(0, 0) == "▁"
