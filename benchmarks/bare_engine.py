@@ -25,11 +25,12 @@ def torch_engine(folder: str) -> Generate:
     transformers: Any = import_module("transformers")
     batching: Any = import_module("transformers.generation.continuous_batching")
     requests: Any = import_module("transformers.generation.continuous_batching.requests")
+    configuration: Any = import_module("transformers.generation.configuration_utils")
     limits = Limits()
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.bfloat16, attn_implementation="sdpa"
     ).eval()
-    sizes = batching.ContinuousBatchingConfig(
+    sizes = configuration.ContinuousBatchingConfig(
         page_size=limits.page_tokens,
         num_blocks=limits.n_pages,
         max_batch_tokens=limits.chunk_tokens,

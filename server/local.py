@@ -38,6 +38,12 @@ from .sinks import AsyncSink
 __all__ = ["LocalModel", "LocalOperations"]
 
 
+PROBE_PATIENCE_S = 15.0
+"""How long a probe waits for the model's thread before it asks what that thread is doing."""
+LONGEST_FORWARD_S = 600.0
+"""A single forward that takes longer counts as hung."""
+
+
 class LocalModel:
     """A loaded model and the thread that owns it. The parts that both faces below share."""
 
@@ -89,16 +95,25 @@ class LocalModel:
         return Tokenized(tuple(ids), tuple(self.tokenizer.tokens(ids)), self.tokenizer.decode(ids))
 
     def probe(self) -> HealthReport:
-        """Run a real forward between two steps."""
+        """Run a real forward between two steps; while a step or run is under way, that it moves is the answer."""
         prepared = prepare_run(
             RunRequest((Input(token_ids=(0,)),), plan=Plan()), self.backend, self.tokenizer, self.config.limits, {}
         )
         sequences = [item.sequence for item in prepared.inputs if item.sequence is not None]
         try:
-            self.scheduler.call(lambda: self.backend.run(sequences))
+            finished = self.scheduler.call(lambda: self.backend.run(sequences), give_up_s=PROBE_PATIENCE_S)
         except ProbewireError as error:
             return HealthReport(False, error.message, {self.info.id: f"failed: {error.message}"})
+        if finished is None:
+            return self._busy()
         return HealthReport(True, "a forward ran", {self.info.id: "ready"})
+
+    def _busy(self) -> HealthReport:
+        """The model's thread did not come to the probe: well, as long as its forward is not past all bounds."""
+        busy_s = self.scheduler.busy_s
+        ready = busy_s < LONGEST_FORWARD_S
+        state = f"busy: one forward has taken {busy_s:.0f} s so far"
+        return HealthReport(ready, state, {self.info.id: "ready" if ready else f"failed: {state}"})
 
     def close(self) -> None:
         """End everything."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,8 @@ __all__ = ["Scheduler"]
 log = logging.getLogger(__name__)
 
 IDLE_WAIT_S = 0.5
+CLOSE_WAIT_S = 4.0
+"""Within the time that a worker has to end (its `drain_s` and the gateway's grace)."""
 
 
 class Scheduler:
@@ -36,6 +39,7 @@ class Scheduler:
         """Sequence id → job, for sequences in the engine."""
         self._paused: set[str] = set()
         self._closing = False
+        self._forward_since: float | None = None
         self.backend: Backend
         self._thread = threading.Thread(target=self._main, name="model", daemon=True)
 
@@ -51,28 +55,40 @@ class Scheduler:
         """End every request with Unavailable and let go of the model."""
         self._closing = True
         self.wake()
-        self._thread.join(timeout=30)
+        self._thread.join(timeout=CLOSE_WAIT_S)
 
     def wake(self) -> None:
         """Look at the queues now."""
         with self._wake:
             self._wake.notify()
 
-    def call(self, function: Callable[[], Any]) -> Any:
-        """Run a function on the model's thread, between steps, and return what it returns."""
+    @property
+    def busy_s(self) -> float:
+        """How long the forward under way has taken; 0 between forwards."""
+        since = self._forward_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def call(self, function: Callable[[], Any], *, give_up_s: float | None = None) -> Any:
+        """Run a function on the model's thread, between steps, and return what it returns.
+
+        With `give_up_s`, return None when it has not been reached by then (it will still run).
+        """
         done, box = threading.Event(), dict[str, Any]()
 
         def work() -> None:
             try:
                 box["value"] = function()
-            except BaseException as error:  # noqa: BLE001 - handed to the caller below
+            except Exception as error:  # noqa: BLE001 - raised again in the caller
                 box["error"] = error
             done.set()
 
         self._enqueue(work)
+        end = None if give_up_s is None else time.monotonic() + give_up_s
         while not done.wait(IDLE_WAIT_S):
             if not self._thread.is_alive():
                 raise Unavailable("the model's thread has ended; the worker must be restarted")
+            if end is not None and time.monotonic() > end:
+                return None
         if "error" in box:
             raise box["error"]
         return box["value"]
@@ -116,10 +132,12 @@ class Scheduler:
             commands, self._commands = self._commands, deque()
         for command in commands:
             command()
+        self._forward_since = time.monotonic()
         self._run_some()
         self._admit()
         self._hold_back()
         self._step()
+        self._forward_since = None
 
     def _has_work(self) -> bool:
         engine = self.backend.engine

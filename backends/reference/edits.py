@@ -89,13 +89,13 @@ class _Part:
 
 
 def _part(edit: Edit, h: Array, around: Around) -> _Part:
-    units = np.arange(h.shape[-1]) if edit.units is None else np.array(edit.units)
+    units: Array = np.array(range(h.shape[-1]) if edit.units is None else edit.units)
     held = np.flatnonzero(units < h.shape[-1])
     if len(held) < len(units) and around.visible is None:
         raise InvalidArgument(f"units {edit.units} are outside {around.site}, which is {h.shape[-1]} wide")
-    axes = [np.arange(len(h)), units[held]]
+    axes: list[Array] = [np.arange(len(h)), units[held]]
     if h.ndim == 3:
-        heads = np.arange(h.shape[1]) if edit.heads is None else np.array(edit.heads)
+        heads: Array = np.array(range(h.shape[1]) if edit.heads is None else edit.heads)
         if heads.max() >= h.shape[1]:
             raise InvalidArgument(f"heads {edit.heads} are outside {around.site}, which has {h.shape[1]}")
         axes.insert(1, heads)

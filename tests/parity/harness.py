@@ -21,8 +21,8 @@ Array = np.ndarray[Any, Any]
 Key = tuple[int, str, str]
 """(hook, site, part)"""
 
-TOLERANCE = {"float32": 1e-4}
-"""Relative error allowed, by dtype. Never loosened: a failure has a cause."""
+TOLERANCE = {"float32": 1e-4, "float16": 1e-3}
+"""Relative error allowed, by dtype (float16: of captures cast to it; half a unit in its last place is 5e-4). Never loosened: a failure has a cause."""
 
 CHUNKED = Limits(n_slots=8, context_tokens=512, cache_tokens=4096, chunk_tokens=8, page_tokens=32)
 """Small chunks, so that every prompt here is prefilled in several."""
@@ -165,7 +165,8 @@ def relative_error(found: Array, expected: Array) -> float:
 
 
 def assert_same(found: dict[Key, Captured], expected: dict[Key, Captured], tolerance: float) -> None:
-    """Every capture that `found` has equals the same rows of `expected`."""
+    """Every capture that `found` has equals the same rows of `expected`; a condition may have let none through."""
+    expected = {key: want for key, want in expected.items() if want.positions or want.values.size}
     assert found.keys() == expected.keys(), found.keys() ^ expected.keys()
     worst: tuple[float, Key] = (0.0, (0, "", ""))
     for key, got in found.items():

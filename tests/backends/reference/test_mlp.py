@@ -41,7 +41,7 @@ def test_activation(name: str, at_one: float) -> None:
 def test_plain_mlp() -> None:
     out, read = PlainMlp(SUM, SPREAD, ACTIVATIONS["relu"])(ROW, 0, untouched)
     np.testing.assert_array_equal(out, [[3, 30]])
-    np.testing.assert_array_equal(read, [[3]])  # pyright: ignore[reportArgumentType]
+    np.testing.assert_array_equal(read, [[3]])
 
 
 def test_gated_mlp() -> None:
