@@ -156,6 +156,8 @@ def _check_edit(edit: Edit, site: Site, offered: SiteInfo | None, widths: tuple[
 def _check_key_edit(edit: Edit, where: str) -> None:
     if isinstance(edit, Add) and edit.units is None:
         raise InvalidArgument(f"{where}: add at attention sites needs units (key positions), the key axis has no fixed width")
+    if isinstance(edit, Add) and edit.norm_match:
+        raise InvalidArgument(f"{where}: norm_match has no meaning at attention sites (masked scores are infinite)")
     if isinstance(edit, Clamp) and edit.directions is not None:
         raise InvalidArgument(f"{where}: clamp at attention sites takes no directions, the key axis has no fixed width")
     if isinstance(edit, Replace) and isinstance(edit.source, Constant):
@@ -168,7 +170,7 @@ def _check_widths(edit: Edit, width: int, n_heads: int | None, widths: tuple[int
     elif isinstance(edit, (ProjectOut, Clamp)) and edit.directions is not None:
         if edit.directions.shape[-1] != width:
             raise InvalidArgument(f"{where}: directions are {edit.directions.shape[-1]} wide, the site's part is {width} wide")
-        if len(edit.directions.shape) == 2 and edit.directions.shape[0] > width:
+        if isinstance(edit, Clamp) and len(edit.directions.shape) == 2 and edit.directions.shape[0] > width:
             raise InvalidArgument(f"{where}: {edit.directions.shape[0]} directions in a space of {width}; send at most {width}")
     elif isinstance(edit, LowRank):
         flat = widths[0] * widths[1] if len(widths) == 2 else widths[0]

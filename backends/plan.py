@@ -207,7 +207,7 @@ def _attach_source(
     if not isinstance(edit, Replace) or isinstance(edit.source, Constant):
         return
     source, where = edit.source, f"hook {bound.index} ({bound.hook.site})"
-    positions = chosen_positions(bound, plan, tokens)
+    positions = _in_listed_order(bound, plan, chosen_positions(bound, plan, tokens))
     if isinstance(source, Inline):
         bound.source = _rows_first(bound.sites[0], source.value.numpy())
     elif isinstance(source, Stored):
@@ -227,6 +227,15 @@ _MISMATCH = (
     "{where}: the source has {rows} rows, but the hook chooses {positions} positions; they pair in order, so the "
     "numbers must match (narrow where.positions, or set where.phase to 'prompt')"
 )
+
+
+def _in_listed_order(bound: BoundHook, plan: BoundPlan, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Positions as the user listed them, which is how they pair with source rows; ascending where none were listed."""
+    listed = bound.hook.where.positions
+    if listed is None:
+        return positions
+    absolute = [p + plan.prompt_length if p < 0 else p for p in listed]
+    return np.array([p for p in absolute if p in positions], dtype=np.int64)
 
 
 def _source_positions(

@@ -32,7 +32,7 @@ class Tokenizer:
             ids = self._encode_messages(item)
         else:
             ids = list(self._tokenizer(item.text)["input_ids"])
-        if not ids:
+        if not ids or item.text == "":  # a tokenizer may put a beginning-of-text token before nothing
             raise InvalidArgument(f"input {item.name!r} has no tokens; send a prompt of at least one token")
         if max(ids) >= self.vocab_size:
             raise InvalidArgument(

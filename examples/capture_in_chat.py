@@ -1,6 +1,6 @@
 """A chat turn with every layer's residual stream captured while it is generated, and how that stream grows.
 
-    python examples/capture_in_chat.py [--url grpc://host:50051]
+python examples/capture_in_chat.py [--url grpc://host:50051]
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ server sends the best token and the next token's log-probability of each row; no
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import matplotlib.patheffects as effects
 import numpy as np
 from plots import SEQUENTIAL, annotate_tokens, colorbar, new, save, title
@@ -37,7 +39,7 @@ def lens(client: Client, model: str, token_ids: tuple[int, ...], streams: np.nda
     names = [f"layer {layer}" for layer in range(len(streams))]
     hooks = [patch(last, value=stream, inputs=name) for name, stream in zip(names, streams, strict=True)]
     reads = [capture("logits", reduce=TopK(1), id="best"), capture("logits", reduce="next_logprob", id="next")]
-    run = client.run(dict.fromkeys(names, list(token_ids)), hooks=hooks, capture=reads, model=model)
+    run = client.run({name: list(token_ids) for name in names}, hooks=hooks, capture=reads, model=model)
     best = [run.inputs[name].hook("best").top_k("logits")[1][:, 0] for name in names]
     logprobs = [run.inputs[name].hook("next")["logits"] for name in names]
     return np.stack(best), np.stack(logprobs)
@@ -53,11 +55,14 @@ def plot(tokens: tuple[str, ...], words: np.ndarray, logprobs: np.ndarray, model
             word = words[layer, pos].replace("\n", "⏎").strip() or "␣"
             text = axes.text(pos, layer, word[:14], ha="center", va="center", fontsize=6.5, color="white")
             text.set_path_effects(outline)
-    annotate_tokens(axes, [f"{a}\n→{b}" for a, b in zip(tokens[:-1], tokens[1:], strict=True)], rotation=0)
-    axes.set_xticks(range(len(tokens) - 1), [f"{a.strip()}\n→{b}" for a, b in zip(tokens[:-1], tokens[1:], strict=True)])
+    annotate_tokens(axes, [f"{token}→{following}" for token, following in pairwise(tokens)], rotation=25)
     axes.set_ylabel("layer whose stream is read")
-    title(axes, "Where along the depth the next word becomes known", f"logit lens of {model} on “{TEXT}”; text: best token")
-    colorbar(figure, image, axes, "probability of the token that follows")
+    title(
+        axes,
+        "Where along the depth the next word becomes known",
+        f"logit lens of {model}; text: best token; colour: the token that does follow",
+    )
+    colorbar(figure, image, axes, "probability")
     save(figure, "logit_lens")
 
 

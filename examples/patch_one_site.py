@@ -28,16 +28,21 @@ def main() -> None:
         info = client.describe(args.model)
         clean, corrupt = (client.tokenize(text, model=args.model) for text in (CLEAN, CORRUPT))
         if len(clean.token_ids) != len(corrupt.token_ids):
-            raise SystemExit(f"the prompts have {len(clean.token_ids)} and {len(corrupt.token_ids)} tokens; they must pair")
+            raise SystemExit(
+                f"the prompts have {len(clean.token_ids)} and {len(corrupt.token_ids)} tokens; they must pair"
+            )
         names = [client.tokenize(name, model=args.model).token_ids[-1] for name in NAMES]
-        read = capture("logits", reduce=Gather(names), positions=-1)
+        read = capture("logits", reduce=Gather(tuple(names)), positions=-1)
         base = differences(client, args.model, ["clean", "corrupt"], [], read)
         print(f"logit(Mary) − logit(John): clean {base['clean']:+.2f}, corrupt {base['corrupt']:+.2f}")
         cells = [(layer, pos) for layer in range(info.n_layers) for pos in range(len(clean.token_ids))]
         patched = np.zeros((info.n_layers, len(clean.token_ids)))
         for start in range(0, len(cells), INPUTS_A_REQUEST):
             some = cells[start : start + INPUTS_A_REQUEST]
-            hooks = [patch(f"resid_pre.{l}", from_input="clean", positions=p, inputs=f"{l} {p}") for l, p in some]
+            hooks = [
+                patch(f"resid_pre.{layer}", from_input="clean", positions=pos, inputs=f"{layer} {pos}")
+                for layer, pos in some
+            ]
             found = differences(client, args.model, [f"{layer} {pos}" for layer, pos in some], hooks, read)
             for layer, pos in some:
                 patched[layer, pos] = found[f"{layer} {pos}"]
@@ -61,7 +66,11 @@ def plot(restored: np.ndarray, tokens: tuple[str, ...], model: str) -> None:
     annotate_tokens(axes, tokens)
     axes.set_xlabel("position patched (tokens of the corrupt prompt)")
     axes.set_ylabel("layer of resid_pre")
-    title(axes, "The name moves from where it stands to where it is needed", f"{model}: one row of resid_pre taken from the clean prompt; 1 = the clean answer is back")
+    title(
+        axes,
+        "The name moves from where it stands to where it is needed",
+        f"{model}: one row of resid_pre taken from the clean prompt; 1 = the clean answer is back",
+    )
     colorbar(figure, image, axes, "share of the logit difference restored")
     save(figure, "patch_one_site")
 

@@ -14,10 +14,11 @@ import matplotlib.pyplot as plt
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 __all__ = ["BLUE", "DIVERGING", "GREY", "ORANGE", "SEQUENTIAL", "annotate_tokens", "colorbar", "new", "save", "title"]
+
+Figure = Any
+Axes = Any
+_plt: Any = plt  # matplotlib is annotated in part
 
 OUTPUT = Path(__file__).parent / "output"
 
@@ -54,8 +55,8 @@ STYLE: dict[str, Any] = {
 
 def new(width: float, height: float, **options: Any) -> tuple[Figure, Any]:
     """A figure of so many inches, and its axes."""
-    plt.rcParams.update(STYLE)
-    return plt.subplots(figsize=(width, height), **options)
+    _plt.rcParams.update(STYLE)
+    return _plt.subplots(figsize=(width, height), **options)
 
 
 def title(axes: Axes, what: str, how: str) -> None:
@@ -69,14 +70,15 @@ def title(axes: Axes, what: str, how: str) -> None:
 def annotate_tokens(axes: Axes, tokens: Sequence[str], *, rotation: float = 90) -> None:
     """Tokens along the x axis, spaces and line ends visible."""
     labels = [token.replace("\n", "⏎").replace(" ", "·") for token in tokens]
-    axes.set_xticks(range(len(labels)), labels, rotation=rotation, fontsize=7.5, family="DejaVu Sans Mono")
+    ha = "center" if rotation == 90 else "right"
+    axes.set_xticks(range(len(labels)), labels, rotation=rotation, ha=ha, fontsize=7.5, family="DejaVu Sans Mono")
     axes.tick_params(length=0)
 
 
 def colorbar(figure: Figure, image: Any, axes: Axes, label: str) -> None:
     """A slim colour bar with its label."""
     bar = figure.colorbar(image, ax=axes, label=label, shrink=0.85, pad=0.01, aspect=30)
-    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue, reportArgumentType] - matplotlib's stubs lack it
+    bar.outline.set_visible(False)
 
 
 def save(figure: Figure, name: str) -> Path:
@@ -84,6 +86,6 @@ def save(figure: Figure, name: str) -> Path:
     OUTPUT.mkdir(exist_ok=True)
     path = OUTPUT / f"{name}.png"
     figure.savefig(path)
-    plt.close(figure)
+    _plt.close(figure)
     print(f"\nplot: {path}")
     return path

@@ -1,6 +1,6 @@
 """A steering vector from the difference of means of two sets of prompts, and its dose response.
 
-    python examples/steering_vector.py [--url grpc://host:50051]
+python examples/steering_vector.py [--url grpc://host:50051]
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ def difference_of_means(client: Client, model: str, site: str) -> np.ndarray:
     return direction / np.linalg.norm(direction) * typical / 10
 
 
-def generations(client: Client, model: str, site: str, vector: np.ndarray) -> tuple[dict[int, str], dict[int, tuple[tuple[int, ...], int]]]:
+def generations(
+    client: Client, model: str, site: str, vector: np.ndarray
+) -> tuple[dict[int, str], dict[int, tuple[tuple[int, ...], int]]]:
     """Every dose in one request, an input each: the texts, and (token ids, prompt length) to score them."""
     prompts = {str(alpha): QUESTION for alpha in ALPHAS}
     hooks = [steer(site, vector, alpha, inputs=str(alpha)) for alpha in ALPHAS]
@@ -78,7 +80,7 @@ def generations(client: Client, model: str, site: str, vector: np.ndarray) -> tu
 def leaning(client: Client, model: str, site: str, vector: np.ndarray) -> np.ndarray:
     """[alpha, opening]: logit of good words minus that of bad words, after each opening."""
     pairs = [tuple(client.tokenize(word, model=model).token_ids[-1] for word in pair) for pair in WORDS]
-    read = capture("logits", reduce=Gather([token for pair in pairs for token in pair]), positions=-1)
+    read = capture("logits", reduce=Gather(tuple(token for pair in pairs for token in pair)), positions=-1)
     out: list[list[float]] = []
     for alpha in ALPHAS:
         run = client.run(OPENINGS, hooks=steer(site, vector, alpha), capture=read, model=model)
@@ -107,7 +109,11 @@ def plot(lean: np.ndarray, fluency: np.ndarray, site: str, model: str) -> None:
     for axes in (top, bottom):
         axes.grid(axis="y")
         axes.axvline(0, color=GREY, linewidth=0.8)
-    title(top, "A larger dose leans further, and costs fluency", f"difference of means added at {site} of {model}; thin: each of {len(OPENINGS)} openings")
+    title(
+        top,
+        "Small doses turn the answer; large ones break the text",
+        f"difference of means added at {site} of {model}; thin: each of {len(OPENINGS)} openings",
+    )
     bottom.set_title("the steered answers, read by the model unsteered", color=GREY, fontsize=8.5)
     save(figure, "steering_vector")
 

@@ -104,8 +104,8 @@ class Add(_Part):
         _Part.__post_init__(self)
         object.__setattr__(self, "vector", float_tensor(self.vector, "add.vector", (1, 2)))
         object.__setattr__(self, "alpha", finite(self.alpha, "add.alpha"))
-        if self.norm_match and not self.vector.floats().any():
-            raise InvalidArgument("add.norm_match divides by the norm of the vector, which is zero; send a direction")
+        if self.norm_match and not self.vector.floats().any(axis=-1).all():
+            raise InvalidArgument("add.norm_match divides by the norm of a vector that is zero; send a direction")
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,7 @@ class ModelInfo:
 
     id: str
     family: str
-    """llama, gpt2, gemma2, … or "unknown" (raw module sites only)."""
+    """llama, gpt2, gemma, … or "unknown" (raw module sites only)."""
     architecture: str
     """`model_type` of the checkpoint's config."""
     backend: str
@@ -85,8 +85,7 @@ class ModelInfo:
     generate_note: str = ""
     """Why generation is refused, when it is."""
     chat_template: bool = False
-    n_slots: int = 0
-    """Generations that run at once."""
+    n_slots: int = 0  # generations that run at once
     sites: tuple[SiteInfo, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict[str, str])
     """Library name → version."""
@@ -115,7 +114,7 @@ class Input:
     """Taken as they are."""
     name: str = "input"
     source_only: bool = False
-    """Generate: run as a source of patches only; nothing is generated from it."""
+    """Generate: run as a source of patches only; nothing is generated from it and it gets no `Finished`."""
     prompt_length: int | None = None
     """Run: how many of the tokens count as prompt; None: all. Lets a run repeat a generation."""
 
@@ -147,7 +146,7 @@ class Sampling:
     top_k: int = 0
     """0: off."""
     seed: int | None = None
-    """None: the server draws one and reports it."""
+    """None: the server draws one and reports it. Input i of a request samples with seed + i."""
     stop: tuple[str, ...] = ()
     """Text that ends the generation; it is not part of the text returned."""
     logprobs: int | None = None
@@ -182,8 +181,7 @@ class GenerateRequest:
     """Sample a continuation of every input (but `source_only` ones)."""
 
     inputs: tuple[Input, ...]
-    model: str = ""
-    """Empty: the only model loaded."""
+    model: str = ""  # empty: the only model loaded
     plan: Plan = Plan()
     sampling: Sampling = Sampling()
 
@@ -293,7 +291,7 @@ class TensorFrame:
     sites: tuple[str, ...]
     """The leading axis of the tensor."""
     positions: tuple[int, ...]
-    """Absolute positions of the rows (the `pos` or `query` axis); empty for `mean`."""
+    """Absolute positions of the rows (the `pos` or `query` axis); empty for `mean`, whose row axis has length 1."""
     step: int
     """0 for the prompt's (last) forward; rows of generated token i come with step i+1. Runs: 0."""
     tensor: Tensor
@@ -316,8 +314,7 @@ class Timings:
     """Seconds, measured in the worker."""
 
     queued_s: float = 0.0
-    first_token_s: float = 0.0
-    """From admission to the first sampled token (runs: to the end of the forward)."""
+    first_token_s: float = 0.0  # from admission to the first sampled token
     total_s: float = 0.0
 
 

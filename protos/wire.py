@@ -28,6 +28,8 @@ __all__ = ["from_json", "from_proto", "parse", "to_json", "to_proto"]
 
 T = TypeVar("T")
 _MISSING: Any = dataclasses.MISSING
+MAX_EXACT_INT = 1 << 1000
+"""Integers beyond overflow a float."""
 _PB: Any = pb  # generated messages are looked up by the value class's name
 
 
@@ -225,12 +227,17 @@ def _json_item(item: Any, shape: _Shape, tensors: Literal["base64", "list"]) -> 
 
 
 def _jsonable(tensor: Tensor) -> Any:
-    """Nested lists; JSON has no infinities, so −inf (a masked score) becomes null."""
+    """Nested lists; what JSON numbers lack is written as protobuf's JSON does: "NaN", "Infinity", "-Infinity"."""
     array = tensor.numpy()
     if array.dtype.kind in "iub":
         return array.tolist()
     array = array.astype(np.float64)
-    return array.tolist() if np.isfinite(array).all() else np.where(np.isfinite(array), array, None).tolist()
+    if np.isfinite(array).all():
+        return array.tolist()
+    named = array.astype(object)
+    for mask, name in ((np.isnan(array), "NaN"), (array == np.inf, "Infinity"), (array == -np.inf, "-Infinity")):
+        named[mask] = name
+    return named.tolist()
 
 
 def from_json(cls: type[T], data: Any, path: str = "") -> T:
@@ -284,6 +291,8 @@ def _union_from_json(data: Any, shape: _Shape, path: str) -> Any:
 
 def _scalar(data: Any, kind: type, path: str) -> Any:
     if kind is float and isinstance(data, int) and not isinstance(data, bool):
+        if abs(data) > MAX_EXACT_INT:
+            raise InvalidArgument(f"{path} is too large a number: {_brief(data)}")
         return float(data)
     if kind is int and isinstance(data, float) and data.is_integer():
         return int(data)
@@ -304,10 +313,10 @@ def _tensor_from_json(data: Any, path: str) -> Tensor:
             return Tensor(dtype, shape, base64.b64decode(data["data"], validate=True))
         except binascii.Error as error:
             raise InvalidArgument(f"{path}.data is not base64: {error}") from None
-    filled = [-np.inf if x is None else x for x in np.ravel(np.array(data["data"], dtype=object))]
     try:
-        array = np.array(filled, dtype=np.float64).astype(numpy_dtype(dtype)).reshape(shape)
-    except (TypeError, ValueError) as error:
+        numbers = [float(x) for x in np.ravel(np.array(data["data"], dtype=object))]  # float() reads the names too
+        array = np.array(numbers, dtype=np.float64).astype(numpy_dtype(dtype)).reshape(shape)
+    except (TypeError, ValueError, OverflowError) as error:
         raise InvalidArgument(f"{path}.data does not hold numbers of shape {list(shape)}: {error}") from None
     return Tensor.of(array)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -110,10 +111,10 @@ class Job:
 
     def _finish(self, output: _Output, reason: str) -> None:
         sequence = output.sequence
-        self._take_rows(output, sequence, flush_reductions(sequence.plan))
         rest = output.text.flush() if reason != "stop" else ""
-        if rest and self._buffer and isinstance(last := self._buffer[-1], Token):
-            self._buffer[-1] = Token(last.input, last.index, last.id, last.text + rest, last.logprob, last.top, last.revision)
+        if rest and isinstance(last := self._buffer[-1], Token):  # the token just queued: held-back text is its own
+            self._buffer[-1] = replace(last, text=last.text + rest)
+        self._take_rows(output, sequence, flush_reductions(sequence.plan))
         self._buffer.append(output.finished(reason, self._submitted_s, self._keep(output)))
         self.remaining -= 1
         if self.remaining == 0:

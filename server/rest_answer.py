@@ -22,6 +22,7 @@ class Answer:
     started: Started
     tokens: tuple[Token, ...]
     captures: tuple[AssembledCapture, ...]
+    """In the order of the inputs, then of the plan's hooks."""
     finished: tuple[Finished, ...]
 
     @classmethod
@@ -31,10 +32,12 @@ class Answer:
         started = [event for event in events if isinstance(event, Started)]
         if len(started) != 1:
             raise Internal(f"the answer started {len(started)} times; it must once")
+        captures = assemble(event for event in events if isinstance(event, TensorFrame)).values()
+        order = {item.name: index for index, item in enumerate(started[0].inputs)}
         return cls(
             started[0],
             tuple(event for event in events if isinstance(event, Token)),
-            tuple(assemble(event for event in events if isinstance(event, TensorFrame)).values()),
+            tuple(sorted(captures, key=lambda capture: (order.get(capture.key.input, 0), capture.key.hook))),
             tuple(event for event in events if isinstance(event, Finished)),
         )
 

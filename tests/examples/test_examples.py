@@ -1,0 +1,68 @@
+"""Each example runs end to end against the default model, and draws its plot."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One server for the slow ones."""
+    sys.path.append(str(EXAMPLES))
+    from serving import server  # pyright: ignore[reportMissingImports] - lies beside the examples
+
+    with server() as address:
+        yield address
+
+
+def test_an_example_starts_a_server_of_its_own_and_stops_it() -> None:
+    said = run("logit_lens")
+    assert "starting a server" in said
+    assert said.splitlines()[-3].startswith("layer 27")
+    assert "Paris" in said.splitlines()[-3]
+
+
+@pytest.mark.slow
+def test_capture_in_chat(url: str) -> None:
+    assert "resid_post.0…29" in run("capture_in_chat", url)
+
+
+@pytest.mark.slow
+def test_steering_vector(url: str) -> None:
+    doses = [line for line in run("steering_vector", url).splitlines() if line[:2] in ("-2", "+0", "+2")]
+    assert len(set(doses)) == 3
+
+
+@pytest.mark.slow
+def test_patch_one_site(url: str) -> None:
+    said = run("patch_one_site", url)
+    assert "clean +" in said
+    assert "corrupt -" in said
+    assert "at ' Mary' restores most: 10" in said
+
+
+def run(name: str, url: str | None = None) -> str:
+    """What an example prints; its plot must be new and a picture."""
+    began = time.time()
+    options = [] if url is None else ["--url", url]
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / f"{name}.py"), *options],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=110,
+        cwd=EXAMPLES.parent.parent,  # never the root: from there `import cli` would find ours
+    )
+    assert done.returncode == 0, done.stderr
+    plot = EXAMPLES / "output" / f"{name}.png"
+    assert plot.stat().st_mtime >= began - 1
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    return done.stdout
