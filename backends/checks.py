@@ -79,7 +79,9 @@ def _offered(sites: tuple[Site, ...], info: ModelInfo, mode: str, where: str) ->
         raise InvalidArgument(f"{where}: {name} is not offered in {mode}: {offered.note}")
     missing = [s.layer for s in sites if offered.layers is not None and s.layer not in offered.layers]
     if missing:
-        raise InvalidArgument(f"{where}: {name} does not exist at layers {missing}; it does at {list(offered.layers or ())}")
+        raise InvalidArgument(
+            f"{where}: {name} does not exist at layers {missing}; it does at {list(offered.layers or ())}"
+        )
     return offered
 
 
@@ -155,7 +157,9 @@ def _check_edit(edit: Edit, site: Site, offered: SiteInfo | None, widths: tuple[
 
 def _check_key_edit(edit: Edit, where: str) -> None:
     if isinstance(edit, Add) and edit.units is None:
-        raise InvalidArgument(f"{where}: add at attention sites needs units (key positions), the key axis has no fixed width")
+        raise InvalidArgument(
+            f"{where}: add at attention sites needs units (key positions), the key axis has no fixed width"
+        )
     if isinstance(edit, Add) and edit.norm_match:
         raise InvalidArgument(f"{where}: norm_match has no meaning at attention sites (masked scores are infinite)")
     if isinstance(edit, Clamp) and edit.directions is not None:
@@ -169,9 +173,13 @@ def _check_widths(edit: Edit, width: int, n_heads: int | None, widths: tuple[int
         _check_vector(edit.vector, width, n_heads, f"{where}: add.vector")
     elif isinstance(edit, (ProjectOut, Clamp)) and edit.directions is not None:
         if edit.directions.shape[-1] != width:
-            raise InvalidArgument(f"{where}: directions are {edit.directions.shape[-1]} wide, the site's part is {width} wide")
+            raise InvalidArgument(
+                f"{where}: directions are {edit.directions.shape[-1]} wide, the site's part is {width} wide"
+            )
         if isinstance(edit, Clamp) and len(edit.directions.shape) == 2 and edit.directions.shape[0] > width:
-            raise InvalidArgument(f"{where}: {edit.directions.shape[0]} directions in a space of {width}; send at most {width}")
+            raise InvalidArgument(
+                f"{where}: {edit.directions.shape[0]} directions in a space of {width}; send at most {width}"
+            )
     elif isinstance(edit, LowRank):
         flat = widths[0] * widths[1] if len(widths) == 2 else widths[0]
         if edit.b.shape[1] != flat:
@@ -203,11 +211,15 @@ def _check_capture(
     if isinstance(reduce, (Gather, NextLogprob)) and site.name != "logits":
         raise InvalidArgument(f"{where}: gather and next_logprob read logits, not {site.name}")
     if isinstance(reduce, NextLogprob) and (capture.before or conditional):
-        raise InvalidArgument(f"{where}: next_logprob is of the edited distribution of every row; leave out before and when")
+        raise InvalidArgument(
+            f"{where}: next_logprob is of the edited distribution of every row; leave out before and when"
+        )
     if capture.store and site.name in ATTENTION_SITES and mode == "generate":
         raise InvalidArgument(f"{where}: {site.name} of a generation has a growing key axis; store it in a run")
     if reduce is not None and site.name in ATTENTION_SITES:
-        raise InvalidArgument(f"{where}: {site.name} cannot be reduced, its key axis has no fixed width; capture it whole")
+        raise InvalidArgument(
+            f"{where}: {site.name} cannot be reduced, its key axis has no fixed width; capture it whole"
+        )
     if widths is None:
         return
     if isinstance(reduce, Gather) and max(reduce.ids) >= widths[-1]:
@@ -215,7 +227,9 @@ def _check_capture(
     if isinstance(reduce, TopK) and reduce.k > widths[-1]:
         raise InvalidArgument(f"{where}: top_k of {reduce.k} at a site {widths[-1]} wide; at most {widths[-1]}")
     if isinstance(reduce, Project) and reduce.directions.shape[-1] != widths[-1]:
-        raise InvalidArgument(f"{where}: project directions are {reduce.directions.shape[-1]} wide, the site is {widths[-1]} wide")
+        raise InvalidArgument(
+            f"{where}: project directions are {reduce.directions.shape[-1]} wide, the site is {widths[-1]} wide"
+        )
 
 
 def from_input(edit: Edit | None) -> FromInput | None:

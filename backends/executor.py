@@ -86,7 +86,9 @@ class Executor:
 
     def wanting(self, *sites: Site) -> list[Slot]:
         """The slots that ask for any of the sites."""
-        return [s for s in self.slots if any(x in s.sequence.plan.by_site or x in s.sequence.plan.conditions for x in sites)]
+        return [
+            s for s in self.slots if any(x in s.sequence.plan.by_site or x in s.sequence.plan.conditions for x in sites)
+        ]
 
     def tap(
         self,

@@ -84,7 +84,9 @@ class BoundPlan:
             return False
         before_last = np.arange(self.prompt_length - 1)
         return any(
-            choose(bound, self, site, before_last, None).any() for site in self.by_site if site.name == "logits"
+            choose(bound, self, site, before_last, None).any()
+            for site in self.by_site
+            if site.name == "logits"
             for bound, _ in self.by_site[site]
         )
 

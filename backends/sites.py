@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..protos.sites import ATTENTION_SITES, AXES, GLOBAL_SITES
 from ..protos.model import SiteInfo
+from ..protos.sites import ATTENTION_SITES, AXES, GLOBAL_SITES
 
 __all__ = ["FAMILIES", "Dims", "Family", "Tap", "family_of", "site_infos"]
 
@@ -71,9 +71,7 @@ _GPT2 = {
     "mlp_out": Tap("mlp.c_proj", "output", linear=True),
     "resid_post": Tap("", "output"),
 }
-_GPT_OSS = {
-    name: tap for name, tap in _LLAMA.items() if name not in ("mlp_gate", "mlp_up", "mlp_act", "mlp_out")
-} | {
+_GPT_OSS = {name: tap for name, tap in _LLAMA.items() if name not in ("mlp_gate", "mlp_up", "mlp_act", "mlp_out")} | {
     "router_logits": Tap("mlp.router", "output", router=True),
     "expert_weights": Tap("mlp.router", "output", router=True),
     "mlp_out": Tap("mlp", "output"),

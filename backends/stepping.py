@@ -18,9 +18,7 @@ __all__ = ["result_of", "sampled_logprob_rows"]
 _LOGITS = Site("logits")
 
 
-def result_of(
-    sequence: Sequence, rows: list[Rows], choice: Choice | None, error: ProbewireError | None
-) -> StepResult:
+def result_of(sequence: Sequence, rows: list[Rows], choice: Choice | None, error: ProbewireError | None) -> StepResult:
     """The step's outcome for one sequence; a failed one brings its error and nothing else."""
     if error is not None:
         return StepResult(sequence, error=error)

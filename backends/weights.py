@@ -14,7 +14,15 @@ from ..protos.tensors import Array, numpy_dtype
 
 __all__ = ["CheckpointWeights"]
 
-_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32", "U8": "uint8"}
+_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "U8": "uint8",
+}
 
 
 class CheckpointWeights:

@@ -30,7 +30,11 @@ def load_warning() -> str:
     """Said when other programs were busy as the run began, else empty."""
     load = os.getloadavg()[0]
     busy = load > 0.5
-    return f"The machine was not idle: load average {load:.1f} before the run, so take these figures as noisy." if busy else ""
+    return (
+        f"The machine was not idle: load average {load:.1f} before the run, so take these figures as noisy."
+        if busy
+        else ""
+    )
 
 
 def _processor() -> str:
@@ -46,7 +50,9 @@ def _processor() -> str:
 
 def _commit() -> str:
     here = Path(__file__).parent
-    short = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    short = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=False
+    )
     changed = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=False)
     return (short.stdout.strip() or "unknown") + (" with changes" if changed.stdout.strip() else "")
 

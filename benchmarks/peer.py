@@ -81,13 +81,19 @@ def _captures(client: Client, theirs: Peer, sizes: Sizes) -> list[Figure]:
     rows = {name: _rows_of(read(asked[0])) for name, read in readers.items()}
     if rows["ours"] != rows["theirs"]:
         raise RuntimeError(f"the two did not capture the same rows: {rows}")
-    alone = interleaved({name: partial(_latency, read, asked, sizes) for name, read in readers.items()}, rounds=sizes.rounds)
-    at_once = interleaved({name: partial(_at_once, read, asked, sizes) for name, read in readers.items()}, rounds=sizes.rounds)
+    alone = interleaved(
+        {name: partial(_latency, read, asked, sizes) for name, read in readers.items()}, rounds=sizes.rounds
+    )
+    at_once = interleaved(
+        {name: partial(_at_once, read, asked, sizes) for name, read in readers.items()}, rounds=sizes.rounds
+    )
     what = f"{sizes.n_prompt} tokens × {len(points)} layers of prompt capture"
     pair = ("ours", "theirs")
     return [
         compare(f"{what}, one client: latency, theirs / ours", alone, pair, unit="s", target=1.0, times=True),
-        compare(f"{what}, eight clients: ours / theirs", at_once, pair, unit="tok/s", target=1.2, note=f"against {PEER}"),
+        compare(
+            f"{what}, eight clients: ours / theirs", at_once, pair, unit="tok/s", target=1.2, note=f"against {PEER}"
+        ),
     ]
 
 

@@ -29,7 +29,9 @@ def exact(client: Client, n_tokens: int) -> list[list[int]]:
     """Eight different prompts of exactly so many tokens."""
     prompts: list[list[int]] = []
     for topic in TOPICS:
-        text = " ".join(f"Fact {i} about {topic}: they are the {i * 7 + 3}th in the list." for i in range(n_tokens // 8))
+        text = " ".join(
+            f"Fact {i} about {topic}: they are the {i * 7 + 3}th in the list." for i in range(n_tokens // 8)
+        )
         prompts.append(list(client.tokenize(text).token_ids[:n_tokens]))
     assert all(len(prompt) == n_tokens for prompt in prompts)
     return prompts

@@ -19,7 +19,13 @@ from probewire.clients import Client, Hook, steer
 __all__ = ["Asked", "mlx_streams", "one_stream", "steering", "torch_streams"]
 
 LAYER = 12
-PLAIN, EVERY, ONE, STEERED, BARE = "not captured", "resid_post.* captured", "one layer captured", "one site steered", "bare engine"
+PLAIN, EVERY, ONE, STEERED, BARE = (
+    "not captured",
+    "resid_post.* captured",
+    "one layer captured",
+    "one site steered",
+    "bare engine",
+)
 
 
 class Asked(TypedDict, total=False):

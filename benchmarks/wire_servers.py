@@ -41,11 +41,11 @@ class StandIn:
     """As much of `Operations` as a run needs."""
 
     async def run(self, request: RunRequest) -> AsyncIterator[list[Event]]:
-        """Started, one frame, finished."""
+        """Started, then a frame and the end together, as a worker hands them over."""
         yield [STARTED]
         positions = tuple(range(SHAPE[0]))
-        yield [TensorFrame("input", 0, "hook0", ("resid_post.0",), positions, 0, Tensor.of(ARRAY[None]))]
-        yield [Finished("input", "run", Usage(SHAPE[0], 0))]
+        frame = TensorFrame("input", 0, "hook0", ("resid_post.0",), positions, 0, Tensor.of(ARRAY[None]))
+        yield [frame, Finished("input", "run", Usage(SHAPE[0], 0))]
 
 
 def ours() -> int:
@@ -101,7 +101,7 @@ def json_lists() -> int:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def do_GET(self) -> None:  # noqa: N802 - http.server's name
+        def do_GET(self) -> None:
             body = json.dumps({"data": ARRAY.astype(np.float32).tolist()}).encode()
             self.send_response(200)
             self.send_header("content-length", str(len(body)))

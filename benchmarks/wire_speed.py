@@ -53,20 +53,26 @@ def wire(sizes: Sizes) -> list[Figure]:
         }
         readers = {OURS: _our_reader(ours.hello["port"]), **bare, WHOLE: _stored_reader(served)}
         many = {name: partial(_seconds_each, read, sizes.wire_repeats) for name, read in readers.items()}
-        samples = interleaved({**many, JSON: partial(_seconds_each, _json_reader(lists.hello["port"]), 1)}, rounds=sizes.rounds)
+        samples = interleaved(
+            {**many, JSON: partial(_seconds_each, _json_reader(lists.hello["port"]), 1)}, rounds=sizes.rounds
+        )
     return _figures(samples, min(bare, key=lambda name: median(samples[name])))
 
 
 def _figures(samples: Samples, fastest: str) -> list[Figure]:
     in_ms = {name: [1e3 * seconds for seconds in found] for name, found in samples.items()}
-    others = ", ".join(f"{name.removeprefix('bare: ')} {median(in_ms[name]):.1f} ms" for name in in_ms if "bare" in name)
+    others = ", ".join(
+        f"{name.removeprefix('bare: ')} {median(in_ms[name]):.1f} ms" for name in in_ms if "bare" in name
+    )
     what = f"{SHAPE[0]} × {SHAPE[1]} bfloat16"
     note = f"the fastest of four bare streams ({others}), which sends and drops {N_BYTES >> 20} ready messages of 1 MiB"
     row = partial(compare, unit="ms", times=True)
     return [
         row(f"{what}: {OURS} / {fastest}", in_ms, (OURS, fastest), target=0.7, note=note),
         row(f"{what}: {OURS} / {JSON}", in_ms, (OURS, JSON), target=20.0),
-        row(f"as many bytes: {WHOLE} / {fastest}", in_ms, (WHOLE, fastest), note=f"[{STORED_TOKENS}, {D_MLP}] bfloat16"),
+        row(
+            f"as many bytes: {WHOLE} / {fastest}", in_ms, (WHOLE, fastest), note=f"[{STORED_TOKENS}, {D_MLP}] bfloat16"
+        ),
     ]
 
 

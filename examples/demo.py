@@ -1,6 +1,6 @@
 """The main job, on every backend this machine has: serve the default model, generate while reading, then steer.
 
-    make demo            or            python examples/demo.py
+make demo            or            python examples/demo.py
 """
 
 from __future__ import annotations

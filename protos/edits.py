@@ -171,9 +171,7 @@ class FromInput:
     """Positions in the other input (negative: from its end); None: the same as this hook's own."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(
-            self, "positions", indices(self.positions, "replace.from_input.positions", negative=True)
-        )
+        object.__setattr__(self, "positions", indices(self.positions, "replace.from_input.positions", negative=True))
 
 
 Source = Zeros | Constant | Inline | Stored | FromInput

@@ -91,9 +91,7 @@ def _frame_pieces(frame: TensorFrame) -> Iterator[bytes]:
         tail = _DATA_TAG + _varint(len(piece))
         frame_size = len(head) + len(tail) + len(piece)
         frame_head = _FRAME_TAG + _varint(frame_size)
-        yield b"".join(
-            (_EVENTS_TAG, _varint(len(frame_head) + frame_size), frame_head, head, tail, piece)
-        )
+        yield b"".join((_EVENTS_TAG, _varint(len(frame_head) + frame_size), frame_head, head, tail, piece))
 
 
 def _varint(value: int) -> bytes:

@@ -16,8 +16,7 @@ from functools import lru_cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
-from google.protobuf.message import DecodeError
-from google.protobuf.message import Message as ProtoMessage
+from google.protobuf.message import DecodeError, Message as ProtoMessage
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from . import probewire_pb2 as pb
@@ -179,7 +178,11 @@ def _get(message: Any, name: str, shape: _Shape) -> Any:
         return _MISSING
     item = getattr(message, name)
     if shape.many:
-        items = item.values if hasattr(item, "values") and not isinstance(item, (list, tuple)) and descriptor.has_presence else item
+        items = (
+            item.values
+            if hasattr(item, "values") and not isinstance(item, (list, tuple)) and descriptor.has_presence
+            else item
+        )
         return tuple(items) if shape.kind == "scalar" else tuple(_member(i, shape, name) for i in items)
     if shape.kind == "scalar":
         return item
@@ -305,7 +308,9 @@ def _tensor_from_json(data: Any, path: str) -> Tensor:
     if isinstance(data, (list, int, float)) and not isinstance(data, bool):
         return Tensor.of(data)  # pyright: ignore[reportUnknownArgumentType]
     if not isinstance(data, dict) or set(data) != {"dtype", "shape", "data"}:  # pyright: ignore[reportUnknownArgumentType]
-        raise InvalidArgument(f"{path} must be nested lists, or an object with dtype, shape and data; got {_brief(data)}")
+        raise InvalidArgument(
+            f"{path} must be nested lists, or an object with dtype, shape and data; got {_brief(data)}"
+        )
     shape = _value_from_json(data["shape"], _Shape("scalar", int, True, False), f"{path}.shape")
     dtype = _scalar(data["dtype"], str, f"{path}.dtype")
     if isinstance(data["data"], str):

@@ -80,7 +80,10 @@ def _prepare(
     stored: Mapping[str, Array],
 ) -> Prepared:
     request_id, info = f"req-{secrets.token_hex(8)}", backend.info
-    inputs = [PreparedInput(i, _tokens(i, tokenizer, info, limits), mode == "generate" and not i.source_only) for i in request.inputs]
+    inputs = [
+        PreparedInput(i, _tokens(i, tokenizer, info, limits), mode == "generate" and not i.source_only)
+        for i in request.inputs
+    ]
     lengths = {p.item.name: len(p.tokens) for p in inputs}
     _check_hook_inputs(request.plan, lengths)
     _set_levels(inputs, request.plan)
@@ -120,7 +123,9 @@ def _check_hook_inputs(plan: Plan, lengths: Mapping[str, int]) -> None:
     for index, hook in enumerate(plan.hooks):
         unknown = [name for name in hook.inputs or () if name not in lengths]
         if unknown:
-            raise InvalidArgument(f"hook {index} ({hook.site}): no inputs {unknown} in this request; it has {list(lengths)}")
+            raise InvalidArgument(
+                f"hook {index} ({hook.site}): no inputs {unknown} in this request; it has {list(lengths)}"
+            )
 
 
 def _applies(hook: Hook, name: str) -> bool:
@@ -198,7 +203,8 @@ def _source(
     if not wanted:
         return None
     extra = tuple(
-        Hook(site, capture=Capture(), where=Where(positions=tuple(sorted(positions)))) for site, positions in wanted.items()
+        Hook(site, capture=Capture(), where=Where(positions=tuple(sorted(positions))))
+        for site, positions in wanted.items()
     )
     edits = tuple(
         replace(hook, capture=None, inputs=(name,))
@@ -272,7 +278,6 @@ def _started(
         for index, hook in enumerate(plan.hooks)
         if (bound := _bound(inputs, index)) is not None
     )
-    shown = [p for p in inputs]
     return Started(
         request_id=request_id,
         model=info.id,
@@ -287,7 +292,7 @@ def _started(
             InputStarted(
                 p.item.name, tuple(p.tokens), tuple(tokenizer.tokens(p.tokens)), p.sequence.seed if p.sequence else 0
             )
-            for p in shown
+            for p in inputs
         ),
     )
 

@@ -96,7 +96,9 @@ class Scheduler:
     def submit(self, job: Job) -> None:
         """Queue a prepared request. Raises ResourceExhausted when too many wait."""
         if len(self._waiting) + len(self._runs) >= self._max_queued:
-            raise ResourceExhausted(f"{self._max_queued} requests are waiting already; try again later", retry_after_s=1.0)
+            raise ResourceExhausted(
+                f"{self._max_queued} requests are waiting already; try again later", retry_after_s=1.0
+            )
         if not self._thread.is_alive():
             raise Unavailable("the model's thread has ended; the worker must be restarted")
         self._enqueue(lambda: self._accept(job))
@@ -310,4 +312,6 @@ class Scheduler:
 
 
 def _internal(what: str, error: Exception) -> ProbewireError:
-    return error if isinstance(error, ProbewireError) else Internal(f"the {what} failed: {type(error).__name__}: {error}")
+    return (
+        error if isinstance(error, ProbewireError) else Internal(f"the {what} failed: {type(error).__name__}: {error}")
+    )

@@ -88,7 +88,7 @@ def _mend(model: Any, recipe: MlxRecipe, config: Any, dtype: mx.Dtype) -> None:
     """Set right what no config of mlx-lm's can say."""
     if recipe.rope_freqs is not None:
         for layer in model.layers:
-            layer.self_attn.rope._freqs = mx.array(recipe.rope_freqs, dtype=mx.float32)  # noqa: SLF001
+            layer.self_attn.rope._freqs = mx.array(recipe.rope_freqs, dtype=mx.float32)
     if recipe.embed_scale is not None and dtype != mx.bfloat16:
         rounded = mx.array(recipe.embed_scale, mx.bfloat16).item()
         _replace_call(model.model.embed_tokens, lambda call, ids: call(ids) * (recipe.embed_scale / rounded))

@@ -44,7 +44,9 @@ class Taps:
         """Raise InvalidArgument for a raw site whose module does not exist."""
         if site.name == "module" and self._own_path(str(site.path)) not in self.modules:
             near = [name for name in self.modules if name.endswith(str(site.path).rsplit(".", 1)[-1])][:4]
-            raise InvalidArgument(f"{site}: the model has no module {site.path!r}; for example {near or list(self.modules)[:4]}")
+            raise InvalidArgument(
+                f"{site}: the model has no module {site.path!r}; for example {near or list(self.modules)[:4]}"
+            )
 
     def attach(self, sites: set[Site]) -> None:
         """Make exactly these sites reach the executor."""
@@ -115,7 +117,9 @@ class Taps:
     def _tap(self, found: list[tuple[Site, Tap]], value: Any, linear_input: Any) -> Any:
         self.unreached.difference_update(site for site, _ in found)
         if not isinstance(value, mx.array) or value.ndim < 3 or value.shape[:2] != self.executor.layout:
-            self.executor.fail_wanting([site for site, _ in found], "its tensor has no rows that can be matched to tokens")
+            self.executor.fail_wanting(
+                [site for site, _ in found], "its tensor has no rows that can be matched to tokens"
+            )
             return value
         for site, tap in found:
             value = self._tap_one(site, tap, value, linear_input if tap.linear else None)

@@ -149,7 +149,7 @@ def _eager(
 
 def _dispatch(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
     probed = getattr(module, _MARK, None)
-    return (sdpa_attention_forward if probed is None else lambda *a, **k: probed(*a, **k))(module, *args, **kwargs)
+    return (sdpa_attention_forward if probed is None else probed)(module, *args, **kwargs)
 
 
 ALL_ATTENTION_FUNCTIONS["sdpa"] = _dispatch

@@ -25,7 +25,9 @@ def choose_device(device: str) -> torch.device:
     except RuntimeError:
         raise InvalidArgument(f"unknown device {device!r}; use auto, cpu, cuda or cuda:N") from None
     if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise FailedPrecondition(f"device {device} was asked for, but this machine has no usable CUDA; use --device cpu")
+        raise FailedPrecondition(
+            f"device {device} was asked for, but this machine has no usable CUDA; use --device cpu"
+        )
     return chosen
 
 

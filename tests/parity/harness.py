@@ -69,7 +69,13 @@ def sequence(
     backend.bind(bound)
     sampling = sampling or Sampling(max_new_tokens=max_new)
     return Sequence(
-        name, list(tokens), length, bound, sampling, sampling.seed or 0, sampling.logprobs is not None or bound.wants_next_logprob
+        name,
+        list(tokens),
+        length,
+        bound,
+        sampling,
+        sampling.seed or 0,
+        sampling.logprobs is not None or bound.wants_next_logprob,
     )
 
 
@@ -84,7 +90,9 @@ def collect(rows: Iterable[Rows]) -> dict[Key, Captured]:
         positions = tuple(p for piece, _ in parts for p in piece)
         assert list(positions) == sorted(set(positions)), f"{key}: rows twice or out of order: {positions}"
         attention = key[1].startswith(("attn_scores", "attn_probs"))
-        out[key] = Captured(positions, _join_keys(key[1], [v for _, v in parts]) if attention else np.concatenate([v for _, v in parts]))
+        out[key] = Captured(
+            positions, _join_keys(key[1], [v for _, v in parts]) if attention else np.concatenate([v for _, v in parts])
+        )
     return out
 
 
@@ -113,7 +121,9 @@ class Generated:
     top: list[tuple[tuple[int, float], ...]]
 
 
-def generate(backend: Backend, sequences: list[Sequence], *, cancel_after: dict[str, int] | None = None) -> list[Generated]:
+def generate(
+    backend: Backend, sequences: list[Sequence], *, cancel_after: dict[str, int] | None = None
+) -> list[Generated]:
     """Step the engine until every sequence has its tokens; `cancel_after` removes some after so many tokens."""
     engine = backend.engine
     assert engine is not None

@@ -16,7 +16,15 @@ from tests.parity.harness import TOLERANCE, assert_same, every_site, generate, l
 from tests.tiny_models import tiny_checkpoint
 
 PROMPT = [7, 99, 12, 200, 31, 64, 5, 18, 77, 140, 3, 250, 88, 41, 9, 163, 52, 20, 111]
-OTHERS = [[30, 31, 32], list(range(40, 75)), [9] * 12, list(range(100, 121)), [1, 2], list(range(10, 60)), [77, 3, 250, 11]]
+OTHERS = [
+    [30, 31, 32],
+    list(range(40, 75)),
+    [9] * 12,
+    list(range(100, 121)),
+    [1, 2],
+    list(range(10, 60)),
+    [77, 3, 250, 11],
+]
 
 
 @pytest.fixture(scope="module", params=["torch", "mlx"])
@@ -102,7 +110,9 @@ def test_prefixes_are_not_shared_between_plans(backend: Backend) -> None:
     expected = run(backend, long, Plan((capture,)))
     for first in (Plan((edit,)), Plan()):
         generate(backend, [sequence(backend, long, first, mode="generate", max_new=2, name="first")])
-        [made] = generate(backend, [sequence(backend, long, Plan((capture,)), mode="generate", max_new=2, name="second")])
+        [made] = generate(
+            backend, [sequence(backend, long, Plan((capture,)), mode="generate", max_new=2, name="second")]
+        )
         got = made.captured[0, "resid_post.2", ""].values[: len(long)]
         assert np.abs(got - expected[0, "resid_post.2", ""].values).max() <= 1e-4 * np.abs(got).max()
 
@@ -123,7 +133,15 @@ def test_sampling_depends_on_the_seed_alone(backend: Backend) -> None:
     sampling = Sampling(max_new_tokens=12, temperature=1.3, top_p=0.9, top_k=50, seed=11, logprobs=3)
     [alone] = generate(backend, [sequence(backend, PROMPT, Plan(), mode="generate", sampling=sampling)])
     crowd = [
-        sequence(backend, tokens, Plan(), mode="generate", max_new=12, name=f"n{i}", sampling=Sampling(max_new_tokens=12, temperature=0.8, seed=i))
+        sequence(
+            backend,
+            tokens,
+            Plan(),
+            mode="generate",
+            max_new=12,
+            name=f"n{i}",
+            sampling=Sampling(max_new_tokens=12, temperature=0.8, seed=i),
+        )
         for i, tokens in enumerate(OTHERS[:4])
     ]
     mine = sequence(backend, PROMPT, Plan(), mode="generate", name="mine", sampling=sampling)
@@ -144,7 +162,9 @@ def test_next_logprob_matches_the_sampler(backend: Backend) -> None:
     rows = made.captured[0, "logits", ""]
     assert rows.positions == tuple(range(len(PROMPT) - 1, len(PROMPT) + 5))
     assert np.allclose(rows.values, np.array(made.logprobs, dtype=np.float32), atol=1e-5)
-    forced = run(backend, made.tokens, Plan((Hook("logits", capture=Capture(reduce=NextLogprob())),)), prompt_length=len(PROMPT))
+    forced = run(
+        backend, made.tokens, Plan((Hook("logits", capture=Capture(reduce=NextLogprob())),)), prompt_length=len(PROMPT)
+    )
     at = forced[0, "logits", ""]
     assert np.allclose(at.values[len(PROMPT) - 1 :], rows.values, atol=1e-4)
 
@@ -171,7 +191,9 @@ def test_a_failing_hook_fails_its_request_alone(backend: Backend, monkeypatch: p
         return real(self, bound, *args)
 
     monkeypatch.setattr(Edits, "apply", faulty)
-    bad = sequence(backend, PROMPT, Plan((Hook("resid_post.1", edit=Scale(2.0), id="boom"),)), mode="generate", name="bad")
+    bad = sequence(
+        backend, PROMPT, Plan((Hook("resid_post.1", edit=Scale(2.0), id="boom"),)), mode="generate", name="bad"
+    )
     good = sequence(backend, OTHERS[1], Plan(), mode="generate", max_new=6, name="good")
     engine = backend.engine
     assert engine is not None

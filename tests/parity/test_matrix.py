@@ -13,6 +13,7 @@ from probewire.backends.base import Backend
 from probewire.backends.checks import edit_name
 from probewire.protos.edits import Add, Clamp, Constant, Edit, Inline, LowRank, Noise, ProjectOut, Replace, Scale, Zeros
 from probewire.protos.model import SiteInfo
+from probewire.protos.sites import ATTENTION_SITES, HEAD_SITES
 from probewire.protos.spec import (
     Capture,
     Condition,
@@ -28,7 +29,6 @@ from probewire.protos.spec import (
     TopK,
     Where,
 )
-from probewire.protos.sites import ATTENTION_SITES, HEAD_SITES
 from tests.parity.harness import TOLERANCE, Captured, Key, assert_same, every_site, load, run
 from tests.tiny_models import FAMILIES, tiny_checkpoint
 
@@ -115,7 +115,12 @@ def _edits(site: SiteInfo, d_in: dict[str, int]) -> list[Edit]:
         Noise(0.3, seed=5),
     ]
     if heads is not None:
-        edits += [Add(_vector(heads, width)), Scale(0.0, heads=(1,)), Noise(0.2, heads=(0,), units=(1, 2)), ProjectOut(_vector(1, width), heads=(1,))]
+        edits += [
+            Add(_vector(heads, width)),
+            Scale(0.0, heads=(1,)),
+            Noise(0.2, heads=(0,), units=(1, 2)),
+            ProjectOut(_vector(1, width), heads=(1,)),
+        ]
     if "low_rank" in site.edits:
         edits.append(LowRank(_vector(d_in[site.name], 2), _vector(2, width), 0.2))
     return edits
@@ -123,7 +128,12 @@ def _edits(site: SiteInfo, d_in: dict[str, int]) -> list[Edit]:
 
 def _d_in(backend: Backend) -> dict[str, int]:
     info = backend.info
-    return {"attn_out": info.n_heads * info.d_head, "mlp_out": info.d_mlp, "mlp_gate": info.d_model, "mlp_up": info.d_model}
+    return {
+        "attn_out": info.n_heads * info.d_head,
+        "mlp_out": info.d_mlp,
+        "mlp_gate": info.d_model,
+        "mlp_up": info.d_model,
+    }
 
 
 WHOLE_PRODUCT = ("llama", "gemma2")

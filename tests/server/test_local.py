@@ -16,7 +16,17 @@ from probewire.backends.limits import Limits
 from probewire.clients import Client
 from probewire.protos.edits import Add, FromInput, Replace, Scale, Stored
 from probewire.protos.errors import InvalidArgument, NotFound, ResourceExhausted
-from probewire.protos.model import Event, Finished, GenerateRequest, Input, RunRequest, Sampling, Started, TensorFrame, Token
+from probewire.protos.model import (
+    Event,
+    Finished,
+    GenerateRequest,
+    Input,
+    RunRequest,
+    Sampling,
+    Started,
+    TensorFrame,
+    Token,
+)
 from probewire.protos.spec import Capture, Hook, Last, Plan, Where
 from probewire.server.config import RequestLimits, WorkerConfig
 from probewire.server.inprocess import InProcessService
@@ -54,7 +64,9 @@ def _frames(events: list[Event]) -> dict[tuple[str, str], np.ndarray[Any, Any]]:
     return {(e.input, e.sites[0]): e.tensor.numpy()[0] for e in events if isinstance(e, TensorFrame)}
 
 
-def _run(service: InProcessService, hooks: tuple[Hook, ...], **texts: str) -> dict[tuple[str, str], np.ndarray[Any, Any]]:
+def _run(
+    service: InProcessService, hooks: tuple[Hook, ...], **texts: str
+) -> dict[tuple[str, str], np.ndarray[Any, Any]]:
     inputs = tuple(Input(text, name=name) for name, text in texts.items())
     return _frames(list(service.run(RunRequest(inputs, plan=Plan(hooks)))))
 
@@ -73,7 +85,12 @@ def test_patching_all_of_the_first_residual_gives_the_clean_logits(service: InPr
 def test_a_source_is_read_after_its_own_edits(service: InProcessService) -> None:
     hooks = (
         Hook("resid_post.0", edit=Scale(2.0), inputs=("clean",)),
-        Hook("resid_post.0", edit=Replace(FromInput("clean", positions=(1,))), inputs=("corrupt",), where=Where(positions=(3,))),
+        Hook(
+            "resid_post.0",
+            edit=Replace(FromInput("clean", positions=(1,))),
+            inputs=("corrupt",),
+            where=Where(positions=(3,)),
+        ),
         Hook("resid_post.0", capture=Capture()),
     )
     found = _run(service, hooks, clean=CLEAN, corrupt=CORRUPT)
@@ -138,7 +155,10 @@ def test_zero_ablating_neurons_equals_zeroing_columns_of_down_proj(client: Clien
     from probewire.protos.edits import Zeros
 
     units = (3, 17, 40)
-    hooks = [Hook("mlp_act.1", edit=Replace(Zeros(), units=units), capture=Capture()), Hook("mlp_out.1", capture=Capture())]
+    hooks = [
+        Hook("mlp_act.1", edit=Replace(Zeros(), units=units), capture=Capture()),
+        Hook("mlp_out.1", capture=Capture()),
+    ]
     found = client.run(CLEAN, hooks=hooks)
     weight = np.array(client.weights("model.layers.1.mlp.down_proj.weight"))
     weight[:, list(units)] = 0
@@ -260,7 +280,9 @@ def test_bad_requests_are_refused_before_anything_runs(service: InProcessService
         list(service.run(run))
     with pytest.raises(InvalidArgument, match=message):
         list(service.generate(GenerateRequest(run.inputs, plan=run.plan, sampling=Sampling(max_new_tokens=4))))
-    good = list(service.generate(GenerateRequest((Input(CLEAN),), sampling=Sampling(max_new_tokens=2, ignore_eos=True))))
+    good = list(
+        service.generate(GenerateRequest((Input(CLEAN),), sampling=Sampling(max_new_tokens=2, ignore_eos=True)))
+    )
     assert isinstance(good[-1], Finished), "the next request is served"
 
 
@@ -270,7 +292,14 @@ def test_limits(service: InProcessService) -> None:
     with pytest.raises(InvalidArgument, match="limit of 400"):
         list(service.generate(GenerateRequest((Input("x"),), sampling=Sampling(max_new_tokens=401))))
     with pytest.raises(ResourceExhausted, match="about"):
-        list(service.run(RunRequest((Input("x" * 250),), plan=Plan((Hook("attn_probs.*", capture=Capture()), Hook("logits", capture=Capture()))))))
+        list(
+            service.run(
+                RunRequest(
+                    (Input("x" * 250),),
+                    plan=Plan((Hook("attn_probs.*", capture=Capture()), Hook("logits", capture=Capture()))),
+                )
+            )
+        )
 
 
 def _until(condition: Any, timeout_s: float = 20.0) -> None:

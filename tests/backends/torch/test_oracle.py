@@ -52,7 +52,9 @@ def test_generation_equals_teacher_forcing_past_the_window(family: str, tmp: Pat
     backend = load("torch", _folder(family, tmp))
     plan = every_site(backend, "generate")
     prompts = [PROMPT, list(range(40, 75)), [9] * 12]
-    made = generate(backend, [sequence(backend, p, plan, mode="generate", max_new=14, name=f"s{i}") for i, p in enumerate(prompts)])
+    made = generate(
+        backend, [sequence(backend, p, plan, mode="generate", max_new=14, name=f"s{i}") for i, p in enumerate(prompts)]
+    )
     for prompt, found in zip(prompts, made, strict=True):
         forced = run(backend, found.tokens[:-1], plan, prompt_length=len(prompt))
         assert_same(found.captured, forced, TOLERANCE["float32"])
