@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,8 +27,12 @@ def load_backend(
     model_hash: str = "",
     dtype: str = "auto",
     device: str = "auto",
+    check: bool = True,
 ) -> Backend:
-    """Load a checkpoint folder. Raises FailedPrecondition when the backend's extra is not installed."""
+    """Load a checkpoint folder and let it check itself; generation is refused (`generate_note`) where it fails.
+
+    Raises FailedPrecondition when the backend's extra is not installed.
+    """
     if name not in BACKENDS:
         raise InvalidArgument(f"unknown backend {name!r}; allowed: {', '.join(BACKENDS)}")
     try:
@@ -38,4 +44,25 @@ def load_backend(
         raise FailedPrecondition(
             f"backend {name} needs {error.name}, which is not installed; pip install 'probewire[{name}]'"
         ) from None
-    return Chosen(folder, model_id=model_id, model_hash=model_hash, dtype=dtype, device=device, limits=limits)
+    backend = Chosen(folder, model_id=model_id, model_hash=model_hash, dtype=dtype, device=device, limits=limits)
+    fault = _fault(name, folder, backend, device) if check and backend.engine is not None else ""
+    if fault:
+        backend.engine = None
+        backend.info = replace(backend.info, generate=False, generate_note=f"{fault}; use runs")
+    return backend
+
+
+def _fault(name: str, folder: Path, backend: Backend, device: str) -> str:
+    """What the self-check found, or empty."""
+    from .limits import Limits
+    from .selfcheck import engine_fault, has_window, window_fault
+
+    fault = engine_fault(backend)
+    if fault or not has_window(json.loads((folder / "config.json").read_text())):
+        return fault
+    small = Limits(n_slots=2, context_tokens=64, cache_tokens=128, chunk_tokens=8)
+    return window_fault(
+        lambda tiny: load_backend(name, tiny, model_id="check", limits=small, device=device, check=False),
+        folder,
+        backend.weight_names(),
+    )

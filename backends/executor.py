@@ -107,8 +107,11 @@ class Executor:
         for slot in self.slots if slots is None else slots:
             plan = slot.sequence.plan
             if (bound := plan.plain.get(site)) is not None:
-                plain.append((slot, bound))
-                continue
+                chosen = self._chosen(slot, bound, site)
+                if chosen is None:
+                    plain.append((slot, bound))
+                if chosen is None or not len(chosen):
+                    continue
             if slot.error is not None or (site not in plan.by_site and site not in plan.conditions):
                 continue
             rows = result[slot.batch, slot.start : slot.stop]

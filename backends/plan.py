@@ -66,7 +66,7 @@ class BoundPlan:
     conditions: dict[Site, list[tuple[BoundHook, int]]]
     """Site that a condition reads → hooks that act at a later site."""
     plain: dict[Site, BoundHook]
-    """Sites where one unconditional, unreduced capture of every row is all that is asked: the fast path."""
+    """Sites where one unconditional, unreduced capture is all that is asked: fast for forwards of which it takes all rows."""
     changes_model: bool
     """Some hook edits, so keys and values may differ from the plain model's."""
     owner: Any = None
@@ -148,8 +148,8 @@ def bind(
 
 
 def _is_plain(hook: Hook, site: Site) -> bool:
-    """Whether a hook only captures, and takes every row as it is."""
-    if hook.edit is not None or hook.where != Where() or site.name in ("logits", "attn_scores", "attn_probs"):
+    """Whether a hook only captures, and takes rows as they are."""
+    if hook.edit is not None or hook.where.when is not None or site.name in ("logits", "attn_scores", "attn_probs"):
         return False
     return hook.capture is not None and hook.capture.reduce is None and hook.capture.dtype is None
 

@@ -30,7 +30,7 @@ class CheckpointWeights:
 
     def __init__(self, folder: Path) -> None:
         self._entries: dict[str, tuple[Path, str, tuple[int, ...], int]] = {}
-        for path in sorted(folder.glob("*.safetensors")):
+        for path in _files(folder):
             header_bytes, header = _header(path)
             for name, entry in header.items():
                 if name != "__metadata__":
@@ -53,6 +53,14 @@ class CheckpointWeights:
                 return file.get_tensor(name)
         kind = numpy_dtype(_DTYPES[dtype])
         return np.fromfile(path, dtype=kind, count=int(np.prod(shape)), offset=start).reshape(shape)
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files that the index names, or else every safetensors file."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    return sorted(folder.glob("*.safetensors"))
 
 
 def _header(path: Path) -> tuple[int, dict[str, dict[str, list[int]]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import grpc
@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2
 
 from ..protos import probewire_pb2 as pb
 from ..protos.errors import Internal, NotFound
-from ..protos.events import FrameAssembler, decode_events
+from ..protos.events import FrameAssembler, read_events
 from ..protos.model import (
     Event,
     GenerateRequest,
@@ -42,6 +42,7 @@ KEEPALIVE_TIMEOUT_S = 20.0
 REPORT_KEY = "health-report-bin"
 
 M = TypeVar("M", bound=ProtoMessage)
+T = TypeVar("T")
 
 
 class RpcTransport:
@@ -135,9 +136,9 @@ class RpcTransport:
 
     def _events(self, method: str, request: ProtoMessage) -> Iterator[Event]:
         assembler = FrameAssembler()
-        for message in self._stream(method, request, pb.Events, self._timeout_s):
+        for message in self._messages(method, request, bytes, self._timeout_s):
             with translated(self.address, self._timeout_s):
-                events = list(decode_events(message, assembler))
+                events = list(read_events(message, assembler))
             yield from events
 
     def _values(self, cls: type[Any], messages: Any) -> list[Any]:
@@ -150,9 +151,12 @@ class RpcTransport:
             return call(request, timeout=self._timeout_s, metadata=self._metadata)
 
     def _stream(self, method: str, request: ProtoMessage, answer: type[M], timeout_s: float | None) -> Iterator[M]:
-        start = self._channel.unary_stream(
-            f"/probewire.v1.{method}", type(request).SerializeToString, answer.FromString
-        )
+        return self._messages(method, request, answer.FromString, timeout_s)
+
+    def _messages(
+        self, method: str, request: ProtoMessage, read: Callable[[bytes], T], timeout_s: float | None
+    ) -> Iterator[T]:
+        start = self._channel.unary_stream(f"/probewire.v1.{method}", type(request).SerializeToString, read)
         with translated(self.address, timeout_s):
             call = start(request, timeout=timeout_s, metadata=self._metadata)
             try:

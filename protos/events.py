@@ -7,16 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from google.protobuf.message import DecodeError
+
 from . import probewire_pb2 as pb
 from .errors import Internal
 from .model import Event, Finished, Started, TensorFrame, Token
 from .tensors import Tensor
 from .wire import from_proto, to_proto
 
-__all__ = ["MAX_CHUNK_BYTES", "FrameAssembler", "decode_events", "encode_events", "nbytes"]
+__all__ = ["MAX_CHUNK_BYTES", "FrameAssembler", "decode_events", "encode_events", "nbytes", "read_events"]
 
 MAX_CHUNK_BYTES = (1 << 20) - (16 << 10)
 """Tensor bytes in one message; leaves room for names so that a message stays under 1 MiB."""
+
+LARGE_MESSAGE_BYTES = 64 << 10
+"""From here on tensor bytes are cut out of a message and not parsed with it, which spares two copies of them."""
 
 _EVENTS_TAG = b"\x0a"  # Events.events = 1, length-delimited
 _FRAME_TAG = b"\x1a"  # Event.tensor_frame = 3
@@ -108,18 +113,19 @@ class FrameAssembler:
 
     def __init__(self) -> None:
         self._head: pb.TensorFrame | None = None
-        self._chunks: list[bytes] = []
+        self._chunks: list[bytes | memoryview] = []
 
-    def add(self, message: pb.TensorFrame) -> TensorFrame | None:
-        """The whole frame once its last chunk is here, else None."""
+    def add(self, message: pb.TensorFrame, data: bytes | memoryview | None = None) -> TensorFrame | None:
+        """The whole frame once its last chunk is here, else None. `data`: where it was cut out of the message."""
+        data = message.data if data is None else data
         if message.chunks > 1:
-            self._head, self._chunks = message, [message.data]
+            self._head, self._chunks = message, [data]
             return None
         if message.chunk == 0:
-            return _frame(message, message.data)
+            return _frame(message, bytes(data))
         if self._head is None or message.chunk != len(self._chunks):
             raise Internal("the stream lost a chunk of a tensor frame")
-        self._chunks.append(message.data)
+        self._chunks.append(data)
         if len(self._chunks) < self._head.chunks:
             return None
         frame = _frame(self._head, b"".join(self._chunks))
@@ -159,3 +165,66 @@ def decode_events(message: pb.Events, assembler: FrameAssembler) -> Iterator[Eve
             yield from_proto(Started, event.started)
         elif kind == "finished":
             yield from_proto(Finished, event.finished)
+
+
+def read_events(data: bytes, assembler: FrameAssembler) -> Iterator[Event]:
+    """The events of a serialised message, as `decode_events` gives them. Raises Internal for what is none."""
+    try:
+        if len(data) < LARGE_MESSAGE_BYTES:
+            yield from decode_events(pb.Events.FromString(data), assembler)
+            return
+        message = memoryview(data)
+        for start, content, stop in _fields(message):
+            event = message[content:stop]
+            kinds = list(_fields(event))
+            if len(kinds) == 1 and event[:1] == _FRAME_TAG:
+                frame = assembler.add(*_cut(event[kinds[0][1] :]))
+                if frame is not None:
+                    yield frame
+            else:
+                yield from decode_events(pb.Events.FromString(message[start:stop]), assembler)
+    except (DecodeError, IndexError) as error:
+        raise Internal(f"the stream holds something that is not an Events message: {error}") from None
+
+
+def _cut(frame: memoryview) -> tuple[pb.TensorFrame, memoryview]:
+    """A serialised frame as its fields but the data, and the data."""
+    head, data = list[memoryview](), memoryview(b"")
+    for start, content, stop in _fields(frame):
+        if frame[start : start + 1] == _DATA_TAG:
+            data = frame[content:stop]
+        else:
+            head.append(frame[start:stop])
+    return pb.TensorFrame.FromString(b"".join(head)), data
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, int, int]]:
+    """Where each field of a serialised message starts, where its content does, and where it stops."""
+    at = 0
+    while at < len(message):
+        start = at
+        tag, at = _read_varint(message, at)
+        content = at
+        kind = tag & 7
+        if kind == 0:
+            _, at = _read_varint(message, at)
+        elif kind == 2:
+            size, content = _read_varint(message, at)
+            at = content + size
+        else:
+            at += {1: 8, 5: 4}.get(kind, len(message) + 1)
+        if at > len(message):
+            raise DecodeError("a field is cut off, or of a kind that does not exist")
+        yield start, content, at
+
+
+def _read_varint(message: memoryview, at: int) -> tuple[int, int]:
+    """A number, and where it ends. Raises IndexError when it does not."""
+    value = shift = 0
+    while True:
+        byte = message[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
