@@ -1,0 +1,128 @@
+"""Hypothesis strategies for plans: every edit, source, reduction and filter that the contract has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from probewire.protos.edits import (
+    Add,
+    Clamp,
+    Constant,
+    FromInput,
+    Inline,
+    LowRank,
+    Noise,
+    ProjectOut,
+    Replace,
+    Scale,
+    Stored,
+    Zeros,
+)
+from probewire.protos.sites import GLOBAL_SITES, LAYER_SITES
+from probewire.protos.spec import (
+    Capture,
+    Condition,
+    Gather,
+    Hook,
+    Last,
+    Mean,
+    NextLogprob,
+    Norm,
+    Plan,
+    Project,
+    Span,
+    TopK,
+    Where,
+)
+from probewire.protos.tensors import DTYPES, FLOAT_DTYPES, Tensor
+
+numbers = st.floats(-1e6, 1e6, allow_nan=False, width=64)
+positive = st.integers(0, 1 << 40)
+names = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=12)
+
+
+def tensors(*dims: int, dtypes: tuple[str, ...] = FLOAT_DTYPES) -> st.SearchStrategy[Tensor]:
+    """Finite, non-zero tensors with one of the given numbers of axes, in any of the dtypes."""
+
+    def build(drawn: tuple[Any, str]) -> Tensor:
+        array, dtype = drawn
+        return Tensor.of((np.abs(array) + 0.5).astype(DTYPES[dtype]))
+
+    shapes = st.sampled_from(dims).flatmap(lambda n: hnp.array_shapes(min_dims=n, max_dims=n, max_side=4))
+    arrays = shapes.flatmap(lambda shape: hnp.arrays(np.float32, shape, elements=st.floats(-100, 100, width=32)))
+    return st.tuples(arrays, st.sampled_from(dtypes)).map(build)
+
+
+def distinct(elements: st.SearchStrategy[int]) -> st.SearchStrategy[tuple[int, ...] | None]:
+    """A tuple of distinct indices, or None."""
+    return st.none() | st.lists(elements, min_size=1, max_size=4, unique=True).map(tuple)
+
+
+parts = {"units": distinct(positive), "heads": distinct(positive)}
+sources = st.one_of(
+    st.builds(Zeros),
+    st.builds(Constant, tensors(1, 2)),
+    st.builds(Inline, tensors(2, 3)),
+    st.builds(Stored, names),
+    st.builds(FromInput, names, distinct(st.integers(-50, 50))),
+)
+edits = st.one_of(
+    st.builds(Add, tensors(1, 2), numbers, st.booleans(), **parts),
+    st.builds(Scale, numbers, **parts),
+    st.builds(Replace, sources, **parts),
+    st.builds(ProjectOut, tensors(1, 2), **parts),
+    st.builds(Clamp, st.none() | tensors(1, 2), min=numbers, max=st.none(), **parts),
+    st.builds(Noise, st.floats(0, 100), positive, **parts),
+    st.integers(1, 3).flatmap(
+        lambda r: st.builds(
+            LowRank,
+            st.just(Tensor.of(np.ones((4, r), dtype=np.float32))),
+            st.just(Tensor.of(np.ones((r, 5), dtype=np.float32))),
+            numbers,
+        )
+    ),
+)
+reductions = st.one_of(
+    st.builds(Last),
+    st.builds(Mean),
+    st.builds(Norm),
+    st.builds(TopK, st.integers(1, 100)),
+    st.builds(Project, tensors(1, 2)),
+    st.builds(Gather, st.lists(positive, min_size=1, max_size=3, unique=True).map(tuple)),
+    st.builds(NextLogprob),
+)
+captures = st.builds(Capture, st.booleans(), st.none() | st.sampled_from(FLOAT_DTYPES), st.none() | reductions) | st.just(
+    Capture(store=True)
+)
+sites = st.one_of(
+    st.sampled_from(list(GLOBAL_SITES)),
+    st.tuples(st.sampled_from(list(LAYER_SITES)), st.sampled_from(["0", "31", "*", "2:9", ":4", "7:"])).map(".".join),
+    st.just("module:model.layers.3.self_attn.o_proj:input"),
+)
+conditions = st.builds(
+    Condition,
+    numbers,
+    st.sampled_from(["", "embed", "z.2"]),
+    st.sampled_from(["gt", "ge", "lt", "le"]),
+    unit=positive,
+    head=st.none() | positive,
+    latch=st.none(),
+) | st.builds(Condition, numbers, direction=tensors(1), latch=st.sampled_from([None, "last", "mean"]))
+spans = st.lists(st.builds(Span, st.integers(-9, 9), st.none() | st.integers(-9, 9)), min_size=1, max_size=3).map(tuple)
+wheres = st.one_of(
+    st.builds(Where, positions=distinct(st.integers(-50, 50)), token_ids=distinct(positive), when=st.none() | conditions),
+    st.builds(Where, spans=spans, phase=st.sampled_from(["all", "generated"]), when=st.none() | conditions),
+)
+hooks = st.builds(
+    Hook,
+    sites,
+    edits,
+    st.none() | captures,
+    wheres,
+    st.none() | st.lists(names, min_size=1, max_size=2).map(tuple),
+)
+plans = st.builds(Plan, st.lists(hooks, max_size=4).map(tuple))
