@@ -6,6 +6,7 @@ Frames are written as raw protobuf (their bytes are copied once) and reassembled
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from io import BytesIO
 
 from google.protobuf.message import DecodeError
 
@@ -22,6 +23,9 @@ MAX_CHUNK_BYTES = (1 << 20) - (16 << 10)
 
 LARGE_MESSAGE_BYTES = 64 << 10
 """From here on tensor bytes are cut out of a message and not parsed with it, which spares two copies of them."""
+
+PREPARED_BYTES = 64 << 20
+"""Room made at once for a frame whose first chunk is here; the sender's word is not trusted beyond that."""
 
 _EVENTS_TAG = b"\x0a"  # Events.events = 1, length-delimited
 _FRAME_TAG = b"\x1a"  # Event.tensor_frame = 3
@@ -109,28 +113,39 @@ def _varint(value: int) -> bytes:
 
 
 class FrameAssembler:
-    """Joins the chunks of large frames; one a stream."""
+    """Joins the chunks of large frames as they come; one a stream."""
 
     def __init__(self) -> None:
         self._head: pb.TensorFrame | None = None
-        self._chunks: list[bytes | memoryview] = []
+        self._next = 0
+        self._data = BytesIO()
 
     def add(self, message: pb.TensorFrame, data: bytes | memoryview | None = None) -> TensorFrame | None:
         """The whole frame once its last chunk is here, else None. `data`: where it was cut out of the message."""
         data = message.data if data is None else data
         if message.chunks > 1:
-            self._head, self._chunks = message, [data]
-            return None
-        if message.chunk == 0:
+            self._head, self._next, self._data = message, 0, _buffer(message.chunks * len(data))
+        elif message.chunk == 0:
             return _frame(message, bytes(data))
-        if self._head is None or message.chunk != len(self._chunks):
+        if self._head is None or message.chunk != self._next:
             raise Internal("the stream lost a chunk of a tensor frame")
-        self._chunks.append(data)
-        if len(self._chunks) < self._head.chunks:
+        self._next += 1
+        self._data.write(data)
+        if self._next < self._head.chunks:
             return None
-        frame = _frame(self._head, b"".join(self._chunks))
-        self._head, self._chunks = None, []
+        self._data.truncate()
+        frame = _frame(self._head, self._data.getvalue())
+        self._head, self._data = None, BytesIO()
         return frame
+
+
+def _buffer(size: int) -> BytesIO:
+    """Room for the chunks of a frame, so that none is copied again when the next comes."""
+    buffer = BytesIO()
+    buffer.seek(min(size, PREPARED_BYTES) - 1)
+    buffer.write(b"\0")
+    buffer.seek(0)
+    return buffer
 
 
 def _frame(message: pb.TensorFrame, data: bytes) -> TensorFrame:

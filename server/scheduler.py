@@ -155,8 +155,8 @@ class Scheduler:
                 for sequence in (item.source, item.sequence):
                     if sequence is not None and not any(b.needs for b in sequence.plan.hooks):
                         self.backend.bind(sequence.plan)
-        except ProbewireError as error:
-            self._drop(job, error)
+        except Exception as error:  # noqa: BLE001 - one request's fault must not end the thread that serves all
+            self._drop(job, _internal("plan", error))
             return
         job.pending = sorted(prepared.inputs, key=lambda item: item.level)
         if not any(item.source is not None for item in prepared.inputs):
@@ -177,8 +177,8 @@ class Scheduler:
                 else:
                     still.append(item)
             job.pending = still
-        except ProbewireError as error:
-            self._drop(job, error)
+        except Exception as error:  # noqa: BLE001 - as in `_accept`
+            self._drop(job, _internal("patch", error))
 
     def _ready_to_go(self, prepared: Prepared, item: PreparedInput) -> bool:
         for sequence in (item.source, item.sequence):
@@ -245,8 +245,12 @@ class Scheduler:
                 self._waiting.popleft()
                 continue
             assert item.sequence is not None
-            if not engine.admit(item.sequence):
-                return
+            try:
+                if not engine.admit(item.sequence):
+                    return
+            except Exception as error:  # noqa: BLE001 - as in `_accept`
+                self._drop(job, _internal("admission", error))
+                continue
             self._waiting.popleft()
             self._jobs[item.sequence.id] = job
             job.admitted(item)

@@ -49,10 +49,10 @@ class MlxBackend:
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
         family, dims = family_of(config.model_type), dims_of(config)
         self.executor = Executor(MlxOps())
-        self.taps = Taps(self.model, family, self.executor, dims.n_heads)
         softcap = getattr(config, "attn_logit_softcapping", None)
         self.attention = Attention(self.executor, windows_of(config), softcap=softcap)
         self.attention.replace_in(self.model)
+        self.taps = Taps(self.model, family, self.executor, dims.n_heads, self._plain_forward)
         limits = _fitting(limits, loaded)
         note = generation_note("mlx", config.model_type)
         self.engine = None if note else self._engine(limits)
@@ -104,11 +104,10 @@ class MlxBackend:
         sites = self.executor.sites()
         self.taps.attach(sites)
         self.attention.begin(sites)
-        hidden = self._body()(mx.array(ids), cache=[RunCache(layer) for layer in self.attention.layers])
+        hidden = self._forward(mx.array(ids))
         for slot in slots:
             if _LOGITS in slot.sequence.plan.taps and slot.error is None:
                 self._tap_logits(slot, hidden)
-        self.taps.fail_unreached()
         if not sites:
             mx.eval(hidden)  # nobody reads anything, but a forward was asked for
         captured = self.executor.collect()
@@ -120,6 +119,14 @@ class MlxBackend:
 
     def _body(self) -> Any:
         return self.model.model
+
+    def _forward(self, ids: mx.array) -> mx.array:
+        """[batch, row] without history to final-norm rows."""
+        return self._body()(ids, cache=[RunCache(layer) for layer in self.attention.layers])
+
+    def _plain_forward(self, ids: mx.array) -> mx.array:
+        self.attention.begin(set())
+        return self._forward(ids)
 
     def _head(self, hidden: mx.array) -> mx.array:
         """Logits of final-norm rows, after the family's softcap."""

@@ -30,6 +30,7 @@ from .taps import Taps
 __all__ = ["MlxEngine"]
 
 _LOGITS = Site("logits")
+_STEPS_BETWEEN_SWEEPS = 64
 _NEVER = 1 << 30  # our scheduler ends a sequence, the engine never does
 
 
@@ -82,14 +83,18 @@ class MlxEngine:
         self.read: list[_Forward] = []
         """Forwards of this step that only read prompts."""
         self.logits: mx.array | None = None
+        self.n_steps = 0
+        self.generator = self._generator()
+
+    def _generator(self) -> BatchGenerator:
         model: Any = self._forward
-        self.generator = BatchGenerator(
+        return BatchGenerator(
             model,
             max_tokens=_NEVER,
             sampler=self._sample,
-            completion_batch_size=limits.n_slots,
-            prefill_batch_size=limits.n_slots,
-            prefill_step_size=limits.chunk_tokens,
+            completion_batch_size=self.limits.n_slots,
+            prefill_batch_size=self.limits.n_slots,
+            prefill_step_size=self.limits.chunk_tokens,
             stream=mx.default_stream(mx.default_device()),
         )
 
@@ -165,7 +170,14 @@ class MlxEngine:
         if len(self.paused) == len(self.owners):
             return []
         due, self.pending, self.read = self.pending, [], []
-        self.generator.next()
+        try:
+            self.generator.next()
+        except BaseException:
+            self.generator = self._generator()  # it stopped half-way; whoever was in it is lost
+            raise
+        self.n_steps += 1
+        if self.n_steps % _STEPS_BETWEEN_SWEEPS == 0:
+            mx.clear_cache()  # keys grow by new, larger buffers, and MLX keeps the old ones
         return [result for forward in (*due, *self.read) for result in self._results(forward)]
 
     def close(self) -> None:
@@ -192,7 +204,6 @@ class MlxEngine:
         self.taps.attach(sites)
         self.attention.begin(sites)
         hidden = self.body(tokens, cache=cache)
-        self.taps.fail_unreached()
         forward = _Forward(slots, self.executor.collector)
         samples = slots[0][1].position + slots[0][1].n >= slots[0][0].sequence.prompt_length
         if samples:

@@ -5,6 +5,7 @@ MLX looks `__call__` up on the type, so a tapped module's class is swapped for a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -16,6 +17,9 @@ from ..executor import Executor
 from ..sites import ATTENTION_TAPS, Family, Tap
 
 __all__ = ["Taps"]
+
+_PROBE_LENGTHS = (37, 41)
+"""Long enough for mixtures of experts to sort their rows."""
 
 
 class _Point:
@@ -31,26 +35,63 @@ class _Point:
 class Taps:
     """The taps on one model's modules."""
 
-    def __init__(self, model: nn.Module, family: Family | None, executor: Executor, n_heads: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        family: Family | None,
+        executor: Executor,
+        n_heads: int,
+        forward: Callable[[mx.array], mx.array],
+    ) -> None:
         self.model, self.family, self.executor, self.n_heads = model, family, executor, n_heads
+        self.forward = forward
+        """A forward over token ids [batch, row], whose graph shows what shapes a module sees."""
         self.modules: dict[str, Any] = dict(model.named_modules())
         self.points: dict[str, _Point] = {}
         self.attached: list[_Point] = []
         self.sites: set[Site] = set()
-        self.unreached: set[Site] = set()
-        """Raw sites that the forward under way has not come to."""
+        self.refused: dict[Site, str] = {}
+        """Raw sites looked at → why they have no rows that can be matched to tokens, or empty."""
 
     def check(self, site: Site) -> None:
-        """Raise InvalidArgument for a raw site whose module does not exist."""
-        if site.name == "module" and self._own_path(str(site.path)) not in self.modules:
+        """Raise InvalidArgument for a raw site whose module does not exist or whose rows are not the tokens'."""
+        if site.name != "module":
+            return
+        if self._own_path(str(site.path)) not in self.modules:
             near = [name for name in self.modules if name.endswith(str(site.path).rsplit(".", 1)[-1])][:4]
-            raise InvalidArgument(
-                f"{site}: the model has no module {site.path!r}; for example {near or list(self.modules)[:4]}"
-            )
+            raise InvalidArgument(f"{site}: the model has no module {site.path!r}; for example {near or list(self.modules)[:4]}")
+        if site not in self.refused:
+            self.refused[site] = self._reason_to_refuse(site)
+        if self.refused[site]:
+            raise InvalidArgument(f"{site}: {self.refused[site]}")
+
+    def _reason_to_refuse(self, site: Site) -> str:
+        """Look at the tensor's shape for two lengths that no other axis has; nothing is computed."""
+        module, seen = self.modules[self._own_path(str(site.path))], list[Any]()
+        current = type(module)
+
+        def call(this: Any, *args: Any, **kwargs: Any) -> Any:
+            output = current.__call__(this, *args, **kwargs)
+            first = output[0] if isinstance(output, tuple) else output
+            seen.append(first if site.side == "output" else args[0] if args else None)
+            return output
+
+        for length in _PROBE_LENGTHS:
+            seen.clear()
+            self.executor.begin([], (2, length))
+            module.__class__ = type(current.__name__, (current,), {"__call__": call})
+            try:
+                self.forward(mx.zeros((2, length), mx.int32))
+            finally:
+                module.__class__ = current
+            if len(seen) != 1:
+                return f"the forward pass calls this module {len(seen)} times, not once"
+            if not _has_rows(seen[0], (2, length)):
+                return "its tensor has no rows that can be matched to tokens"
+        return ""
 
     def attach(self, sites: set[Site]) -> None:
         """Make exactly these sites reach the executor."""
-        self.unreached = {site for site in sites if site.name == "module"}
         if sites == self.sites:
             return
         for point in self.attached:
@@ -60,11 +101,6 @@ class Taps:
         for site in sorted(sites, key=_forward_order):
             if site.name != "logits" and site.name not in ATTENTION_TAPS:
                 self._attach_one(site)
-
-    def fail_unreached(self) -> None:
-        """End of a forward: a raw module that it never called has no rows to give."""
-        for site in self.unreached:
-            self.executor.fail_wanting([site], "the forward pass does not call this module")
 
     def _attach_one(self, site: Site) -> None:
         path, tap = self._locate(site)
@@ -115,8 +151,7 @@ class Taps:
         return type(point.own_class.__name__, (point.own_class,), {"__call__": call})
 
     def _tap(self, found: list[tuple[Site, Tap]], value: Any, linear_input: Any) -> Any:
-        self.unreached.difference_update(site for site, _ in found)
-        if not isinstance(value, mx.array) or value.ndim < 3 or value.shape[:2] != self.executor.layout:
+        if not _has_rows(value, self.executor.layout):
             self.executor.fail_wanting(
                 [site for site, _ in found], "its tensor has no rows that can be matched to tokens"
             )
@@ -145,6 +180,10 @@ class Taps:
             value[..., index * width : (index + 1) * width] = new
             return value
         return tap_value(site, value, linear_input=linear_input, in_place=tap.in_place)
+
+
+def _has_rows(value: Any, layout: tuple[int, int]) -> bool:
+    return isinstance(value, mx.array) and value.ndim >= 3 and value.shape[:2] == layout
 
 
 def _dense_weights(logits: mx.array, n_chosen: int) -> mx.array:
