@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from ..protos.errors import ProbewireError
 from ..protos.model import Sampling
@@ -167,7 +167,7 @@ def _write_tiny(tiny: Path, config: dict[str, Any], shapes: Mapping[str, tuple[i
     if config.get("layer_types"):
         changed["layer_types"] = config["layer_types"][:layers]
     for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        changed.pop(token, None)
+        changed[token] = 1  # within the tiny vocabulary; left out, an architecture's own default may not be
     (tiny / "config.json").write_text(json.dumps(changed))
     rng = np.random.default_rng(0)
     weights = {
@@ -175,4 +175,4 @@ def _write_tiny(tiny: Path, config: dict[str, Any], shapes: Mapping[str, tuple[i
         for name, shape in shapes.items()
         if (match := _LAYER.search(name)) is None or int(match[1]) < layers
     }
-    save_file(weights, tiny / "model.safetensors", metadata={"format": "pt"})
+    (tiny / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..protos.errors import InvalidArgument
 from ..protos.model import Input
@@ -18,7 +18,8 @@ class Tokenizer:
     def __init__(self, folder: Path, vocab_size: int) -> None:
         from transformers import AutoTokenizer
 
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizers: Any = AutoTokenizer  # its methods are not annotated
+        self._tokenizer: Any = tokenizers.from_pretrained(folder, trust_remote_code=False)
         self.vocab_size = vocab_size
         self.eos_ids = _eos_ids(folder, self._tokenizer)
         """Tokens that end a generation."""
@@ -46,7 +47,7 @@ class Tokenizer:
         messages = [{"role": m.role, "content": m.content} for m in item.messages or ()]
         try:
             text: str = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except Exception as error:  # the template is a Jinja program of the checkpoint and raises what it likes
+        except Exception as error:  # noqa: BLE001 - the template is the checkpoint's program and raises what it likes
             raise InvalidArgument(f"input {item.name!r}: the chat template refused the messages: {error}") from None
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])  # the template wrote them
 
@@ -70,7 +71,7 @@ def _eos_ids(folder: Path, tokenizer: Any) -> frozenset[int]:
         path = folder / name
         found = json.loads(path.read_text()).get("eos_token_id") if path.exists() else None
         if found is not None:
-            return frozenset(found if isinstance(found, list) else [found])
+            return frozenset(cast("list[int]", found) if isinstance(found, list) else [found])
     return frozenset(() if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from safetensors import safe_open
@@ -49,7 +50,7 @@ class CheckpointWeights:
             raise NotFound(f"no weight {name!r} in the checkpoint; for example {some}")
         path, dtype, shape, start = self._entries[name]
         if dtype not in _DTYPES:
-            with safe_open(path, framework="np") as file:
+            with cast("Any", safe_open)(path, framework="np") as file:
                 return file.get_tensor(name)
         kind = numpy_dtype(_DTYPES[dtype])
         return np.fromfile(path, dtype=kind, count=int(np.prod(shape)), offset=start).reshape(shape)
@@ -63,7 +64,7 @@ def _files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
 
 
-def _header(path: Path) -> tuple[int, dict[str, dict[str, list[int]]]]:
+def _header(path: Path) -> tuple[int, dict[str, dict[str, Any]]]:
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         return size, json.loads(file.read(size))

@@ -106,8 +106,8 @@ def _lines(console: Console) -> Iterator[str]:
             console.print()
             return
         except KeyboardInterrupt:
-            console.print()
-            return
+            console.print("\n[dim](/quit or Ctrl-D to leave)[/dim]")
+            continue
         if not typed:
             console.print(escape(line))
         if line:

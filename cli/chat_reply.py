@@ -8,7 +8,7 @@ from rich.markup import escape
 from ..clients.stream import Step, Stream
 from .chat_session import Session
 from .chat_shows import Reading, Show
-from .gloss import Gloss, bar, number, shown_token, visible
+from .gloss import MAX_WORD, Gloss, bar, clipped, number, shown_token, visible
 
 __all__ = ["Reply"]
 
@@ -79,14 +79,20 @@ class Reply:
 
     def _shown(self, show: Show, reading: Reading) -> str:
         if reading.unit is not None:
-            return f"{reading.unit}:{number(reading.value)}"
+            unit = str(reading.unit)
+            if show.site == "logits":
+                unit = clipped(shown_token(self._session.word(reading.unit), first=False))
+            return f"{unit}:{number(reading.value)}"
         seen = self._session.largest
         largest = seen[show] = max(seen.get(show, 0.0), abs(reading.value))
         return f"{bar(reading.value, largest)} {number(reading.value)}"
 
     def _room(self, show: Show) -> int:
         """Columns for one number."""
-        return 8 if show.what != "top_k" else len(str(max(show.width - 1, 1))) + 1 + 5
+        if show.what != "top_k":
+            return 8
+        unit = MAX_WORD if show.site == "logits" else len(str(max(show.width - 1, 1)))
+        return unit + 1 + 5
 
     def _marks(self) -> list[str]:
         return [

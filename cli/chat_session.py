@@ -25,6 +25,8 @@ class Session:
     steerings: list[Steering] = field(default_factory=list[Steering])
     shows: list[Show] = field(default_factory=list[Show])
     history: list[Message] = field(default_factory=list[Message])
+    words: dict[int, str] = field(default_factory=dict[int, str])
+    """Texts of token ids that were shown."""
     largest: dict[Show, float] = field(default_factory=dict[Show, float])
     """The largest size of what is shown so far, which bars are drawn against."""
 
@@ -51,6 +53,12 @@ class Session:
             return "".join(message.content for message in self.history)
         system = [Message("system", self.system)] if self.system else []
         return [*system, *self.history]
+
+    def word(self, token_id: int) -> str:
+        """A token's text, asked of the server once."""
+        if token_id not in self.words:
+            self.words[token_id] = self.client.tokenize([token_id], model=self.info.id).tokens[0]
+        return self.words[token_id]
 
     def settings(self) -> list[str]:
         """What is switched on, a line each."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-__all__ = ["Gloss", "bar", "number", "shown_token", "visible"]
+__all__ = ["MAX_WORD", "Gloss", "bar", "clipped", "number", "shown_token", "visible"]
 
+MAX_WORD = 9
 BARS = "▁▂▃▄▅▆▇█"
 MISSING = "–"
 """Stands where the server sent no number."""
@@ -94,6 +95,11 @@ def shown_token(text: str, *, first: bool) -> str:
     if text.startswith(" "):
         return text[1:] or "␣"
     return f"~{text}" if text[0].isalnum() and not first else text
+
+
+def clipped(word: str) -> str:
+    """At most MAX_WORD columns."""
+    return word if cell_len(word) <= MAX_WORD else set_cell_size(word, MAX_WORD - 1) + "…"
 
 
 def number(value: float) -> str:

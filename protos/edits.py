@@ -53,7 +53,7 @@ def float_tensor(value: Tensor, what: str, ndim: int | tuple[int, ...] | None = 
     return tensor
 
 
-def finite(value: float, what: str) -> float:
+def finite(value: object, what: str) -> float:
     """A finite Python float; raises InvalidArgument otherwise."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise InvalidArgument(f"{what} must be a finite number, got {value!r}")

@@ -162,10 +162,6 @@ def _frame(message: pb.TensorFrame, data: bytes) -> TensorFrame:
     )
 
 
-def _token(message: pb.Token) -> Token:
-    return from_proto(Token, message)
-
-
 def decode_events(message: pb.Events, assembler: FrameAssembler) -> Iterator[Event]:
     """The events of one message; frames still missing chunks wait in the assembler."""
     for event in message.events:
@@ -175,7 +171,7 @@ def decode_events(message: pb.Events, assembler: FrameAssembler) -> Iterator[Eve
             if frame is not None:
                 yield frame
         elif kind == "token":
-            yield _token(event.token)
+            yield from_proto(Token, event.token)
         elif kind == "started":
             yield from_proto(Started, event.started)
         elif kind == "finished":
@@ -192,12 +188,12 @@ def read_events(data: bytes, assembler: FrameAssembler) -> Iterator[Event]:
         for start, content, stop in _fields(message):
             event = message[content:stop]
             kinds = list(_fields(event))
-            if len(kinds) == 1 and event[:1] == _FRAME_TAG:
+            if len(kinds) == 1 and event[0] == _FRAME_TAG[0]:
                 frame = assembler.add(*_cut(event[kinds[0][1] :]))
                 if frame is not None:
                     yield frame
             else:
-                yield from decode_events(pb.Events.FromString(message[start:stop]), assembler)
+                yield from decode_events(pb.Events.FromString(bytes(message[start:stop])), assembler)
     except (DecodeError, IndexError) as error:
         raise Internal(f"the stream holds something that is not an Events message: {error}") from None
 
@@ -206,7 +202,7 @@ def _cut(frame: memoryview) -> tuple[pb.TensorFrame, memoryview]:
     """A serialised frame as its fields but the data, and the data."""
     head, data = list[memoryview](), memoryview(b"")
     for start, content, stop in _fields(frame):
-        if frame[start : start + 1] == _DATA_TAG:
+        if frame[start] == _DATA_TAG[0]:
             data = frame[content:stop]
         else:
             head.append(frame[start:stop])

@@ -165,13 +165,13 @@ class Sampling:
             _within(self.seed, 0, (1 << 63) - 1, "sampling.seed", integer=True)
         if self.logprobs is not None:
             _within(self.logprobs, 0, 20, "sampling.logprobs", integer=True)
-        if len(self.stop) > 16 or any(not isinstance(s, str) or not s or len(s) > 1024 for s in self.stop):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if len(self.stop) > 16 or any(not isinstance(s, str) or not s or len(s) > 1024 for s in self.stop):  # pyright: ignore[reportUnnecessaryIsInstance] - JSON can hold anything
             raise InvalidArgument("sampling.stop takes at most 16 non-empty strings of at most 1,024 characters")
 
 
-def _within(value: float, low: float, high: float, what: str, *, integer: bool = False) -> None:
-    good = isinstance(value, int) if integer else isinstance(value, (int, float))
-    if isinstance(value, bool) or not good or not low <= value <= high:
+def _within(value: object, low: float, high: float, what: str, *, integer: bool = False) -> None:
+    kinds = int if integer else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
         kind = "an integer" if integer else "a number"
         raise InvalidArgument(f"{what} must be {kind} in {low} … {high}, got {value!r}")
 

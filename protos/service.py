@@ -27,7 +27,7 @@ class Service(Protocol):
     """The operations of DESIGN.md section 7. Every method raises ProbewireError and nothing else."""
 
     def generate(self, request: GenerateRequest) -> Iterator[Event]:
-        """Started, then tokens and tensor frames as they come, then Finished once an input. Closing cancels."""
+        """Started, then each step's frames and its token, then Finished once an input that generates. Closing cancels."""
         ...
 
     def run(self, request: RunRequest) -> Iterator[Event]:

@@ -13,7 +13,7 @@ import re
 import types
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
 from google.protobuf.message import DecodeError, Message as ProtoMessage
@@ -55,13 +55,13 @@ def _shape(hint: Any) -> _Shape:
     members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     optional = type(None) in members
     members = tuple(m for m in members if m is not type(None))
-    many = len(members) == 1 and get_origin(members[0]) is tuple
-    if many:
-        inner = _shape(get_args(members[0])[0])
-        return _Shape(inner.kind, inner.type, True, optional)
-    if len(members) > 1:
+    if len(members) != 1:
         return _Shape("union", members, False, optional)
-    return _single(members[0], optional)
+    [only] = members
+    if get_origin(only) is tuple:
+        inner = _shape(get_args(only)[0])
+        return _Shape(inner.kind, inner.type, True, optional)
+    return _single(only, optional)
 
 
 def _single(hint: Any, optional: bool) -> _Shape:
@@ -85,14 +85,14 @@ def _snake(cls: type) -> str:
 # ---- protobuf ----------------------------------------------------------------------------------------------------
 
 
-def to_proto(value: Any) -> Any:
+def to_proto(value: object) -> Any:
     """The protobuf message of a value (its class's namesake)."""
     message = getattr(_PB, type(value).__name__)()
     _fill(message, value)
     return message
 
 
-def _fill(message: Any, value: Any) -> None:
+def _fill(message: Any, value: object) -> None:
     if isinstance(value, Tensor):
         message.dtype, message.data = value.dtype, value.data
         message.shape.extend(value.shape)
@@ -123,7 +123,7 @@ def _put(message: Any, name: str, item: Any, shape: _Shape) -> None:
         _fill_member(getattr(message, name), item, shape)
 
 
-def _fill_member(message: Any, item: Any, shape: _Shape) -> None:
+def _fill_member(message: Any, item: object, shape: _Shape) -> None:
     _fill(getattr(message, _snake(type(item))) if shape.kind == "union" else message, item)
 
 
@@ -156,7 +156,7 @@ def refuse_unknown(message: ProtoMessage, path: str = "") -> None:
 def from_proto(cls: type[T], message: Any) -> T:
     """The value of a protobuf message. Raises InvalidArgument when a required field is absent or a value is bad."""
     if cls is Tensor:
-        return Tensor(message.dtype, tuple(message.shape), message.data)  # pyright: ignore[reportReturnType]
+        return cls(message.dtype, tuple(message.shape), message.data)
     kwargs: dict[str, Any] = {}
     for field, shape in _fields(cls):
         item = _get(message, field.name, shape)
@@ -178,11 +178,7 @@ def _get(message: Any, name: str, shape: _Shape) -> Any:
         return _MISSING
     item = getattr(message, name)
     if shape.many:
-        items = (
-            item.values
-            if hasattr(item, "values") and not isinstance(item, (list, tuple)) and descriptor.has_presence
-            else item
-        )
+        items = item.values if descriptor.has_presence else item  # a wrapper keeps "empty" apart from "absent"
         return tuple(items) if shape.kind == "scalar" else tuple(_member(i, shape, name) for i in items)
     if shape.kind == "scalar":
         return item
@@ -204,7 +200,7 @@ def _member(message: Any, shape: _Shape, name: str) -> Any:
 # ---- JSON --------------------------------------------------------------------------------------------------------
 
 
-def to_json(value: Any, *, tensors: Literal["base64", "list"] = "base64") -> Any:
+def to_json(value: object, *, tensors: Literal["base64", "list"] = "base64") -> Any:
     """Plain JSON data of a value. Tensors become {dtype, shape, data} with base64 data or nested lists."""
     if isinstance(value, Tensor):
         data = base64.b64encode(value.data).decode() if tensors == "base64" else _jsonable(value)
@@ -225,6 +221,10 @@ def _json_item(item: Any, shape: _Shape, tensors: Literal["base64", "list"]) -> 
         return item
     if shape.kind == "map":
         return dict(item)
+    return _json_value(item, shape, tensors)
+
+
+def _json_value(item: object, shape: _Shape, tensors: Literal["base64", "list"]) -> Any:
     encoded = to_json(item, tensors=tensors)
     return {_snake(type(item)): encoded} if shape.kind == "union" else encoded
 
@@ -246,22 +246,26 @@ def _jsonable(tensor: Tensor) -> Any:
 def from_json(cls: type[T], data: Any, path: str = "") -> T:
     """The value of JSON data. Raises InvalidArgument for unknown keys, missing ones, and wrong types, naming the path."""
     if cls is Tensor:
-        return _tensor_from_json(data, path)  # pyright: ignore[reportReturnType]
-    if isinstance(data, str) and not dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]
-        data = {}
-    if not isinstance(data, dict):
-        raise InvalidArgument(f"{path or _snake(cls)} must be an object, got {_brief(data)}")
+        return _tensor_from_json(data, path)  # pyright: ignore[reportReturnType] - T is Tensor here
     fields = {field.name: (field, shape) for field, shape in _fields(cls)}
-    unknown = [key for key in data if key not in fields]  # pyright: ignore[reportUnknownVariableType]
+    given = {} if isinstance(data, str) and not fields else _object(data)
+    if given is None:
+        raise InvalidArgument(f"{path or _snake(cls)} must be an object, got {_brief(data)}")
+    unknown = [key for key in given if key not in fields]
     if unknown:
         raise InvalidArgument(f"{path or _snake(cls)} has unknown fields {unknown}; allowed: {', '.join(fields)}")
     kwargs: dict[str, Any] = {}
     for name, (field, shape) in fields.items():
-        if data.get(name) is None:  # pyright: ignore[reportUnknownMemberType]
+        if given.get(name) is None:
             _require_default(field, cls)
         else:
-            kwargs[name] = _value_from_json(data[name], shape, f"{path}.{name}" if path else name)
+            kwargs[name] = _value_from_json(given[name], shape, f"{path}.{name}" if path else name)
     return cls(**kwargs)
+
+
+def _object(data: object) -> dict[str, Any] | None:
+    """The data, if it is a JSON object."""
+    return cast("dict[str, Any]", data) if isinstance(data, dict) else None
 
 
 def _value_from_json(data: Any, shape: _Shape, path: str) -> Any:
@@ -271,8 +275,8 @@ def _value_from_json(data: Any, shape: _Shape, path: str) -> Any:
         if not isinstance(data, list):
             raise InvalidArgument(f"{path} must be a list, got {_brief(data)}")
         one = dataclasses.replace(shape, many=False)
-        items: list[Any] = data
-        return tuple(_value_from_json(item, one, f"{path}[{i}]") for i, item in enumerate(items))
+        items = enumerate(cast("list[Any]", data))
+        return tuple(_value_from_json(item, one, f"{path}[{i}]") for i, item in items)
     if shape.kind == "scalar":
         return _scalar(data, shape.type, path)
     if shape.kind == "map":
@@ -284,11 +288,10 @@ def _value_from_json(data: Any, shape: _Shape, path: str) -> Any:
 
 def _union_from_json(data: Any, shape: _Shape, path: str) -> Any:
     by_name = {_snake(cls): cls for cls in shape.type}
-    if isinstance(data, str):
-        data = {data: {}}
-    if not isinstance(data, dict) or len(data) != 1 or next(iter(data)) not in by_name:  # pyright: ignore[reportUnknownArgumentType]
+    given: dict[str, Any] | None = {data: {}} if isinstance(data, str) else _object(data)
+    if given is None or len(given) != 1 or next(iter(given)) not in by_name:
         raise InvalidArgument(f"{path} must be an object with one key of {', '.join(by_name)}; got {_brief(data)}")
-    name, body = next(iter(data.items()))  # pyright: ignore[reportUnknownVariableType]
+    [(name, body)] = given.items()
     return from_json(by_name[name], body, f"{path}.{name}")
 
 
@@ -306,20 +309,21 @@ def _scalar(data: Any, kind: type, path: str) -> Any:
 
 def _tensor_from_json(data: Any, path: str) -> Tensor:
     if isinstance(data, (list, int, float)) and not isinstance(data, bool):
-        return Tensor.of(data)  # pyright: ignore[reportUnknownArgumentType]
-    if not isinstance(data, dict) or set(data) != {"dtype", "shape", "data"}:  # pyright: ignore[reportUnknownArgumentType]
+        return Tensor.of(cast("list[Any] | float", data))
+    given = _object(data)
+    if given is None or set(given) != {"dtype", "shape", "data"}:
         raise InvalidArgument(
             f"{path} must be nested lists, or an object with dtype, shape and data; got {_brief(data)}"
         )
-    shape = _value_from_json(data["shape"], _Shape("scalar", int, True, False), f"{path}.shape")
-    dtype = _scalar(data["dtype"], str, f"{path}.dtype")
-    if isinstance(data["data"], str):
+    shape = _value_from_json(given["shape"], _Shape("scalar", int, True, False), f"{path}.shape")
+    dtype = _scalar(given["dtype"], str, f"{path}.dtype")
+    if isinstance(given["data"], str):
         try:
-            return Tensor(dtype, shape, base64.b64decode(data["data"], validate=True))
+            return Tensor(dtype, shape, base64.b64decode(given["data"], validate=True))
         except binascii.Error as error:
             raise InvalidArgument(f"{path}.data is not base64: {error}") from None
     try:
-        numbers = [float(x) for x in np.ravel(np.array(data["data"], dtype=object))]  # float() reads the names too
+        numbers = [float(x) for x in np.ravel(np.array(given["data"], dtype=object))]  # float() reads the names too
         array = np.array(numbers, dtype=np.float64).astype(numpy_dtype(dtype)).reshape(shape)
     except (TypeError, ValueError, OverflowError) as error:
         raise InvalidArgument(f"{path}.data does not hold numbers of shape {list(shape)}: {error}") from None

@@ -66,7 +66,7 @@ class Job:
             self.send()
 
     def admitted(self, item: PreparedInput) -> None:
-        """An input has entered the batch."""
+        """An input has entered the batch, or its run begins."""
         assert item.sequence is not None
         self._outputs[item.sequence.id] = _Output(item, self._tokenizer)
 
@@ -103,7 +103,7 @@ class Job:
     def deliver_run(self, item: PreparedInput, result: StepResult) -> None:
         """Queue a run's frames and its end."""
         assert item.sequence is not None
-        self._outputs[item.sequence.id] = output = _Output(item, self._tokenizer)
+        output = self._outputs[item.sequence.id]
         output.first_token_s = time.perf_counter() - output.admitted_s
         self._take_rows(output, item.sequence, result.rows)
         self._finish(output, "run")

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..backends.base import Backend, Sequence
 from ..backends.checks import from_input
-from ..backends.plan import BoundPlan, bind, chosen_positions
+from ..backends.plan import BoundHook, BoundPlan, bind, chosen_positions
 from ..backends.tokenizer import Tokenizer
 from ..protos.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 from ..protos.model import GenerateRequest, Input, InputStarted, ModelInfo, ResolvedHook, RunRequest, Started
@@ -227,7 +227,7 @@ def _source(
     return Sequence(sequence_id, list(tokens), length, bound)
 
 
-def _hooks_of(prepared: PreparedInput) -> list[object]:
+def _hooks_of(prepared: PreparedInput) -> list[BoundHook]:
     return [b for s in (prepared.sequence, prepared.source) if s is not None for b in s.plan.hooks]
 
 
@@ -297,7 +297,7 @@ def _started(
     )
 
 
-def _bound(inputs: list[PreparedInput], index: int):
+def _bound(inputs: list[PreparedInput], index: int) -> BoundHook | None:
     for prepared in inputs:
         if prepared.sequence is not None:
             for bound in prepared.sequence.plan.hooks:

@@ -131,5 +131,5 @@ async def _framework(request: Request, error: Exception) -> Response:
     return _with_status(error_from_code(code, message), status, headers, request_id(request.scope))
 
 
-def _with_status(error: ProbewireError, status: int, headers: Mapping[str, str] | None, id: str) -> Response:  # noqa: A002
+def _with_status(error: ProbewireError, status: int, headers: Mapping[str, str] | None, id: str) -> Response:  # noqa: A002 - as above
     return JsonResponse(error_to_json(error, id), status, dict(headers or {}))

@@ -215,6 +215,8 @@ class Scheduler:
             if batch and longest * (len(batch) + 1) > self._max_run_rows:
                 break
             self._runs.popleft()
+            if sequence is item.sequence:
+                job.admitted(item)
             batch.append((job, item, sequence))
         if not batch:
             return

@@ -44,7 +44,8 @@ class MlxBackend:
         self.device = choose_device(device)
         mx.set_default_device(self.device)
         loaded = load_model(folder, dtype)
-        self.model, config = loaded.model, loaded.config
+        self.model: Any = loaded.model
+        config = loaded.config
         self.weights = CheckpointWeights(folder)
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
         family, dims = family_of(config.model_type), dims_of(config)

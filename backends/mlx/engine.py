@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from ...protos.sites import Site
 from ..base import Rows, Sequence, StepResult
-from ..captures import Collector
 from ..executor import Executor, Slot
 from ..limits import Limits
-from ..sampling import Choice, choose_token, logprobs_of
+from ..sampling import Choice, choose_token
 from ..stepping import result_of, sampled_logprob_rows
 from .attention import Attention
 from .cache import BatchCache, Owner, SequenceCache
+from .forward import Forward
 from .ops import to_numpy
 from .taps import Taps
 
@@ -35,29 +35,11 @@ _NEVER = 1 << 30  # our scheduler ends a sequence, the engine never does
 
 
 @dataclass(eq=False, slots=True)
-class _Forward:
-    """One forward whose outcome has not been handed out."""
-
-    slots: list[tuple[Owner, Slot]]
-    collector: Collector
-    sampled: mx.array | None = None
-    """The next token of each slot's batch row; None for a forward that only reads prompts."""
-    logits: mx.array | None = None
-    """[batch, vocab], float32, where a log-probability is asked for."""
-
-    def part(self, kept: list[tuple[Owner, Slot]]) -> _Forward:
-        """The outcome of some of its sequences."""
-        if len(kept) == len(self.slots):
-            return self
-        return _Forward(kept, self.collector.part({slot for _, slot in kept}), self.sampled, self.logits)
-
-
-@dataclass(eq=False, slots=True)
 class _Paused:
     """A sequence that is left out for now."""
 
     caches: list[SequenceCache] = field(default_factory=list[SequenceCache])
-    outcomes: list[_Forward] = field(default_factory=list[_Forward])
+    outcomes: list[Forward] = field(default_factory=list[Forward])
 
 
 class MlxEngine:
@@ -78,9 +60,9 @@ class MlxEngine:
         self.paused: dict[str, _Paused] = {}
         self.leaving: list[int] = []
         """Numbers of removed sequences that are still in the engine's batch."""
-        self.pending: list[_Forward] = []
+        self.pending: list[Forward] = []
         """Forwards that sampled, in order; a step hands out those of the step before."""
-        self.read: list[_Forward] = []
+        self.read: list[Forward] = []
         """Forwards of this step that only read prompts."""
         self.logits: mx.array | None = None
         self.n_steps = 0
@@ -159,8 +141,7 @@ class MlxEngine:
         owner = self.owners[sequence.id]
         tokens = sequence.tokens[owner.position :]
         for forward in aside.outcomes:
-            assert forward.sampled is not None
-            tokens = [int(forward.sampled[forward.slots[0][1].batch].item())]
+            tokens = [forward.tokens()[forward.slots[0][1].batch]]
         self.pending.extend(aside.outcomes)
         self._insert(owner, tokens, aside.caches)
 
@@ -204,7 +185,7 @@ class MlxEngine:
         self.taps.attach(sites)
         self.attention.begin(sites)
         hidden = self.body(tokens, cache=cache)
-        forward = _Forward(slots, self.executor.collector)
+        forward = Forward(slots, self.executor.collector)
         samples = slots[0][1].position + slots[0][1].n >= slots[0][0].sequence.prompt_length
         if samples:
             self.pending.append(forward)
@@ -212,7 +193,7 @@ class MlxEngine:
         else:
             self.read.append(forward)
             self._tap_prompt_logits(live, hidden)
-            mx.async_eval(self._captured(forward))
+            mx.async_eval(forward.captured())
         return mx.zeros((batch, 1, 1))
 
     def _slots(self, tokens: mx.array, cache: BatchCache) -> list[tuple[Owner, Slot]]:
@@ -251,13 +232,6 @@ class MlxEngine:
             self.executor.tap(_LOGITS, self.head(hidden[slot.batch : slot.batch + 1, : slot.n]), slots=[part])
             slot.error = slot.error or part.error
 
-    def _captured(self, forward: _Forward) -> list[mx.array]:
-        """What must be computed with the forward, so that nothing keeps its graph alive."""
-        latched = [
-            value for _, slot in forward.slots for bound in slot.sequence.plan.hooks for value in bound.latch.values()
-        ]
-        return forward.collector.device_tensors() + latched
-
     def _sample(self, _: mx.array) -> mx.array:
         """The engine's sampler: the next token of every row of the forward just built. Returns [batch]."""
         forward, logits = self.pending[-1], self.logits
@@ -271,15 +245,15 @@ class MlxEngine:
             sampled = self._draw(forward, drawing, logits, sampled)
         forward.sampled = sampled
         wanted = [] if forward.logits is None else [forward.logits]
-        mx.async_eval(sampled, *wanted, *self._captured(forward))
+        mx.async_eval(sampled, *wanted, *forward.captured())
         return sampled
 
     def _draw(
-        self, forward: _Forward, drawing: list[tuple[Owner, Slot]], logits: mx.array, sampled: mx.array
+        self, forward: Forward, drawing: list[tuple[Owner, Slot]], logits: mx.array, sampled: mx.array
     ) -> mx.array:
         """Sampling with noise happens on the host, where both backends draw the same."""
         wide = forward.logits if forward.logits is not None else logits.astype(mx.float32)
-        mx.async_eval(sampled, *self._captured(forward))
+        mx.async_eval(sampled, *forward.captured())
         rows, best = to_numpy([wide, sampled])
         tokens = best.astype(np.uint32)
         for owner, slot in drawing:
@@ -290,27 +264,18 @@ class MlxEngine:
             owner.next_token = int(tokens[slot.batch])
         return mx.array(tokens)
 
-    def _results(self, forward: _Forward) -> list[StepResult]:
+    def _results(self, forward: Forward) -> list[StepResult]:
         """Hand a forward's outcome out, to the sequences that are still here."""
         forward = forward.part([(o, slot) for o, slot in forward.slots if self.owners.get(o.sequence.id) is o])
         if not forward.slots:
             return []
-        tokens = None if forward.sampled is None else forward.sampled.tolist()
         captured: dict[Sequence, list[Rows]] = {}
         for slot, rows in forward.collector.finish().items():
             captured.setdefault(slot.sequence, []).extend(rows)
         results: list[StepResult] = []
-        for _, slot in forward.slots:
-            choice = None if tokens is None else self._choice(forward, slot, tokens[slot.batch])
+        for slot, choice in forward.choices():
             results.append(self._result(slot, captured.get(slot.sequence, []), choice))
         return results
-
-    def _choice(self, forward: _Forward, slot: Slot, token: int) -> Choice:
-        if not slot.sequence.want_logprobs:
-            return Choice(token)
-        assert forward.logits is not None
-        [row] = to_numpy([forward.logits[slot.batch]])
-        return logprobs_of(row, token, slot.sequence.sampling.logprobs or 0)
 
     def _result(self, slot: Slot, rows: list[Rows], choice: Choice | None) -> StepResult:
         sequence = slot.sequence

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.utils import _get_classes as get_classes, load_model as load_mlx_model
+from mlx_lm import utils as mlx_lm_utils
 from transformers import AutoConfig
 
 from ...protos.errors import FailedPrecondition, InvalidArgument
@@ -52,7 +52,7 @@ def load_model(folder: Path, dtype: str) -> Loaded:
     written: dict[str, Any] = json.loads((folder / "config.json").read_text())
     config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
     recipe = mlx_recipe(written if config.model_type in _WINDOWS_OF_ITS_OWN else {**written, "sliding_window": None})
-    model, _ = load_mlx_model(folder, lazy=True, model_config=recipe.config, get_model_classes=_classes)
+    model, _ = mlx_lm_utils.load_model(folder, lazy=True, model_config=recipe.config, get_model_classes=_classes)
     chosen = mlx_dtype(dtype) if dtype != "auto" else _own_dtype(written, model)
     model.set_dtype(chosen)
     _mend(model, recipe, config, chosen)
@@ -63,7 +63,8 @@ def load_model(folder: Path, dtype: str) -> Loaded:
 
 def _classes(config: dict[str, Any]) -> tuple[type, type]:
     """mlx-lm's classes, made to take the weights as transformers writes them."""
-    model_class, args_class = get_classes(config)
+    utils: Any = mlx_lm_utils
+    model_class, args_class = utils._get_classes(config)
 
     def sanitize(self: Any, weights: dict[str, Any]) -> dict[str, Any]:
         weights = mlx_weights(config, weights)
@@ -90,8 +91,9 @@ def _mend(model: Any, recipe: MlxRecipe, config: Any, dtype: mx.Dtype) -> None:
         for layer in model.layers:
             layer.self_attn.rope._freqs = mx.array(recipe.rope_freqs, dtype=mx.float32)
     if recipe.embed_scale is not None and dtype != mx.bfloat16:
-        rounded = mx.array(recipe.embed_scale, mx.bfloat16).item()
-        _replace_call(model.model.embed_tokens, lambda call, ids: call(ids) * (recipe.embed_scale / rounded))
+        rounded: Any = mx.array(recipe.embed_scale, mx.bfloat16).item()
+        share = recipe.embed_scale / rounded
+        _replace_call(model.model.embed_tokens, lambda call, ids: call(ids) * share)
     if config.model_type == "gpt2":
         # Padding rows of a chunk may have positions past the table, and MLX checks no bounds.
         last = config.n_positions - 1

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
-from mlx import nn
 
 from ...protos.errors import InvalidArgument
 from ...protos.sites import Site
@@ -37,7 +36,7 @@ class Taps:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         family: Family | None,
         executor: Executor,
         n_heads: int,
@@ -59,7 +58,9 @@ class Taps:
             return
         if self._own_path(str(site.path)) not in self.modules:
             near = [name for name in self.modules if name.endswith(str(site.path).rsplit(".", 1)[-1])][:4]
-            raise InvalidArgument(f"{site}: the model has no module {site.path!r}; for example {near or list(self.modules)[:4]}")
+            raise InvalidArgument(
+                f"{site}: the model has no module {site.path!r}; for example {near or list(self.modules)[:4]}"
+            )
         if site not in self.refused:
             self.refused[site] = self._reason_to_refuse(site)
         if self.refused[site]:

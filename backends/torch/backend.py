@@ -13,7 +13,7 @@ from ...protos.errors import FailedPrecondition
 from ...protos.model import ModelInfo
 from ...protos.sites import Site
 from ...protos.tensors import Array
-from ..base import Sequence, StepResult
+from ..base import Engine, Sequence, StepResult
 from ..captures import flush_reductions
 from ..executor import Executor, Slot
 from ..families import generation_note, run_only_sites
@@ -41,7 +41,7 @@ class TorchBackend:
         self, folder: Path, *, model_id: str, model_hash: str, dtype: str, device: str, limits: Limits
     ) -> None:
         self.device = choose_device(device)
-        self.model = load_model(folder, dtype, self.device)
+        self.model: Any = load_model(folder, dtype, self.device)
         self.weights = CheckpointWeights(folder)
         config = self.model.config.get_text_config()
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
@@ -52,7 +52,9 @@ class TorchBackend:
         self._own_attention(eager)
         limits = _fitting(limits, config)
         note = generation_note("torch", config.model_type)
-        self.engine = TorchEngine(self.model, self.executor, self.taps, limits, self.softcap) if not note else None
+        self.engine: Engine | None = None
+        if not note:
+            self.engine = TorchEngine(self.model, self.executor, self.taps, limits, self.softcap)
         self.info = ModelInfo(
             id=model_id,
             family=family.name if family else "unknown",

@@ -49,7 +49,8 @@ class TorchEngine:
         )
         generation = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)
         self.manager = ContinuousBatchingManager(model, generation, config)
-        self.processor: Any = self.manager._create_batch_processor()
+        # The public `start` would run it on a thread of its own.
+        self.processor: Any = self.manager._create_batch_processor()  # pyright: ignore[reportPrivateUsage] - see above
         self.processor.model_runner._sample = self._sample
         self.sequences: dict[str, Sequence] = {}
         self.paused: dict[str, RequestState] = {}

@@ -71,6 +71,11 @@ def test_shown_numbers_stand_under_the_token_they_belong_to(chat: Chat) -> None:
     ]
 
 
+def test_logits_are_shown_as_words(chat: Chat) -> None:
+    lines = chat("hi", options=("--show", "logits:top_k=1"))
+    assert any(line.startswith("a ␀:59.0") for line in lines)  # all 256 logits are alike, so token 0 is first
+
+
 def test_steering_from_files_and_commands(chat: Chat, server: FakeServer, tmp_path: Path) -> None:
     np.save(tmp_path / "v.npy", np.array([1, 0, 0, 0], np.float32))
     lines = chat(

@@ -251,7 +251,7 @@ def test_default_ports() -> None:
 
 def test_a_service_that_is_none() -> None:
     with pytest.raises(InvalidArgument, match=r"dict is not a protos\.service\.Service; it lacks generate"):
-        Client(service={})  # type: ignore[arg-type]
+        Client(service={})
 
 
 def test_closing_an_inprocess_client_closes_the_service() -> None:

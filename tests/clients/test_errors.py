@@ -76,7 +76,7 @@ def _httpx_exceptions() -> list[type[Exception]]:
 @pytest.mark.parametrize("kind", _httpx_exceptions())
 def test_every_httpx_exception(kind: type[Exception]) -> None:
     if issubclass(kind, httpx.HTTPStatusError):
-        error: Exception = kind("m", request=None, response=None)  # type: ignore[call-arg]
+        error: Exception = kind("m", request=None, response=None)
     elif kind in (httpx.StreamConsumed, httpx.ResponseNotRead, httpx.RequestNotRead, httpx.StreamClosed):
         error = kind()
     else:

@@ -37,7 +37,11 @@ def _classes(model: Any) -> dict[str, type]:
 
 def _attention_names() -> dict[str, Any]:
     name = "scaled_dot_product_attention"
-    return {m: getattr(sys.modules[m], name) for m in sys.modules if m.startswith("mlx_lm.") and hasattr(sys.modules[m], name)}
+    return {
+        m: getattr(sys.modules[m], name)
+        for m in sys.modules
+        if m.startswith("mlx_lm.") and hasattr(sys.modules[m], name)
+    }
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))
@@ -96,12 +100,12 @@ def test_raw_modules(tmp: Path) -> None:
 @pytest.mark.parametrize(
     ("family", "path", "reason"),
     [
-        ("llama", "model.layers.0.self_attn.rope:input", "no rows"),  # [batch, head, row, …]
+        ("llama", "model.layers.0.self_attn.rope:input", "2 times"),
         ("llama", "lm_head:output", "0 times"),
         ("llama", "model:input", "no rows"),
         ("llama", "model:output", ""),
         ("qwen3", "model.layers.0.self_attn.q_norm:output", ""),
-        ("gemma3_text", "model.layers.0.self_attn.q_norm:output", "no rows"),
+        ("gemma3_text", "model.layers.0.self_attn.q_norm:output", "no rows"),  # heads before rows
         ("gpt_oss", "model.layers.0.mlp.experts.gate_proj:output", "no rows"),  # sorted by expert when there are many
         ("gpt_oss", "model.layers.0.mlp.experts:input", ""),
     ],

@@ -190,5 +190,5 @@ def test_refusals(edit: Edit, site: str, said: str) -> None:
 
 
 def test_norm_match_refuses_a_head_without_direction() -> None:
-    with pytest.raises(InvalidArgument, match="zero for some head"):
+    with pytest.raises(InvalidArgument, match="vector that is zero"):
         edited(Add(vector([1, 0], [0, 0]), norm_match=True), HEADS, "z.0")
