@@ -46,7 +46,8 @@ def load_backend(
         ) from None
     backend = Chosen(folder, model_id=model_id, model_hash=model_hash, dtype=dtype, device=device, limits=limits)
     fault = _fault(name, folder, backend, device) if check and backend.engine is not None else ""
-    if fault:
+    if fault and backend.engine is not None:
+        backend.engine.close()
         backend.engine = None
         backend.info = replace(backend.info, generate=False, generate_note=f"{fault}; use runs")
     return backend

@@ -96,6 +96,10 @@ class Engine(Protocol):
         """Sequences in the batch, paused ones too."""
         ...
 
+    def close(self) -> None:
+        """Drop every sequence; nothing is called afterwards."""
+        ...
+
 
 class Backend(Protocol):
     """One loaded model."""

@@ -171,7 +171,7 @@ class Collector:
                 positions = entry.positions
                 if keep is not None:
                     array, positions = array[keep], positions[keep]
-                if _accumulate(entry, part, array, positions) or not len(positions):
+                if _accumulate(entry, array, positions) or not len(positions):
                     continue
                 key = (entry.slot, entry.bound.index, part, tuple(positions.tolist()))
                 grouped.setdefault(key, []).append((entry, array))
@@ -202,7 +202,7 @@ class Collector:
         return out
 
 
-def _accumulate(entry: _Entry, part: str, array: Array, positions: NDArray[np.int64]) -> bool:
+def _accumulate(entry: _Entry, array: Array, positions: NDArray[np.int64]) -> bool:
     """Take rows into a `last` or `mean`; False for captures that are sent as they come."""
     capture = entry.bound.hook.capture
     assert capture is not None

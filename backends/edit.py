@@ -113,11 +113,11 @@ class Edits:
             coordinates = x @ ops.transpose_last(device["basis"])
             return x + (ops.clip(coordinates, edit.min, edit.max) - coordinates) @ device["basis"]
         if isinstance(edit, Noise):
-            return x + edit.std * self._noise(edit, device, site, rows, positions)
+            return x + edit.std * self._noise(edit, site, rows, positions)
         assert isinstance(edit, Replace)
         return self._replace(edit, bound, index, site, x, rows, positions)
 
-    def _noise(self, edit: Noise, device: dict[str, Any], site: Site, rows: Any, positions: NDArray[np.int64]) -> Any:
+    def _noise(self, edit: Noise, site: Site, rows: Any, positions: NDArray[np.int64]) -> Any:
         shape = tuple(int(n) for n in rows.shape[1:])
         draws = np.stack([noise_row(edit.seed, site, int(p), shape) for p in positions])
         if edit.heads is not None:

@@ -163,7 +163,7 @@ class Executor:
                 value = raw if bound.hook.capture.before else current
                 self.collector.add(slot, bound, index, site, value, chosen, mask)
         for bound, index in plan.conditions.get(site, ()):
-            slot.conditions[bound.index, index] = self._evaluate(slot, bound, index, site, current)
+            slot.conditions[bound.index, index] = self._evaluate(slot, bound, index, current)
         return current
 
     def _chosen(self, slot: Slot, bound: BoundHook, site: Site) -> NDArray[np.int64] | None:
@@ -204,12 +204,12 @@ class Executor:
         if bound.hook.where.when is None:
             return None
         if bound.condition_site(site) == site:
-            return self._evaluate(slot, bound, index, site, rows)
+            return self._evaluate(slot, bound, index, rows)
         if (bound.index, index) not in slot.conditions:
             raise Internal(f"the condition of hook {bound.index} was not evaluated before {site}")
         return slot.conditions[bound.index, index]
 
-    def _evaluate(self, slot: Slot, bound: BoundHook, index: int, site: Site, rows: Any) -> Any:
+    def _evaluate(self, slot: Slot, bound: BoundHook, index: int, rows: Any) -> Any:
         when = bound.hook.where.when
         assert when is not None
         coordinate = self.edits.coordinate(bound, rows)

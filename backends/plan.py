@@ -67,8 +67,6 @@ class BoundPlan:
     """Site that a condition reads → hooks that act at a later site."""
     plain: dict[Site, BoundHook]
     """Sites where one unconditional, unreduced capture is all that is asked: fast for forwards of which it takes all rows."""
-    changes_model: bool
-    """Some hook edits, so keys and values may differ from the plain model's."""
     owner: Any = None
     """Scratch space of the executor (reduction state)."""
 
@@ -135,13 +133,12 @@ def bind(
                 read = bound.condition_site(site)
                 if read != site:
                     conditions.setdefault(read, []).append((bound, i))
-    changes = any(bound.hook.edit is not None for bound in hooks)
     plain = {
         site: found[0][0]
         for site, found in by_site.items()
         if len(found) == 1 and site not in conditions and _is_plain(found[0][0].hook, site)
     }
-    bound_plan = BoundPlan(mode, prompt_length, n_rows, tuple(hooks), by_site, conditions, plain, changes)
+    bound_plan = BoundPlan(mode, prompt_length, n_rows, tuple(hooks), by_site, conditions, plain)
     for bound in hooks:
         _attach_source(bound, bound_plan, tokens, input_lengths or {}, stored or {})
     return bound_plan

@@ -42,10 +42,9 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or "unknown processor"
-    found = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    flags = next((line.split() for line in lines if line.startswith("flags")), [])
-    extras = [flag for flag in ("avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
-    return f"{found or platform.machine()}{f' ({', '.join(extras)})' if extras else ''}"
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    flags = next((line for line in lines if line.startswith("flags")), "").split()
+    return " ".join([name, *(flag for flag in ("avx512f", "avx512_bf16", "amx_bf16") if flag in flags)])
 
 
 def _commit() -> str:

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,14 @@ __all__ = ["PEER", "Peer", "peer", "peer_python"]
 
 PEER = "interp-engine[server]==1.14.2"
 TORCH = "torch==2.13.0"
+TIMEOUT_S = 600.0
 
 
 class Peer:
     """Calls on a running server. Any thread may use it."""
 
     def __init__(self, url: str) -> None:
-        self._http = httpx.Client(base_url=url, timeout=None, trust_env=False)
+        self._http = httpx.Client(base_url=url, timeout=TIMEOUT_S, trust_env=False)
 
     def generate(self, prompt: list[int], n_new: int) -> int:
         """Greedy, in one answer, which costs it less than a streamed one. Gives the number of tokens."""
@@ -52,7 +53,7 @@ class Peer:
             return False
         if answer.json()["status"] == "failed":
             raise RuntimeError(f"{PEER} could not load the model: {answer.json()}")
-        return answer.status_code == httpx.codes.OK
+        return answer.is_success
 
     def close(self) -> None:
         """Let go of the connections."""
@@ -60,7 +61,7 @@ class Peer:
 
     def _post(self, path: str, body: dict[str, Any]) -> Any:
         answer = self._http.post(path, json=body)
-        if answer.status_code != httpx.codes.OK:
+        if not answer.is_success:
             raise RuntimeError(f"{PEER} answered {answer.status_code}: {answer.text[:500]}")
         return answer.json()
 
@@ -87,7 +88,7 @@ def peer_python(given: str) -> str:
 
 
 @contextmanager
-def peer(python: str, folder: Path) -> Iterator[Peer]:
+def peer(python: str, folder: Path) -> Generator[Peer]:
     """Its server with the same checkpoint: eager (its only backend without CUDA), bfloat16, its own defaults else."""
     log, port = log_file("interp-engine"), _free_port()
     options = ["--model", str(folder), "--backend", "eager", "--device", "cpu", "--dtype", "bfloat16"]

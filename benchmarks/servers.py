@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +46,7 @@ def model_folder() -> Path:
 
 
 @contextmanager
-def probewire(backend: str, *, dtype: str = "bfloat16") -> Iterator[Served]:
+def probewire(backend: str, *, dtype: str = "bfloat16") -> Generator[Served]:
     """The default model served on the CPU; ended on the way out."""
     log = log_file(f"serve-{backend}")
     with tempfile.TemporaryDirectory() as folder, log.open("wb") as output:

@@ -20,7 +20,7 @@ import numpy as np
 from probewire.clients import Client, Hook, capture, steer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
 MODEL = "SmolLM2-135M-Instruct"
 LAYER = 12
@@ -77,7 +77,7 @@ def bars(values: np.ndarray) -> str:
 
 
 @contextmanager
-def serving(backends: list[str]) -> Iterator[dict[str, str]]:
+def serving(backends: list[str]) -> Generator[dict[str, str]]:
     """A server of its own on free ports, ended on the way out."""
     with tempfile.TemporaryDirectory() as folder:
         ready = Path(folder) / "ready.json"

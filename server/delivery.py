@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from .text import TextStream
 
 __all__ = ["Job", "Sink"]
 
+Reason = Literal["stop", "length", "eos", "run"]
 HIGH_WATER_BYTES = 8 << 20
 """A reader this far behind is left out of the coming steps."""
 LOW_WATER_BYTES = 2 << 20
@@ -92,7 +93,7 @@ class Job:
         self._finish(output, reason)
         return True
 
-    def _reason(self, output: _Output, result: StepResult) -> str | None:
+    def _reason(self, output: _Output, result: StepResult) -> Reason | None:
         sampling = result.sequence.sampling
         if output.text.stopped:
             return "stop"
@@ -109,7 +110,7 @@ class Job:
         self._finish(output, "run")
         self.send()
 
-    def _finish(self, output: _Output, reason: str) -> None:
+    def _finish(self, output: _Output, reason: Reason) -> None:
         sequence = output.sequence
         rest = output.text.flush() if reason != "stop" else ""
         if rest and isinstance(last := self._buffer[-1], Token):  # the token just queued: held-back text is its own
@@ -186,12 +187,12 @@ class _Output:
         logprob = result.logprob if wanted is not None else None
         return Token(self.name, index, result.token, self.text.add(result.token), logprob, top)
 
-    def finished(self, reason: str, submitted_s: float, stored: tuple[StoredCapture, ...]) -> Finished:
+    def finished(self, reason: Reason, submitted_s: float, stored: tuple[StoredCapture, ...]) -> Finished:
         """The last event."""
         now = time.perf_counter()
         timings = Timings(self.admitted_s - submitted_s, self.first_token_s, now - submitted_s)
         usage = Usage(self.sequence.prompt_length if self.n_tokens else len(self.sequence.tokens), self.n_tokens)
-        return Finished(self.name, reason, usage, timings, stored)  # pyright: ignore[reportArgumentType]
+        return Finished(self.name, reason, usage, timings, stored)
 
 
 def _frame(name: str, hook_id: str, sequence: Sequence, rows: Rows) -> TensorFrame:

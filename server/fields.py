@@ -54,13 +54,6 @@ class Fields:
             raise InvalidArgument(f"{self.name(field)} is missing; it has no default")
         return value
 
-    def one_of(self, field: str, allowed: tuple[str, ...]) -> str | None:
-        """One of a few strings, or None."""
-        value = self.optional(field, str)
-        if value is not None and value not in allowed:
-            raise InvalidArgument(f"{self.name(field)} {value!r}; allowed: {', '.join(allowed)}")
-        return value
-
     def strings(self, field: str) -> tuple[str, ...]:
         """A string or a list of strings; empty when absent."""
         value = self.raw(field)

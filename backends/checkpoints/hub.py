@@ -102,7 +102,7 @@ def _reporting_bar(report: Report) -> type[Any]:
 
     best = 0
 
-    class Bar(tqdm):  # type: ignore[type-arg]
+    class Bar(tqdm):  # pyright: ignore[reportMissingTypeArgument] - it is generic in its stubs only
         def __init__(self, *args: Any, **options: Any) -> None:
             options.pop("name", None)
             super().__init__(*args, **{**options, "file": io.StringIO(), "disable": False})

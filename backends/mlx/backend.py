@@ -13,7 +13,7 @@ import numpy as np
 from ...protos.model import ModelInfo
 from ...protos.sites import Site
 from ...protos.tensors import Array
-from ..base import Sequence, StepResult
+from ..base import Engine, Sequence, StepResult
 from ..captures import flush_reductions
 from ..executor import Executor, Slot
 from ..families import generation_note, run_only_sites
@@ -56,7 +56,7 @@ class MlxBackend:
         self.taps = Taps(self.model, family, self.executor, dims.n_heads, self._plain_forward)
         limits = _fitting(limits, loaded)
         note = generation_note("mlx", config.model_type)
-        self.engine = None if note else self._engine(limits)
+        self.engine: Engine | None = None if note else self._engine(limits)
         self.info = ModelInfo(
             id=model_id,
             family=family.name if family else "unknown",

@@ -138,6 +138,8 @@ class TorchBackend:
 
     def close(self) -> None:
         """Drop the model and its cache."""
+        if self.engine is not None:
+            self.engine.close()
         self.taps.attach(set())
         self.engine = None
         self.model = None

@@ -102,6 +102,11 @@ class TorchEngine:
         if state is not None:
             self.processor.scheduler.active_requests[sequence.id] = state
 
+    def close(self) -> None:
+        """Drop every sequence."""
+        for sequence in self.active:
+            self.remove(sequence)
+
     @torch.inference_mode()
     def step(self) -> list[StepResult]:
         """One forward over the batch."""

@@ -83,7 +83,7 @@ async def _steps(events: Iterator[Event]) -> AsyncIterator[list[Event]]:
     finally:
         if pending is not None:
             await asyncio.wait([pending])  # a generator that runs cannot be closed
-        events.close()  # type: ignore[attr-defined]
+        events.close()  # pyright: ignore[reportAttributeAccessIssue] - it is a generator
 
 
 class FakeServer:

@@ -94,7 +94,7 @@ def test_messages_and_options_reach_the_server(client: Client, service: FakeServ
     )
     request = service.requests[-1]
     assert request.inputs[0].messages == (Message("user", "hi"),)
-    sampling = request.sampling  # type: ignore[union-attr]
+    sampling = request.sampling  # pyright: ignore[reportAttributeAccessIssue] - it is a GenerateRequest
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.seed, sampling.stop) == (
         0.5,
         0.9,
@@ -184,7 +184,7 @@ def test_the_retry_hint_comes_back(client: Client) -> None:
 
 def test_unknown_options_are_refused_before_anything_is_sent(client: Client) -> None:
     with pytest.raises(InvalidArgument, match=r"unknown options \['max_tokens'\]; allowed: max_new_tokens"):
-        client.generate("a", max_tokens=3)  # type: ignore[call-arg]
+        client.generate("a", max_tokens=3)  # pyright: ignore[reportCallIssue] - wrong on purpose
 
 
 def test_large_captures_cross_whole(client: Client) -> None:
@@ -263,7 +263,7 @@ def test_closing_an_inprocess_client_closes_the_service() -> None:
 
 def test_a_fault_in_an_inprocess_service_is_internal() -> None:
     service = FakeService()
-    service.models = lambda: 1 / 0  # type: ignore[method-assign, assignment]
+    service.models = lambda: 1 / 0  # pyright: ignore[reportAttributeAccessIssue] - wrong on purpose
     with pytest.raises(clients.Internal, match="ZeroDivisionError"):
         Client(service=service).models()
 

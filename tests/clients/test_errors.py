@@ -25,7 +25,7 @@ class _Call(grpc.RpcError, grpc.Call):
     def details(self):
         return self._answer[1]
 
-    def trailing_metadata(self):  # type: ignore[override]
+    def trailing_metadata(self):  # pyright: ignore[reportIncompatibleMethodOverride] - plain pairs serve as well
         return self._answer[2]
 
 

@@ -24,7 +24,8 @@ HOMES: dict[str, tuple[str, ...]] = {
     "mlx": ("backends/mlx",),
     "mlx_lm": ("backends/mlx",),
     "torch": ("backends/torch",),
-    "transformers": ("backends/torch", "backends/tokenizer.py", "backends/checkpoints"),
+    # In backends/mlx for AutoConfig alone, which fills in what a config.json leaves to defaults (mlx-lm requires it).
+    "transformers": ("backends/torch", "backends/mlx", "backends/tokenizer.py", "backends/checkpoints"),
     "tokenizers": ("backends/torch", "backends/mlx", "backends/tokenizer.py", "backends/checkpoints"),
 }
 """Library -> the only folders and files that may import it. Add here the files of analysis/ that train."""
@@ -155,6 +156,7 @@ def test_importing_loads_no_tensor_library(package_sources: list[Path]) -> None:
         ("backends/a.py", "import mlx_vlm", "imports mlx_vlm, which belongs to backends/mlx"),
         ("server/a.py", "from transformers import AutoTokenizer", "imports transformers, which belongs to"),
         ("backends/checkpoints/a.py", "from transformers import AutoModelForCausalLM", "only tokenizers and"),
+        ("backends/mlx/a.py", "from transformers import LlamaForCausalLM", "only tokenizers and"),
         ("backends/tokenizer.py", "import transformers", "only tokenizers and"),
     ],
 )
@@ -171,6 +173,7 @@ def test_a_wrong_import_is_found(tmp_path: Path, path: str, source: str, problem
         ("backends/torch/a.py", "import torch\nfrom transformers import LlamaForCausalLM\nfrom ..base import Backend"),
         ("backends/a.py", "from .torch import engine\nimport_module(f'.{name}', __package__)"),
         ("backends/tokenizer.py", "from transformers import AutoTokenizer"),
+        ("backends/mlx/a.py", "import mlx.core as mx\nfrom transformers import AutoConfig"),
         ("server/a.py", "from ..backends.base import Backend\nfrom ..protos.spec import Site\nimport server_timing"),
         ("analysis/sae/a.py", "from ...clients import Client"),
         ("cli/__main__.py", "from ..server import config\nfrom ..clients import Client"),

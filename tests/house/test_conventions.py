@@ -5,7 +5,10 @@ from pathlib import Path
 MAX_LINES = 400
 VAGUE_NAMES = {"common.py", "helpers.py", "misc.py", "utils.py"}
 
-ONLY_IN_ONE_BACKEND: dict[str, str] = {}
+ONLY_IN_ONE_BACKEND: dict[str, str] = {
+    "cache.py": "mlx-lm leaves caches to its caller; in torch, transformers' paged cache is the engine's own",
+    "forward.py": "MLX computes later than it is asked, so its engine keeps forwards that nobody has read yet",
+}
 """Path below backends/torch or backends/mlx -> why the other has no such file."""
 
 

@@ -84,7 +84,7 @@ def test_neighbours_change_nothing(backend: Backend) -> None:
     """Alone, and among seven with other plans, lengths, a shared prefix and one cancelled: same tokens and captures."""
     plan = _steered(backend)
     [alone] = generate(backend, [sequence(backend, PROMPT, plan, mode="generate", max_new=12)])
-    shared = PROMPT[:16] + [1, 2, 3]
+    shared = [*PROMPT[:16], 1, 2, 3]
     plans = [
         Plan((Hook("resid_post.0", edit=Add(_direction(9 + i), alpha=3.0)), Hook("z.*", capture=Capture())))
         if i % 2

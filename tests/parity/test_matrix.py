@@ -83,7 +83,8 @@ def test_both_backends_offer_the_same_sites(folder: Path) -> None:
         made.close()
 
 
-def _vector(*shape: int) -> np.ndarray[Any, Any]:
+def _vector(*shape: int) -> Any:
+    """An array, where our values' fields say Tensor."""
     return RNG.normal(size=shape).astype(np.float32)
 
 

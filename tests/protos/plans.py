@@ -95,9 +95,9 @@ reductions = st.one_of(
     st.builds(Gather, st.lists(positive, min_size=1, max_size=3, unique=True).map(tuple)),
     st.builds(NextLogprob),
 )
-captures = st.builds(Capture, st.booleans(), st.none() | st.sampled_from(FLOAT_DTYPES), st.none() | reductions) | st.just(
-    Capture(store=True)
-)
+captures = st.builds(
+    Capture, st.booleans(), st.none() | st.sampled_from(FLOAT_DTYPES), st.none() | reductions
+) | st.just(Capture(store=True))
 sites = st.one_of(
     st.sampled_from(list(GLOBAL_SITES)),
     st.tuples(st.sampled_from(list(LAYER_SITES)), st.sampled_from(["0", "31", "*", "2:9", ":4", "7:"])).map(".".join),
@@ -114,7 +114,9 @@ conditions = st.builds(
 ) | st.builds(Condition, numbers, direction=tensors(1), latch=st.sampled_from([None, "last", "mean"]))
 spans = st.lists(st.builds(Span, st.integers(-9, 9), st.none() | st.integers(-9, 9)), min_size=1, max_size=3).map(tuple)
 wheres = st.one_of(
-    st.builds(Where, positions=distinct(st.integers(-50, 50)), token_ids=distinct(positive), when=st.none() | conditions),
+    st.builds(
+        Where, positions=distinct(st.integers(-50, 50)), token_ids=distinct(positive), when=st.none() | conditions
+    ),
     st.builds(Where, spans=spans, phase=st.sampled_from(["all", "generated"]), when=st.none() | conditions),
 )
 hooks = st.builds(

@@ -29,6 +29,7 @@ from probewire.protos.model import (
 )
 from probewire.protos.spec import Capture, Hook, Last, Plan, Where
 from probewire.server.config import RequestLimits, WorkerConfig
+from probewire.server.delivery import Job
 from probewire.server.inprocess import InProcessService
 from probewire.server.local import LocalModel
 from probewire.server.sinks import QueueSink
@@ -207,7 +208,7 @@ def test_a_cancelled_request_frees_its_cache(service: InProcessService, model: L
     stream = service.generate(GenerateRequest((Input(CLEAN),), sampling=Sampling(max_new_tokens=200, ignore_eos=True)))
     assert isinstance(next(stream), Started)
     assert isinstance(next(stream), Token)
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()  # pyright: ignore[reportAttributeAccessIssue] - it is a generator
     _until(lambda: not engine.active)
 
 
@@ -248,10 +249,14 @@ def test_more_requests_than_slots_all_finish(service: InProcessService) -> None:
 
 def test_a_full_queue_says_when_to_come_back(model: LocalModel) -> None:
     request = GenerateRequest((Input(CLEAN),), sampling=Sampling(max_new_tokens=200, ignore_eos=True))
-    jobs = []
-    with pytest.raises(ResourceExhausted, match="waiting") as caught:
-        for _ in range(200):
+    jobs: list[Job] = []
+
+    def fill() -> None:
+        while len(jobs) < 200:
             jobs.append(model.submit(request, QueueSink(model.scheduler)))
+
+    with pytest.raises(ResourceExhausted, match="waiting") as caught:
+        fill()
     assert caught.value.retry_after_s
     for job in jobs:
         model.scheduler.cancel(job)
@@ -259,17 +264,17 @@ def test_a_full_queue_says_when_to_come_back(model: LocalModel) -> None:
 
 
 BAD = [
-    (dict(plan=Plan((Hook("resid_post.9", capture=Capture()),))), "layers 0:3"),
-    (dict(plan=Plan((Hook("router_logits.0", capture=Capture()),))), "has no site router_logits"),
-    (dict(plan=Plan((Hook("resid_post.0", edit=Add([1.0, 2.0])),))), r"needs \[64\]"),
-    (dict(plan=Plan((Hook("resid_post.0", edit=Scale(2.0), where=Where(positions=(99,))),))), "position 99"),
-    (dict(plan=Plan((Hook("z.0", edit=Scale(2.0, heads=(4,))),))), "head 4"),
-    (dict(plan=Plan((Hook("module:model.nowhere:output", capture=Capture()),))), "no module"),
-    (dict(plan=Plan((Hook("resid_post.0", edit=Replace(Stored("cap-x"))),))), "no stored capture"),
-    (dict(inputs=(Input(""),)), "at least one token"),
-    (dict(inputs=(Input("x" * 300),)), "at most 256"),
-    (dict(inputs=(Input(token_ids=(9999,)),)), "vocabulary"),
-    (dict(plan=Plan((Hook("logits", edit=Scale(2.0), inputs=("nobody",)),))), "no inputs"),
+    ({"plan": Plan((Hook("resid_post.9", capture=Capture()),))}, "layers 0:3"),
+    ({"plan": Plan((Hook("router_logits.0", capture=Capture()),))}, "has no site router_logits"),
+    ({"plan": Plan((Hook("resid_post.0", edit=Add([1.0, 2.0])),))}, r"needs \[64\]"),
+    ({"plan": Plan((Hook("resid_post.0", edit=Scale(2.0), where=Where(positions=(99,))),))}, "position 99"),
+    ({"plan": Plan((Hook("z.0", edit=Scale(2.0, heads=(4,))),))}, "head 4"),
+    ({"plan": Plan((Hook("module:model.nowhere:output", capture=Capture()),))}, "no module"),
+    ({"plan": Plan((Hook("resid_post.0", edit=Replace(Stored("cap-x"))),))}, "no stored capture"),
+    ({"inputs": (Input(""),)}, "at least one token"),
+    ({"inputs": (Input("x" * 300),)}, "at most 256"),
+    ({"inputs": (Input(token_ids=(9999,)),)}, "vocabulary"),
+    ({"plan": Plan((Hook("logits", edit=Scale(2.0), inputs=("nobody",)),))}, "no inputs"),
 ]
 
 

@@ -182,7 +182,7 @@ def test_captures_and_edits_ride_on_the_same_call(client: openai.OpenAI, operati
     assert tensor["positions"] == list(range(11))
     assert array_of(tensor).shape == (11, 4)
     assert extra["finished"][0]["reason"] == "length"
-    assert sent(operations).plan.hooks[0] == Hook("mlp_out.0", edit=Add(edit["edit"]["add"]["vector"], 4.0))  # type: ignore[arg-type]
+    assert sent(operations).plan.hooks[0] == Hook("mlp_out.0", edit=Add(edit["edit"]["add"]["vector"], 4.0))
 
 
 def test_in_a_stream_tensors_ride_on_the_chunk_of_their_step(client: openai.OpenAI) -> None:

@@ -187,7 +187,7 @@ def test_a_deadline_that_passes_cancels_the_request() -> None:
 
 def test_reflection_lists_the_services_and_describes_them() -> None:
     async def scenario(server: Served) -> None:
-        stub = reflection_pb2_grpc.ServerReflectionStub(server.channel)  # pyright: ignore[reportArgumentType]  takes either kind
+        stub = reflection_pb2_grpc.ServerReflectionStub(server.channel)
         asked = [
             reflection_pb2.ServerReflectionRequest(list_services=""),
             reflection_pb2.ServerReflectionRequest(file_containing_symbol="probewire.v1.Inference"),

@@ -33,7 +33,7 @@ def _load(folder: Path, limits: Limits = LIMITS) -> MlxBackend:
 
 
 def _engine(backend: MlxBackend) -> MlxEngine:
-    assert backend.engine is not None
+    assert isinstance(backend.engine, MlxEngine)
     return backend.engine
 
 

@@ -1,0 +1,82 @@
+"""Speed and memory against plain inference and against peers, as ratios within one run.
+
+    make bench          or     python benchmarks/run.py [SECTION …] [--rounds N] [--quick]
+
+Prints markdown for benchmarks/RESULTS.md. Figures are reported, not asserted: the exit status is 0 whether or not they
+meet their targets, and 1 when a section could not run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+
+from machine import load_warning, machine_line
+from memory import mlx_memory, torch_memory
+from peer import against_peer
+from ratios import Figure, report
+from sizes import QUICK, Sizes
+from streams import mlx_streams, torch_streams
+from wire_speed import wire
+
+SECTIONS: dict[str, tuple[str, Callable[[Sizes], list[Figure]]]] = {
+    "streams": ("(a) Eight generations at once, PyTorch, CPU, bfloat16", torch_streams),
+    "streams-mlx": ("(a) Eight generations at once, MLX, CPU, bfloat16", mlx_streams),
+    "peer": ("(b) Against interp-engine[server] 1.14.2, eager, CPU, bfloat16", against_peer),
+    "wire": ("(c) The wire: one tensor, encode to array", wire),
+    "memory": ("(d) Memory over a long captured generation, PyTorch", torch_memory),
+    "memory-mlx": ("(d) Memory over a long captured generation, MLX", mlx_memory),
+}
+
+
+def main() -> int:
+    """Run the sections asked for and print what they found; gives the exit status."""
+    args = _arguments()
+    sizes = QUICK if args.quick else Sizes()
+    sizes = replace(sizes, rounds=args.rounds or sizes.rounds, peer_python=args.peer_python)
+    head = "\n".join(filter(None, (machine_line(), load_warning(), _how(args, sizes))))
+    reports, failed = [head, ""], list[str]()
+    for name in args.sections or SECTIONS:
+        title, section = SECTIONS[name]
+        print(f"{title} …", flush=True)
+        start = time.monotonic()
+        try:
+            reports.append(report(title, section(sizes)))
+        except Exception:  # noqa: BLE001 - the other sections still run, and the exit status tells
+            traceback.print_exc()
+            failed.append(name)
+        print(f"    {time.monotonic() - start:.0f} s", flush=True)
+    print("\n" + "\n".join(reports))
+    if failed:
+        print(f"could not run: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _how(args: argparse.Namespace, sizes: Sizes) -> str:
+    command = "make bench" if len(sys.argv) == 1 else f"python benchmarks/run.py {' '.join(sys.argv[1:])}"
+    quick = " Quick sizes: these figures say little." if args.quick else ""
+    return (
+        f"`{command}`: {sizes.rounds} interleaved rounds after a warm-up, generations of {sizes.n_new} tokens, captured "
+        f"prompts of {sizes.n_prompt}; the ratio is taken within each round, then its median, least and greatest.{quick}"
+    )
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; all by default")
+    parser.add_argument("--rounds", type=int, default=0, help="how often each thing is timed (default 5, quick 1)")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: whether it runs, not how fast")
+    parser.add_argument("--peer-python", default="", metavar="PATH", help="a Python that has the peer installed")
+    args = parser.parse_args()
+    unknown = [name for name in args.sections if name not in SECTIONS]
+    if unknown:
+        parser.error(f"unknown sections {unknown}; allowed: {', '.join(SECTIONS)}")
+    return args
+
+
+if __name__ == "__main__":
+    sys.exit(main())

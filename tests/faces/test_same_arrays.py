@@ -1,0 +1,114 @@
+"""One request, every face: the same arrays to the bit, the same tokens, text and log-probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from probewire.clients import (
+    Add,
+    Client,
+    FromInput,
+    Hook,
+    Input,
+    Mean,
+    Message,
+    Plan,
+    Replace,
+    Sampling,
+    TopK,
+    Where,
+    capture,
+    steer,
+)
+from probewire.protos.model import GenerateRequest, RunRequest
+from probewire.server.config import WorkerConfig
+from probewire.server.inprocess import InProcessService
+from probewire.server.local import LocalModel
+from tests.faces.answers import Answer, require_same
+from tests.faces.serving import BACKENDS, ENGINE, LIMITS, Served
+from tests.faces.ways import GENERATE_ONLY, WAYS, Request, client_answer, raw_grpc
+
+CLEAN, CORRUPT = "When Mary and John went on", "When John and Mary went on"
+"""Longer than the server's chunk of 16 tokens."""
+VECTOR = np.linspace(-1, 1, 64, dtype=np.float32)
+SAMPLING = Sampling(max_new_tokens=8, temperature=0.8, seed=1, logprobs=3)
+
+READS = (
+    capture("resid_post.*", id="stream"),
+    capture("z.1"),
+    capture("attn_probs.1"),
+    capture("logits", reduce=TopK(5)),
+    capture("resid_post.1", reduce=Mean(), id="mean"),
+)
+STEERED = Plan((steer("resid_post.0", VECTOR, alpha=3.0, id="steering"), *READS))
+PATCHED = Plan(
+    (
+        Hook("resid_post.0", edit=Replace(FromInput("0")), where=Where(phase="prompt"), inputs=("1",)),
+        Hook("resid_mid.1", edit=Add(VECTOR, 2.0), where=Where(positions=(-1,))),
+        *READS,
+    )
+)
+
+REQUESTS: dict[str, Request] = {
+    "text": GenerateRequest((Input(CLEAN),), plan=STEERED, sampling=SAMPLING),
+    "chat": GenerateRequest((Input(messages=(Message("user", CLEAN),)),), plan=STEERED, sampling=SAMPLING),
+    "patched": GenerateRequest((Input(CLEAN, name="0"), Input(CORRUPT, name="1")), plan=PATCHED, sampling=SAMPLING),
+    "run": RunRequest((Input(CLEAN, name="0"), Input(CORRUPT, name="1")), plan=PATCHED),
+}
+"""The names of two prompts are those that OpenAI's completions give them."""
+PAIRS = [
+    pytest.param(way, name, id=f"{way}-{name}")
+    for name, request in REQUESTS.items()
+    for way in WAYS
+    if isinstance(request, GenerateRequest) or way not in GENERATE_ONLY
+]
+"""OpenAI's dialect has no runs."""
+
+
+@pytest.fixture(scope="module")
+def expected(served: Served) -> dict[tuple[str, str], Answer]:
+    """What plain gRPC gives, by model and request."""
+    return {
+        (model, name): raw_grpc(served, replace(request, model=model))
+        for model in BACKENDS
+        for name, request in REQUESTS.items()
+    }
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def inprocess(request: pytest.FixtureRequest, served: Served) -> Generator[Client]:
+    """The same model in this process, with the server's own sizes."""
+    config = WorkerConfig(str(served.folder), request.param, backend=request.param, engine=ENGINE, limits=LIMITS)
+    model_hash = Client(f"grpc://{served.grpc}").describe(request.param).model_hash
+    with Client.inprocess(InProcessService(LocalModel(config, served.folder, model_hash=model_hash))) as client:
+        yield client
+
+
+def test_the_requests_do_what_they_say(expected: dict[tuple[str, str], Answer]) -> None:
+    for (_, name), answer in expected.items():
+        assert {rows.id for rows in answer.arrays.values()} >= {"stream", "mean"}
+        sites = [key.site for key in answer.arrays if key.input == next(iter(REQUESTS[name].inputs)).name]
+        assert len(sites) == 3 + 1 + 1 + 2 + 1
+        if name != "run":
+            assert all(len(tokens) == 8 for tokens in answer.tokens.values())
+            assert all(len(token.top) == 3 for tokens in answer.tokens.values() for token in tokens)
+
+
+@pytest.mark.parametrize(("way", "name"), PAIRS)
+def test_every_face_gives_the_same(
+    served: Served, expected: dict[tuple[str, str], Answer], model: str, way: str, name: str
+) -> None:
+    found = WAYS[way](served, replace(REQUESTS[name], model=model))
+    require_same(found, expected[model, name], openai=way in GENERATE_ONLY)
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_the_model_in_this_process_gives_the_same(
+    inprocess: Client, expected: dict[tuple[str, str], Answer], name: str
+) -> None:
+    model = inprocess.describe().backend
+    require_same(client_answer(inprocess, REQUESTS[name]), expected[model, name])
