@@ -6,6 +6,7 @@ the end. Each sequence sees its own rows alone, at absolute positions, whatever 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,6 +67,8 @@ class Executor:
         self.ops = ops
         self.edits = Edits(ops)
         self.slots: list[Slot] = []
+        self.reached: Counter[Site] = Counter()
+        """How often this forward reached each raw module."""
         self.layout = (0, 0)
         """Sizes of the batch and row axes of this forward: a raw tensor without them cannot be matched to tokens."""
         self.collector = Collector(ops)
@@ -75,6 +78,7 @@ class Executor:
         self.layout = layout
         self.slots = [slot for slot in slots if slot.sequence.plan.by_site]
         self.collector = Collector(self.ops)
+        self.reached.clear()
 
     def sites(self) -> set[Site]:
         """Sites that some sequence of this forward asks for."""
@@ -103,6 +107,8 @@ class Executor:
 
         A hook that fails marks its own slot; nothing is raised, so neighbours do not notice.
         """
+        if site.name == "module":
+            self.reached[site] += 1
         result, plain = value, list[tuple[Slot, BoundHook]]()
         for slot in self.slots if slots is None else slots:
             plan = slot.sequence.plan
@@ -236,11 +242,21 @@ class Executor:
 
     def collect(self) -> dict[int, list[Rows]]:
         """End the forward: every captured row on the host, by id of the slot's sequence."""
+        self._check_raw()
         rows = self.collector.finish()
         out: dict[int, list[Rows]] = {}
         for slot, found in rows.items():
             out.setdefault(id(slot.sequence), []).extend(found)
         return out
+
+
+    def _check_raw(self) -> None:
+        """Fail the sequences whose raw module did not run once: what they asked for would be missing, or twice."""
+        for slot in self.slots:
+            for site in slot.sequence.plan.taps:
+                if site.name == "module" and self.reached[site] != 1 and slot.error is None:
+                    times = f"ran {self.reached[site]} times" if self.reached[site] else "did not run"
+                    slot.error = InvalidArgument(f"{site}: the module {times} in a forward; ask for one that runs once")
 
 
 def _as_error(error: Exception, site: Site) -> ProbewireError:

@@ -37,7 +37,9 @@ def main() -> int:
     """Run the sections asked for and print what they found; gives the exit status."""
     args = _arguments()
     sizes = QUICK if args.quick else Sizes()
-    sizes = replace(sizes, rounds=args.rounds or sizes.rounds, peer_python=args.peer_python)
+    if args.rounds:
+        sizes = replace(sizes, rounds=args.rounds, mlx_rounds=args.rounds)
+    sizes = replace(sizes, peer_python=args.peer_python)
     head = "\n".join(filter(None, (machine_line(), load_warning(), _how(args, sizes))))
     reports, failed = [head, ""], list[str]()
     for name in args.sections or SECTIONS:
@@ -60,8 +62,9 @@ def _how(args: argparse.Namespace, sizes: Sizes) -> str:
     command = "make bench" if len(sys.argv) == 1 else f"python benchmarks/run.py {' '.join(sys.argv[1:])}"
     quick = " Quick sizes: these figures say little." if args.quick else ""
     return (
-        f"`{command}`: {sizes.rounds} interleaved rounds after a warm-up, generations of {sizes.n_new} tokens, captured "
-        f"prompts of {sizes.n_prompt}; the ratio is taken within each round, then its median, least and greatest.{quick}"
+        f"`{command}`: {sizes.rounds} interleaved rounds after a warm-up (MLX: {sizes.mlx_rounds}), generations of "
+        f"{sizes.n_new} tokens (MLX: {sizes.mlx_n_new}), captured prompts of {sizes.n_prompt}; each ratio is taken within a "
+        f"round, then its median, least and greatest over the rounds.{quick}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from statistics import median
 from typing import TypedDict
@@ -42,7 +43,7 @@ def torch_streams(sizes: Sizes) -> list[Figure]:
 
 def mlx_streams(sizes: Sizes) -> list[Figure]:
     """Our MLX worker against mlx-lm's batch generator."""
-    return _streams("mlx", sizes)
+    return _streams("mlx", replace(sizes, n_new=sizes.mlx_n_new, rounds=sizes.mlx_rounds))
 
 
 def _streams(backend: str, sizes: Sizes) -> list[Figure]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import AsyncIterator, Callable
 from typing import Any, ParamSpec, TypeVar, cast
 
 import orjson
@@ -22,6 +23,8 @@ T = TypeVar("T")
 
 BIG_BYTES = 256 << 10
 """Work on more than this many bytes is done off the event loop."""
+DROPPED_BYTES, DROPPED_S = 1 << 30, 5.0
+"""How much of a body over the limit is still received, and for how long."""
 
 
 async def offload(n_bytes: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -40,20 +43,35 @@ async def read_object(request: Request, max_bytes: int, *, optional: bool = Fals
 
 
 async def _read(request: Request, max_bytes: int) -> bytes:
-    declared = request.headers.get("content-length", "")
+    declared, chunks = request.headers.get("content-length", ""), request.stream()
     if declared.isdecimal() and int(declared) > max_bytes:
+        if request.headers.get("expect", "").lower() != "100-continue":
+            await _drop(chunks)
         raise _too_large(max_bytes, f"announces {int(declared):,} bytes")
     parts: list[bytes] = []
     size = 0
     try:
-        async for chunk in request.stream():
+        async for chunk in chunks:
             size += len(chunk)
             if size > max_bytes:
+                parts.clear()
+                await _drop(chunks)
                 raise _too_large(max_bytes, "goes on past that")
             parts.append(chunk)
     except ClientDisconnect:
         raise Cancelled("the caller went away before the request was read") from None
     return b"".join(parts)
+
+
+async def _drop(chunks: AsyncIterator[bytes]) -> None:
+    """Receive the rest for nothing: closing on unread bytes resets the connection, and the answer would be lost."""
+    left = DROPPED_BYTES
+    with contextlib.suppress(TimeoutError, ClientDisconnect):
+        async with asyncio.timeout(DROPPED_S):
+            async for chunk in chunks:
+                left -= len(chunk)
+                if left < 0:
+                    return
 
 
 def _too_large(max_bytes: int, given: str) -> BodyTooLarge:

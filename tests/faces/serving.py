@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
+import httpx
 import psutil
 
 from probewire.backends.limits import Limits
@@ -32,12 +34,14 @@ LIMITS = RequestLimits(max_request_bytes=1 << 20)
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A running server."""
+    """A running server, and connections to it."""
 
     http: str
     """http://host:port."""
     grpc: str
     """host:port."""
+    web: httpx.Client
+    channel: grpc.Channel
     pid: int
     log: Path
     folder: Path
@@ -67,7 +71,13 @@ def serving(folder: Path, scratch: Path, *options: str) -> Generator[Served]:
             eventually(lambda: ready.exists() or process.poll() is not None, "the server is ready")
             assert process.poll() is None, log.read_text()
             where = json.loads(ready.read_bytes())
-            yield Served(where["http"], where["grpc"].removeprefix("grpc://"), process.pid, log, folder)
+            address = where["grpc"].removeprefix("grpc://")
+            options = [("grpc.max_send_message_length", -1)]
+            with (
+                httpx.Client(base_url=where["http"], timeout=DEADLINE_S, trust_env=False) as web,
+                grpc.insecure_channel(address, options) as channel,
+            ):
+                yield Served(where["http"], address, web, channel, process.pid, log, folder)
         finally:
             workers = psutil.Process(process.pid).children() if process.poll() is None else []
             process.terminate()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from typing import Any
 
 import grpc
@@ -25,10 +24,9 @@ SERVICES = {
 }
 
 
-@pytest.fixture(scope="module")
-def channel(served: Served) -> Generator[grpc.Channel]:
-    with grpc.insecure_channel(served.grpc) as channel:
-        yield channel
+@pytest.fixture
+def channel(served: Served) -> grpc.Channel:
+    return served.channel
 
 
 def asked(channel: grpc.Channel, **question: str) -> Any:

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import grpc
 import httpx
 import openai
 import safetensors
@@ -31,10 +30,9 @@ def raw_grpc(served: Served, request: Request) -> Answer:
     """No code of ours but the stubs and the decoder."""
     method = "Generate" if isinstance(request, GenerateRequest) else "Run"
     assembler = FrameAssembler()
-    with grpc.insecure_channel(served.grpc) as channel:
-        call = channel.unary_stream(f"/probewire.v1.Inference/{method}", None, pb.Events.FromString)
-        messages = call(to_proto(request).SerializeToString(), timeout=DEADLINE_S)
-        return from_events(event for message in messages for event in decode_events(message, assembler))
+    call = served.channel.unary_stream(f"/probewire.v1.Inference/{method}", None, pb.Events.FromString)
+    messages = call(to_proto(request).SerializeToString(), timeout=DEADLINE_S)
+    return from_events(event for message in messages for event in decode_events(message, assembler))
 
 
 def grpc_client(served: Served, request: Request) -> Answer:
@@ -103,7 +101,7 @@ def rest_binary_stream(served: Served, request: Request) -> Answer:
 
 def _posted(served: Served, request: Request, **options: str) -> httpx.Response:
     path = "/v1/generate" if isinstance(request, GenerateRequest) else "/v1/run"
-    response = httpx.post(served.http + path, json={**to_json(request), **options}, timeout=DEADLINE_S)
+    response = served.web.post(path, json={**to_json(request), **options})
     assert response.status_code == 200, response.text
     return response
 
