@@ -68,7 +68,8 @@ class Taps:
             def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
                 if args:
                     return (self._tap(found, args[0], None), *args[1:]), kwargs
-                return args, {**kwargs, "hidden_states": self._tap(found, kwargs.get("hidden_states"), None)}
+                value = self._tap(found, kwargs.get("hidden_states"), None)
+                return args, {**kwargs, "hidden_states": value} if "hidden_states" in kwargs else kwargs
 
             return module.register_forward_pre_hook(before, with_kwargs=True)
 

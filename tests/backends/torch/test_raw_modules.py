@@ -51,3 +51,19 @@ def test_a_raw_site_can_be_edited(backend: Backend) -> None:
 def test_what_cannot_be_matched_is_refused(backend: Backend, site: str, message: str) -> None:
     with pytest.raises(InvalidArgument, match=message):
         run(backend, PROMPT, _capture(site))
+
+
+def test_a_refused_raw_site_leaves_its_neighbour_alone(backend: Backend) -> None:
+    """In the engine the body is called with keywords alone: the request fails, the batch goes on."""
+    engine = backend.engine
+    assert engine is not None
+    bad = sequence(backend, PROMPT, _capture("module:model:input"), mode="generate", name="bad")
+    good = sequence(backend, PROMPT, Plan(), mode="generate", max_new=3, name="good")
+    assert engine.admit(bad)
+    assert engine.admit(good)
+    errors = [r.error for r in engine.step() if r.error is not None]
+    assert len(errors) == 1
+    while good.n_generated < 3:
+        engine.step()
+    engine.remove(good)
+    assert not engine.active
