@@ -249,7 +249,6 @@ class Executor:
             out.setdefault(id(slot.sequence), []).extend(found)
         return out
 
-
     def _check_raw(self) -> None:
         """Fail the sequences whose raw module did not run once: what they asked for would be missing, or twice."""
         for slot in self.slots:

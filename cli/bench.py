@@ -14,7 +14,8 @@ __all__ = ["add_arguments", "run"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Everything goes on to benchmarks/run.py."""
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="passed on to benchmarks/run.py")
+    parser.prefix_chars = "\0"  # every argument, options and --help too, is for run.py to read
+    parser.add_argument("arguments", nargs="*", help="passed on to benchmarks/run.py")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -125,7 +125,7 @@ async def _load(gateway: Gateway, request: LoadRequest, bars: LoadBars) -> None:
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=1024)
+        listener = socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
         fixes = {
             errno.EADDRINUSE: "the port is in use; stop what holds it, or choose another with --port (0: any free one)",
@@ -134,6 +134,10 @@ def _listen(host: str, port: int) -> socket.socket:
         }
         reason = fixes.get(error.errno or 0, str(error))
         raise FailedPrecondition(f"cannot listen on {_bracketed(host)}:{port}: {reason}") from None
+    # Connections inherit it. asyncio sets it only on sockets that name TCP as their protocol, which these do not: every
+    # body behind its headers, and every token of a stream, would wait up to 40 ms for the caller's delayed ACK.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
 def _bracketed(host: str) -> str:

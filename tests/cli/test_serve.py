@@ -21,6 +21,7 @@ import pytest
 
 from probewire.cli.__main__ import main
 from probewire.cli.serve import check_host, load_requests
+from probewire.cli.serving import _listen
 from probewire.protos.errors import FailedPrecondition, InvalidArgument
 from probewire.protos.model import GenerateRequest, Input, LoadRequest, Sampling
 from probewire.protos.wire import to_proto
@@ -95,6 +96,13 @@ def test_it_lets_requests_finish_and_a_second_signal_ends_it_at_once(tmp_path: P
             process.terminate()
             assert process.wait(DEADLINE_S) == 1
         worker.wait(DEADLINE_S)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_connections_send_what_they_have_at_once(host: str) -> None:
+    """Else a body waits behind its headers, and a token behind the one before, for the caller's delayed ACK."""
+    with _listen(host, 0) as listener, socket.create_connection(listener.getsockname()[:2]), listener.accept()[0] as it:
+        assert it.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_a_port_in_use_is_one_clear_line(tmp_path: Path) -> None:
