@@ -72,10 +72,9 @@ def serving(folder: Path, scratch: Path, *options: str) -> Generator[Served]:
             assert process.poll() is None, log.read_text()
             where = json.loads(ready.read_bytes())
             address = where["grpc"].removeprefix("grpc://")
-            options = [("grpc.max_send_message_length", -1)]
             with (
                 httpx.Client(base_url=where["http"], timeout=DEADLINE_S, trust_env=False) as web,
-                grpc.insecure_channel(address, options) as channel,
+                grpc.insecure_channel(address, [("grpc.max_send_message_length", -1)]) as channel,
             ):
                 yield Served(where["http"], address, web, channel, process.pid, log, folder)
         finally:

@@ -350,7 +350,11 @@ NEUROSCOPE: dict[str, tuple[str, dict[str, Any], str]] = {
     "empty prompt": (PATCH, neuroscope_patch({}, prompt=""), "at least one token"),
     "over-long prompt": (PATCH, neuroscope_patch({}, prompt="x" * 3000), "at most 2560"),
     "layer of a patch": (PATCH, neuroscope_patch({"layer_name": "model.layers.9"}), "has layers 0 … 2"),
-    "unknown field of a patch": (PATCH, neuroscope_patch({"zork": 1}), r"interventions\[0\] has unknown fields \['zork'\]"),
+    "unknown field of a patch": (
+        PATCH,
+        neuroscope_patch({"zork": 1}),
+        r"interventions\[0\] has unknown fields \['zork'\]",
+    ),
 }
 
 

@@ -12,10 +12,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from probewire.clients import Client, capture, hook
+from probewire.clients import Client
 from probewire.protos import probewire_pb2 as pb
 from tests.faces.serving import DEADLINE_S, Served, eventually
 
+KEPT: list[Any] = []
 LONG = 2400
 """New tokens. With its prompt it takes nearly the whole cache, so that nobody else is admitted beside it."""
 PROMPT = "When Mary and John"
@@ -35,6 +36,7 @@ def posted(served: Served, path: str, body: dict[str, Any]) -> Generator[socket.
     where = urlsplit(served.http)
     with socket.create_connection((where.hostname, where.port), timeout=DEADLINE_S) as connection:
         connection.sendall(head.encode() + content)
+        KEPT.append(connection.dup())
         yield connection
 
 
@@ -44,14 +46,14 @@ def grpc_cancelled(served: Served, model: str) -> None:
     call = served.channel.unary_stream("/probewire.v1.Inference/Generate")(request.SerializeToString())
     for _ in range(3):
         assert next(call)
-    call.cancel()
+    KEPT.append(call)
 
 
 def client_closed(served: Served, model: str) -> None:
-    with (
-        Client(served.http) as client,
-        client.stream(PROMPT, capture=["resid_post.*"], model=model, max_new_tokens=LONG, ignore_eos=True) as stream,
-    ):
+    client = Client(served.http)
+    stream = client.stream(PROMPT, capture=["resid_post.*"], model=model, max_new_tokens=LONG, ignore_eos=True)
+    KEPT.append(stream)
+    if True:
         next(stream)
         next(stream)
 

@@ -31,7 +31,7 @@ def channel(served: Served) -> grpc.Channel:
 
 def asked(channel: grpc.Channel, **question: str) -> Any:
     """One question on the reflection stream."""
-    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)  # not annotated
     [answer] = stub.ServerReflectionInfo(iter([rpb.ServerReflectionRequest(**question)]), timeout=DEADLINE_S)
     return answer
 
@@ -90,13 +90,13 @@ def test_it_can_be_called_by_what_it_says(channel: grpc.Channel) -> None:
 @pytest.mark.parametrize("service", ["", "probewire.v1.Inference", "torch", "mlx"])
 def test_health(channel: grpc.Channel, service: str) -> None:
     """`grpc_health_probe`: the whole server, a service, or one model."""
-    stub = health_pb2_grpc.HealthStub(channel)
+    stub: Any = health_pb2_grpc.HealthStub(channel)
     answer = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=DEADLINE_S)
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
 def test_health_of_nothing_and_a_watch(channel: grpc.Channel) -> None:
-    stub = health_pb2_grpc.HealthStub(channel)
+    stub: Any = health_pb2_grpc.HealthStub(channel)
     with pytest.raises(grpc.RpcError) as raised:
         stub.Check(health_pb2.HealthCheckRequest(service="gpt-0"), timeout=DEADLINE_S)
     assert raised.value.code() is grpc.StatusCode.NOT_FOUND

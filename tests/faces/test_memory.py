@@ -47,5 +47,4 @@ def test_a_generation_leaves_nothing_behind(served: Served, model: str) -> None:
 @pytest.mark.parametrize("sites", [EVERY_LAYER, QUADRATIC], ids=["every layer", "attention too"])
 def test_a_long_generation_leaves_nothing_behind(served: Served, model: str, sites: tuple[str, ...]) -> None:
     grown = growth(served, model, 2000, sites)
-    print(grown)
     assert max(grown.values()) < BOUND_BYTES, grown

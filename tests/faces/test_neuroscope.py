@@ -178,9 +178,7 @@ def test_patching(neuroscope: NeuroScopeClient, ours: Client, model: str, kind: 
     said, edits, where = PATCHES[kind]
     intervention = {"layer_name": "transformer.h.1", "component": "mlp", "type": kind, **said}
     reads = [{"layer_name": "transformer.h.2", "component": "residual"}]
-    answer = neuroscope.patch(
-        CORRUPT, CLEAN, [intervention], activation_hooks=reads, model=model, max_tokens=6, seed=5
-    )
+    answer = neuroscope.patch(CORRUPT, CLEAN, [intervention], activation_hooks=reads, model=model, max_tokens=6, seed=5)
     if edits == [MEAN]:
         mean = ours.run(CLEAN, capture=["mlp_out.1"], model=model)["mlp_out.1"].mean(axis=0, dtype=np.float32)
         edits = [Replace(Constant(mean))]
@@ -214,7 +212,7 @@ def test_several_interventions_at_once(neuroscope: NeuroScopeClient, ours: Clien
 
 def test_gradient_based_patching_is_refused(neuroscope: NeuroScopeClient, model: str) -> None:
     intervention = {"layer_name": "transformer.h.1", "component": "mlp", "type": "gradient_based", "strength": 1.0}
-    with pytest.raises(RuntimeError, match="422: .*gradient_based.* needs gradients"):
+    with pytest.raises(RuntimeError, match=r"422: .*gradient_based.* needs gradients"):
         neuroscope.patch(CORRUPT, CLEAN, [intervention], model=model)
 
 

@@ -87,11 +87,9 @@ def test_a_prompt_of_token_ids(client: openai.OpenAI, ours: Client, model: str) 
 @pytest.mark.parametrize("kind", ["chat", "text"])
 def test_a_stream_says_what_the_whole_answer_says(client: openai.OpenAI, model: str, kind: str) -> None:
     shared: dict[str, Any] = {"model": model, "max_tokens": 8, "n": 2, "seed": 5, "temperature": 1.0}
-    if kind == "chat":
-        create, own = client.chat.completions.create, {"messages": MESSAGES, "logprobs": True}
-    else:
-        create, own = client.completions.create, {"prompt": PROMPT, "logprobs": 0}
-    whole: Any = create(**shared, **own)
+    create: Any = client.chat.completions.create if kind == "chat" else client.completions.create
+    own = {"messages": MESSAGES, "logprobs": True} if kind == "chat" else {"prompt": PROMPT, "logprobs": 0}
+    whole = create(**shared, **own)
     texts, logprobs, reasons, last = ["", ""], [[], []], [None, None], None
     with create(**shared, **own, stream=True, stream_options={"include_usage": True}) as chunks:
         for chunk in chunks:
@@ -153,4 +151,3 @@ def test_refusals_are_the_packages_own_exceptions(client: openai.OpenAI, model: 
     with pytest.raises(openai.UnprocessableEntityError, match="the model has layers 0:3"):
         ask(extra_body={"probewire": {"hooks": [{"site": "resid_post.3", "capture": {}}]}}, stream=True)
     ask()
-

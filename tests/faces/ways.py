@@ -50,9 +50,7 @@ def http_client(served: Served, request: Request) -> Answer:
 def client_answer(client: Client, request: Request) -> Answer:
     """What a client's transport hands on."""
     transport = client._transport
-    return from_events(
-        transport.generate(request) if isinstance(request, GenerateRequest) else transport.run(request)
-    )
+    return from_events(transport.generate(request) if isinstance(request, GenerateRequest) else transport.run(request))
 
 
 def rest_json(served: Served, request: Request) -> Answer:
@@ -165,9 +163,7 @@ def _is_chat(request: Request) -> bool:
     return request.inputs[0].messages is not None
 
 
-def _openai_call(
-    client: openai.OpenAI, request: Request
-) -> tuple[Callable[..., Any], dict[str, Any], dict[int, str]]:
+def _openai_call(client: openai.OpenAI, request: Request) -> tuple[Callable[..., Any], dict[str, Any], dict[int, str]]:
     """The method, its arguments, and the input that each choice continues."""
     assert isinstance(request, GenerateRequest)
     sampling = request.sampling
