@@ -13,6 +13,7 @@ import psutil
 
 __all__ = ["load_warning", "machine_line"]
 
+THREAD_SETTINGS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OPENBLAS_NUM_THREADS")
 LIBRARIES = ("probewire", "torch", "transformers", "mlx", "mlx-lm", "grpcio", "protobuf", "numpy")
 
 
@@ -22,7 +23,7 @@ def machine_line() -> str:
     versions = ", ".join(f"{name} {found}" for name in LIBRARIES if (found := _version(name)))
     return (
         f"Machine: {_processor()}, {os.cpu_count()} cores, {memory_gib:.0f} GiB, {platform.system()} "
-        f"{platform.machine()}, Python {sys.version.split()[0]}; commit {_commit()}; {versions}."
+        f"{platform.machine()}, Python {sys.version.split()[0]}; commit {_commit()}; {versions}{_threads()}."
     )
 
 
@@ -35,6 +36,12 @@ def load_warning() -> str:
         if busy
         else ""
     )
+
+
+def _threads() -> str:
+    """Settings of the thread pools that the processes inherit, where there are any."""
+    found = [f"{name}={os.environ[name]}" for name in THREAD_SETTINGS if name in os.environ]
+    return f"; {', '.join(found)}" if found else ""
 
 
 def _processor() -> str:

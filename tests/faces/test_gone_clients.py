@@ -16,7 +16,6 @@ from probewire.clients import Client
 from probewire.protos import probewire_pb2 as pb
 from tests.faces.serving import DEADLINE_S, Served, eventually
 
-KEPT: list[Any] = []
 LONG = 2400
 """New tokens. With its prompt it takes nearly the whole cache, so that nobody else is admitted beside it."""
 PROMPT = "When Mary and John"
@@ -36,7 +35,6 @@ def posted(served: Served, path: str, body: dict[str, Any]) -> Generator[socket.
     where = urlsplit(served.http)
     with socket.create_connection((where.hostname, where.port), timeout=DEADLINE_S) as connection:
         connection.sendall(head.encode() + content)
-        KEPT.append(connection.dup())
         yield connection
 
 
@@ -46,14 +44,14 @@ def grpc_cancelled(served: Served, model: str) -> None:
     call = served.channel.unary_stream("/probewire.v1.Inference/Generate")(request.SerializeToString())
     for _ in range(3):
         assert next(call)
-    KEPT.append(call)
+    call.cancel()
 
 
 def client_closed(served: Served, model: str) -> None:
-    client = Client(served.http)
-    stream = client.stream(PROMPT, capture=["resid_post.*"], model=model, max_new_tokens=LONG, ignore_eos=True)
-    KEPT.append(stream)
-    if True:
+    with (
+        Client(served.http) as client,
+        client.stream(PROMPT, capture=["resid_post.*"], model=model, max_new_tokens=LONG, ignore_eos=True) as stream,
+    ):
         next(stream)
         next(stream)
 
