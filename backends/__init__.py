@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..protos.errors import FailedPrecondition, InvalidArgument
+from ..protos.errors import FailedPrecondition, InvalidArgument, ProbewireError
 
 if TYPE_CHECKING:
     from .base import Backend
@@ -44,7 +44,12 @@ def load_backend(
         raise FailedPrecondition(
             f"backend {name} needs {error.name}, which is not installed; pip install 'probewire[{name}]'"
         ) from None
-    backend = Chosen(folder, model_id=model_id, model_hash=model_hash, dtype=dtype, device=device, limits=limits)
+    try:
+        backend = Chosen(folder, model_id=model_id, model_hash=model_hash, dtype=dtype, device=device, limits=limits)
+    except ProbewireError:
+        raise
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:  # what the libraries say of a bad checkpoint
+        raise InvalidArgument(f"the checkpoint in {folder} cannot be loaded on {name}: {error}") from error
     fault = _fault(name, folder, backend, device) if check and backend.engine is not None else ""
     if fault and backend.engine is not None:
         backend.engine.close()

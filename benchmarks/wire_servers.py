@@ -23,6 +23,7 @@ from child import answer_lines
 
 from probewire.protos.model import Event, Finished, InputStarted, RunRequest, Started, TensorFrame, Usage
 from probewire.protos.tensors import Tensor
+from probewire.server.memory import keep_freed_memory
 from probewire.server.rpc import RpcServer
 from probewire.server.service import Operations
 
@@ -49,7 +50,8 @@ class StandIn:
 
 
 def ours() -> int:
-    """probewire's server; gives its port."""
+    """probewire's server, in a process set up as its own are; gives its port."""
+    keep_freed_memory()
 
     async def start() -> int:
         server = RpcServer(cast("Operations", StandIn()), max_request_bytes=64 << 20)

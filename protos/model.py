@@ -275,7 +275,7 @@ class Token:
     text: str
     """Text that became final with this token; may be empty while a character or a stop string is incomplete."""
     logprob: float | None = None
-    top: tuple[TokenLogprob, ...] = ()
+    top: tuple[TokenLogprob, ...] = ()  # the n likeliest, then the sampled one where it is not among them
     revision: int = 0
 
 

@@ -183,8 +183,11 @@ class _Output:
             self.first_token_s = time.perf_counter() - self.admitted_s
         index, self.n_tokens = self.n_tokens, self.n_tokens + 1
         wanted = self.sequence.sampling.logprobs
-        top = tuple(TokenLogprob(i, self.tokenizer.decode([i]), p) for i, p in result.top)
         logprob = result.logprob if wanted is not None else None
+        shown = [*result.top]
+        if logprob is not None and all(i != result.token for i, _ in shown):
+            shown.append((result.token, logprob))
+        top = tuple(TokenLogprob(i, self.tokenizer.decode([i]), p) for i, p in shown)
         return Token(self.name, index, result.token, self.text.add(result.token), logprob, top)
 
     def finished(self, reason: Reason, submitted_s: float, stored: tuple[StoredCapture, ...]) -> Finished:

@@ -20,6 +20,10 @@ from .rest_tensors import Style, capture_json
 __all__ = ["Chunks", "choice_reason", "usage_json", "whole_answer"]
 
 
+def _logprobs(completion: Completion) -> ChatLogprobs | TextLogprobs:
+    return ChatLogprobs(completion.request.sampling.logprobs or 0) if completion.chat else TextLogprobs()
+
+
 def choice_reason(finished: Finished) -> str:
     """OpenAI knows `stop`, whatever stopped it, and `length`."""
     return "length" if finished.reason == "length" else "stop"
@@ -75,7 +79,7 @@ def whole_answer(completion: Completion, answer: Answer) -> dict[str, Any]:
 
 def _choice(completion: Completion, index: int, answer: Answer, finished: Finished) -> dict[str, Any]:
     text = answer.text(finished.input)
-    logprobs = ChatLogprobs() if completion.chat else TextLogprobs()
+    logprobs = _logprobs(completion)
     told = logprobs.of([t for t in answer.tokens if t.input == finished.input]) if completion.logprobs else None
     said = {"message": {"role": "assistant", "content": text, "refusal": None}} if completion.chat else {"text": text}
     return {"index": index, **said, "logprobs": told, "finish_reason": choice_reason(finished)}
@@ -89,8 +93,7 @@ class Chunks:
     def __init__(self, completion: Completion) -> None:
         self._completion = completion
         self._index = {item.name: i for i, item in enumerate(completion.request.inputs)}
-        kind = ChatLogprobs if completion.chat else TextLogprobs
-        self._logprobs = {name: kind() for name in self._index}
+        self._logprobs = {name: _logprobs(completion) for name in self._index}
         self._head: dict[str, Any] = {}
         self._finished: dict[str, Finished] = {}
 

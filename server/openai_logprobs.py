@@ -16,14 +16,17 @@ def _text(token: Token) -> str:
 
 
 class ChatLogprobs:
-    """`{"content": [{token, logprob, bytes, top_logprobs}]}`."""
+    """`{"content": [{token, logprob, bytes, top_logprobs}]}`, with at most `n_top` of the likeliest tokens."""
+
+    def __init__(self, n_top: int) -> None:
+        self._n_top = n_top
 
     def of(self, tokens: Iterable[Token]) -> dict[str, Any]:
         """The entry of the choice's next tokens."""
         content = [
             {
                 **_entry(_text(token), token.logprob),
-                "top_logprobs": [_entry(top.text, top.logprob) for top in token.top],
+                "top_logprobs": [_entry(top.text, top.logprob) for top in token.top[: self._n_top]],
             }
             for token in tokens
         ]

@@ -79,10 +79,11 @@ class FakeService:
         finished = False
         try:
             yield self._started(request.inputs, request.plan)
+            last = [item for item in request.inputs if not item.source_only][-1]
             for item in request.inputs:
-                if not item.source_only:
-                    yield from self._generate(item, request)
-            finished = True
+                for event in self._generate(item, request) if not item.source_only else ():
+                    finished = item is last and isinstance(event, Finished)  # whoever leaves after that has it all
+                    yield event
         finally:
             if not finished:
                 self.cancelled.set()

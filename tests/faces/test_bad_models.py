@@ -35,11 +35,17 @@ def _missing(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
+def _unknown_type(folder: Path) -> None:
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('"llama"', '"no_such_architecture"'))
+
+
 FOLDERS: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "no model": (_empty, "INVALID_ARGUMENT", "is not a checkpoint folder: it has no config.json"),
     "truncated": (_truncated, "INVALID_ARGUMENT", "model.safetensors is cut short: "),
     "pickles": (_pickle_only, "INVALID_ARGUMENT", "pickles (pytorch_model.bin), which can run code and are never"),
     "missing": (_missing, "NOT_FOUND", "there is no"),
+    "unknown architecture": (_unknown_type, "INVALID_ARGUMENT", "cannot be loaded on"),
 }
 """What is done to a good checkpoint, and the refusal."""
 
