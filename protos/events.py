@@ -24,9 +24,6 @@ MAX_CHUNK_BYTES = (1 << 20) - (16 << 10)
 LARGE_MESSAGE_BYTES = 64 << 10
 """From here on tensor bytes are cut out of a message and not parsed with it, which spares two copies of them."""
 
-PREPARED_BYTES = 64 << 20
-"""Room made at once for a frame whose first chunk is here; the sender's word is not trusted beyond that."""
-
 _EVENTS_TAG = b"\x0a"  # Events.events = 1, length-delimited
 _FRAME_TAG = b"\x1a"  # Event.tensor_frame = 3
 _DATA_TAG = b"\x7a"  # TensorFrame.data = 15
@@ -124,7 +121,7 @@ class FrameAssembler:
         """The whole frame once its last chunk is here, else None. `data`: where it was cut out of the message."""
         data = message.data if data is None else data
         if message.chunks > 1:
-            self._head, self._next, self._data = message, 0, _buffer(message.chunks * len(data))
+            self._head, self._next, self._data = message, 0, BytesIO()
         elif message.chunk == 0:
             return _frame(message, bytes(data))
         if self._head is None or message.chunk != self._next:
@@ -133,19 +130,9 @@ class FrameAssembler:
         self._data.write(data)
         if self._next < self._head.chunks:
             return None
-        self._data.truncate()
         frame = _frame(self._head, self._data.getvalue())
         self._head, self._data = None, BytesIO()
         return frame
-
-
-def _buffer(size: int) -> BytesIO:
-    """Room for the chunks of a frame, so that none is copied again when the next comes."""
-    buffer = BytesIO()
-    buffer.seek(min(size, PREPARED_BYTES) - 1)
-    buffer.write(b"\0")
-    buffer.seek(0)
-    return buffer
 
 
 def _frame(message: pb.TensorFrame, data: bytes) -> TensorFrame:
