@@ -95,7 +95,9 @@ def test_the_requests_do_what_they_say(expected: dict[tuple[str, str], Answer]) 
         assert len(sites) == 3 + 1 + 1 + 2 + 1
         if name != "run":
             assert all(len(tokens) == 8 for tokens in answer.tokens.values())
-            assert all(len(token.top) == 3 for tokens in answer.tokens.values() for token in tokens)
+            for token in (token for tokens in answer.tokens.values() for token in tokens):
+                assert token.id in [top.id for top in token.top], "the sampled token is named, likeliest or not"
+                assert len(token.top) in (3, 4)
 
 
 @pytest.mark.parametrize(("way", "name"), PAIRS)
