@@ -7,12 +7,12 @@ that module's input or output. Paths below start at the layer; "" is the layer i
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from ..protos.model import SiteInfo
 from ..protos.sites import ATTENTION_SITES, AXES, GLOBAL_SITES
 
-__all__ = ["FAMILIES", "Dims", "Family", "Tap", "family_of", "site_infos"]
+__all__ = ["FAMILIES", "Dims", "Family", "Tap", "dims_of", "family_of", "site_infos"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +156,21 @@ class Dims:
             "expert": self.n_experts,
         }
         return tuple(sizes[axis] for axis in AXES[name][1:])
+
+
+def dims_of(config: Any) -> Dims:
+    """Sizes from a config as transformers reads it."""
+    d_model, n_heads = config.hidden_size, config.num_attention_heads
+    return Dims(
+        n_layers=config.num_hidden_layers,
+        d_model=d_model,
+        n_heads=n_heads,
+        n_kv_heads=getattr(config, "num_key_value_heads", None) or n_heads,
+        d_head=getattr(config, "head_dim", None) or d_model // n_heads,
+        d_mlp=getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * d_model,
+        vocab=config.vocab_size,
+        n_experts=getattr(config, "num_local_experts", 0) or 0,
+    )
 
 
 def site_infos(

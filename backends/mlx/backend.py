@@ -19,14 +19,14 @@ from ..executor import Executor, Slot
 from ..families import generation_note, run_only_sites
 from ..limits import Limits
 from ..plan import BoundPlan
-from ..sites import family_of, site_infos
+from ..sites import dims_of, family_of, site_infos
 from ..stepping import result_of
 from ..versions import versions_of
 from ..weights import CheckpointWeights
 from .attention import Attention
 from .cache import RunCache
 from .engine import MlxEngine
-from .load import Loaded, choose_device, dims_of, load_model, windows_of
+from .load import Loaded, choose_device, load_model, windows_of
 from .ops import MlxOps, dtype_name
 from .taps import Taps
 

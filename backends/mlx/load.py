@@ -14,10 +14,9 @@ from transformers import AutoConfig
 from ...protos.errors import FailedPrecondition, InvalidArgument
 from ..checkpoints.mlx_recipe import MlxRecipe, mlx_recipe
 from ..checkpoints.mlx_weights import mlx_weights
-from ..sites import Dims
 from .ops import mlx_dtype
 
-__all__ = ["Loaded", "choose_device", "dims_of", "load_model", "windows_of"]
+__all__ = ["Loaded", "choose_device", "load_model", "windows_of"]
 
 _WINDOWS_OF_ITS_OWN = ("gemma3_text", "gpt_oss")
 """Families whose mlx-lm code needs to be told its window; the others ignore it, and our caches mask."""
@@ -114,18 +113,3 @@ def windows_of(config: Any) -> list[int | None]:
         return [window] * n_layers
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * n_layers
     return [window if kind == "sliding_attention" else None for kind in kinds]
-
-
-def dims_of(config: Any) -> Dims:
-    """Sizes from a transformers config."""
-    d_model, n_heads = config.hidden_size, config.num_attention_heads
-    return Dims(
-        n_layers=config.num_hidden_layers,
-        d_model=d_model,
-        n_heads=n_heads,
-        n_kv_heads=getattr(config, "num_key_value_heads", None) or n_heads,
-        d_head=getattr(config, "head_dim", None) or d_model // n_heads,
-        d_mlp=getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * d_model,
-        vocab=config.vocab_size,
-        n_experts=getattr(config, "num_local_experts", 0) or 0,
-    )

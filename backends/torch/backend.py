@@ -19,13 +19,13 @@ from ..executor import Executor, Slot
 from ..families import generation_note, run_only_sites
 from ..limits import Limits
 from ..plan import BoundPlan
-from ..sites import family_of, site_infos
+from ..sites import dims_of, family_of, site_infos
 from ..stepping import result_of
 from ..versions import versions_of
 from ..weights import CheckpointWeights
 from .attention import Attention
 from .engine import TorchEngine
-from .load import choose_device, dims_of, load_model
+from .load import choose_device, load_model
 from .ops import TorchOps
 from .taps import Taps
 

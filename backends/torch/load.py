@@ -10,10 +10,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ...protos.errors import FailedPrecondition, InvalidArgument
-from ..sites import Dims
 from .ops import torch_dtype
 
-__all__ = ["choose_device", "dims_of", "load_model"]
+__all__ = ["choose_device", "load_model"]
 
 
 def choose_device(device: str) -> torch.device:
@@ -56,18 +55,3 @@ def load_model(folder: Path, dtype: str, device: torch.device) -> Any:
     # get our own attention there.
     model.config._attn_implementation_internal = "sdpa"
     return model.eval().to(device)
-
-
-def dims_of(config: Any) -> Dims:
-    """Sizes from a transformers config."""
-    d_model, n_heads = config.hidden_size, config.num_attention_heads
-    return Dims(
-        n_layers=config.num_hidden_layers,
-        d_model=d_model,
-        n_heads=n_heads,
-        n_kv_heads=getattr(config, "num_key_value_heads", None) or n_heads,
-        d_head=getattr(config, "head_dim", None) or d_model // n_heads,
-        d_mlp=getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * d_model,
-        vocab=config.vocab_size,
-        n_experts=getattr(config, "num_local_experts", 0) or 0,
-    )
