@@ -67,6 +67,8 @@ class Executor:
         self.ops = ops
         self.edits = Edits(ops)
         self.slots: list[Slot] = []
+        self.asked: set[Site] = set()
+        """Sites that some sequence of this forward asks for: asked at every site of every layer, so kept."""
         self.reached: Counter[Site] = Counter()
         """How often this forward reached each raw module."""
         self.layout = (0, 0)
@@ -77,22 +79,15 @@ class Executor:
         """Start a forward over [batch, row, …] tensors of the given layout."""
         self.layout = layout
         self.slots = [slot for slot in slots if slot.sequence.plan.by_site]
+        self.asked = {site for slot in self.slots for site in slot.sequence.plan.taps}
         self.collector = Collector(self.ops)
         self.reached.clear()
 
-    def sites(self) -> set[Site]:
-        """Sites that some sequence of this forward asks for."""
-        return {site for slot in self.slots for site in slot.sequence.plan.taps}
-
-    def wants(self, site: Site) -> bool:
-        """Whether any sequence of this forward asks for a site."""
-        return any(site in slot.sequence.plan.by_site or site in slot.sequence.plan.conditions for slot in self.slots)
-
     def wanting(self, *sites: Site) -> list[Slot]:
         """The slots that ask for any of the sites."""
-        return [
-            s for s in self.slots if any(x in s.sequence.plan.by_site or x in s.sequence.plan.conditions for x in sites)
-        ]
+        if self.asked.isdisjoint(sites):
+            return []
+        return [s for s in self.slots if any(site in s.sequence.plan.taps for site in sites)]
 
     def tap(
         self,

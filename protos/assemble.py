@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -67,6 +68,7 @@ def _joined(key: CaptureKey, found: list[tuple[TensorFrame, Array]]) -> Assemble
     return AssembledCapture(key, first.id, positions, array)
 
 
+@lru_cache(maxsize=4096)
 def row_axis(site: str) -> int:
     """Which axis of a site's array the positions index: 1 (query) at attn_*, else 0."""
     return 1 if Site.parse(site).name in ATTENTION_SITES else 0

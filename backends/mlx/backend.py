@@ -102,7 +102,7 @@ class MlxBackend:
             ids[i, : len(tokens)] = tokens
             slots.append(Slot(sequence, i, 0, len(tokens), 0, tokens))
         self.executor.begin(slots, (len(sequences), longest))
-        sites = self.executor.sites()
+        sites = self.executor.asked
         self.taps.attach(sites)
         self.attention.begin(sites)
         hidden = self._forward(mx.array(ids))

@@ -181,7 +181,7 @@ class MlxEngine:
         slots = self._slots(tokens, cache[0])
         live = [slot for _, slot in slots if slot.position < slot.sequence.plan.n_rows]
         self.executor.begin(live, (batch, n_rows))
-        sites = self.executor.sites()
+        sites = self.executor.asked
         self.taps.attach(sites)
         self.attention.begin(sites)
         hidden = self.body(tokens, cache=cache)

@@ -6,6 +6,7 @@ modules of a probed model to their `Attention`, and every other module to the st
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -19,6 +20,12 @@ from ..executor import Executor, Slot
 __all__ = ["Attention"]
 
 _MARK = "_probewire_attention"
+
+
+@cache
+def _sites(layer: int) -> dict[str, Site]:
+    """Every layer of every forward asks for these."""
+    return {name: Site(name, layer) for name in ("q", "k", "v", "attn_scores", "attn_probs")}
 
 
 class Attention:
@@ -45,10 +52,11 @@ class Attention:
     ) -> tuple[torch.Tensor, None]:
         """q [batch, head, row, d_head]; k, v [batch, kv_head, row, d_head]. Returns [batch, row, head, d_head]."""
         layer, executor = int(module.layer_idx), self.executor
-        query, key, value = (
-            self._tap_heads(Site(name, layer), tensor) for name, tensor in (("q", query), ("k", key), ("v", value))
-        )
-        wanting = executor.wanting(Site("attn_scores", layer), Site("attn_probs", layer))
+        sites = _sites(layer)
+        query = self._tap_heads(sites["q"], query)
+        key = self._tap_heads(sites["k"], key)
+        value = self._tap_heads(sites["v"], value)
+        wanting = executor.wanting(sites["attn_scores"], sites["attn_probs"])
         if not wanting and not self.eager:
             return sdpa_attention_forward(module, query, key, value, attention_mask, cache=cache, **kwargs)
         if cache is not None:
@@ -65,7 +73,7 @@ class Attention:
         return out, None
 
     def _tap_heads(self, site: Site, tensor: torch.Tensor) -> torch.Tensor:
-        if not self.executor.wants(site):
+        if site not in self.executor.asked:
             return tensor
         return self.executor.tap(site, tensor.transpose(1, 2)).transpose(1, 2)
 

@@ -104,7 +104,7 @@ class TorchBackend:
             ids[i, : len(tokens)] = tokens
             slots.append(Slot(sequence, i, 0, len(tokens), 0, tokens))
         self.executor.begin(slots, (len(sequences), longest))
-        self.taps.attach(self.executor.sites())
+        self.taps.attach(self.executor.asked)
         hidden = self._body()(torch.from_numpy(ids).to(self.device), use_cache=False)[0]
         for slot in slots:
             if _LOGITS in slot.sequence.plan.taps and slot.error is None:

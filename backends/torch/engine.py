@@ -116,7 +116,7 @@ class TorchEngine:
         self.slots = self._slots(requests)
         self.producing = [slot for slot, r in zip(self.slots, requests, strict=True) if r.has_new_token]
         self.executor.begin(self.slots, (1, self.slots[-1].stop))
-        self.taps.attach(self.executor.sites())
+        self.taps.attach(self.executor.asked)
         grab = self._grab_hidden() if any(self._wants_prompt_logits(s) for s in self.slots) else None
         try:
             self.processor._generation_step(self.model)

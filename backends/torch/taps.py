@@ -22,7 +22,7 @@ class Taps:
     def __init__(self, model: nn.Module, family: Family | None, executor: Executor, n_heads: int) -> None:
         self.model, self.family, self.executor, self.n_heads = model, family, executor, n_heads
         self.modules = dict(model.named_modules())
-        self.attached: dict[tuple[str, str], list[tuple[Site, Tap]]] = {}
+        self.sites: set[Site] = set()
         self.handles: list[RemovableHandle] = []
 
     def check(self, site: Site) -> None:
@@ -35,16 +35,16 @@ class Taps:
 
     def attach(self, sites: set[Site]) -> None:
         """Make exactly these sites reach the executor."""
+        if sites == self.sites:
+            return
         wanted: dict[tuple[str, str], list[tuple[Site, Tap]]] = {}
         for site in sorted(sites, key=_forward_order):
             if site.name != "logits" and site.name not in ATTENTION_TAPS:
                 path, tap = self._locate(site)
                 wanted.setdefault((path, tap.side), []).append((site, tap))
-        if wanted == self.attached:
-            return
         for handle in self.handles:
             handle.remove()
-        self.attached = wanted
+        self.sites = sites
         self.handles = [self._hook(path, side, found) for (path, side), found in wanted.items()]
 
     def _locate(self, site: Site) -> tuple[str, Tap]:
