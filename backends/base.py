@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from ..protos.errors import ProbewireError
 from ..protos.model import ModelInfo, Sampling
 from ..protos.tensors import Array
+from .limits import Limits
 
 if TYPE_CHECKING:
     from .plan import BoundPlan
@@ -27,7 +28,10 @@ class Sequence:
     plan: BoundPlan
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = 0
-    want_logprobs: bool = False
+    begun: bool = False
+    """In the engine, or past it."""
+    retired: list[BoundPlan] = field(default_factory=list["BoundPlan"])
+    """Plans that live updates have replaced; their reductions are handed out with the first result of a later one."""
 
     @property
     def n_generated(self) -> int:
@@ -60,6 +64,8 @@ class StepResult:
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
     """(token id, log-probability) of the likeliest tokens, where asked for."""
+    revision: int = 0
+    """Of the plan that the forward ran under."""
     error: ProbewireError | None = None
     """The sequence failed and is out of the batch; its neighbours are not touched."""
 
@@ -71,8 +77,11 @@ class Engine(Protocol):
         """Why a sequence of this many positions can never be admitted, or None."""
         ...
 
-    def admit(self, sequence: Sequence) -> bool:
-        """Put a sequence in the batch, its cache reserved to the last token; False when there is no room now."""
+    def admit(self, sequence: Sequence, *, keep_tokens: int = 0) -> bool:
+        """Put a sequence in the batch, its cache reserved to the last token; False when there is no room now.
+
+        `keep_tokens` positions of cache must stay free beside it.
+        """
         ...
 
     def step(self) -> list[StepResult]:
@@ -105,8 +114,14 @@ class Backend(Protocol):
     """One loaded model."""
 
     info: ModelInfo
+    limits: Limits
     engine: Engine | None
     """None when generation is refused (`info.generate_note` says why)."""
+
+    @property
+    def hook_s(self) -> float:
+        """Seconds spent in hooks so far (on a GPU: in launching them)."""
+        ...
 
     def bind(self, plan: BoundPlan) -> None:
         """Move a plan's tensors to the device, once, before its sequence is used."""

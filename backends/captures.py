@@ -208,7 +208,7 @@ def _accumulate(entry: _Entry, array: Array, positions: NDArray[np.int64]) -> bo
     assert capture is not None
     if not isinstance(capture.reduce, (Last, Mean)) or not len(positions):
         return isinstance(capture.reduce, (Last, Mean))
-    state = _state(entry.slot.sequence.plan)
+    state = _state(entry.slot.plan)
     found = state.setdefault((entry.bound.index, entry.index), _Accumulated())
     found.position = int(positions[-1])
     if isinstance(capture.reduce, Last):

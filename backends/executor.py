@@ -6,6 +6,7 @@ the end. Each sequence sees its own rows alone, at absolute positions, whatever 
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from .base import Rows, Sequence
 from .captures import Collector
 from .edit import Edits
 from .ops import Ops
-from .plan import BoundHook, choose
+from .plan import BoundHook, BoundPlan, choose
 
 __all__ = ["Executor", "Slot"]
 
@@ -48,6 +49,16 @@ class Slot:
     conditions: dict[tuple[int, int], Any] = field(default_factory=dict[tuple[int, int], Any])
     """(hook, site index) → boolean row mask, read at an earlier site."""
     choices: dict[tuple[int, str], Any] = field(default_factory=dict[tuple[int, str], Any])
+    plan: BoundPlan = field(init=False)
+    """The sequence's when this forward began: a live session may give the sequence another for the next one."""
+
+    def __post_init__(self) -> None:
+        self.plan = self.sequence.plan
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """Whether the log-probability of the token sampled from it is asked for."""
+        return self.sequence.sampling.logprobs is not None or self.plan.wants_next_logprob
 
     @property
     def n(self) -> int:
@@ -74,12 +85,14 @@ class Executor:
         self.layout = (0, 0)
         """Sizes of the batch and row axes of this forward: a raw tensor without them cannot be matched to tokens."""
         self.collector = Collector(ops)
+        self.hook_s = 0.0
+        """Seconds spent in `tap` since the start."""
 
     def begin(self, slots: SequenceOf[Slot], layout: tuple[int, int]) -> None:
         """Start a forward over [batch, row, …] tensors of the given layout."""
         self.layout = layout
-        self.slots = [slot for slot in slots if slot.sequence.plan.by_site]
-        self.asked = {site for slot in self.slots for site in slot.sequence.plan.taps}
+        self.slots = [slot for slot in slots if slot.plan.by_site]
+        self.asked = {site for slot in self.slots for site in slot.plan.taps}
         self.collector = Collector(self.ops)
         self.reached.clear()
 
@@ -87,7 +100,7 @@ class Executor:
         """The slots that ask for any of the sites."""
         if self.asked.isdisjoint(sites):
             return []
-        return [s for s in self.slots if any(site in s.sequence.plan.taps for site in sites)]
+        return [s for s in self.slots if any(site in s.plan.taps for site in sites)]
 
     def tap(
         self,
@@ -104,9 +117,10 @@ class Executor:
         """
         if site.name == "module":
             self.reached[site] += 1
+        start_s = time.perf_counter()
         result, plain = value, list[tuple[Slot, BoundHook]]()
         for slot in self.slots if slots is None else slots:
-            plan = slot.sequence.plan
+            plan = slot.plan
             if (bound := plan.plain.get(site)) is not None:
                 chosen = self._chosen(slot, bound, site)
                 if chosen is None:
@@ -131,11 +145,12 @@ class Executor:
             result[slot.batch, slot.start : slot.stop] = edited
         if plain:
             self.collector.add_whole(site, value, plain)
+        self.hook_s += time.perf_counter() - start_s
         return result
 
     def tap_one(self, site: Site, slot: Slot, rows: Any) -> Any:
         """Like `tap`, for a site that a backend computes one sequence at a time."""
-        plan = slot.sequence.plan
+        plan = slot.plan
         if slot.error is not None or (site not in plan.by_site and site not in plan.conditions):
             return rows
         try:
@@ -151,7 +166,7 @@ class Executor:
 
     def tap_rows(self, site: Site, slot: Slot, rows: Any, *, linear_input: Any = None) -> Any:
         """Read and edit one sequence's rows ([row, …]; attn_*: [row, head, key]); the same object when unchanged."""
-        plan = slot.sequence.plan
+        plan = slot.plan
         raw = current = rows
         for bound, index in plan.by_site.get(site, ()):
             chosen = self._chosen(slot, bound, site)
@@ -171,7 +186,7 @@ class Executor:
         """Row numbers within the slot that the hook applies to; None for all of them."""
         key = (bound.index, "logits" if site.name == "logits" else "")
         if key not in slot.choices:
-            mask = choose(bound, slot.sequence.plan, site, slot.positions, slot.tokens)
+            mask = choose(bound, slot.plan, site, slot.positions, slot.tokens)
             slot.choices[key] = None if mask.all() else np.flatnonzero(mask)
         return slot.choices[key]
 
@@ -223,13 +238,13 @@ class Executor:
         """The prompt's one coordinate, for every row; prompt rows seen in this forward are taken in first."""
         when = bound.hook.where.when
         assert when is not None
-        n_prompt = min(max(slot.sequence.plan.prompt_length - slot.position, 0), slot.n)
+        n_prompt = min(max(slot.plan.prompt_length - slot.position, 0), slot.n)
         if n_prompt:
             part = coordinate[:n_prompt]
             if when.latch == "last":
                 bound.latch[index] = part[n_prompt - 1]
             else:
-                total = self.ops.sum0(part) / slot.sequence.plan.prompt_length
+                total = self.ops.sum0(part) / slot.plan.prompt_length
                 bound.latch[index] = total if index not in bound.latch else bound.latch[index] + total
         if index not in bound.latch:
             raise Internal(f"hook {bound.index}: no prompt row was seen before a generated one")
@@ -247,7 +262,7 @@ class Executor:
     def _check_raw(self) -> None:
         """Fail the sequences whose raw module did not run once: what they asked for would be missing, or twice."""
         for slot in self.slots:
-            for site in slot.sequence.plan.taps:
+            for site in slot.plan.taps:
                 if site.name == "module" and self.reached[site] != 1 and slot.error is None:
                     times = f"ran {self.reached[site]} times" if self.reached[site] else "did not run"
                     slot.error = InvalidArgument(f"{site}: the module {times} in a forward; ask for one that runs once")

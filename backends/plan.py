@@ -20,7 +20,7 @@ from ..protos.spec import Hook, Plan, Where
 from ..protos.tensors import Array
 from .checks import check_hook, expand
 
-__all__ = ["BoundHook", "BoundPlan", "bind", "choose", "chosen_positions", "give_rows"]
+__all__ = ["BoundHook", "BoundPlan", "bind", "choose", "chosen_positions", "give_rows", "succeed"]
 
 Mode = Literal["run", "generate"]
 
@@ -67,6 +67,8 @@ class BoundPlan:
     """Site that a condition reads → hooks that act at a later site."""
     plain: dict[Site, BoundHook]
     """Sites where one unconditional, unreduced capture is all that is asked: fast for forwards of which it takes all rows."""
+    revision: int = 0
+    """Of the session that the plan came from; 0 without one."""
     owner: Any = None
     """Scratch space of the executor (reduction state)."""
 
@@ -142,6 +144,25 @@ def bind(
     for bound in hooks:
         _attach_source(bound, bound_plan, tokens, input_lengths or {}, stored or {})
     return bound_plan
+
+
+def succeed(old: BoundPlan, new: BoundPlan) -> None:
+    """Let a plan take over from another whose sequence has begun: what unchanged hooks latched from the prompt stays.
+
+    Raises InvalidArgument for a hook that would have to latch from a prompt which is past.
+    """
+    known = [(bound.hook, bound.latch) for bound in old.hooks]
+    for bound in new.hooks:
+        when = bound.hook.where.when
+        if when is None or when.latch is None:
+            continue
+        latch = next((latch for hook, latch in known if hook == bound.hook), None)
+        if latch is None:
+            raise InvalidArgument(
+                f"hook {bound.index} ({bound.hook.site}) latches on the prompt, which a running generation has passed; "
+                "leave latch off, or update the session when nothing runs on it"
+            )
+        bound.latch.update(latch)
 
 
 def _is_plain(hook: Hook, site: Site) -> bool:

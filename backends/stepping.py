@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..protos.errors import ProbewireError
 from ..protos.sites import Site
 from ..protos.spec import NextLogprob
 from ..protos.tensors import numpy_dtype
-from .base import Rows, Sequence, StepResult
+from .base import Rows, StepResult
 from .executor import Slot
 from .plan import choose
 from .sampling import Choice
@@ -18,25 +17,26 @@ __all__ = ["result_of", "sampled_logprob_rows"]
 _LOGITS = Site("logits")
 
 
-def result_of(sequence: Sequence, rows: list[Rows], choice: Choice | None, error: ProbewireError | None) -> StepResult:
+def result_of(slot: Slot, rows: list[Rows], choice: Choice | None) -> StepResult:
     """The step's outcome for one sequence; a failed one brings its error and nothing else."""
-    if error is not None:
-        return StepResult(sequence, error=error)
+    sequence, revision = slot.sequence, slot.plan.revision
+    if slot.error is not None:
+        return StepResult(sequence, error=slot.error, revision=revision)
     if choice is None:
-        return StepResult(sequence, tuple(rows))
-    return StepResult(sequence, tuple(rows), choice.token, choice.logprob, choice.top)
+        return StepResult(sequence, tuple(rows), revision=revision)
+    return StepResult(sequence, tuple(rows), choice.token, choice.logprob, choice.top, revision)
 
 
 def sampled_logprob_rows(slot: Slot, choice: Choice) -> list[Rows]:
     """`next_logprob` rows of the row a token was just sampled from: only the sampler knows which token follows."""
     position = slot.position + slot.n - 1
     rows: list[Rows] = []
-    for bound, _ in slot.sequence.plan.by_site.get(_LOGITS, ()):
+    for bound, _ in slot.plan.by_site.get(_LOGITS, ()):
         capture = bound.hook.capture
         if capture is None or not isinstance(capture.reduce, NextLogprob) or choice.logprob is None:
             continue
         tokens = None if slot.tokens is None else slot.tokens[-1:]
-        if choose(bound, slot.sequence.plan, _LOGITS, np.array([position]), tokens).all():
+        if choose(bound, slot.plan, _LOGITS, np.array([position]), tokens).all():
             value = np.array([[choice.logprob]], dtype=numpy_dtype(capture.dtype or "float32"))
             rows.append(Rows(bound.index, ("logits",), (position,), value))
     return rows

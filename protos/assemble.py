@@ -26,6 +26,8 @@ class CaptureKey(NamedTuple):
     site: str
     part: str
     """"value" and "index" for top_k, else empty."""
+    revision: int = 0
+    """Of the session, since when the hook was what it is; 0: the request's own hook."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,7 +52,9 @@ def assemble(frames: Iterable[TensorFrame]) -> dict[CaptureKey, AssembledCapture
         if not values.shape or values.shape[0] != len(frame.sites):
             raise Internal(f"a tensor frame of {len(frame.sites)} sites has shape {list(values.shape)}")
         for site, value in zip(frame.sites, values, strict=True):
-            rows.setdefault(CaptureKey(frame.input, frame.hook, site, frame.part), []).append((frame, value))
+            rows.setdefault(CaptureKey(frame.input, frame.hook, site, frame.part, frame.hook_revision), []).append(
+                (frame, value)
+            )
     return {key: _joined(key, found) for key, found in rows.items()}
 
 

@@ -2,6 +2,8 @@
 
 ProbewireError
 ├── InvalidArgument      what was sent cannot be honoured; sending it again will not help
+├── Unauthenticated      no key, or one that is not valid here
+├── PermissionDenied     the key is good, and its role does not allow this
 ├── NotFound             no such model, capture, weight or hook id
 ├── FailedPrecondition   the request is well formed, but the model or the box is not in a state to serve it
 ├── ResourceExhausted    a stated limit was reached; `retry_after_s` says when to come back
@@ -25,8 +27,10 @@ __all__ = [
     "Internal",
     "InvalidArgument",
     "NotFound",
+    "PermissionDenied",
     "ProbewireError",
     "ResourceExhausted",
+    "Unauthenticated",
     "Unavailable",
     "Unsupported",
     "error_from_code",
@@ -50,11 +54,13 @@ class Code(Enum):
     INVALID_ARGUMENT = Status(grpc=3, http=422)
     DEADLINE_EXCEEDED = Status(grpc=4, http=504)
     NOT_FOUND = Status(grpc=5, http=404)
+    PERMISSION_DENIED = Status(grpc=7, http=403)
     RESOURCE_EXHAUSTED = Status(grpc=8, http=429)
     FAILED_PRECONDITION = Status(grpc=9, http=409)
     UNIMPLEMENTED = Status(grpc=12, http=501)
     INTERNAL = Status(grpc=13, http=500)
     UNAVAILABLE = Status(grpc=14, http=503)
+    UNAUTHENTICATED = Status(grpc=16, http=401)
 
 
 class ProbewireError(Exception):
@@ -77,6 +83,14 @@ class InvalidArgument(ProbewireError, ValueError):
 
 class NotFound(ProbewireError, LookupError):
     code = Code.NOT_FOUND
+
+
+class Unauthenticated(ProbewireError):
+    code = Code.UNAUTHENTICATED
+
+
+class PermissionDenied(ProbewireError):
+    code = Code.PERMISSION_DENIED
 
 
 class FailedPrecondition(ProbewireError):
@@ -111,6 +125,8 @@ _BY_CODE: dict[Code, type[ProbewireError]] = {
     cls.code: cls
     for cls in (
         InvalidArgument,
+        Unauthenticated,
+        PermissionDenied,
         NotFound,
         FailedPrecondition,
         ResourceExhausted,

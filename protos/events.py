@@ -6,17 +6,27 @@ Frames are written as raw protobuf (their bytes are copied once) and reassembled
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from io import BytesIO
 
 from google.protobuf.message import DecodeError
 
 from . import probewire_pb2 as pb
 from .errors import Internal
-from .model import Event, Finished, Started, TensorFrame, Token
+from .model import Event, Finished, Revised, Started, TensorFrame, Token
 from .tensors import Tensor
 from .wire import from_proto, to_proto
 
-__all__ = ["MAX_CHUNK_BYTES", "FrameAssembler", "decode_events", "encode_events", "nbytes", "read_events"]
+__all__ = [
+    "MAX_CHUNK_BYTES",
+    "FrameAssembler",
+    "Tally",
+    "decode_events",
+    "encode_events",
+    "nbytes",
+    "read_events",
+    "tally",
+]
 
 MAX_CHUNK_BYTES = (1 << 20) - (16 << 10)
 """Tensor bytes in one message; leaves room for names so that a message stays under 1 MiB."""
@@ -25,6 +35,8 @@ LARGE_MESSAGE_BYTES = 64 << 10
 """From here on tensor bytes are cut out of a message and not parsed with it, which spares two copies of them."""
 
 _EVENTS_TAG = b"\x0a"  # Events.events = 1, length-delimited
+_TOKEN_TAG = b"\x12"  # Event.token = 2
+_FINISHED_TAG = b"\x22"  # Event.finished = 4
 _FRAME_TAG = b"\x1a"  # Event.tensor_frame = 3
 _DATA_TAG = b"\x7a"  # TensorFrame.data = 15
 
@@ -58,6 +70,8 @@ def _pieces(event: Event) -> Iterator[bytes]:
         _fill_token(message.token, event)
     elif isinstance(event, Started):
         message.started.CopyFrom(to_proto(event))
+    elif isinstance(event, Revised):
+        message.revised.CopyFrom(to_proto(event))
     else:
         message.finished.CopyFrom(to_proto(event))
     body = message.SerializeToString()
@@ -90,6 +104,7 @@ def _frame_pieces(frame: TensorFrame) -> Iterator[bytes]:
                 dtype=frame.tensor.dtype,
                 shape=frame.tensor.shape,
                 chunks=chunks,
+                hook_revision=frame.hook_revision,
             ).SerializeToString()
         else:
             head = pb.TensorFrame(chunk=chunk).SerializeToString()
@@ -146,6 +161,7 @@ def _frame(message: pb.TensorFrame, data: bytes) -> TensorFrame:
         tensor=Tensor(message.dtype, tuple(message.shape), data),
         part=message.part,
         revision=message.revision,
+        hook_revision=message.hook_revision,
     )
 
 
@@ -163,6 +179,8 @@ def decode_events(message: pb.Events, assembler: FrameAssembler) -> Iterator[Eve
             yield from_proto(Started, event.started)
         elif kind == "finished":
             yield from_proto(Finished, event.finished)
+        elif kind == "revised":
+            yield from_proto(Revised, event.revised)
 
 
 def read_events(data: bytes, assembler: FrameAssembler) -> Iterator[Event]:
@@ -183,6 +201,38 @@ def read_events(data: bytes, assembler: FrameAssembler) -> Iterator[Event]:
                 yield from decode_events(pb.Events.FromString(bytes(message[start:stop])), assembler)
     except (DecodeError, IndexError) as error:
         raise Internal(f"the stream holds something that is not an Events message: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What a serialised message carries, counted without decoding its tensors."""
+
+    tokens: int = 0
+    tensor_bytes: int = 0
+    """Frames as they travel, their heads included."""
+    finished: tuple[Finished, ...] = ()
+
+
+_NOTHING = Tally()
+
+
+def tally(data: bytes) -> Tally:
+    """Count a message on its way through the gateway. What is no Events message counts as nothing."""
+    message = memoryview(data)
+    tokens = size = 0
+    finished: list[Finished] = []
+    try:
+        for _, content, stop in _fields(message):
+            kind = message[content] if stop > content else 0
+            if kind == _TOKEN_TAG[0]:
+                tokens += 1
+            elif kind == _FRAME_TAG[0]:
+                size += stop - content
+            elif kind == _FINISHED_TAG[0]:
+                finished.append(from_proto(Finished, pb.Event.FromString(bytes(message[content:stop])).finished))
+    except (DecodeError, IndexError):
+        return _NOTHING
+    return Tally(tokens, size, tuple(finished))
 
 
 def _cut(frame: memoryview) -> tuple[pb.TensorFrame, memoryview]:

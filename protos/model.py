@@ -22,6 +22,7 @@ __all__ = [
     "Message",
     "ModelInfo",
     "ResolvedHook",
+    "Revised",
     "RunRequest",
     "Sampling",
     "SiteInfo",
@@ -184,6 +185,7 @@ class GenerateRequest:
     model: str = ""  # empty: the only model loaded
     plan: Plan = Plan()
     sampling: Sampling = Sampling()
+    session: str = ""  # id of a live session, whose hooks come after the plan's own
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inputs", _named(self.inputs))
@@ -253,6 +255,16 @@ class Started:
     versions: Mapping[str, str]
     hooks: tuple[ResolvedHook, ...]
     inputs: tuple[InputStarted, ...]
+    revision: int = 0  # of the session's plan; 0 without one
+
+
+@dataclass(frozen=True, slots=True)
+class Revised:
+    """The session changed: what follows of this input ran under another plan."""
+
+    input: str
+    revision: int
+    hooks: tuple[ResolvedHook, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +311,9 @@ class TensorFrame:
     part: str = ""
     """"value" and "index" for top_k."""
     revision: int = 0
+    hook_revision: int = 0
+    """Since which revision of the session the hook has been what it is; 0: the request's own. Rows of one hook with
+    different ones are different captures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,6 +344,8 @@ class StoredCapture:
     dtype: str
     shape: tuple[int, ...]
     model: str = ""
+    created_s: float = 0.0  # Unix time
+    expires_s: float = 0.0  # Unix time; deleted then
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,7 +360,7 @@ class Finished:
     stored: tuple[StoredCapture, ...] = ()
 
 
-Event = Started | Token | TensorFrame | Finished
+Event = Started | Token | TensorFrame | Finished | Revised
 
 
 @dataclass(frozen=True, slots=True)

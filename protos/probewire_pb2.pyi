@@ -522,16 +522,18 @@ class Sampling(_message.Message):
     def __init__(self, max_new_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., logprobs: _Optional[int] = ..., ignore_eos: _Optional[bool] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("model", "inputs", "plan", "sampling")
+    __slots__ = ("model", "inputs", "plan", "sampling", "session")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
     model: str
     inputs: _containers.RepeatedCompositeFieldContainer[Input]
     plan: Plan
     sampling: Sampling
-    def __init__(self, model: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ...) -> None: ...
+    session: str
+    def __init__(self, model: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., session: _Optional[str] = ...) -> None: ...
 
 class RunRequest(_message.Message):
     __slots__ = ("model", "inputs", "plan")
@@ -550,19 +552,21 @@ class Events(_message.Message):
     def __init__(self, events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ...) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("started", "token", "tensor_frame", "finished")
+    __slots__ = ("started", "token", "tensor_frame", "finished", "revised")
     STARTED_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     TENSOR_FRAME_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
+    REVISED_FIELD_NUMBER: _ClassVar[int]
     started: Started
     token: Token
     tensor_frame: TensorFrame
     finished: Finished
-    def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., tensor_frame: _Optional[_Union[TensorFrame, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ...) -> None: ...
+    revised: Revised
+    def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., tensor_frame: _Optional[_Union[TensorFrame, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., revised: _Optional[_Union[Revised, _Mapping]] = ...) -> None: ...
 
 class Started(_message.Message):
-    __slots__ = ("request_id", "model", "model_hash", "backend", "device", "dtype", "attention", "versions", "hooks", "inputs")
+    __slots__ = ("request_id", "model", "model_hash", "backend", "device", "dtype", "attention", "versions", "hooks", "inputs", "revision")
     class VersionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -580,6 +584,7 @@ class Started(_message.Message):
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
     HOOKS_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     model_hash: str
@@ -590,7 +595,18 @@ class Started(_message.Message):
     versions: _containers.ScalarMap[str, str]
     hooks: _containers.RepeatedCompositeFieldContainer[ResolvedHook]
     inputs: _containers.RepeatedCompositeFieldContainer[InputStarted]
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., model_hash: _Optional[str] = ..., backend: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., attention: _Optional[str] = ..., versions: _Optional[_Mapping[str, str]] = ..., hooks: _Optional[_Iterable[_Union[ResolvedHook, _Mapping]]] = ..., inputs: _Optional[_Iterable[_Union[InputStarted, _Mapping]]] = ...) -> None: ...
+    revision: int
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., model_hash: _Optional[str] = ..., backend: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., attention: _Optional[str] = ..., versions: _Optional[_Mapping[str, str]] = ..., hooks: _Optional[_Iterable[_Union[ResolvedHook, _Mapping]]] = ..., inputs: _Optional[_Iterable[_Union[InputStarted, _Mapping]]] = ..., revision: _Optional[int] = ...) -> None: ...
+
+class Revised(_message.Message):
+    __slots__ = ("input", "revision", "hooks")
+    INPUT_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    HOOKS_FIELD_NUMBER: _ClassVar[int]
+    input: str
+    revision: int
+    hooks: _containers.RepeatedCompositeFieldContainer[ResolvedHook]
+    def __init__(self, input: _Optional[str] = ..., revision: _Optional[int] = ..., hooks: _Optional[_Iterable[_Union[ResolvedHook, _Mapping]]] = ...) -> None: ...
 
 class ResolvedHook(_message.Message):
     __slots__ = ("hook", "id", "sites")
@@ -643,7 +659,7 @@ class TokenLogprob(_message.Message):
     def __init__(self, id: _Optional[int] = ..., text: _Optional[str] = ..., logprob: _Optional[float] = ...) -> None: ...
 
 class TensorFrame(_message.Message):
-    __slots__ = ("input", "hook", "id", "sites", "positions", "step", "revision", "part", "dtype", "shape", "chunk", "chunks", "data")
+    __slots__ = ("input", "hook", "id", "sites", "positions", "step", "revision", "part", "dtype", "shape", "chunk", "chunks", "hook_revision", "data")
     INPUT_FIELD_NUMBER: _ClassVar[int]
     HOOK_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
@@ -656,6 +672,7 @@ class TensorFrame(_message.Message):
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    HOOK_REVISION_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     input: str
     hook: int
@@ -669,8 +686,9 @@ class TensorFrame(_message.Message):
     shape: _containers.RepeatedScalarFieldContainer[int]
     chunk: int
     chunks: int
+    hook_revision: int
     data: bytes
-    def __init__(self, input: _Optional[str] = ..., hook: _Optional[int] = ..., id: _Optional[str] = ..., sites: _Optional[_Iterable[str]] = ..., positions: _Optional[_Iterable[int]] = ..., step: _Optional[int] = ..., revision: _Optional[int] = ..., part: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., chunk: _Optional[int] = ..., chunks: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, input: _Optional[str] = ..., hook: _Optional[int] = ..., id: _Optional[str] = ..., sites: _Optional[_Iterable[str]] = ..., positions: _Optional[_Iterable[int]] = ..., step: _Optional[int] = ..., revision: _Optional[int] = ..., part: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., chunk: _Optional[int] = ..., chunks: _Optional[int] = ..., hook_revision: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Usage(_message.Message):
     __slots__ = ("prompt_tokens", "completion_tokens")
@@ -691,7 +709,7 @@ class Timings(_message.Message):
     def __init__(self, queued_s: _Optional[float] = ..., first_token_s: _Optional[float] = ..., total_s: _Optional[float] = ...) -> None: ...
 
 class StoredCapture(_message.Message):
-    __slots__ = ("id", "site", "input", "positions", "dtype", "shape", "model")
+    __slots__ = ("id", "site", "input", "positions", "dtype", "shape", "model", "created_s", "expires_s")
     ID_FIELD_NUMBER: _ClassVar[int]
     SITE_FIELD_NUMBER: _ClassVar[int]
     INPUT_FIELD_NUMBER: _ClassVar[int]
@@ -699,6 +717,8 @@ class StoredCapture(_message.Message):
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    CREATED_S_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_S_FIELD_NUMBER: _ClassVar[int]
     id: str
     site: str
     input: str
@@ -706,7 +726,9 @@ class StoredCapture(_message.Message):
     dtype: str
     shape: _containers.RepeatedScalarFieldContainer[int]
     model: str
-    def __init__(self, id: _Optional[str] = ..., site: _Optional[str] = ..., input: _Optional[str] = ..., positions: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., model: _Optional[str] = ...) -> None: ...
+    created_s: float
+    expires_s: float
+    def __init__(self, id: _Optional[str] = ..., site: _Optional[str] = ..., input: _Optional[str] = ..., positions: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., model: _Optional[str] = ..., created_s: _Optional[float] = ..., expires_s: _Optional[float] = ...) -> None: ...
 
 class Finished(_message.Message):
     __slots__ = ("input", "reason", "usage", "timings", "stored")
@@ -735,3 +757,135 @@ class CaptureList(_message.Message):
     CAPTURES_FIELD_NUMBER: _ClassVar[int]
     captures: _containers.RepeatedCompositeFieldContainer[StoredCapture]
     def __init__(self, captures: _Optional[_Iterable[_Union[StoredCapture, _Mapping]]] = ...) -> None: ...
+
+class Session(_message.Message):
+    __slots__ = ("id", "name", "model", "plan", "revision", "created_s", "updated_s")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    CREATED_S_FIELD_NUMBER: _ClassVar[int]
+    UPDATED_S_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    name: str
+    model: str
+    plan: Plan
+    revision: int
+    created_s: float
+    updated_s: float
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., model: _Optional[str] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., revision: _Optional[int] = ..., created_s: _Optional[float] = ..., updated_s: _Optional[float] = ...) -> None: ...
+
+class CreateSessionRequest(_message.Message):
+    __slots__ = ("plan", "model", "name")
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    plan: Plan
+    model: str
+    name: str
+    def __init__(self, plan: _Optional[_Union[Plan, _Mapping]] = ..., model: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
+
+class UpdateSessionRequest(_message.Message):
+    __slots__ = ("id", "plan", "revision")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    plan: Plan
+    revision: int
+    def __init__(self, id: _Optional[str] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., revision: _Optional[int] = ...) -> None: ...
+
+class SessionRequest(_message.Message):
+    __slots__ = ("id",)
+    ID_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    def __init__(self, id: _Optional[str] = ...) -> None: ...
+
+class SessionList(_message.Message):
+    __slots__ = ("sessions",)
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    sessions: _containers.RepeatedCompositeFieldContainer[Session]
+    def __init__(self, sessions: _Optional[_Iterable[_Union[Session, _Mapping]]] = ...) -> None: ...
+
+class WorkerStatus(_message.Message):
+    __slots__ = ("running", "held", "waiting", "n_slots", "cache_used_tokens", "cache_tokens", "steps", "runs", "rows", "step_s", "hook_s", "tokens", "store_bytes")
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    N_SLOTS_FIELD_NUMBER: _ClassVar[int]
+    CACHE_USED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CACHE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    RUNS_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    STEP_S_FIELD_NUMBER: _ClassVar[int]
+    HOOK_S_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    STORE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    running: int
+    held: int
+    waiting: int
+    n_slots: int
+    cache_used_tokens: int
+    cache_tokens: int
+    steps: int
+    runs: int
+    rows: int
+    step_s: float
+    hook_s: float
+    tokens: int
+    store_bytes: int
+    def __init__(self, running: _Optional[int] = ..., held: _Optional[int] = ..., waiting: _Optional[int] = ..., n_slots: _Optional[int] = ..., cache_used_tokens: _Optional[int] = ..., cache_tokens: _Optional[int] = ..., steps: _Optional[int] = ..., runs: _Optional[int] = ..., rows: _Optional[int] = ..., step_s: _Optional[float] = ..., hook_s: _Optional[float] = ..., tokens: _Optional[int] = ..., store_bytes: _Optional[int] = ...) -> None: ...
+
+class RequestActivity(_message.Message):
+    __slots__ = ("id", "user", "model", "operation", "state", "sites", "session", "age_s", "tokens", "captured_bytes")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    USER_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    OPERATION_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    SITES_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    AGE_S_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CAPTURED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    user: str
+    model: str
+    operation: str
+    state: str
+    sites: _containers.RepeatedScalarFieldContainer[str]
+    session: str
+    age_s: float
+    tokens: int
+    captured_bytes: int
+    def __init__(self, id: _Optional[str] = ..., user: _Optional[str] = ..., model: _Optional[str] = ..., operation: _Optional[str] = ..., state: _Optional[str] = ..., sites: _Optional[_Iterable[str]] = ..., session: _Optional[str] = ..., age_s: _Optional[float] = ..., tokens: _Optional[int] = ..., captured_bytes: _Optional[int] = ...) -> None: ...
+
+class ModelActivity(_message.Message):
+    __slots__ = ("id", "state", "backend", "device", "restarts", "memory_bytes", "status")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    BACKEND_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    RESTARTS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    state: str
+    backend: str
+    device: str
+    restarts: int
+    memory_bytes: int
+    status: WorkerStatus
+    def __init__(self, id: _Optional[str] = ..., state: _Optional[str] = ..., backend: _Optional[str] = ..., device: _Optional[str] = ..., restarts: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., status: _Optional[_Union[WorkerStatus, _Mapping]] = ...) -> None: ...
+
+class ActivityReport(_message.Message):
+    __slots__ = ("models", "requests", "uptime_s")
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    UPTIME_S_FIELD_NUMBER: _ClassVar[int]
+    models: _containers.RepeatedCompositeFieldContainer[ModelActivity]
+    requests: _containers.RepeatedCompositeFieldContainer[RequestActivity]
+    uptime_s: float
+    def __init__(self, models: _Optional[_Iterable[_Union[ModelActivity, _Mapping]]] = ..., requests: _Optional[_Iterable[_Union[RequestActivity, _Mapping]]] = ..., uptime_s: _Optional[float] = ...) -> None: ...

@@ -589,3 +589,480 @@ class Captures:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class SessionsStub:
+    """Missing associated documentation comment in .proto file."""
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Create = channel.unary_unary(
+                '/probewire.v1.Sessions/Create',
+                request_serializer=probewire_dot_protos_dot_probewire__pb2.CreateSessionRequest.SerializeToString,
+                response_deserializer=probewire_dot_protos_dot_probewire__pb2.Session.FromString,
+                _registered_method=True)
+        self.Update = channel.unary_unary(
+                '/probewire.v1.Sessions/Update',
+                request_serializer=probewire_dot_protos_dot_probewire__pb2.UpdateSessionRequest.SerializeToString,
+                response_deserializer=probewire_dot_protos_dot_probewire__pb2.Session.FromString,
+                _registered_method=True)
+        self.Get = channel.unary_unary(
+                '/probewire.v1.Sessions/Get',
+                request_serializer=probewire_dot_protos_dot_probewire__pb2.SessionRequest.SerializeToString,
+                response_deserializer=probewire_dot_protos_dot_probewire__pb2.Session.FromString,
+                _registered_method=True)
+        self.List = channel.unary_unary(
+                '/probewire.v1.Sessions/List',
+                request_serializer=probewire_dot_protos_dot_probewire__pb2.ListRequest.SerializeToString,
+                response_deserializer=probewire_dot_protos_dot_probewire__pb2.SessionList.FromString,
+                _registered_method=True)
+        self.Delete = channel.unary_unary(
+                '/probewire.v1.Sessions/Delete',
+                request_serializer=probewire_dot_protos_dot_probewire__pb2.SessionRequest.SerializeToString,
+                response_deserializer=probewire_dot_protos_dot_probewire__pb2.Empty.FromString,
+                _registered_method=True)
+
+
+class SessionsServicer:
+    """Missing associated documentation comment in .proto file."""
+
+    def Create(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Update(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Get(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def List(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Delete(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_SessionsServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Create': grpc.unary_unary_rpc_method_handler(
+                    servicer.Create,
+                    request_deserializer=probewire_dot_protos_dot_probewire__pb2.CreateSessionRequest.FromString,
+                    response_serializer=probewire_dot_protos_dot_probewire__pb2.Session.SerializeToString,
+            ),
+            'Update': grpc.unary_unary_rpc_method_handler(
+                    servicer.Update,
+                    request_deserializer=probewire_dot_protos_dot_probewire__pb2.UpdateSessionRequest.FromString,
+                    response_serializer=probewire_dot_protos_dot_probewire__pb2.Session.SerializeToString,
+            ),
+            'Get': grpc.unary_unary_rpc_method_handler(
+                    servicer.Get,
+                    request_deserializer=probewire_dot_protos_dot_probewire__pb2.SessionRequest.FromString,
+                    response_serializer=probewire_dot_protos_dot_probewire__pb2.Session.SerializeToString,
+            ),
+            'List': grpc.unary_unary_rpc_method_handler(
+                    servicer.List,
+                    request_deserializer=probewire_dot_protos_dot_probewire__pb2.ListRequest.FromString,
+                    response_serializer=probewire_dot_protos_dot_probewire__pb2.SessionList.SerializeToString,
+            ),
+            'Delete': grpc.unary_unary_rpc_method_handler(
+                    servicer.Delete,
+                    request_deserializer=probewire_dot_protos_dot_probewire__pb2.SessionRequest.FromString,
+                    response_serializer=probewire_dot_protos_dot_probewire__pb2.Empty.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'probewire.v1.Sessions', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('probewire.v1.Sessions', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Sessions:
+    """Missing associated documentation comment in .proto file."""
+
+    @staticmethod
+    def Create(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/probewire.v1.Sessions/Create',
+            probewire_dot_protos_dot_probewire__pb2.CreateSessionRequest.SerializeToString,
+            probewire_dot_protos_dot_probewire__pb2.Session.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Update(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/probewire.v1.Sessions/Update',
+            probewire_dot_protos_dot_probewire__pb2.UpdateSessionRequest.SerializeToString,
+            probewire_dot_protos_dot_probewire__pb2.Session.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Get(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/probewire.v1.Sessions/Get',
+            probewire_dot_protos_dot_probewire__pb2.SessionRequest.SerializeToString,
+            probewire_dot_protos_dot_probewire__pb2.Session.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def List(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/probewire.v1.Sessions/List',
+            probewire_dot_protos_dot_probewire__pb2.ListRequest.SerializeToString,
+            probewire_dot_protos_dot_probewire__pb2.SessionList.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Delete(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/probewire.v1.Sessions/Delete',
+            probewire_dot_protos_dot_probewire__pb2.SessionRequest.SerializeToString,
+            probewire_dot_protos_dot_probewire__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class ActivityStub:
+    """Missing associated documentation comment in .proto file."""
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Get = channel.unary_unary(
+                '/probewire.v1.Activity/Get',
+                request_serializer=probewire_dot_protos_dot_probewire__pb2.ListRequest.SerializeToString,
+                response_deserializer=probewire_dot_protos_dot_probewire__pb2.ActivityReport.FromString,
+                _registered_method=True)
+
+
+class ActivityServicer:
+    """Missing associated documentation comment in .proto file."""
+
+    def Get(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ActivityServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Get': grpc.unary_unary_rpc_method_handler(
+                    servicer.Get,
+                    request_deserializer=probewire_dot_protos_dot_probewire__pb2.ListRequest.FromString,
+                    response_serializer=probewire_dot_protos_dot_probewire__pb2.ActivityReport.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'probewire.v1.Activity', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('probewire.v1.Activity', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Activity:
+    """Missing associated documentation comment in .proto file."""
+
+    @staticmethod
+    def Get(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/probewire.v1.Activity/Get',
+            probewire_dot_protos_dot_probewire__pb2.ListRequest.SerializeToString,
+            probewire_dot_protos_dot_probewire__pb2.ActivityReport.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class WorkerStub:
+    """Between the gateway and its workers; the gateway does not offer it.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.PutSession = channel.unary_unary(
+                '/probewire.v1.Worker/PutSession',
+                request_serializer=probewire_dot_protos_dot_probewire__pb2.Session.SerializeToString,
+                response_deserializer=probewire_dot_protos_dot_probewire__pb2.Empty.FromString,
+                _registered_method=True)
+        self.DropSession = channel.unary_unary(
+                '/probewire.v1.Worker/DropSession',
+                request_serializer=probewire_dot_protos_dot_probewire__pb2.SessionRequest.SerializeToString,
+                response_deserializer=probewire_dot_protos_dot_probewire__pb2.Empty.FromString,
+                _registered_method=True)
+        self.Status = channel.unary_unary(
+                '/probewire.v1.Worker/Status',
+                request_serializer=probewire_dot_protos_dot_probewire__pb2.ListRequest.SerializeToString,
+                response_deserializer=probewire_dot_protos_dot_probewire__pb2.WorkerStatus.FromString,
+                _registered_method=True)
+
+
+class WorkerServicer:
+    """Between the gateway and its workers; the gateway does not offer it.
+    """
+
+    def PutSession(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DropSession(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Status(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_WorkerServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'PutSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.PutSession,
+                    request_deserializer=probewire_dot_protos_dot_probewire__pb2.Session.FromString,
+                    response_serializer=probewire_dot_protos_dot_probewire__pb2.Empty.SerializeToString,
+            ),
+            'DropSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.DropSession,
+                    request_deserializer=probewire_dot_protos_dot_probewire__pb2.SessionRequest.FromString,
+                    response_serializer=probewire_dot_protos_dot_probewire__pb2.Empty.SerializeToString,
+            ),
+            'Status': grpc.unary_unary_rpc_method_handler(
+                    servicer.Status,
+                    request_deserializer=probewire_dot_protos_dot_probewire__pb2.ListRequest.FromString,
+                    response_serializer=probewire_dot_protos_dot_probewire__pb2.WorkerStatus.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'probewire.v1.Worker', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('probewire.v1.Worker', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Worker:
+    """Between the gateway and its workers; the gateway does not offer it.
+    """
+
+    @staticmethod
+    def PutSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/probewire.v1.Worker/PutSession',
+            probewire_dot_protos_dot_probewire__pb2.Session.SerializeToString,
+            probewire_dot_protos_dot_probewire__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DropSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/probewire.v1.Worker/DropSession',
+            probewire_dot_protos_dot_probewire__pb2.SessionRequest.SerializeToString,
+            probewire_dot_protos_dot_probewire__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Status(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/probewire.v1.Worker/Status',
+            probewire_dot_protos_dot_probewire__pb2.ListRequest.SerializeToString,
+            probewire_dot_protos_dot_probewire__pb2.WorkerStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

@@ -171,3 +171,129 @@ class CapturesServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_probewire_pb2.Empty, _abc.Awaitable[_probewire_pb2.Empty]]: ...
 
 def add_CapturesServicer_to_server(servicer: CapturesServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class SessionsStub:
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> SessionsAsyncStub: ...
+    Create: _grpc.UnaryUnaryMultiCallable[_probewire_pb2.CreateSessionRequest, _probewire_pb2.Session]
+    Update: _grpc.UnaryUnaryMultiCallable[_probewire_pb2.UpdateSessionRequest, _probewire_pb2.Session]
+    Get: _grpc.UnaryUnaryMultiCallable[_probewire_pb2.SessionRequest, _probewire_pb2.Session]
+    List: _grpc.UnaryUnaryMultiCallable[_probewire_pb2.ListRequest, _probewire_pb2.SessionList]
+    Delete: _grpc.UnaryUnaryMultiCallable[_probewire_pb2.SessionRequest, _probewire_pb2.Empty]
+
+@_typing.type_check_only
+class SessionsAsyncStub(SessionsStub):
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    Create: _aio.UnaryUnaryMultiCallable[_probewire_pb2.CreateSessionRequest, _probewire_pb2.Session]  # type: ignore[assignment]
+    Update: _aio.UnaryUnaryMultiCallable[_probewire_pb2.UpdateSessionRequest, _probewire_pb2.Session]  # type: ignore[assignment]
+    Get: _aio.UnaryUnaryMultiCallable[_probewire_pb2.SessionRequest, _probewire_pb2.Session]  # type: ignore[assignment]
+    List: _aio.UnaryUnaryMultiCallable[_probewire_pb2.ListRequest, _probewire_pb2.SessionList]  # type: ignore[assignment]
+    Delete: _aio.UnaryUnaryMultiCallable[_probewire_pb2.SessionRequest, _probewire_pb2.Empty]  # type: ignore[assignment]
+
+class SessionsServicer(metaclass=_abc_1.ABCMeta):
+    @_abc_1.abstractmethod
+    def Create(
+        self,
+        request: _probewire_pb2.CreateSessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_probewire_pb2.Session, _abc.Awaitable[_probewire_pb2.Session]]: ...
+
+    @_abc_1.abstractmethod
+    def Update(
+        self,
+        request: _probewire_pb2.UpdateSessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_probewire_pb2.Session, _abc.Awaitable[_probewire_pb2.Session]]: ...
+
+    @_abc_1.abstractmethod
+    def Get(
+        self,
+        request: _probewire_pb2.SessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_probewire_pb2.Session, _abc.Awaitable[_probewire_pb2.Session]]: ...
+
+    @_abc_1.abstractmethod
+    def List(
+        self,
+        request: _probewire_pb2.ListRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_probewire_pb2.SessionList, _abc.Awaitable[_probewire_pb2.SessionList]]: ...
+
+    @_abc_1.abstractmethod
+    def Delete(
+        self,
+        request: _probewire_pb2.SessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_probewire_pb2.Empty, _abc.Awaitable[_probewire_pb2.Empty]]: ...
+
+def add_SessionsServicer_to_server(servicer: SessionsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class ActivityStub:
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> ActivityAsyncStub: ...
+    Get: _grpc.UnaryUnaryMultiCallable[_probewire_pb2.ListRequest, _probewire_pb2.ActivityReport]
+
+@_typing.type_check_only
+class ActivityAsyncStub(ActivityStub):
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    Get: _aio.UnaryUnaryMultiCallable[_probewire_pb2.ListRequest, _probewire_pb2.ActivityReport]  # type: ignore[assignment]
+
+class ActivityServicer(metaclass=_abc_1.ABCMeta):
+    @_abc_1.abstractmethod
+    def Get(
+        self,
+        request: _probewire_pb2.ListRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_probewire_pb2.ActivityReport, _abc.Awaitable[_probewire_pb2.ActivityReport]]: ...
+
+def add_ActivityServicer_to_server(servicer: ActivityServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class WorkerStub:
+    """Between the gateway and its workers; the gateway does not offer it."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> WorkerAsyncStub: ...
+    PutSession: _grpc.UnaryUnaryMultiCallable[_probewire_pb2.Session, _probewire_pb2.Empty]
+    DropSession: _grpc.UnaryUnaryMultiCallable[_probewire_pb2.SessionRequest, _probewire_pb2.Empty]
+    Status: _grpc.UnaryUnaryMultiCallable[_probewire_pb2.ListRequest, _probewire_pb2.WorkerStatus]
+
+@_typing.type_check_only
+class WorkerAsyncStub(WorkerStub):
+    """Between the gateway and its workers; the gateway does not offer it."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    PutSession: _aio.UnaryUnaryMultiCallable[_probewire_pb2.Session, _probewire_pb2.Empty]  # type: ignore[assignment]
+    DropSession: _aio.UnaryUnaryMultiCallable[_probewire_pb2.SessionRequest, _probewire_pb2.Empty]  # type: ignore[assignment]
+    Status: _aio.UnaryUnaryMultiCallable[_probewire_pb2.ListRequest, _probewire_pb2.WorkerStatus]  # type: ignore[assignment]
+
+class WorkerServicer(metaclass=_abc_1.ABCMeta):
+    """Between the gateway and its workers; the gateway does not offer it."""
+
+    @_abc_1.abstractmethod
+    def PutSession(
+        self,
+        request: _probewire_pb2.Session,
+        context: _ServicerContext,
+    ) -> _typing.Union[_probewire_pb2.Empty, _abc.Awaitable[_probewire_pb2.Empty]]: ...
+
+    @_abc_1.abstractmethod
+    def DropSession(
+        self,
+        request: _probewire_pb2.SessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_probewire_pb2.Empty, _abc.Awaitable[_probewire_pb2.Empty]]: ...
+
+    @_abc_1.abstractmethod
+    def Status(
+        self,
+        request: _probewire_pb2.ListRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_probewire_pb2.WorkerStatus, _abc.Awaitable[_probewire_pb2.WorkerStatus]]: ...
+
+def add_WorkerServicer_to_server(servicer: WorkerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
+from .activity import ActivityReport
 from .model import (
     Event,
     GenerateRequest,
@@ -17,6 +18,7 @@ from .model import (
     Tokenized,
     TokenizeRequest,
 )
+from .sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from .tensors import Array
 
 __all__ = ["Service"]
@@ -72,6 +74,30 @@ class Service(Protocol):
 
     def delete_capture(self, capture_id: str, model: str = "") -> None:
         """Forget a stored capture."""
+        ...
+
+    def create_session(self, request: CreateSessionRequest) -> Session:
+        """Make a live session of the caller's."""
+        ...
+
+    def update_session(self, request: UpdateSessionRequest) -> Session:
+        """Give a session its next revision, for generations under way from their next step on."""
+        ...
+
+    def session(self, session_id: str) -> Session:
+        """One of the caller's sessions."""
+        ...
+
+    def sessions(self) -> list[Session]:
+        """The caller's sessions."""
+        ...
+
+    def delete_session(self, session_id: str) -> None:
+        """Forget a session; generations under way keep the plan they have."""
+        ...
+
+    def activity(self) -> ActivityReport:
+        """Who is running what."""
         ...
 
     def health(self) -> HealthReport:

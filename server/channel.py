@@ -12,6 +12,7 @@ import grpc.aio
 
 from ..protos.errors import DeadlineExceeded, ProbewireError, Unavailable
 from ..protos.model import HealthReport
+from .callers import Caller
 from .health import report_of
 from .rpc_status import as_error, is_from_service
 
@@ -37,17 +38,19 @@ class WorkerChannel:
         self.last_message_s = 0.0
         """When a stream last brought something; `time.monotonic`."""
 
-    async def unary(self, method: str, request: bytes, *, timeout_s: float | None = None) -> bytes:
-        """One call. `method` as in `/probewire.v1.Models/List`."""
-        call = self._unary(method)(request, timeout=timeout_s)
+    async def unary(
+        self, method: str, request: bytes, caller: Caller | None = None, *, timeout_s: float | None = None
+    ) -> bytes:
+        """One call. `method` as in `/probewire.v1.Models/List`; `caller`: on whose behalf."""
+        call = self._unary(method)(request, timeout=timeout_s, metadata=_metadata(caller))
         try:
             return await call
         except grpc.aio.AioRpcError as error:
             raise await self._translated(error) from None
 
-    async def stream(self, method: str, request: bytes) -> AsyncIterator[bytes]:
+    async def stream(self, method: str, request: bytes, caller: Caller | None = None) -> AsyncIterator[bytes]:
         """A streaming call's messages as they came. Closing cancels the call."""
-        call = self._stream(method)(request)
+        call = self._stream(method)(request, metadata=_metadata(caller))
         try:
             async for message in call:
                 self.last_message_s = time.monotonic()
@@ -87,6 +90,10 @@ class WorkerChannel:
         if is_from_service(error) or error.code() not in _BROKEN:
             return as_error(error)
         return await self._explain() or as_error(error)
+
+
+def _metadata(caller: Caller | None) -> tuple[tuple[str, bytes], ...]:
+    return () if caller is None else caller.metadata()
 
 
 def _being_cancelled() -> bool:

@@ -40,10 +40,14 @@ class RequestLimits:
     """Of one input."""
     max_capture_bytes: int = 4 << 30
     """Tensor bytes that one request may send back, estimated before it starts."""
-    max_store_bytes: int = 1 << 30
-    """Captures kept in the worker with `store`, all callers together."""
-    max_queued: int = 256
-    """Requests that wait in a worker for a slot."""
+    max_store_bytes: int = 32 << 30
+    """Captures kept with `store`, all users together."""
+    store_ttl_s: int = 7 * 24 * 3600
+    """How long a stored capture is kept."""
+    max_queued: int = 512
+    """Inputs that wait in a worker for their turn; no user may fill more than half."""
+    max_wait_s: int = 600
+    """How long one waits before it is refused."""
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
@@ -73,6 +77,8 @@ class WorkerConfig:
     limits: RequestLimits = RequestLimits()
     drain_s: float = 5.0
     """How long requests in flight may go on once the worker is told to end."""
+    state_dir: str = ""
+    """The gateway's state folder, for stored captures; empty: a folder of the worker's own, gone with it."""
     factory: str = LOCAL_FACTORY
     """`module:function` that builds the worker's Operations; tests put a fake here."""
 
@@ -126,6 +132,13 @@ class GatewayConfig:
     """Loaded at once."""
     drain_s: float = 10.0
     """How long requests in flight may go on after SIGTERM."""
+    state_dir: str = ""
+    """Where users, sessions and stored captures are kept; empty: a folder that goes with the gateway."""
+    audit: str = ""
+    """File of the audit lines; empty: none are written."""
+    audit_prompts: bool = False
+    idle_unload_s: float = 0.0
+    """A model that nobody has used for so long frees its memory until it is asked for; 0: never."""
 
     @property
     def limits(self) -> RequestLimits:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal, Protocol
 
@@ -12,9 +14,11 @@ from ..backends.base import Rows, Sequence, StepResult
 from ..backends.captures import flush_reductions
 from ..backends.tokenizer import Tokenizer
 from ..protos.errors import ProbewireError
-from ..protos.model import Event, Finished, StoredCapture, TensorFrame, Timings, Token, TokenLogprob, Usage
+from ..protos.model import Event, Finished, Revised, StoredCapture, TensorFrame, Timings, Token, TokenLogprob, Usage
 from ..protos.tensors import Array, Tensor
-from .capture_store import CaptureStore
+from .callers import Caller
+from .capture_store import CaptureStore, Kept, Reservation
+from .live import LiveSessions
 from .requests import Prepared, PreparedInput
 from .text import TextStream
 
@@ -44,20 +48,53 @@ class Sink(Protocol):
         ...
 
 
+class ModelThread(Protocol):
+    """What a job asks of the scheduler."""
+
+    def later(self, command: Callable[[], None]) -> None:
+        """Run a function on the model's thread."""
+        ...
+
+    def drop(self, job: Job, error: ProbewireError) -> None:
+        """End a job wherever it is; on the model's thread."""
+        ...
+
+
 class Job:
     """One request on the model's thread."""
 
-    def __init__(self, prepared: Prepared, sink: Sink, tokenizer: Tokenizer, store: CaptureStore) -> None:
-        self.prepared = prepared
+    def __init__(
+        self,
+        prepared: Prepared,
+        caller: Caller,
+        sink: Sink,
+        tokenizer: Tokenizer,
+        store: CaptureStore,
+        *,
+        sessions: LiveSessions,
+        reservation: Reservation | None,
+        thread: ModelThread,
+        prepare_again: Callable[[], Prepared],
+    ) -> None:
+        """`prepare_again` makes the request ready anew, under what its session has become."""
+        self.prepared, self.caller = prepared, caller
         self.pending: list[PreparedInput] = []
         self.remaining = 0
         """Inputs that have not finished."""
         self.ended = False
         self._sink, self._tokenizer, self._store = sink, tokenizer, store
+        self._sessions, self._reservation, self._thread = sessions, reservation, thread
+        self._prepare_again = prepare_again
         self._started = False
         self._submitted_s = time.perf_counter()
         self._outputs: dict[str, _Output] = {}
         self._buffer: list[Event] = []
+
+    def catch_up(self) -> None:
+        """Take over what the session has become since the request was prepared. Raises when it cannot be honoured."""
+        session = self._sessions.find(self.prepared.session)
+        if session is not None and session.revision > self.prepared.started.revision:
+            self.prepared = self._prepare_again()
 
     def start(self) -> None:
         """Say that the request was accepted; once."""
@@ -69,7 +106,8 @@ class Job:
     def admitted(self, item: PreparedInput) -> None:
         """An input has entered the batch, or its run begins."""
         assert item.sequence is not None
-        self._outputs[item.sequence.id] = _Output(item, self._tokenizer)
+        item.sequence.begun = True
+        self._outputs[item.sequence.id] = _Output(item, self._tokenizer, self.prepared.started.revision)
 
     def take_source_rows(self, item: PreparedInput, result: StepResult) -> None:
         """Keep what a source run captured for the inputs that read it."""
@@ -83,7 +121,8 @@ class Job:
     def deliver_step(self, result: StepResult) -> bool:
         """Queue a step's events; True when the sequence is done."""
         output = self._outputs[result.sequence.id]
-        self._take_rows(output, result.sequence, result.rows)
+        self._follow(output, result)
+        self._take_rows(output, result.sequence, result.rows, result.revision)
         if result.token is None:
             return False
         self._buffer.append(output.token(result))
@@ -106,41 +145,86 @@ class Job:
         assert item.sequence is not None
         output = self._outputs[item.sequence.id]
         output.first_token_s = time.perf_counter() - output.admitted_s
-        self._take_rows(output, item.sequence, result.rows)
+        self._take_rows(output, item.sequence, result.rows, result.revision)
         self._finish(output, "run")
         self.send()
+
+    def _follow(self, output: _Output, result: StepResult) -> None:
+        """Hand out what a plan that is over had gathered, and say that another has begun."""
+        sequence = result.sequence
+        while sequence.retired and sequence.retired[0].revision < result.revision:
+            old = sequence.retired.pop(0)
+            self._take_rows(output, sequence, flush_reductions(old), old.revision)
+        if result.revision != output.revision:
+            output.revision = result.revision
+            self._buffer.append(Revised(output.name, result.revision, self.prepared.hooks(result.revision)))
 
     def _finish(self, output: _Output, reason: Reason) -> None:
         sequence = output.sequence
         rest = output.text.flush() if reason != "stop" else ""
         if rest and isinstance(last := self._buffer[-1], Token):  # the token just queued: held-back text is its own
             self._buffer[-1] = replace(last, text=last.text + rest)
-        self._take_rows(output, sequence, flush_reductions(sequence.plan))
-        self._buffer.append(output.finished(reason, self._submitted_s, self._keep(output)))
+        for plan in (*sequence.retired, sequence.plan):
+            self._take_rows(output, sequence, flush_reductions(plan), plan.revision)
+        if output.kept:
+            self._store.put_later(
+                self.caller.user.name,
+                self._kept(output),
+                lambda stored: self._thread.later(lambda: self._stored(output, reason, stored)),
+            )
+        else:
+            self._done(output, reason, ())
+
+    def _stored(self, output: _Output, reason: Reason, stored: tuple[StoredCapture, ...] | ProbewireError) -> None:
+        """The captures of an input are on the disk, or could not be put there."""
+        if isinstance(stored, ProbewireError):
+            self._thread.drop(self, stored)
+        elif self.ended:  # the caller has left meanwhile
+            for item in stored:
+                with contextlib.suppress(ProbewireError):
+                    self._store.delete(self.caller.user.name, item.id)
+        else:
+            self._done(output, reason, stored)
+            self.send()
+
+    def _done(self, output: _Output, reason: Reason, stored: tuple[StoredCapture, ...]) -> None:
+        self._buffer.append(output.finished(reason, self._submitted_s, stored))
         self.remaining -= 1
         if self.remaining == 0:
             self._close(None)
 
-    def _take_rows(self, output: _Output, sequence: Sequence, rows: tuple[Rows, ...] | list[Rows]) -> None:
+    def _take_rows(
+        self, output: _Output, sequence: Sequence, rows: tuple[Rows, ...] | list[Rows], revision: int
+    ) -> None:
+        hooks = self.prepared.plan_at(revision).hooks
         for found in rows:
-            hook = self.prepared.plan.hooks[found.hook]
+            hook = hooks[found.hook]
             if hook.capture is not None and hook.capture.store:
                 output.kept.append(found)
             else:
-                self._buffer.append(_frame(output.name, hook.id or f"hook{found.hook}", sequence, found))
+                self._buffer.append(
+                    _frame(
+                        output.name,
+                        hook.id or f"hook{found.hook}",
+                        sequence,
+                        found,
+                        revision,
+                        self.prepared.since(found.hook, revision),
+                    )
+                )
 
-    def _keep(self, output: _Output) -> tuple[StoredCapture, ...]:
-        """Store what was captured with `store`, a capture a site."""
+    def _kept(self, output: _Output) -> list[Kept]:
+        """What was captured with `store`, a capture a site."""
         parts: dict[tuple[int, str], list[tuple[tuple[int, ...], Array]]] = {}
         for found in output.kept:
             for site, values in zip(found.sites, found.values, strict=True):
                 parts.setdefault((found.hook, site), []).append((found.positions, values))
-        stored: list[StoredCapture] = []
+        kept: list[Kept] = []
         for (_, site), pieces in parts.items():
             positions = tuple(p for piece, _ in pieces for p in piece)
             whole = pieces[0][1] if len(pieces) == 1 else np.concatenate([values for _, values in pieces])
-            stored.append(self._store.put(self.prepared.started.model, site, output.name, positions, whole))
-        return tuple(stored)
+            kept.append(Kept(self.prepared.started.model, site, output.name, positions, whole))
+        return kept
 
     def fail(self, error: ProbewireError) -> None:
         """End with an error."""
@@ -155,7 +239,7 @@ class Job:
     def _close(self, error: ProbewireError | None) -> None:
         self.send()
         self.ended = True
-        self._store.release(self.prepared.store_bytes)
+        self._store.release(self._reservation)
         self._sink.end(error)
 
     def is_behind(self, *, held: bool) -> bool:
@@ -166,12 +250,13 @@ class Job:
 class _Output:
     """One input's outcome as it grows."""
 
-    def __init__(self, item: PreparedInput, tokenizer: Tokenizer) -> None:
+    def __init__(self, item: PreparedInput, tokenizer: Tokenizer, revision: int) -> None:
         assert item.sequence is not None
         self.name, self.sequence = item.item.name, item.sequence
         self.text = TextStream(tokenizer, item.sequence.sampling.stop)
         self.tokenizer = tokenizer
         self.kept: list[Rows] = []
+        self.revision = revision
         self.admitted_s = time.perf_counter()
         self.first_token_s = 0.0
         self.n_tokens = 0
@@ -188,7 +273,7 @@ class _Output:
         if logprob is not None and all(i != result.token for i, _ in shown):
             shown.append((result.token, logprob))
         top = tuple(TokenLogprob(i, self.tokenizer.decode([i]), p) for i, p in shown)
-        return Token(self.name, index, result.token, self.text.add(result.token), logprob, top)
+        return Token(self.name, index, result.token, self.text.add(result.token), logprob, top, result.revision)
 
     def finished(self, reason: Reason, submitted_s: float, stored: tuple[StoredCapture, ...]) -> Finished:
         """The last event."""
@@ -198,7 +283,7 @@ class _Output:
         return Finished(self.name, reason, usage, timings, stored)
 
 
-def _frame(name: str, hook_id: str, sequence: Sequence, rows: Rows) -> TensorFrame:
+def _frame(name: str, hook_id: str, sequence: Sequence, rows: Rows, revision: int, since: int) -> TensorFrame:
     last = rows.positions[-1] if rows.positions else 0
     step = max(0, last - sequence.prompt_length + 1) if sequence.plan.mode == "generate" else 0
     return TensorFrame(
@@ -210,4 +295,6 @@ def _frame(name: str, hook_id: str, sequence: Sequence, rows: Rows) -> TensorFra
         step=step,
         tensor=Tensor.of(rows.values),
         part=rows.part,
+        revision=revision,
+        hook_revision=since,
     )

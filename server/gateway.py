@@ -5,14 +5,26 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from ..backends.checkpoints.default_model import DEFAULT_ID, is_default
 from ..protos import probewire_pb2 as pb
-from ..protos.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted, Unavailable
+from ..protos.activity import ActivityReport, ModelActivity, WorkerStatus
+from ..protos.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ProbewireError,
+    ResourceExhausted,
+    Unavailable,
+)
 from ..protos.events import FrameAssembler, decode_events
 from ..protos.model import (
     Event,
@@ -23,19 +35,33 @@ from ..protos.model import (
     ModelInfo,
     RunRequest,
     StoredCapture,
-    TensorFrame,
     Tokenized,
     TokenizeRequest,
 )
+from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
+from ..protos.spec import Plan
 from ..protos.tensors import Tensor
 from ..protos.wire import from_proto, parse, to_proto
+from .access import Access
+from .audit import Audit
+from .capture_store import CaptureStore
 from .config import DTYPES, GatewayConfig, WorkerConfig, choose_backend
-from .streams import closing
+from .desk import Desk
+from .metrics import Metrics
+from .session_store import SessionStore
+from .sessions import Sessions
+from .state import State
+from .streams import EncodedStreams, closing
+from .users import Users
 from .workers import Worker
 
 __all__ = ["Gateway", "PassThrough", "default_id"]
 
-_MODELS, _INFERENCE, _CAPTURES = (f"/probewire.v1.{name}/" for name in ("Models", "Inference", "Captures"))
+_MODELS, _WORKER = "/probewire.v1.Models/", "/probewire.v1.Worker/"
+
+UPKEEP_S = 60.0
+STATUS_S = 2.0
+"""How long to wait for a worker's status."""
 
 
 class Gateway:
@@ -43,12 +69,21 @@ class Gateway:
 
     def __init__(self, config: GatewayConfig) -> None:
         self._config = config
+        self._began_s = time.monotonic()
         self._workers: dict[str, Worker] = {}
         self._folders = 0
         self._closing = False
         short = Path("/tmp")  # noqa: S108  socket paths have at most 104 characters, and TMPDIR may be longer
         self._runtime = Path(tempfile.mkdtemp(prefix="probewire-", dir=short if short.is_dir() else None))
+        self._state = State(Path(config.state_dir) if config.state_dir else self._runtime / "state")
+        self.store = CaptureStore(self._state, max_bytes=config.limits.max_store_bytes, ttl_s=config.limits.store_ttl_s)
+        self.users = Users(self._state)
+        self.metrics = Metrics()
+        self._audit = Audit(Path(config.audit) if config.audit else None, prompts=config.audit_prompts)
+        self.desk = Desk(Access(self.users), self.metrics, self._audit)
+        self.live = Sessions(SessionStore(self._state), self.find)
         self.streams = PassThrough(self)
+        self._upkeep = asyncio.create_task(self._keep_up(), name="upkeep")
 
     @property
     def workers(self) -> dict[str, Worker]:
@@ -70,13 +105,30 @@ class Gateway:
             raise InvalidArgument(f"several models are loaded, so the request must name one of: {names}")
         return next(iter(self._workers.values()))
 
+    async def ready(self, model: str) -> Worker:
+        """The worker of a model, woken if it sleeps."""
+        worker = self.find(model)
+        await worker.awake()
+        return worker
+
+    async def _keep_up(self) -> None:
+        """Put idle models to sleep, and forget expired captures."""
+        while True:
+            await asyncio.sleep(min(UPKEEP_S, self._config.idle_unload_s / 4 or UPKEEP_S))
+            self.store.purge()
+            for worker in list(self._workers.values()):
+                if self._config.idle_unload_s and worker.idle_s > self._config.idle_unload_s:
+                    await worker.sleep()
+
     # ---- models ----
 
     async def models(self) -> list[ModelInfo]:
-        served = (worker for worker in self._workers.values() if worker.state in ("ready", "restarting"))
+        self.desk.check("Models.List")
+        served = (worker for worker in self._workers.values() if worker.state in ("ready", "restarting", "asleep"))
         return [worker.info for worker in served if worker.info is not None]
 
     async def describe(self, model: str) -> ModelInfo:
+        self.desk.check("Models.Describe")
         worker = self.find(model)
         if worker.info is None or worker.state == "failed":
             raise Unavailable(f"model {worker.config.id!r} is {worker.status}; retry", retry_after_s=2.0)
@@ -84,6 +136,13 @@ class Gateway:
 
     async def load(self, request: LoadRequest) -> AsyncIterator[LoadProgress]:
         """Loading what is loaded, or being loaded, under the same id joins it. A caller who leaves does not end the load."""
+        with self.desk.visit("Models.Load", request.id or default_id(request.model)):
+            async with closing(self.load_for_operator(request)) as progress:
+                async for step in progress:
+                    yield step
+
+    async def load_for_operator(self, request: LoadRequest) -> AsyncIterator[LoadProgress]:
+        """As `load`, for whoever starts the server."""
         worker = self._joined(request)
         async with closing(worker.progress()) as progress:
             try:
@@ -100,6 +159,8 @@ class Gateway:
             if found.state == "stopping":
                 raise Unavailable(f"model {config.id!r} is being unloaded; retry", retry_after_s=2.0)
             if found.config == config:
+                if found.state == "asleep":
+                    found.wake()
                 return found
             raise FailedPrecondition(
                 f"id {config.id!r} is taken by {found.config.model!r} ({found.config.backend}, {found.config.dtype}); "
@@ -128,6 +189,7 @@ class Gateway:
             backend=choose_backend(base.backend if request.backend == "auto" else request.backend),
             dtype=base.dtype if request.dtype == "auto" else request.dtype,
             revision=request.revision or base.revision,
+            state_dir=str(self._state.folder),
         )
 
     def _new_folder(self) -> Path:
@@ -137,15 +199,17 @@ class Gateway:
         return folder
 
     async def unload(self, model: str) -> None:
-        worker = self.find(model)
-        await worker.stop()
-        if self._workers.get(worker.config.id) is worker:
-            del self._workers[worker.config.id]
+        with self.desk.visit("Models.Unload") as visit:
+            worker = self.find(model)
+            visit.model = worker.config.id
+            await worker.stop()
+            if self._workers.get(worker.config.id) is worker:
+                del self._workers[worker.config.id]
 
     async def health(self) -> HealthReport:
         """Ready when a model is; each worker is probed with a real forward on its own clock."""
         models = {name: worker.status for name, worker in self._workers.items()}
-        n_ready = sum(status == "ready" for status in models.values())
+        n_ready = sum(status == "ready" or worker.state == "asleep" for status, worker in self._statuses())
         if self._closing:
             return HealthReport(False, "shutting down", models)
         if not models:
@@ -154,6 +218,9 @@ class Gateway:
         note = "".join(f"; {name} was restarted {n} times" for name, n in restarts.items())
         return HealthReport(n_ready > 0, f"{n_ready} of {len(models)} models ready{note}", models)
 
+    def _statuses(self) -> list[tuple[str, Worker]]:
+        return [(worker.status, worker) for worker in self._workers.values()]
+
     def drain(self) -> None:
         """Take no new requests; those in flight go on."""
         self._closing = True
@@ -161,8 +228,12 @@ class Gateway:
     async def close(self) -> None:
         """End every worker."""
         self._closing = True
+        self._upkeep.cancel()
         await asyncio.gather(*(worker.stop() for worker in self._workers.values()))
         self._workers.clear()
+        self.store.close()
+        self._state.close()
+        self._audit.close()
         shutil.rmtree(self._runtime, ignore_errors=True)
 
     def kill(self) -> None:
@@ -180,7 +251,9 @@ class Gateway:
         return _decoded(self.streams.run(_serialised(request)))
 
     async def tokenize(self, request: TokenizeRequest) -> Tokenized:
-        answer = await self.find(request.model).unary(_MODELS + "Tokenize", _serialised(request))
+        caller = self.desk.check("Models.Tokenize")
+        worker = await self.ready(request.model)
+        answer = await worker.unary(_MODELS + "Tokenize", _serialised(request), caller)
         return from_proto(Tokenized, pb.Tokenized.FromString(answer))
 
     # ---- weights and captures ----
@@ -198,30 +271,56 @@ class Gateway:
         return Tensor(parsed[0].dtype, tuple(parsed[0].shape), b"".join(chunk.data for chunk in parsed))
 
     async def captures(self, model: str) -> list[StoredCapture]:
-        worker = self.find(model)
-        answer = await worker.unary(_CAPTURES + "List", pb.ModelRequest(model=model).SerializeToString())
-        return [from_proto(StoredCapture, item) for item in pb.CaptureList.FromString(answer).captures]
+        return self.store.list(self.desk.check("Captures.List").user.name, model)
 
     async def capture(self, capture_id: str, model: str) -> tuple[StoredCapture, Tensor]:
-        worker = self.find(model)
-        request = pb.CaptureRequest(model=model, id=capture_id).SerializeToString()
-        async with closing(_decoded(worker.stream(_CAPTURES + "Get", request))) as steps:
-            frames = [event async for events in steps for event in events if isinstance(event, TensorFrame)]
-        frame = frames[0]
-        stored = StoredCapture(
-            id=frame.id,
-            site=frame.sites[0],
-            input=frame.input,
-            positions=frame.positions,
-            dtype=frame.tensor.dtype,
-            shape=frame.tensor.shape,
-            model=worker.config.id,
-        )
-        return stored, frame.tensor
+        with self.desk.visit("Captures.Get") as visit:
+            stored, tensor = await asyncio.to_thread(self.store.get_item, visit.caller.user.name, capture_id)
+            visit.model, visit.captured_bytes = stored.model, len(tensor.data)
+            return stored, tensor
 
     async def delete_capture(self, capture_id: str, model: str) -> None:
-        request = pb.CaptureRequest(model=model, id=capture_id).SerializeToString()
-        await self.find(model).unary(_CAPTURES + "Delete", request)
+        with self.desk.visit("Captures.Delete") as visit:
+            self.store.delete(visit.caller.user.name, capture_id)
+
+    # ---- sessions ----
+
+    async def create_session(self, request: CreateSessionRequest) -> Session:
+        with self.desk.visit("Sessions.Create", sites=_sites(request.plan)) as visit:
+            session = await self.live.create(visit.caller, request)
+            visit.model, visit.session = session.model, session.id
+            return session
+
+    async def update_session(self, request: UpdateSessionRequest) -> Session:
+        with self.desk.visit("Sessions.Update", sites=_sites(request.plan), session=request.id) as visit:
+            session = await self.live.update(visit.caller, request)
+            visit.model = session.model
+            return session
+
+    async def session(self, session_id: str) -> Session:
+        return self.live.get(self.desk.check("Sessions.Get"), session_id)
+
+    async def sessions(self) -> list[Session]:
+        return self.live.list(self.desk.check("Sessions.List"))
+
+    async def delete_session(self, session_id: str) -> None:
+        with self.desk.visit("Sessions.Delete", session=session_id) as visit:
+            await self.live.delete(visit.caller, session_id)
+
+    # ---- sight ----
+
+    async def activity(self) -> ActivityReport:
+        self.desk.check("Activity.Get")
+        models = await asyncio.gather(*(_model_activity(worker) for worker in self._workers.values()))
+        requests = tuple(visit.activity() for visit in self.desk.visits)
+        return ActivityReport(tuple(models), requests, time.monotonic() - self._began_s)
+
+    async def measure(self) -> bytes:
+        """The metrics as Prometheus reads them."""
+        report = await self.activity()
+        ready = sum(model.state == "ready" for model in report.models)
+        self.metrics.refresh({model.id: model for model in report.models}, ready, self.store.used_bytes())
+        return self.metrics.text()
 
 
 class PassThrough:
@@ -231,19 +330,65 @@ class PassThrough:
         self._gateway = gateway
 
     def generate(self, request: bytes) -> AsyncIterator[bytes]:
-        return self._passed(_INFERENCE + "Generate", pb.GenerateRequest, request)
+        return self._passed("Inference.Generate", pb.GenerateRequest, request)
 
     def run(self, request: bytes) -> AsyncIterator[bytes]:
-        return self._passed(_INFERENCE + "Run", pb.RunRequest, request)
+        return self._passed("Inference.Run", pb.RunRequest, request)
 
     def weights(self, request: bytes) -> AsyncIterator[bytes]:
-        return self._passed(_MODELS + "Weights", pb.WeightsRequest, request)
+        return self._passed("Models.Weights", pb.WeightsRequest, request)
 
     def capture(self, request: bytes) -> AsyncIterator[bytes]:
-        return self._passed(_CAPTURES + "Get", pb.CaptureRequest, request)
+        return EncodedStreams(self._gateway).capture(request)
 
-    def _passed(self, method: str, message: Callable[[], Any], request: bytes) -> AsyncIterator[bytes]:
-        return self._gateway.find(parse(message, request).model).stream(method, request)
+    async def _passed(self, operation: str, message: Callable[[], Any], request: bytes) -> AsyncIterator[bytes]:
+        gateway = self._gateway
+        asked = parse(message, request)
+        with gateway.desk.visit(operation, **_about(asked)) as visit:
+            worker = await gateway.ready(asked.model)
+            visit.model = worker.config.id
+            if visit.session:
+                session = await gateway.live.bind(worker, visit.caller, visit.session)
+                visit.sites = (*visit.sites, *_sites(session.plan))
+            method = f"/probewire.v1.{operation.replace('.', '/')}"
+            async with closing(worker.stream(method, request, visit.caller)) as messages:
+                async for piece in messages:
+                    gateway.desk.took(visit, piece)
+                    yield piece
+
+
+def _sites(plan: Plan) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(hook.site for hook in plan.hooks))
+
+
+def _about(request: Any) -> dict[str, Any]:
+    """What the desk notes of a serialised request: sites, session, prompts."""
+    if not hasattr(request, "plan"):
+        return {}
+    return {
+        "sites": tuple(dict.fromkeys(hook.site for hook in request.plan.hooks)),
+        "session": getattr(request, "session", ""),
+        "prompts": tuple(str(item.text or item.messages or item.token_ids).strip() for item in request.inputs),
+    }
+
+
+async def _model_activity(worker: Worker) -> ModelActivity:
+    status, memory, info = WorkerStatus(), 0, worker.info
+    if worker.state == "ready":
+        with suppress(ProbewireError):
+            status = await worker.engine_status(STATUS_S)
+    if worker.pid is not None:
+        with suppress(psutil.Error):
+            memory = psutil.Process(worker.pid).memory_info().rss
+    return ModelActivity(
+        id=worker.config.id,
+        state=worker.status,
+        backend=info.backend if info else worker.config.backend,
+        device=info.device if info else "",
+        restarts=worker.restarts,
+        memory_bytes=memory,
+        status=status,
+    )
 
 
 def default_id(model: str) -> str:

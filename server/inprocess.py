@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 from ..backends.checkpoints import resolve_model
+from ..protos.activity import ActivityReport, ModelActivity
 from ..protos.errors import Unsupported
 from ..protos.model import (
     Event,
@@ -19,10 +21,14 @@ from ..protos.model import (
     Tokenized,
     TokenizeRequest,
 )
+from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from ..protos.tensors import Array
+from .callers import local_caller
 from .config import WorkerConfig
 from .local import LocalModel
+from .session_store import SessionStore
 from .sinks import QueueSink
+from .users import LOCAL
 
 __all__ = ["InProcessService"]
 
@@ -32,6 +38,8 @@ class InProcessService:
 
     def __init__(self, model: LocalModel) -> None:
         self._model = model
+        self._sessions = SessionStore(model.state)
+        self._updating = threading.Lock()
 
     @classmethod
     def create(cls, model: str = "", *, backend: str = "torch", dtype: str = "auto", **config: Any) -> InProcessService:
@@ -42,7 +50,7 @@ class InProcessService:
 
     def _stream(self, request: GenerateRequest | RunRequest) -> Iterator[Event]:
         sink = QueueSink(self._model.scheduler)
-        job = self._model.submit(request, sink)
+        job = self._model.submit(request, sink, local_caller())
         try:
             yield from sink.events()
         finally:
@@ -89,15 +97,51 @@ class InProcessService:
 
     def captures(self, model: str = "") -> list[StoredCapture]:
         """See Service."""
-        return self._model.store.list()
+        return self._model.store.list(LOCAL.name, model)
 
     def capture(self, capture_id: str, model: str = "") -> Array:
         """See Service."""
-        return self._model.store.get_item(capture_id)[1].numpy()
+        return self._model.store.get_item(LOCAL.name, capture_id)[1].numpy()
 
     def delete_capture(self, capture_id: str, model: str = "") -> None:
         """See Service."""
-        self._model.store.delete(capture_id)
+        self._model.store.delete(LOCAL.name, capture_id)
+
+    def create_session(self, request: CreateSessionRequest) -> Session:
+        """See Service."""
+        self._model.check_model(request.model)
+        session = self._sessions.draft(LOCAL.name, request, self._model.info.id, 0)
+        self._model.put_session(session, local_caller())
+        self._sessions.add(LOCAL.name, session)
+        return session
+
+    def update_session(self, request: UpdateSessionRequest) -> Session:
+        """See Service."""
+        with self._updating:
+            session = self._sessions.revised(LOCAL.name, request)
+            self._model.put_session(session, local_caller())
+            self._sessions.replace(LOCAL.name, session)
+        return session
+
+    def session(self, session_id: str) -> Session:
+        """See Service."""
+        return self._sessions.get(LOCAL.name, session_id)
+
+    def sessions(self) -> list[Session]:
+        """See Service."""
+        return self._sessions.list(LOCAL.name)
+
+    def delete_session(self, session_id: str) -> None:
+        """See Service."""
+        self._sessions.delete(LOCAL.name, session_id)
+        self._model.sessions.drop(LOCAL.name, session_id)
+
+    def activity(self) -> ActivityReport:
+        """See Service; requests are not listed in process."""
+        info = self._model.info
+        return ActivityReport(
+            (ModelActivity(info.id, "ready", info.backend, info.device, status=self._model.status()),)
+        )
 
     def health(self) -> HealthReport:
         """A real forward."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import os
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from ..backends import load_backend
 from ..backends.base import Backend
 from ..backends.checkpoints import resolve_model
 from ..backends.tokenizer import Tokenizer
+from ..protos.activity import ActivityReport, ModelActivity, WorkerStatus
 from ..protos.errors import Internal, NotFound, ProbewireError, Unavailable, Unsupported
 from ..protos.model import (
     Event,
@@ -26,17 +30,23 @@ from ..protos.model import (
     Tokenized,
     TokenizeRequest,
 )
+from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from ..protos.spec import Plan
 from ..protos.tensors import Tensor
+from .callers import Caller, current_caller
 from .capture_store import CaptureStore
 from .config import WorkerConfig
 from .delivery import Job
-from .requests import prepare_generate, prepare_run
+from .live import LiveSessions
+from .requests import Prepared, prepare_generate, prepare_run
 from .scheduler import Scheduler
 from .sinks import AsyncSink
+from .state import State
 
 __all__ = ["LocalModel", "LocalOperations"]
 
+
+LAST_WORDS_S = 0.5
 
 PROBE_PATIENCE_S = 15.0
 """How long a probe waits for the model's thread before it asks what that thread is doing."""
@@ -47,7 +57,14 @@ LONGEST_FORWARD_S = 600.0
 class LocalModel:
     """A loaded model and the thread that owns it. The parts that both faces below share."""
 
-    def __init__(self, config: WorkerConfig, folder: Path, *, model_hash: str = "") -> None:
+    def __init__(
+        self,
+        config: WorkerConfig,
+        folder: Path,
+        *,
+        model_hash: str = "",
+        on_death: Callable[[], None] | None = None,
+    ) -> None:
         self.config = config
 
         def build() -> Backend:
@@ -61,27 +78,64 @@ class LocalModel:
                 limits=config.engine,
             )
 
-        self.scheduler = Scheduler(
-            build, max_queued=config.limits.max_queued, max_run_rows=config.engine.max_run_tokens
-        )
+        self.scheduler = Scheduler(build, config.limits, on_death)
         self.backend = self.scheduler.start()
         self.tokenizer = Tokenizer(folder, self.backend.info.vocab_size)
         self.info: ModelInfo = replace(self.backend.info, chat_template=self.tokenizer.has_chat_template)
-        self.store = CaptureStore(config.limits.max_store_bytes)
+        self.sessions = LiveSessions()
+        self.state, self._own_folder = self._open_state()
+        self.store = CaptureStore(self.state, max_bytes=config.limits.max_store_bytes, ttl_s=config.limits.store_ttl_s)
 
-    def submit(self, request: GenerateRequest | RunRequest, sink: Any) -> Job:
+    def _open_state(self) -> tuple[State, tempfile.TemporaryDirectory[str] | None]:
+        """The gateway's state folder; in process, one of our own that goes when we do."""
+        if self.config.state_dir:
+            return State(Path(self.config.state_dir)), None
+        folder = tempfile.TemporaryDirectory(prefix="probewire-state-")
+        return State(Path(folder.name)), folder
+
+    def submit(self, request: GenerateRequest | RunRequest, sink: Any, caller: Caller) -> Job:
         """Check a request and queue it. Raises before anything runs."""
         self.check_model(request.model)
-        prepare: Any = prepare_generate if isinstance(request, GenerateRequest) else prepare_run
-        prepared = prepare(request, self.backend, self.tokenizer, self.config.limits, self.store)
-        self.store.reserve(prepared.store_bytes)
-        job = Job(prepared, sink, self.tokenizer, self.store)
+        prepared = self._prepare(request, caller)
+        owner = caller.user
+        reservation = self.store.reserve(owner.name, prepared.store_bytes, owner.limits.store_bytes)
+        job = Job(
+            prepared,
+            caller,
+            sink,
+            self.tokenizer,
+            self.store,
+            sessions=self.sessions,
+            reservation=reservation,
+            thread=self.scheduler,
+            prepare_again=lambda: self._prepare(request, caller),
+        )
         try:
             self.scheduler.submit(job)
         except ProbewireError:
-            self.store.release(prepared.store_bytes)
+            self.store.release(reservation)
             raise
         return job
+
+    def _prepare(self, request: GenerateRequest | RunRequest, caller: Caller) -> Prepared:
+        stored = self.store.of(caller.user.name)
+        parts = (self.backend, self.tokenizer, self.config.limits, stored)
+        if isinstance(request, RunRequest):
+            return prepare_run(request, *parts, request_id=caller.request_id)
+        session = self.sessions.get(caller.user.name, request.session) if request.session else None
+        return prepare_generate(request, *parts, request_id=caller.request_id, session=session)
+
+    def put_session(self, session: Session, caller: Caller) -> None:
+        """Take a session or its next revision, for generations under way from their next step on."""
+
+        def put() -> None:
+            self.sessions.put(caller.user.name, session, self.scheduler.jobs, self.backend)
+
+        self.scheduler.call(put)
+
+    def status(self) -> WorkerStatus:
+        """The engine and the queue as they are now, read between steps."""
+        return replace(self.scheduler.status(), store_bytes=self.store.used_bytes())
 
     def check_model(self, model: str) -> None:
         """Raise NotFound unless the name means this model."""
@@ -97,7 +151,9 @@ class LocalModel:
     def probe(self) -> HealthReport:
         """Run a real forward between two steps; while a step or run is under way, that it moves is the answer."""
         prepared = prepare_run(
-            RunRequest((Input(token_ids=(0,)),), plan=Plan()), self.backend, self.tokenizer, self.config.limits, {}
+            RunRequest((Input(token_ids=(0,)),), plan=Plan()),
+            *(self.backend, self.tokenizer, self.config.limits, {}),
+            request_id="probe",
         )
         sequences = [item.sequence for item in prepared.inputs if item.sequence is not None]
         try:
@@ -118,6 +174,10 @@ class LocalModel:
     def close(self) -> None:
         """End everything."""
         self.scheduler.close()
+        self.store.close()
+        self.state.close()
+        if self._own_folder is not None:
+            self._own_folder.cleanup()
 
 
 class LocalOperations:
@@ -128,7 +188,7 @@ class LocalOperations:
 
     @classmethod
     async def create(cls, config: WorkerConfig, report: Any) -> LocalOperations:
-        """Find the checkpoint, load it, check it. `report(stage, done, total)` says how far it has come."""
+        """Find the checkpoint, see that it fits, load it, check it. `report(stage, done, total)` says how far it is."""
 
         def work() -> LocalModel:
             checkpoint = resolve_model(
@@ -138,7 +198,7 @@ class LocalOperations:
                 progress=lambda p: report(p.stage, p.done, p.total),
             )
             report("load", 0, 0)
-            model = LocalModel(config, checkpoint.folder, model_hash=checkpoint.model_hash)
+            model = LocalModel(config, checkpoint.folder, model_hash=checkpoint.model_hash, on_death=_end_worker)
             report("check", 0, 0)
             health = model.probe()
             if not health.ready:
@@ -149,7 +209,7 @@ class LocalOperations:
 
     async def _stream(self, request: GenerateRequest | RunRequest) -> AsyncIterator[list[Event]]:
         sink = AsyncSink(self._model.scheduler)
-        job = await asyncio.to_thread(self._model.submit, request, sink)
+        job = await asyncio.to_thread(self._model.submit, request, sink, current_caller())
         try:
             async for events in sink.events():
                 yield events
@@ -199,17 +259,56 @@ class LocalOperations:
     async def captures(self, model: str) -> list[StoredCapture]:
         """See Operations."""
         self._model.check_model(model)
-        return self._model.store.list()
+        return self._model.store.list(_owner())
 
     async def capture(self, capture_id: str, model: str) -> tuple[StoredCapture, Tensor]:
         """See Operations."""
         self._model.check_model(model)
-        return self._model.store.get_item(capture_id)
+        return self._model.store.get_item(_owner(), capture_id)
 
     async def delete_capture(self, capture_id: str, model: str) -> None:
         """See Operations."""
         self._model.check_model(model)
-        self._model.store.delete(capture_id)
+        self._model.store.delete(_owner(), capture_id)
+
+    async def create_session(self, request: CreateSessionRequest) -> Session:
+        """See Operations."""
+        raise _kept_by_the_gateway()
+
+    async def update_session(self, request: UpdateSessionRequest) -> Session:
+        """See Operations."""
+        raise _kept_by_the_gateway()
+
+    async def session(self, session_id: str) -> Session:
+        """See Operations."""
+        return self._model.sessions.get(_owner(), session_id)
+
+    async def sessions(self) -> list[Session]:
+        """See Operations."""
+        raise _kept_by_the_gateway()
+
+    async def delete_session(self, session_id: str) -> None:
+        """See Operations."""
+        raise _kept_by_the_gateway()
+
+    async def activity(self) -> ActivityReport:
+        """See Operations."""
+        info = self._model.info
+        return ActivityReport((ModelActivity(info.id, "ready", info.backend, info.device, status=await self.status()),))
+
+    # ---- what only a worker does ----
+
+    async def put_session(self, session: Session) -> None:
+        """Take a session or its next revision from the gateway."""
+        await asyncio.to_thread(self._model.put_session, session, current_caller())
+
+    async def drop_session(self, session_id: str) -> None:
+        """Forget a session; generations under way keep the plan they have."""
+        self._model.sessions.drop(_owner(), session_id)
+
+    async def status(self) -> WorkerStatus:
+        """The engine and the queue."""
+        return self._model.status()
 
     async def health(self) -> HealthReport:
         """A real forward."""
@@ -221,3 +320,17 @@ class LocalOperations:
     async def close(self) -> None:
         """End every request and let go of the model."""
         await asyncio.to_thread(self._model.close)
+
+
+def _kept_by_the_gateway() -> Unsupported:
+    return Unsupported("sessions are kept by the gateway; ask there")
+
+
+def _owner() -> str:
+    return current_caller().user.name
+
+
+def _end_worker() -> None:
+    """The model's thread is gone for good: the process ends, and the gateway starts another."""
+    time.sleep(LAST_WORDS_S)  # what each request was told goes out
+    os._exit(70)

@@ -11,6 +11,7 @@ from ..protos.assemble import AssembledCapture
 from ..protos.errors import FailedPrecondition, InvalidArgument, NotFound
 from ..protos.model import GenerateRequest, Input, ModelInfo, RunRequest
 from ..protos.spec import Hook, Plan
+from .callers import current_caller
 from .fields import Fields
 from .neuroscope_answer import ActivationLines, Source, activations_of, choice_of
 from .neuroscope_docs import MAX_TOKENS, TEMPERATURE, TOP_P, chat_answers, chat_schema, hooks_schema, patch_schema
@@ -24,12 +25,16 @@ from .rest_errors import JsonResponse
 from .rest_face import Face, body_doc, ok
 from .rest_stream import StreamResponse, Watched, begun, gathered, step_bytes, unless_gone
 from .schema import object_schema
+from .users import LOCAL
 
 __all__ = ["caller_of", "neuroscope_router"]
 
 
 def caller_of(request: Request) -> str:
-    """Whose registered hooks these are: the client's address, and what it calls itself in `x-client-id`."""
+    """Whose registered hooks these are: the user's; without users the address's, and what it calls itself in `x-client-id`."""
+    user = current_caller().user
+    if user is not LOCAL:
+        return user.name
     name = request.headers.get("x-client-id", "")
     if len(name) > 128:
         raise InvalidArgument(f"x-client-id has {len(name)} characters; at most 128 are allowed")
@@ -60,7 +65,7 @@ def neuroscope_router(face: Face) -> APIRouter:
         hooks, _ = await _checked(request, face, registry, sent, model)
         plan, sources = plan_hooks(hooks)
         wanted = GenerateRequest((item,), model, Plan(tuple(plan)), sampling)
-        events = Watched(face.operations.generate(wanted), wanted.inputs, face.counters)
+        events = Watched(face.operations.generate(wanted), wanted.inputs)
         if stream:
             return StreamResponse(await begun(request, events), ActivationLines(sources), step_bytes)
         batches = await gathered(request, events)
@@ -176,7 +181,7 @@ async def _patched(request: Request, face: Face, registry: Registry, fields: Fie
         Plan((*edits, *captures)),  # captures last: they see the values as edited
         sampling,
     )
-    batches = await gathered(request, Watched(face.operations.generate(wanted), wanted.inputs, face.counters))
+    batches = await gathered(request, Watched(face.operations.generate(wanted), wanted.inputs))
 
     def response() -> Response:
         answer = Answer.of(batches)
@@ -201,5 +206,5 @@ async def _means(
     if not hooks:
         return ()
     wanted = RunRequest((Input(text=baseline, name=BASELINE),), model, Plan(tuple(hooks)))
-    events = Watched(face.operations.run(wanted), wanted.inputs, face.counters)
+    events = Watched(face.operations.run(wanted), wanted.inputs)
     return Answer.of(await gathered(request, events)).captures

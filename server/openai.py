@@ -72,7 +72,7 @@ async def _bounded(operations: Operations, completion: Completion) -> Completion
 
 async def _answered(request: Request, face: Face, completion: Completion) -> Response:
     asked = completion.request
-    events = Watched(face.operations.generate(asked), asked.inputs, face.counters)
+    events = Watched(face.operations.generate(asked), asked.inputs)
     if completion.stream:
         return StreamResponse(await begun(request, events), Chunks(completion), step_bytes)
     batches = await gathered(request, events)

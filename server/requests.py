@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
 from ..backends.base import Backend, Sequence
 from ..backends.checks import from_input
-from ..backends.plan import BoundHook, BoundPlan, bind, chosen_positions
+from ..backends.plan import BoundHook, BoundPlan, bind, chosen_positions, give_rows, succeed
 from ..backends.tokenizer import Tokenizer
 from ..protos.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 from ..protos.model import GenerateRequest, Input, InputStarted, ModelInfo, ResolvedHook, RunRequest, Started
+from ..protos.sessions import Session
 from ..protos.spec import Capture, Gather, Hook, Last, Mean, NextLogprob, Norm, Plan, Project, TopK, Where
 from ..protos.tensors import Array, numpy_dtype
 from .config import RequestLimits
@@ -46,14 +48,61 @@ class Prepared:
     inputs: list[PreparedInput]
     started: Started
     store_bytes: int = 0
+    session: str = ""
+    """Id of the live session that it follows."""
+    own_plan: Plan = Plan()
+    """What the request asked for itself."""
+    rebind: Callable[[PreparedInput, Session], list[tuple[Sequence, BoundPlan]]] | None = None
+    """The plans of an input's sequences under another revision of the session."""
+    plans: dict[int, Plan] = field(default_factory=dict[int, Plan])
+    """Revision → what it asks for, of all revisions that it has run under."""
     rows: dict[str, dict[str, dict[int, Array]]] = field(default_factory=dict[str, dict[str, dict[int, Array]]])
     """Input → site → position → row, filled by source runs."""
 
+    def plan_at(self, revision: int) -> Plan:
+        """The whole plan of a revision."""
+        return self.plans.get(revision, self.plan)
+
+    def since(self, hook: int, revision: int) -> int:
+        """The revision from which a hook has been what it is at `revision`; 0 for the request's own."""
+        if hook < len(self.own_plan.hooks) or not revision:
+            return 0
+        found, wanted = revision, self.plan_at(revision).hooks[hook]
+        for earlier in sorted((r for r in self.plans if r < revision), reverse=True):
+            hooks = self.plans[earlier].hooks
+            if hook >= len(hooks) or hooks[hook] != wanted:
+                break
+            found = earlier
+        return found
+
+    def hooks(self, revision: int) -> tuple[ResolvedHook, ...]:
+        """The hooks of the revision that the sequences have now, as the caller is told."""
+        return _resolved(self.plan_at(revision), self.inputs)
+
+    def revised(self, session: Session) -> list[tuple[Sequence, BoundPlan]]:
+        """Every sequence that has not ended, with its plan under a later revision. Raises when one cannot follow."""
+        assert self.rebind is not None
+        found: list[tuple[Sequence, BoundPlan]] = []
+        for item in self.inputs:
+            for sequence, plan in self.rebind(item, session):
+                _give_known_rows(plan, self.rows)
+                if sequence.begun:
+                    succeed(sequence.plan, plan)
+                found.append((sequence, plan))
+        return found
+
 
 def prepare_generate(
-    request: GenerateRequest, backend: Backend, tokenizer: Tokenizer, limits: RequestLimits, stored: Mapping[str, Array]
+    request: GenerateRequest,
+    backend: Backend,
+    tokenizer: Tokenizer,
+    limits: RequestLimits,
+    stored: Mapping[str, Array],
+    *,
+    request_id: str,
+    session: Session | None = None,
 ) -> Prepared:
-    """Check a generation. Raises before anything runs."""
+    """Check a generation. Raises before anything runs. `session` is what `request.session` names."""
     info = backend.info
     if backend.engine is None:
         raise FailedPrecondition(f"model {info.id} does not generate on {info.backend}: {info.generate_note}")
@@ -61,14 +110,20 @@ def prepare_generate(
         raise InvalidArgument(
             f"sampling.max_new_tokens {request.sampling.max_new_tokens} is above the limit of {limits.max_new_tokens}"
         )
-    return _prepare("generate", request, backend, tokenizer, limits, stored)
+    return _prepare("generate", request, backend, tokenizer, limits, stored, request_id, session)
 
 
 def prepare_run(
-    request: RunRequest, backend: Backend, tokenizer: Tokenizer, limits: RequestLimits, stored: Mapping[str, Array]
+    request: RunRequest,
+    backend: Backend,
+    tokenizer: Tokenizer,
+    limits: RequestLimits,
+    stored: Mapping[str, Array],
+    *,
+    request_id: str,
 ) -> Prepared:
     """Check a run. Raises before anything runs."""
-    return _prepare("run", request, backend, tokenizer, limits, stored)
+    return _prepare("run", request, backend, tokenizer, limits, stored, request_id, None)
 
 
 def _prepare(
@@ -78,8 +133,12 @@ def _prepare(
     tokenizer: Tokenizer,
     limits: RequestLimits,
     stored: Mapping[str, Array],
+    request_id: str,
+    session: Session | None,
 ) -> Prepared:
-    request_id, info = f"req-{secrets.token_hex(8)}", backend.info
+    info, revision, own_plan = backend.info, 0, request.plan
+    if session is not None:
+        request, revision = replace(request, plan=followed(request.plan, session)), session.revision
     inputs = [
         PreparedInput(i, _tokens(i, tokenizer, info, limits), mode == "generate" and not i.source_only)
         for i in request.inputs
@@ -95,9 +154,53 @@ def _prepare(
             )
     for index, prepared in enumerate(inputs):
         prepared.source = _source(f"{request_id}.{index}.source", request.plan, prepared, inputs, info, lengths, stored)
+    for sequence in (s for item in inputs for s in (item.sequence, item.source) if s is not None):
+        sequence.plan.revision = revision
     store_bytes = _check_bytes(inputs, info, limits)
-    started = _started(request_id, request.plan, inputs, info, tokenizer)
-    return Prepared(request_id, mode, request.plan, inputs, started, store_bytes)
+    started = _started(request_id, request.plan, inputs, info, tokenizer, revision)
+    prepared = Prepared(request_id, mode, request.plan, inputs, started, store_bytes)
+    if session is not None and isinstance(request, GenerateRequest):
+        prepared.session, prepared.own_plan, prepared.plans[revision] = session.id, own_plan, request.plan
+        prepared.rebind = partial(_rebound, prepared, request, backend, lengths, stored, limits)
+    return prepared
+
+
+def _rebound(
+    prepared: Prepared,
+    request: GenerateRequest,
+    backend: Backend,
+    lengths: Mapping[str, int],
+    stored: Mapping[str, Array],
+    limits: RequestLimits,
+    item: PreparedInput,
+    session: Session,
+) -> list[tuple[Sequence, BoundPlan]]:
+    """An input's sequences with the plans that a later revision of its session gives them."""
+    request = replace(request, plan=followed(prepared.own_plan, session))
+    found: list[tuple[Sequence, BoundPlan]] = []
+    again = PreparedInput(item.item, item.tokens, item.generates, level=item.level)
+    if item.sequence is not None:
+        again.sequence = _sequence(item.sequence.id, prepared.mode, request, again, backend, lengths, stored, 0)
+        _check_bytes([again], backend.info, limits)
+        found.append((item.sequence, again.sequence.plan))
+    if item.source is not None and item.item.name not in prepared.rows:
+        source = _source(item.source.id, request.plan, item, prepared.inputs, backend.info, lengths, stored)
+        assert source is not None
+        found.append((item.source, source.plan))
+    for _, plan in found:
+        plan.revision = session.revision
+    return found
+
+
+def followed(own: Plan, session: Session) -> Plan:
+    """A request's own hooks, then those of its session. Raises InvalidArgument where they do not go together."""
+    return Plan((*own.hooks, *session.plan.hooks))
+
+
+def _give_known_rows(plan: BoundPlan, rows: dict[str, dict[str, dict[int, Array]]]) -> None:
+    for bound in plan.hooks:
+        if bound.needs is not None and (found := rows.get(bound.needs[0])) is not None:
+            give_rows(bound, [found[str(site)] for site in bound.sites])
 
 
 def _seed(request: GenerateRequest | RunRequest) -> int:
@@ -180,7 +283,6 @@ def _sequence(
     sequence = Sequence(sequence_id, list(tokens), prompt_length, plan, seed=seed)
     if isinstance(request, GenerateRequest):
         sequence.sampling = request.sampling
-        sequence.want_logprobs = request.sampling.logprobs is not None or plan.wants_next_logprob
     return sequence
 
 
@@ -271,13 +373,8 @@ def _row_bytes(capture: Capture, name: str, info: ModelInfo, plan: BoundPlan) ->
 
 
 def _started(
-    request_id: str, plan: Plan, inputs: list[PreparedInput], info: ModelInfo, tokenizer: Tokenizer
+    request_id: str, plan: Plan, inputs: list[PreparedInput], info: ModelInfo, tokenizer: Tokenizer, revision: int
 ) -> Started:
-    hooks = tuple(
-        ResolvedHook(index, hook.id or f"hook{index}", tuple(str(site) for site in bound.sites))
-        for index, hook in enumerate(plan.hooks)
-        if (bound := _bound(inputs, index)) is not None
-    )
     return Started(
         request_id=request_id,
         model=info.id,
@@ -287,13 +384,22 @@ def _started(
         dtype=info.dtype,
         attention=info.attention,
         versions=info.versions,
-        hooks=hooks,
+        hooks=_resolved(plan, inputs),
         inputs=tuple(
             InputStarted(
                 p.item.name, tuple(p.tokens), tuple(tokenizer.tokens(p.tokens)), p.sequence.seed if p.sequence else 0
             )
             for p in inputs
         ),
+        revision=revision,
+    )
+
+
+def _resolved(plan: Plan, inputs: list[PreparedInput]) -> tuple[ResolvedHook, ...]:
+    return tuple(
+        ResolvedHook(index, hook.id or f"hook{index}", tuple(str(site) for site in bound.sites))
+        for index, hook in enumerate(plan.hooks)
+        if (bound := _bound(inputs, index)) is not None
     )
 
 

@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Mapping
 from typing import Any
-from uuid import uuid4
 
 import orjson
 from fastapi import FastAPI, Request
@@ -17,7 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..protos.error_body import error_to_json
 from ..protos.errors import Code, Internal, InvalidArgument, ProbewireError, ResourceExhausted, error_from_code
-from .rest_metrics import Counters
+from .callers import new_request_id
+from .metrics import Metrics
 
 __all__ = ["BodyTooLarge", "Guard", "JsonResponse", "add_error_handlers", "error_response", "of_ours", "request_id"]
 
@@ -57,6 +57,8 @@ def error_response(error: ProbewireError, id: str) -> Response:  # noqa: A002 - 
     if isinstance(error, BodyTooLarge):
         status = 413
         headers["connection"] = "close"  # the rest of the body is not going to be read
+    if error.code is Code.UNAUTHENTICATED:
+        headers["www-authenticate"] = "Bearer"
     return JsonResponse(error_to_json(error, id), status, headers)
 
 
@@ -71,15 +73,15 @@ def of_ours(error: Exception, scope: Scope) -> ProbewireError:
 class Guard:
     """Pure ASGI, outside everything: gives each request an id, counts it, and answers 500 where nothing else did."""
 
-    def __init__(self, app: ASGIApp, counters: Counters) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
-        self._counters = counters
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope.setdefault("state", {})["request_id"] = uuid4().hex
+        scope.setdefault("state", {})["request_id"] = new_request_id()
         status = 0
 
         async def noted(message: Message) -> None:
@@ -98,7 +100,7 @@ class Guard:
             await error_response(problem, request_id(scope))(scope, receive, noted)
         finally:
             route = getattr(scope.get("route"), "path", _NO_ROUTE)
-            self._counters.request(scope["method"], route, status or Code.CANCELLED.value.http)
+            self._metrics.http(scope["method"], route, status or Code.CANCELLED.value.http)
 
 
 def add_error_handlers(app: FastAPI) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from .rest_metrics import Counters
+from .access import Access
+from .metrics import Metrics
 from .schema import Schema, Schemas
 from .service import Operations
 
@@ -20,7 +22,10 @@ class Face:
     operations: Operations
     version: str
     max_body_bytes: int
-    counters: Counters = field(default_factory=Counters)
+    access: Access = field(default_factory=Access)
+    metrics: Metrics = field(default_factory=Metrics)
+    measure: Callable[[], Awaitable[bytes]] | None = None
+    """The metrics with what the workers say now; None: without that."""
     schemas: Schemas = field(default_factory=Schemas)
     started_at: int = field(default_factory=lambda: int(time.time()))
     """Unix time, in seconds."""

@@ -12,7 +12,7 @@ from ..protos.wire import to_json
 from .rest_body import query
 from .rest_errors import JsonResponse, of_ours
 from .rest_face import Face, content, ok
-from .rest_metrics import MEDIA_TYPE
+from .metrics import MEDIA_TYPE
 from .schema import object_schema
 
 __all__ = ["health_router"]
@@ -59,9 +59,8 @@ def health_router(face: Face) -> APIRouter:
     )
     async def metrics(request: Request) -> Response:
         query(request)
-        found = await asked(request, face)
-        ready = None if isinstance(found, str) else sum(state.startswith("ready") for state in found.models.values())
-        return Response(face.counters.text(ready), headers={"content-type": MEDIA_TYPE})
+        text = face.metrics.text() if face.measure is None else await face.measure()
+        return Response(text, headers={"content-type": MEDIA_TYPE})
 
     return router
 

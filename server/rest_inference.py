@@ -50,7 +50,7 @@ def inference_router(face: Face) -> APIRouter:
     )
     async def generate(request: Request) -> Response:
         value, options = await _decoded(request, face, GenerateRequest)
-        return await _answered(request, Watched(operations.generate(value), value.inputs, face.counters), options)
+        return await _answered(request, Watched(operations.generate(value), value.inputs), options)
 
     @router.post(
         "/v1/run",
@@ -60,7 +60,7 @@ def inference_router(face: Face) -> APIRouter:
     )
     async def run(request: Request) -> Response:
         value, options = await _decoded(request, face, RunRequest)
-        return await _answered(request, Watched(operations.run(value), value.inputs, face.counters), options)
+        return await _answered(request, Watched(operations.run(value), value.inputs), options)
 
     return router
 

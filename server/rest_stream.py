@@ -15,7 +15,6 @@ from ..protos.events import nbytes
 from ..protos.model import Event, Finished, Input
 from .rest_body import offload
 from .rest_errors import of_ours, request_id
-from .rest_metrics import Counters
 from .streams import closing
 
 __all__ = ["Encoding", "StreamResponse", "Watched", "begun", "gathered", "step_bytes", "unless_gone"]
@@ -87,11 +86,10 @@ class _Begun(AsyncIterator[ItemT]):
 
 
 class Watched(AsyncIterator[list[Event]]):
-    """The events of a request, counted, and refused as a whole answer when an input has not finished."""
+    """The events of a request, refused as a whole answer when an input has not finished."""
 
-    def __init__(self, stream: AsyncIterator[list[Event]], inputs: Iterable[Input], counters: Counters) -> None:
+    def __init__(self, stream: AsyncIterator[list[Event]], inputs: Iterable[Input]) -> None:
         self._stream = stream
-        self._counters = counters
         self._unfinished = {item.name for item in inputs if not item.source_only}
 
     async def __anext__(self) -> list[Event]:
@@ -104,7 +102,6 @@ class Watched(AsyncIterator[list[Event]]):
         for event in events:
             if isinstance(event, Finished):
                 self._unfinished.discard(event.input)
-        self._counters.events(events)
         return events
 
     async def aclose(self) -> None:

@@ -15,13 +15,16 @@ from grpc_reflection.v1alpha import reflection
 from ..protos import probewire_pb2 as pb
 from ..protos.errors import FailedPrecondition, Internal, ProbewireError
 from ..protos.model import LoadRequest, TokenizeRequest
+from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from ..protos.wire import from_proto, parse, to_proto
+from .access import Access
+from .callers import CALLER, Caller, caller_from_metadata
 from .health import HealthFace
 from .rpc_status import abort
-from .service import Operations
+from .service import Operations, WorkerOperations
 from .streams import EncodedStreams, Streams, closing
 
-__all__ = ["RpcServer"]
+__all__ = ["Admit", "RpcServer", "admit_at_the_door", "admit_from_the_gateway"]
 
 log = logging.getLogger(__name__)
 
@@ -29,24 +32,51 @@ _Context = grpc.aio.ServicerContext[bytes, bytes]
 _Call = Callable[[bytes], Awaitable[bytes]]
 _Stream = Callable[[bytes], AsyncIterator[bytes]]
 
+Admit = Callable[[_Context], Caller]
+
 SERVICES: tuple[str, ...] = tuple(service.full_name for service in pb.DESCRIPTOR.services_by_name.values())
+
+
+def admit_at_the_door(access: Access) -> Admit:
+    """By the key in the call's metadata."""
+
+    def admit(context: _Context) -> Caller:
+        metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+        return access.enter(metadata.get("authorization", ""), context.peer())
+
+    return admit
+
+
+def admit_from_the_gateway(context: _Context) -> Caller:
+    """By what the gateway says, on a socket that nobody else can open."""
+    metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, bytes)}
+    return caller_from_metadata(metadata)
 
 
 class RpcServer:
     """A gRPC server over some operations. `streams` replaces how their tensor streams become bytes."""
 
-    def __init__(self, operations: Operations, *, max_request_bytes: int, streams: Streams | None = None) -> None:
+    def __init__(
+        self, operations: Operations, admit: Admit, *, max_request_bytes: int, streams: Streams | None = None
+    ) -> None:
+        """`admit` says who calls, or raises; health and reflection are open to all."""
         self._health = HealthFace(operations, SERVICES)
         self._server = grpc.aio.server(options=_options(max_request_bytes))
-        handlers = _handlers(operations, streams or EncodedStreams(operations)) | _health_handlers(self._health)
+        handlers = _handlers(operations, streams or EncodedStreams(operations), admit)
+        handlers |= _health_handlers(self._health)
         self._server.add_generic_rpc_handlers(
             tuple(grpc.method_handlers_generic_handler(service, methods) for service, methods in handlers.items())
         )
         reflection.enable_server_reflection((*handlers, reflection.SERVICE_NAME), self._server)
 
-    def bind(self, address: str) -> int:
-        """Listen on `host:port` or `unix:/path`; gives the port. Raises FailedPrecondition when it cannot be had."""
+    def bind(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
+        """Listen on `host:port` or `unix:/path`, with TLS if there are credentials; gives the port.
+
+        Raises FailedPrecondition when it cannot be had.
+        """
         try:
+            if credentials is not None:
+                return self._server.add_secure_port(address, credentials)
             return self._server.add_insecure_port(address)
         except RuntimeError:
             raise FailedPrecondition(
@@ -74,9 +104,18 @@ def _options(max_request_bytes: int) -> list[tuple[str, int]]:
     ]
 
 
-def _handlers(operations: Operations, streams: Streams) -> dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]]:
+def _handlers(
+    operations: Operations, streams: Streams, admit: Admit
+) -> dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]]:
     calls = _Calls(operations)
-    return {
+
+    def _unary(call: _Call) -> grpc.RpcMethodHandler[Any, Any]:
+        return _unary_handler(call, admit)
+
+    def _streaming(start: _Stream) -> grpc.RpcMethodHandler[Any, Any]:
+        return _streaming_handler(start, admit)
+
+    handlers = {
         "probewire.v1.Models": {
             "List": _unary(calls.models),
             "Load": _streaming(calls.load),
@@ -94,7 +133,23 @@ def _handlers(operations: Operations, streams: Streams) -> dict[str, dict[str, g
             "List": _unary(calls.captures),
             "Delete": _unary(calls.delete_capture),
         },
+        "probewire.v1.Sessions": {
+            "Create": _unary(calls.create_session),
+            "Update": _unary(calls.update_session),
+            "Get": _unary(calls.session),
+            "List": _unary(calls.sessions),
+            "Delete": _unary(calls.delete_session),
+        },
+        "probewire.v1.Activity": {"Get": _unary(calls.activity)},
     }
+    if isinstance(operations, WorkerOperations):
+        worker = _WorkerCalls(operations)
+        handlers["probewire.v1.Worker"] = {
+            "PutSession": _unary(worker.put_session),
+            "DropSession": _unary(worker.drop_session),
+            "Status": _unary(worker.status),
+        }
+    return handlers
 
 
 class _Calls:
@@ -134,6 +189,49 @@ class _Calls:
         await self._operations.delete_capture(asked.id, asked.model)
         return pb.Empty().SerializeToString()
 
+    async def create_session(self, request: bytes) -> bytes:
+        asked = from_proto(CreateSessionRequest, parse(pb.CreateSessionRequest, request))
+        return to_proto(await self._operations.create_session(asked)).SerializeToString()
+
+    async def update_session(self, request: bytes) -> bytes:
+        asked = from_proto(UpdateSessionRequest, parse(pb.UpdateSessionRequest, request))
+        return to_proto(await self._operations.update_session(asked)).SerializeToString()
+
+    async def session(self, request: bytes) -> bytes:
+        return to_proto(await self._operations.session(parse(pb.SessionRequest, request).id)).SerializeToString()
+
+    async def sessions(self, request: bytes) -> bytes:
+        parse(pb.ListRequest, request)
+        found = await self._operations.sessions()
+        return pb.SessionList(sessions=[to_proto(session) for session in found]).SerializeToString()
+
+    async def delete_session(self, request: bytes) -> bytes:
+        await self._operations.delete_session(parse(pb.SessionRequest, request).id)
+        return pb.Empty().SerializeToString()
+
+    async def activity(self, request: bytes) -> bytes:
+        parse(pb.ListRequest, request)
+        return to_proto(await self._operations.activity()).SerializeToString()
+
+
+class _WorkerCalls:
+    """What only the gateway asks, and only of a worker."""
+
+    def __init__(self, operations: WorkerOperations) -> None:
+        self._operations = operations
+
+    async def put_session(self, request: bytes) -> bytes:
+        await self._operations.put_session(from_proto(Session, parse(pb.Session, request)))
+        return pb.Empty().SerializeToString()
+
+    async def drop_session(self, request: bytes) -> bytes:
+        await self._operations.drop_session(parse(pb.SessionRequest, request).id)
+        return pb.Empty().SerializeToString()
+
+    async def status(self, request: bytes) -> bytes:
+        parse(pb.ListRequest, request)
+        return to_proto(await self._operations.status()).SerializeToString()
+
 
 def _health_handlers(face: HealthFace) -> dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]]:
     async def check(request: bytes, context: _Context) -> bytes:
@@ -150,15 +248,20 @@ def _health_handlers(face: HealthFace) -> dict[str, dict[str, grpc.RpcMethodHand
     }
 
 
-def _unary(call: _Call) -> grpc.RpcMethodHandler[Any, Any]:
+def _unary_handler(call: _Call, admit: Admit) -> grpc.RpcMethodHandler[Any, Any]:
+    async def admitted(request: bytes, context: _Context) -> bytes:
+        CALLER.set(admit(context))  # each call has a task, and so a context, of its own
+        return await call(request)
+
     async def handle(request: bytes, context: _Context) -> bytes:
-        return await _answer(call(request), context)
+        return await _answer(admitted(request, context), context)
 
     return grpc.unary_unary_rpc_method_handler(handle)
 
 
-def _streaming(start: _Stream) -> grpc.RpcMethodHandler[Any, Any]:
+def _streaming_handler(start: _Stream, admit: Admit) -> grpc.RpcMethodHandler[Any, Any]:
     async def pump(request: bytes, context: _Context) -> None:
+        CALLER.set(admit(context))
         async with closing(start(request)) as messages:
             async for message in messages:
                 await context.write(message)

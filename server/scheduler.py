@@ -5,15 +5,20 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
 
 from ..backends.base import Backend, Sequence, StepResult
 from ..backends.plan import give_rows
+from ..protos.activity import WorkerStatus
 from ..protos.errors import Cancelled, Internal, ProbewireError, ResourceExhausted, Unavailable
+from .config import RequestLimits
 from .delivery import Job
+from .fair_queue import FairQueue, Ledger
 from .requests import Prepared, PreparedInput
+from .tempo import Tempo
+from .users import LOCAL
 
 __all__ = ["Scheduler"]
 
@@ -23,23 +28,33 @@ IDLE_WAIT_S = 0.5
 CLOSE_WAIT_S = 4.0
 """Within the time that a worker has to end (its `drain_s` and the gateway's grace)."""
 
+_Item = tuple[Job, PreparedInput]
+
 
 class Scheduler:
-    """Owns a backend on a thread of its own. `submit`, `cancel` and `call` may be used from any thread."""
+    """Owns a backend on a thread of its own. `submit`, `cancel`, `call` and `later` may be used from any thread.
 
-    def __init__(self, build: Callable[[], Backend], *, max_queued: int, max_run_rows: int) -> None:
-        self._build, self._max_queued, self._max_run_rows = build, max_queued, max_run_rows
+    `on_death` is called when that thread fails for good, after every request was ended.
+    """
+
+    def __init__(
+        self, build: Callable[[], Backend], limits: RequestLimits, on_death: Callable[[], None] | None = None
+    ) -> None:
+        self._build, self._limits, self._on_death = build, limits, on_death
         self._ready = threading.Event()
         self._failure: BaseException | None = None
         self._wake = threading.Condition()
         self._commands: deque[Callable[[], None]] = deque()
-        self._waiting: deque[tuple[Job, PreparedInput]] = deque()
-        self._runs: deque[tuple[Job, PreparedInput]] = deque()
+        ledger = Ledger()
+        self._waiting: FairQueue[_Item] = FairQueue(ledger, limits.max_queued)
+        self._runs: FairQueue[_Item] = FairQueue(ledger, limits.max_queued)
+        self._live: dict[str, Job] = {}
+        """Request id → job, from acceptance to its end."""
         self._jobs: dict[str, Job] = {}
         """Sequence id → job, for sequences in the engine."""
         self._paused: set[str] = set()
         self._closing = False
-        self._forward_since: float | None = None
+        self.tempo = Tempo()
         self.backend: Backend
         self._thread = threading.Thread(target=self._main, name="model", daemon=True)
 
@@ -65,8 +80,7 @@ class Scheduler:
     @property
     def busy_s(self) -> float:
         """How long the forward under way has taken; 0 between forwards."""
-        since = self._forward_since
-        return 0.0 if since is None else time.monotonic() - since
+        return self.tempo.busy_s
 
     def call(self, function: Callable[[], Any], *, give_up_s: float | None = None) -> Any:
         """Run a function on the model's thread, between steps, and return what it returns.
@@ -82,7 +96,7 @@ class Scheduler:
                 box["error"] = error
             done.set()
 
-        self._enqueue(work)
+        self.later(work)
         end = None if give_up_s is None else time.monotonic() + give_up_s
         while not done.wait(IDLE_WAIT_S):
             if not self._thread.is_alive():
@@ -95,24 +109,46 @@ class Scheduler:
 
     def submit(self, job: Job) -> None:
         """Queue a prepared request. Raises ResourceExhausted when too many wait."""
-        if len(self._waiting) + len(self._runs) >= self._max_queued:
-            raise ResourceExhausted(
-                f"{self._max_queued} requests are waiting already; try again later", retry_after_s=1.0
-            )
+        user, n = job.caller.user.name, len(job.prepared.inputs)
+        retry_after_s = self.tempo.seconds_for(self._waiting.cost + self._runs.cost)
+        queue = self._waiting if job.prepared.mode == "generate" else self._runs
+        queue.check_room(user, n, retry_after_s)
         if not self._thread.is_alive():
             raise Unavailable("the model's thread has ended; the worker must be restarted")
-        self._enqueue(lambda: self._accept(job))
+        self.later(lambda: self._accept(job))
 
     def cancel(self, job: Job) -> None:
         """Take a request out, wherever it is; harmless when it has ended."""
-        self._enqueue(lambda: self._drop(job, Cancelled("the request was cancelled")))
+        self.later(lambda: self.drop(job, Cancelled("the request was cancelled")))
 
-    # ---- on the model's thread from here on ----
-
-    def _enqueue(self, command: Callable[[], None]) -> None:
+    def later(self, command: Callable[[], None]) -> None:
+        """Run a function on the model's thread, between steps; it must not raise."""
         with self._wake:
             self._commands.append(command)
             self._wake.notify()
+
+    # ---- on the model's thread from here on ----
+
+    @property
+    def jobs(self) -> list[Job]:
+        """Requests that have not ended."""
+        self._live = {name: job for name, job in self._live.items() if not job.ended}
+        return list(self._live.values())
+
+    def status(self) -> WorkerStatus:
+        """The engine and the queue as they are now."""
+        engine, limits = self.backend.engine, self.backend.limits
+        active = [] if engine is None else list(engine.active)
+        return WorkerStatus(
+            running=len(active),
+            held=len(self._paused),
+            waiting=len(self._waiting) + len(self._runs),
+            n_slots=limits.n_slots if engine is not None else 0,
+            cache_used_tokens=sum(sequence.plan.n_rows + 1 for sequence in active),
+            cache_tokens=limits.cache_tokens if engine is not None else 0,
+            hook_s=self.backend.hook_s,
+            **self.tempo.totals(),
+        )
 
     def _main(self) -> None:
         try:
@@ -121,9 +157,17 @@ class Scheduler:
             self._failure = error
             self._ready.set()
             return
+        self._waiting.n_slots = self.backend.limits.n_slots
         self._ready.set()
-        while not self._closing:
-            self._turn()
+        try:
+            while not self._closing:
+                self._turn()
+        except BaseException as error:  # what fails here is the scheduling itself: no request can be served any more
+            log.exception("the model's thread failed")
+            self._fail_all(Unavailable(f"the model's thread failed ({type(error).__name__}); it is being restarted"))
+            if self._on_death is not None:
+                self._on_death()
+            return
         self._fail_all(Unavailable("the model is being unloaded"))
         self.backend.close()
 
@@ -134,29 +178,35 @@ class Scheduler:
             commands, self._commands = self._commands, deque()
         for command in commands:
             command()
-        self._forward_since = time.monotonic()
-        self._run_some()
-        self._admit()
-        self._hold_back()
-        self._step()
-        self._forward_since = None
+        with self.tempo.busy():
+            self._give_up_waiting()
+            self._run_some()
+            self._admit()
+            self._hold_back()
+            self._step()
 
     def _has_work(self) -> bool:
         engine = self.backend.engine
-        stepping = engine is not None and any(s.id not in self._paused for s in engine.active)
-        return bool(self._runs or stepping or (self._waiting and engine is not None and not engine.active))
+        if len(self._runs):
+            return True
+        if engine is None:
+            return False
+        stepping = any(s.id not in self._paused for s in engine.active)
+        return stepping or (len(self._waiting) > 0 and not engine.active)
 
     def _accept(self, job: Job) -> None:
         """Queue a request's runs: inputs that others read first, then those that read them."""
-        prepared = job.prepared
-        job.remaining = sum(1 for item in prepared.inputs if item.sequence is not None)
+        self._live = {**{other.prepared.id: other for other in self.jobs}, job.prepared.id: job}
         try:
+            job.catch_up()
+            prepared = job.prepared
+            job.remaining = sum(1 for item in prepared.inputs if item.sequence is not None)
             for item in prepared.inputs:
                 for sequence in (item.source, item.sequence):
                     if sequence is not None and not any(b.needs for b in sequence.plan.hooks):
                         self.backend.bind(sequence.plan)
         except Exception as error:  # noqa: BLE001 - one request's fault must not end the thread that serves all
-            self._drop(job, _internal("plan", error))
+            self.drop(job, _internal("plan", error))
             return
         job.pending = sorted(prepared.inputs, key=lambda item: item.level)
         if not any(item.source is not None for item in prepared.inputs):
@@ -170,7 +220,7 @@ class Scheduler:
             for item in job.pending:
                 if self._ready_to_go(job.prepared, item):
                     if item.source is not None and item.item.name not in job.prepared.rows:
-                        self._runs.append((job, item))
+                        self._push(self._runs, job, item, len(item.source.tokens))
                         still.append(item)
                     else:
                         self._enqueue_sequence(job, item)
@@ -178,7 +228,7 @@ class Scheduler:
                     still.append(item)
             job.pending = still
         except Exception as error:  # noqa: BLE001 - as in `_accept`
-            self._drop(job, _internal("patch", error))
+            self.drop(job, _internal("patch", error))
 
     def _ready_to_go(self, prepared: Prepared, item: PreparedInput) -> bool:
         for sequence in (item.source, item.sequence):
@@ -195,26 +245,42 @@ class Scheduler:
 
     def _enqueue_sequence(self, job: Job, item: PreparedInput) -> None:
         job.start()
-        if item.sequence is None:
-            return
-        (self._waiting if item.generates else self._runs).append((job, item))
+        if item.sequence is not None:
+            queue = self._waiting if item.generates else self._runs
+            self._push(queue, job, item, item.sequence.plan.n_rows)
+
+    def _push(self, queue: FairQueue[_Item], job: Job, item: PreparedInput, cost: int) -> None:
+        user = job.caller.user
+        queue.push(user.name, user.weight, (job, item), cost, time.monotonic(), self._running())
+
+    def _running(self) -> Counter[str]:
+        """Slots that each user holds."""
+        return Counter(job.caller.user.name for job in self._jobs.values())
+
+    def _give_up_waiting(self) -> None:
+        before_s = time.monotonic() - self._limits.max_wait_s
+        for job, _ in (*self._waiting.overdue(before_s), *self._runs.overdue(before_s)):
+            waited = f"the request waited for its turn for {self._limits.max_wait_s:g} s, the longest allowed"
+            self.drop(job, ResourceExhausted(f"{waited}; try again later", retry_after_s=30.0))
 
     def _run_some(self) -> None:
-        """One batched forward over runs that fit together."""
+        """One batched forward over runs that fit together; a short one while others wait for their next token."""
         batch: list[tuple[Job, PreparedInput, Sequence]] = []
-        longest = 0
-        while self._runs:
-            job, item = self._runs[0]
+        longest, limits = 0, self.backend.limits
+        most = limits.chunk_tokens if self._jobs else limits.max_run_tokens
+        while len(self._runs):
+            user, (job, item) = next(self._runs.candidates({}))
             if job.ended:
-                self._runs.popleft()
+                self._runs.pop(user)
                 continue
             source = item.source if item.source is not None and item.item.name not in job.prepared.rows else None
             sequence = source or item.sequence
             assert sequence is not None
             longest = max(longest, len(sequence.tokens))
-            if batch and longest * (len(batch) + 1) > self._max_run_rows:
+            if batch and longest * (len(batch) + 1) > most:
                 break
-            self._runs.popleft()
+            self._runs.pop(user)
+            self._runs.ledger.charge(user, len(sequence.tokens))
             if sequence is item.sequence:
                 job.admitted(item)
             batch.append((job, item, sequence))
@@ -225,14 +291,15 @@ class Scheduler:
         except Exception as error:  # the whole forward failed: say so to each, and live on
             log.exception("a run failed")
             for job, _, _ in batch:
-                self._drop(job, _internal("run", error))
+                self.drop(job, _internal("run", error))
             return
+        self.tempo.ran(sum(len(sequence.tokens) for _, _, sequence in batch))
         for (job, item, sequence), result in zip(batch, results, strict=True):
             self._ran(job, item, sequence, result)
 
     def _ran(self, job: Job, item: PreparedInput, sequence: Sequence, result: StepResult) -> None:
         if result.error is not None:
-            self._drop(job, result.error)
+            self.drop(job, result.error)
         elif sequence is item.source:
             job.take_source_rows(item, result)
             self._advance(job)
@@ -240,22 +307,45 @@ class Scheduler:
             job.deliver_run(item, result)
 
     def _admit(self) -> None:
-        engine = self.backend.engine
-        while self._waiting and engine is not None:
-            job, item = self._waiting[0]
+        """Fill free slots, in the order of fairness; when the one whose turn it is does not fit, only newcomers pass."""
+        running = self._running()
+        while len(self._waiting) and self.backend.engine is not None:
+            if not self._admit_one(running):
+                return
+
+    def _admit_one(self, running: Counter[str]) -> bool:
+        """Whether the queue got shorter."""
+        blocked = False
+        for user, (job, item) in self._waiting.candidates(running):
             if job.ended:
-                self._waiting.popleft()
+                self._waiting.pop(user)
+                return True
+            if blocked and running[user]:
+                continue
+            try:
+                fits = self._fits(user, item, running)
+            except Exception as error:  # noqa: BLE001 - as in `_accept`
+                self._waiting.pop(user)
+                self.drop(job, _internal("admission", error))
+                return True
+            if not fits:
+                blocked = True
                 continue
             assert item.sequence is not None
-            try:
-                if not engine.admit(item.sequence):
-                    return
-            except Exception as error:  # noqa: BLE001 - as in `_accept`
-                self._drop(job, _internal("admission", error))
-                continue
-            self._waiting.popleft()
+            self._waiting.pop(user)
+            self._waiting.ledger.charge(user, item.sequence.prompt_length)
+            running[user] += 1
             self._jobs[item.sequence.id] = job
             job.admitted(item)
+            return True
+        return False
+
+    def _fits(self, user: str, item: PreparedInput, running: Counter[str]) -> bool:
+        """Put an input in the batch if its cache is free; who has a slot leaves a slot's share of cache to a newcomer."""
+        engine, limits = self.backend.engine, self.backend.limits
+        assert engine is not None and item.sequence is not None
+        keeps = running[user] > 0 and user != LOCAL.name
+        return engine.admit(item.sequence, keep_tokens=limits.cache_tokens // limits.n_slots if keeps else 0)
 
     def _hold_back(self) -> None:
         """Leave sequences with a slow reader out of the coming step, and take them in again once it has caught up."""
@@ -280,8 +370,9 @@ class Scheduler:
         except Exception as error:
             log.exception("a step failed")
             for job in {id(j): j for j in self._jobs.values()}.values():
-                self._drop(job, _internal("generation step", error))
+                self.drop(job, _internal("generation step", error))
             return
+        self.tempo.stepped(len(results), sum(result.token is not None for result in results))
         touched: dict[str, Job] = {}
         for result in results:
             job = self._jobs.get(result.sequence.id)
@@ -289,32 +380,38 @@ class Scheduler:
                 continue
             touched[job.prepared.id] = job
             if result.error is not None:
-                self._drop(job, result.error)
-            elif job.deliver_step(result):
+                self.drop(job, result.error)
+                continue
+            self._waiting.ledger.charge(job.caller.user.name, result.token is not None)
+            if job.deliver_step(result):
                 self._jobs.pop(result.sequence.id, None)
                 engine.remove(result.sequence)
         for job in touched.values():
             job.send()
 
-    def _drop(self, job: Job, error: ProbewireError) -> None:
+    def drop(self, job: Job, error: ProbewireError) -> None:
+        """End a job wherever it is."""
         if job.ended:
             return
         job.fail(error)
+        unwanted: set[int] = set()
         for item in job.prepared.inputs:
             sequence = item.sequence
             if sequence is not None and self._jobs.pop(sequence.id, None) is not None:
                 assert self.backend.engine is not None
                 self._paused.discard(sequence.id)
                 self.backend.engine.remove(sequence)
+            unwanted.add(id(item))
+        for queue in (self._waiting, self._runs):
+            queue.discard(lambda waiting: id(waiting[1]) in unwanted)
 
     def _fail_all(self, error: ProbewireError) -> None:
         with self._wake:
             commands, self._commands = self._commands, deque()
         for command in commands:
             command()
-        jobs = [*self._jobs.values(), *(job for job, _ in (*self._waiting, *self._runs))]
-        for job in jobs:
-            self._drop(job, error)
+        for job in self.jobs:
+            self.drop(job, error)
 
 
 def _internal(what: str, error: Exception) -> ProbewireError:

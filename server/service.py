@@ -6,8 +6,9 @@ Two things implement `Operations`: `LocalOperations` inside a worker, over one m
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from ..protos.activity import ActivityReport, WorkerStatus
 from ..protos.model import (
     Event,
     GenerateRequest,
@@ -20,9 +21,10 @@ from ..protos.model import (
     Tokenized,
     TokenizeRequest,
 )
+from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from ..protos.tensors import Tensor
 
-__all__ = ["Operations"]
+__all__ = ["Operations", "WorkerOperations"]
 
 
 class Operations(Protocol):
@@ -76,6 +78,47 @@ class Operations(Protocol):
         """Forget a stored capture."""
         ...
 
+    async def create_session(self, request: CreateSessionRequest) -> Session:
+        """Make a live session of the caller's."""
+        ...
+
+    async def update_session(self, request: UpdateSessionRequest) -> Session:
+        """Give a session its next revision, for generations under way from their next step on."""
+        ...
+
+    async def session(self, session_id: str) -> Session:
+        """One of the caller's sessions."""
+        ...
+
+    async def sessions(self) -> list[Session]:
+        """The caller's sessions."""
+        ...
+
+    async def delete_session(self, session_id: str) -> None:
+        """Forget a session; generations under way keep the plan they have."""
+        ...
+
+    async def activity(self) -> ActivityReport:
+        """Who is running what."""
+        ...
+
     async def health(self) -> HealthReport:
         """Whether the models can serve, found by a real forward."""
+        ...
+
+
+@runtime_checkable
+class WorkerOperations(Protocol):
+    """What the gateway asks of a worker besides."""
+
+    async def put_session(self, session: Session) -> None:
+        """Take a session or its next revision, for generations under way from their next step on."""
+        ...
+
+    async def drop_session(self, session_id: str) -> None:
+        """Forget a session; generations under way keep the plan they have."""
+        ...
+
+    async def status(self) -> WorkerStatus:
+        """The engine and the queue."""
         ...

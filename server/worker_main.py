@@ -19,7 +19,7 @@ from ..protos.errors import Internal, ProbewireError
 from ..protos.wire import from_json
 from .config import Factory, WorkerConfig
 from .memory import keep_freed_memory
-from .rpc import RpcServer
+from .rpc import RpcServer, admit_from_the_gateway
 
 __all__ = ["main"]
 
@@ -89,7 +89,7 @@ async def _serve(config: WorkerConfig, reports: ReportPipe) -> int:
     try:
         factory: Factory = pkgutil.resolve_name(config.factory)
         operations = await factory(config, reports.progress)
-        server = RpcServer(operations, max_request_bytes=config.limits.max_request_bytes)
+        server = RpcServer(operations, admit_from_the_gateway, max_request_bytes=config.limits.max_request_bytes)
         server.bind(config.address)
         await server.start()
     except ProbewireError as error:

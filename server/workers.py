@@ -9,24 +9,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Generator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from ..protos import probewire_pb2 as pb
+from ..protos.activity import WorkerStatus
 from ..protos.errors import ProbewireError, Unavailable
 from ..protos.model import LoadProgress, ModelInfo
 from ..protos.wire import from_proto
+from .callers import Caller
 from .channel import WorkerChannel
 from .config import Supervision, WorkerConfig
 from .process import WorkerProcess
+from .streams import closing
 
 __all__ = ["State", "Worker"]
 
 log = logging.getLogger(__name__)
 
-State = Literal["loading", "ready", "restarting", "failed", "stopping"]
+State = Literal["loading", "ready", "restarting", "asleep", "failed", "stopping"]
 
 EXIT_NOTICE_S = 2.0
 """How long after a broken connection we wait to hear that the process is gone."""
@@ -47,6 +51,12 @@ class Worker:
         self._progress = LoadProgress("starting")
         self._changed = asyncio.Event()
         self._starts = 0
+        self._revivals = 0
+        self._waking = False
+        self._in_use = 0
+        self._used_s = time.monotonic()
+        self.sessions: dict[str, int] = {}
+        """Revision of each live session that this run of the worker has been told of."""
         self._probed_s = 0.0
         self._process: WorkerProcess | None = None
         self._channel: WorkerChannel | None = None
@@ -70,8 +80,8 @@ class Worker:
 
     @property
     def restarts(self) -> int:
-        """How often a new process had to be started."""
-        return max(0, self._starts - 1)
+        """How often a new process had to be started because one died."""
+        return self._revivals
 
     @property
     def status(self) -> str:
@@ -96,24 +106,72 @@ class Worker:
             raise Unavailable(f"model {self.config.id!r} was unloaded while it was loading")
         yield LoadProgress("ready", info=self.info)
 
-    def stream(self, method: str, request: bytes) -> AsyncIterator[bytes]:
+    async def stream(self, method: str, request: bytes, caller: Caller) -> AsyncIterator[bytes]:
         """A streaming call's messages, as the worker sent them. Closing cancels the call."""
-        return self._ready_channel().stream(method, request)
+        channel = self._ready_channel()
+        with self._used():
+            async with closing(channel.stream(method, request, caller)) as messages:
+                async for message in messages:
+                    yield message
 
-    async def unary(self, method: str, request: bytes) -> bytes:
+    async def unary(self, method: str, request: bytes, caller: Caller) -> bytes:
         """One call."""
-        return await self._ready_channel().unary(method, request)
+        channel = self._ready_channel()
+        with self._used():
+            return await channel.unary(method, request, caller)
+
+    async def engine_status(self, timeout_s: float) -> WorkerStatus:
+        """What its engine does now."""
+        answer = await self._ready_channel().unary("/probewire.v1.Worker/Status", b"", timeout_s=timeout_s)
+        return from_proto(WorkerStatus, pb.WorkerStatus.FromString(answer))
+
+    @contextmanager
+    def _used(self) -> Generator[None]:
+        self._in_use += 1
+        try:
+            yield
+        finally:
+            self._in_use -= 1
+            self._used_s = time.monotonic()
+
+    @property
+    def idle_s(self) -> float:
+        """How long nobody has asked anything of it; 0 while it serves a call."""
+        return 0.0 if self._in_use else time.monotonic() - self._used_s
+
+    async def sleep(self) -> None:
+        """End the process and keep the name: the next request starts it again (`awake`)."""
+        if self._state != "ready" or self._in_use:
+            return
+        log.info("model %s was idle for %.0f s; its memory is freed until it is asked for", self.config.id, self.idle_s)
+        self._become("asleep", "freed its memory; the next request loads it again")
+        await self._end_process(self.config.drain_s)
+
+    def wake(self) -> None:
+        """Begin to load again."""
+        if self._state == "asleep":
+            self._waking = True
+            self._become("loading", "waking up")
+            self._task = asyncio.create_task(self._live(), name=f"worker {self.config.id}")
+
+    async def awake(self) -> None:
+        """Wait until it serves, if it has to be woken for that."""
+        self.wake()
+        while self._waking and self._state == "loading":
+            await self._changed.wait()
 
     async def stop(self) -> None:
         """Let requests in flight finish within the worker's `drain_s`, then end it for good."""
-        loading = self._state == "loading"
+        drain_s = 0.0 if self._state == "loading" else self.config.drain_s
         self._become("stopping")
+        await self._end_process(drain_s)
+
+    async def _end_process(self, drain_s: float) -> None:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
         if self._process is not None:
-            grace_s = 0.0 if loading else self.config.drain_s
-            await self._process.stop(grace_s + self._supervision.kill_grace_s)
+            await self._process.stop(drain_s + self._supervision.kill_grace_s)
         await self._drop_channel()
 
     def kill(self) -> None:
@@ -153,6 +211,7 @@ class Worker:
         """Start a process and wait until it has answered a probe."""
         address = f"unix:{self._folder / f'{self._starts}.sock'}"
         self._starts += 1
+        self.sessions.clear()
         process = await WorkerProcess.start(replace(self.config, address=address), self._on_progress)
         self._process = process
         try:
@@ -164,6 +223,8 @@ class Worker:
             await process.ended.wait()
             await self._drop_channel()
             raise
+        self._waking = False
+        self._used_s = time.monotonic()
         self._become("ready")
         log.info("model %s is ready (pid %d, %s)", self.config.id, process.pid, self.config.backend)
 
@@ -223,6 +284,7 @@ class Worker:
             delay_s = min(bounds.backoff_s * 2 ** (deaths - 1), bounds.backoff_max_s)
             self._become("restarting", f"the worker died ({cause}); restart {deaths} of {bounds.max_restarts}")
             log.error("model %s: the worker died (%s); restarting it in %g s", self.config.id, cause, delay_s)
+            self._revivals += 1
             await self._drop_channel()
             await asyncio.sleep(delay_s)
             try:
@@ -260,6 +322,7 @@ class Worker:
     def _fail(self, error: ProbewireError) -> None:
         log.error("model %s failed: %s", self.config.id, error.message)
         self._failure = error
+        self._waking = False
         self._become("failed", error.message)
 
     def _become(self, state: State, detail: str = "") -> None:

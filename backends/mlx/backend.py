@@ -57,6 +57,7 @@ class MlxBackend:
         limits = _fitting(limits, loaded)
         note = generation_note("mlx", config.model_type)
         self.engine: Engine | None = None if note else self._engine(limits)
+        self.limits = limits
         self.info = ModelInfo(
             id=model_id,
             family=family.name if family else "unknown",
@@ -85,6 +86,11 @@ class MlxBackend:
     def _engine(self, limits: Limits) -> MlxEngine:
         return MlxEngine(self._body(), self._head, self.executor, self.attention, self.taps, limits)
 
+    @property
+    def hook_s(self) -> float:
+        """See Backend."""
+        return self.executor.hook_s
+
     def bind(self, plan: BoundPlan) -> None:
         """Check raw module paths and move the plan's tensors to the device."""
         for site in plan.taps:
@@ -107,15 +113,15 @@ class MlxBackend:
         self.attention.begin(sites)
         hidden = self._forward(mx.array(ids))
         for slot in slots:
-            if _LOGITS in slot.sequence.plan.taps and slot.error is None:
+            if _LOGITS in slot.plan.taps and slot.error is None:
                 self._tap_logits(slot, hidden)
         if not sites:
             mx.eval(hidden)  # nobody reads anything, but a forward was asked for
         captured = self.executor.collect()
         results: list[StepResult] = []
         for slot in slots:
-            rows = captured.get(id(slot.sequence), []) + flush_reductions(slot.sequence.plan)
-            results.append(result_of(slot.sequence, rows, None, slot.error))
+            rows = captured.get(id(slot.sequence), []) + flush_reductions(slot.plan)
+            results.append(result_of(slot, rows, None))
         return results
 
     def _body(self) -> Any:

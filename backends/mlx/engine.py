@@ -95,10 +95,10 @@ class MlxEngine:
         """Why a sequence of this many positions can never be admitted, or None."""
         return self.limits.reason_not_to_fit(n_tokens)
 
-    def admit(self, sequence: Sequence) -> bool:
+    def admit(self, sequence: Sequence, *, keep_tokens: int = 0) -> bool:
         """Put a sequence in the batch if there is cache for it: the batch is a rectangle, as long as its longest."""
         sizes = [s.plan.n_rows + 1 for s in (*self.active, sequence)]
-        if len(sizes) > self.limits.n_slots or max(sizes) * len(sizes) > self.limits.cache_tokens:
+        if len(sizes) > self.limits.n_slots or max(sizes) * len(sizes) + keep_tokens > self.limits.cache_tokens:
             return False
         owner = Owner(sequence)
         self.owners[sequence.id] = owner
@@ -179,7 +179,7 @@ class MlxEngine:
         """What the engine calls as its model. tokens [batch, row]. Its result is only a shape: see `_sample`."""
         batch, n_rows = tokens.shape
         slots = self._slots(tokens, cache[0])
-        live = [slot for _, slot in slots if slot.position < slot.sequence.plan.n_rows]
+        live = [slot for _, slot in slots if slot.position < slot.plan.n_rows]
         self.executor.begin(live, (batch, n_rows))
         sites = self.executor.asked
         self.taps.attach(sites)
@@ -220,13 +220,13 @@ class MlxEngine:
 
     def _sampling_logits(self, live: list[Slot], hidden: mx.array) -> mx.array:
         logits = self.head(hidden)
-        wanting = [slot for slot in live if _LOGITS in slot.sequence.plan.taps]
+        wanting = [slot for slot in live if _LOGITS in slot.plan.taps]
         return self.executor.tap(_LOGITS, logits, slots=wanting)[:, -1] if wanting else logits[:, -1]
 
     def _tap_prompt_logits(self, live: list[Slot], hidden: mx.array) -> None:
         """Logits of prompt rows that no token is sampled from, for the hooks that ask for them."""
         for slot in live:
-            if slot.error is not None or not slot.sequence.plan.wants_prompt_logits:
+            if slot.error is not None or not slot.plan.wants_prompt_logits:
                 continue
             part = Slot(slot.sequence, 0, 0, slot.n, slot.position, slot.tokens, conditions=slot.conditions)
             self.executor.tap(_LOGITS, self.head(hidden[slot.batch : slot.batch + 1, : slot.n]), slots=[part])
@@ -237,7 +237,7 @@ class MlxEngine:
         forward, logits = self.pending[-1], self.logits
         assert logits is not None
         self.logits = None
-        if any(slot.sequence.want_logprobs for _, slot in forward.slots):
+        if any(slot.wants_logprobs for _, slot in forward.slots):
             forward.logits = logits.astype(mx.float32)
         sampled = mx.argmax(logits, axis=-1)
         drawing = [(owner, slot) for owner, slot in forward.slots if slot.sequence.sampling.temperature > 0]
@@ -284,4 +284,4 @@ class MlxEngine:
         elif choice is not None:
             rows = rows + sampled_logprob_rows(slot, choice)
             sequence.tokens.append(choice.token)
-        return result_of(sequence, rows, choice, slot.error)
+        return result_of(slot, rows, choice)

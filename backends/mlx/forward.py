@@ -36,9 +36,7 @@ class Forward:
 
     def captured(self) -> list[mx.array]:
         """What must be computed with the forward, so that nothing keeps its graph alive."""
-        latched = [
-            value for _, slot in self.slots for bound in slot.sequence.plan.hooks for value in bound.latch.values()
-        ]
+        latched = [value for _, slot in self.slots for bound in slot.plan.hooks for value in bound.latch.values()]
         return self.collector.device_tensors() + latched
 
     def tokens(self) -> list[int]:
@@ -53,7 +51,7 @@ class Forward:
             yield slot, None if self.sampled is None else self._choice(slot, tokens[slot.batch])
 
     def _choice(self, slot: Slot, token: int) -> Choice:
-        if not slot.sequence.want_logprobs:
+        if not slot.wants_logprobs:
             return Choice(token)
         assert self.logits is not None
         [row] = to_numpy([self.logits[slot.batch]])

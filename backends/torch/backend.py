@@ -55,6 +55,7 @@ class TorchBackend:
         self.engine: Engine | None = None
         if not note:
             self.engine = TorchEngine(self.model, self.executor, self.taps, limits, self.softcap)
+        self.limits = limits
         self.info = ModelInfo(
             id=model_id,
             family=family.name if family else "unknown",
@@ -86,6 +87,11 @@ class TorchBackend:
             if hasattr(module, "layer_idx") and "Attention" in type(module).__name__:
                 attention.attach(module)
 
+    @property
+    def hook_s(self) -> float:
+        """See Backend."""
+        return self.executor.hook_s
+
     def bind(self, plan: BoundPlan) -> None:
         """Check raw module paths and move the plan's tensors to the device."""
         for site in plan.taps:
@@ -107,13 +113,13 @@ class TorchBackend:
         self.taps.attach(self.executor.asked)
         hidden = self._body()(torch.from_numpy(ids).to(self.device), use_cache=False)[0]
         for slot in slots:
-            if _LOGITS in slot.sequence.plan.taps and slot.error is None:
+            if _LOGITS in slot.plan.taps and slot.error is None:
                 self._tap_logits(slot, hidden)
         captured = self.executor.collect()
         results: list[StepResult] = []
         for slot in slots:
-            rows = captured.get(id(slot.sequence), []) + flush_reductions(slot.sequence.plan)
-            results.append(result_of(slot.sequence, rows, None, slot.error))
+            rows = captured.get(id(slot.sequence), []) + flush_reductions(slot.plan)
+            results.append(result_of(slot, rows, None))
         return results
 
     def _body(self) -> Any:

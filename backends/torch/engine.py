@@ -68,9 +68,11 @@ class TorchEngine:
         """Why a sequence of this many positions can never be admitted, or None."""
         return self.limits.reason_not_to_fit(n_tokens)
 
-    def admit(self, sequence: Sequence) -> bool:
-        """Put a sequence in the batch if all its pages are free."""
-        pages = sum(self.limits.pages(s.plan.n_rows + 1) for s in self.sequences.values())
+    def admit(self, sequence: Sequence, *, keep_tokens: int = 0) -> bool:
+        """Put a sequence in the batch if all its pages are free, and those of `keep_tokens` beside them."""
+        pages = self.limits.pages(keep_tokens) + sum(
+            self.limits.pages(s.plan.n_rows + 1) for s in self.sequences.values()
+        )
         if len(self.sequences) >= self.limits.n_slots:
             return False
         if pages + self.limits.pages(sequence.plan.n_rows + 1) > self.limits.n_pages:
@@ -141,7 +143,7 @@ class TorchEngine:
         """Replaces the engine's sampler, which knows no per-request settings. scores: [1, sequence, vocab] float32."""
         self._tap_prompt_logits()  # before the sampled rows, so that rows come in order
         heads = [_logits_slot(slot, i) for i, slot in enumerate(self.producing)]
-        wanting = [head for head in heads if _LOGITS in head.sequence.plan.taps]
+        wanting = [head for head in heads if _LOGITS in head.plan.taps]
         if wanting:
             own = scores.to(self.model.dtype)  # exact: the engine widened them
             scores = self.executor.tap(_LOGITS, own, slots=wanting).float()
@@ -155,18 +157,18 @@ class TorchEngine:
         for i, slot in enumerate(self.producing):
             sequence = slot.sequence
             token, row = best[i], None
-            if sequence.sampling.temperature > 0 or sequence.want_logprobs:
+            if sequence.sampling.temperature > 0 or slot.wants_logprobs:
                 row = to_numpy(logits[i])
                 token = choose_token(row, sequence.sampling, sequence.seed, sequence.n_generated)
             choice = Choice(token)
-            if row is not None and sequence.want_logprobs:
+            if row is not None and slot.wants_logprobs:
                 choice = logprobs_of(row, token, sequence.sampling.logprobs or 0)
             self.choices[sequence.id] = choice
             best[i] = token
         return best
 
     def _wants_prompt_logits(self, slot: Slot) -> bool:
-        return slot.position < slot.sequence.prompt_length - 1 and slot.sequence.plan.wants_prompt_logits
+        return slot.position < slot.sequence.prompt_length - 1 and slot.plan.wants_prompt_logits
 
     def _grab_hidden(self) -> Any:
         family = self.taps.family
@@ -208,7 +210,7 @@ class TorchEngine:
             elif choice is not None:
                 rows = rows + sampled_logprob_rows(slot, choice)
                 sequence.tokens.append(choice.token)
-            results.append(result_of(sequence, rows, choice, slot.error))
+            results.append(result_of(slot, rows, choice))
         return results
 
 

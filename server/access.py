@@ -1,0 +1,84 @@
+"""The door: whose key a call carries, on every face alike."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+
+from ..protos.errors import ResourceExhausted, Unauthenticated
+from .callers import Caller, new_request_id
+from .users import LOCAL, Users
+
+__all__ = ["Access", "host_of"]
+
+MAX_FAILURES = 20
+"""Wrong keys from one address within `FAILURE_WINDOW_S`; a good key passes all the same, as others may share the address."""
+FAILURE_WINDOW_S = 60.0
+MAX_ADDRESSES = 10_000
+"""Addresses whose failures are remembered."""
+
+
+class Access:
+    """Lets callers in. With no users at all, everybody is the local one: `cli/serve.py` sees to it that only this
+    machine can reach such a box, unless the operator insisted. Used by the event loop alone.
+    """
+
+    def __init__(self, users: Users | None = None) -> None:
+        self._users = users
+        self._failures: OrderedDict[str, list[float]] = OrderedDict()
+
+    def enter(self, authorization: str, peer: str, request_id: str = "") -> Caller:
+        """The caller behind an `authorization` header ("Bearer pw_…"; empty: none).
+
+        Raises Unauthenticated without a good key, ResourceExhausted after too many bad ones from the same address.
+        """
+        request_id = request_id or new_request_id()
+        if self._users is None or not self._users.any:
+            return Caller(LOCAL, request_id, peer)
+        scheme, _, key = authorization.partition(" ")
+        if not authorization:
+            raise Unauthenticated(
+                "this box has users: send your key as `authorization: Bearer pw_…` (Client(…, api_key=…)); "
+                "whoever runs the box makes one with `probewire users add NAME`"
+            )
+        user = self._users.by_key(key.strip()) if scheme.lower() == "bearer" else None
+        if user is None:
+            host = host_of(peer)
+            self._check_failures(host)
+            self._note_failure(host)
+            raise Unauthenticated(
+                "the key is not valid here: it was mistyped, revoked or replaced; it is sent as "
+                "`authorization: Bearer pw_…`"
+            )
+        return Caller(user, request_id, peer)
+
+    def still_in(self, caller: Caller) -> bool:
+        """Whether the caller's key is good even now."""
+        if caller.user is LOCAL or self._users is None:
+            return True
+        return self._users.is_current(caller.user)
+
+    def _check_failures(self, host: str) -> None:
+        recent = [at for at in self._failures.get(host, ()) if at > time.monotonic() - FAILURE_WINDOW_S]
+        if len(recent) >= MAX_FAILURES:
+            raise ResourceExhausted(
+                f"{len(recent)} keys from {host} were wrong within the last minute; wait before the next",
+                retry_after_s=max(1.0, recent[0] + FAILURE_WINDOW_S - time.monotonic()),
+            )
+        if not recent:
+            self._failures.pop(host, None)
+
+    def _note_failure(self, host: str) -> None:
+        self._failures.setdefault(host, []).append(time.monotonic())
+        del self._failures[host][:-MAX_FAILURES]
+        self._failures.move_to_end(host)
+        while len(self._failures) > MAX_ADDRESSES:
+            self._failures.popitem(last=False)
+
+
+def host_of(peer: str) -> str:
+    """The address without its port, of gRPC's `ipv4:1.2.3.4:5` and `ipv6:[::1]:5`, or of HTTP's plain host."""
+    kind, _, rest = peer.partition(":")
+    if kind in ("ipv4", "ipv6") and rest:
+        return rest.rpartition(":")[0].strip("[]") or rest
+    return peer

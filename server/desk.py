@@ -1,0 +1,222 @@
+"""What every operation passes on its way in and out: may this caller do it, has he room for it, and what did he get."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from ..protos.activity import RequestActivity
+from ..protos.errors import Code, PermissionDenied, ProbewireError, ResourceExhausted, Unauthenticated
+from ..protos.events import tally
+from .access import Access
+from .audit import Audit
+from .callers import Caller, current_caller
+from .metrics import Metrics
+from .users import Role
+
+__all__ = ["Desk", "Visit"]
+
+_VIEWER = frozenset({"Models.List", "Models.Describe", "Models.Tokenize", "Activity.Get"})
+_RESEARCHER = _VIEWER | {
+    "Models.Weights",
+    "Inference.Generate",
+    "Inference.Run",
+    "Sessions.Create",
+    "Sessions.Update",
+    "Sessions.Get",
+    "Sessions.List",
+    "Sessions.Delete",
+    "Captures.Get",
+    "Captures.List",
+    "Captures.Delete",
+}
+_ADMIN = _RESEARCHER | {"Models.Load", "Models.Unload"}
+PERMITTED: dict[Role, frozenset[str]] = {"viewer": _VIEWER, "researcher": _RESEARCHER, "admin": _ADMIN}
+
+RECHECK_S = 1.0
+"""A revoked key ends its streams with the first message after so long."""
+
+COUNTED = frozenset({"Inference.Generate", "Inference.Run"})
+"""Operations that take a model's time: they count against a user's limits."""
+
+
+@dataclass(eq=False)
+class Visit:
+    """One operation under way."""
+
+    caller: Caller
+    operation: str
+    model: str
+    sites: tuple[str, ...] = ()
+    session: str = ""
+    prompts: tuple[str, ...] = ()
+    began_s: float = field(default_factory=time.monotonic)
+    tokens: int = 0
+    prompt_tokens: int = 0
+    captured_bytes: int = 0
+    messages: int = 0
+    checked_s: float = field(default_factory=time.monotonic)
+    """When the key was last looked at."""
+
+    def activity(self) -> RequestActivity:
+        """As `probewire top` shows it."""
+        return RequestActivity(
+            id=self.caller.request_id,
+            user=self.caller.user.name,
+            model=self.model,
+            operation=self.operation,
+            state="running" if self.messages > 1 else "waiting",
+            sites=self.sites,
+            session=self.session,
+            age_s=time.monotonic() - self.began_s,
+            tokens=self.tokens,
+            captured_bytes=self.captured_bytes,
+        )
+
+
+class Desk:
+    """Of one gateway. Used by the event loop alone."""
+
+    def __init__(self, access: Access, metrics: Metrics, audit: Audit) -> None:
+        self.access, self.metrics, self.audit = access, metrics, audit
+        self._visits: dict[int, Visit] = {}
+        self._pace: dict[str, _Bucket] = {}
+
+    @property
+    def visits(self) -> list[Visit]:
+        """Operations under way, oldest first."""
+        return list(self._visits.values())
+
+    def check(self, operation: str) -> Caller:
+        """The caller, if his role allows the operation. Raises PermissionDenied."""
+        caller = current_caller()
+        if operation not in PERMITTED[caller.user.role]:
+            who = next(role for role in PERMITTED if operation in PERMITTED[role])
+            raise PermissionDenied(
+                f"{operation} needs the role {who}, and {caller.user.name} is a {caller.user.role}; ask who runs the box"
+            )
+        return caller
+
+    @contextmanager
+    def visit(
+        self,
+        operation: str,
+        model: str = "",
+        *,
+        sites: Sequence[str] = (),
+        session: str = "",
+        prompts: Sequence[str] = (),
+    ) -> Iterator[Visit]:
+        """An operation from its beginning to its end. Raises PermissionDenied and ResourceExhausted."""
+        visit = Visit(self.check(operation), operation, model, tuple(sites), session, tuple(prompts))
+        user = visit.caller.user
+        self.metrics.began(user.name)
+        code = "OK"
+        try:
+            self._check_limits(visit)
+            self._visits[id(visit)] = visit
+            yield visit
+        except ProbewireError as error:
+            code = error.code.name
+            raise
+        except BaseException as error:
+            code = Code.INTERNAL.name if isinstance(error, Exception) else Code.CANCELLED.name
+            raise
+        finally:
+            self._visits.pop(id(visit), None)
+            self._left(visit, code)
+
+    def took(self, visit: Visit, message: bytes) -> None:
+        """A message of the visit's stream is about to go out. Raises Unauthenticated when its key has ended."""
+        found, user = tally(message), visit.caller.user
+        if found.tokens and not visit.tokens:
+            self.metrics.first_token(visit.model, time.monotonic() - visit.began_s)
+        visit.messages += 1
+        visit.tokens += found.tokens
+        visit.captured_bytes += found.tensor_bytes
+        self.metrics.sent(visit.model, user.name, found.tokens, found.tensor_bytes)
+        spent = found.tokens
+        for finished in found.finished:
+            spent += finished.usage.prompt_tokens
+            visit.prompt_tokens += finished.usage.prompt_tokens
+            self.metrics.finished(visit.model, user.name, finished)
+        if spent and user.limits.tokens_per_minute:
+            self._bucket(visit.caller).take(spent)
+        now = time.monotonic()
+        if now - visit.checked_s < RECHECK_S:
+            return
+        visit.checked_s = now
+        if not self.access.still_in(visit.caller):
+            raise Unauthenticated("your key was revoked or replaced while the request ran")
+
+    def _check_limits(self, visit: Visit) -> None:
+        if visit.operation not in COUNTED:
+            return
+        user = visit.caller.user
+        running = Counter(v.caller.user.name for v in self._visits.values() if v.operation in COUNTED)[user.name]
+        if user.limits.requests and running >= user.limits.requests:
+            raise ResourceExhausted(
+                f"{user.name} has {running} requests under way, the most allowed; wait for one to end",
+                retry_after_s=2.0,
+            )
+        if user.limits.tokens_per_minute:
+            self._bucket(visit.caller).check(user.name)
+
+    def _bucket(self, caller: Caller) -> _Bucket:
+        limit, name = caller.user.limits.tokens_per_minute, caller.user.name
+        found = self._pace.get(name)
+        if found is None or found.per_minute != limit:
+            found = self._pace[name] = _Bucket(limit)
+        return found
+
+    def _left(self, visit: Visit, code: str) -> None:
+        seconds = time.monotonic() - visit.began_s
+        user = visit.caller.user
+        self.metrics.ended(user.name, visit.operation, visit.model, code, seconds)
+        self.audit.write(
+            request=visit.caller.request_id,
+            user=user.name,
+            peer=visit.caller.peer,
+            operation=visit.operation,
+            model=visit.model,
+            sites=visit.sites,
+            session=visit.session,
+            prompts=visit.prompts if self.audit.prompts else (),
+            code=code,
+            prompt_tokens=visit.prompt_tokens,
+            tokens=visit.tokens,
+            captured_bytes=visit.captured_bytes,
+            seconds=round(seconds, 4),
+        )
+
+
+class _Bucket:
+    """Tokens a minute, paid for once they were had: a debt must be worked off before the next request."""
+
+    def __init__(self, per_minute: int) -> None:
+        self.per_minute = per_minute
+        self._level = float(per_minute)
+        self._at_s = time.monotonic()
+
+    def take(self, tokens: int) -> None:
+        """Tokens were had."""
+        self._fill()
+        self._level -= tokens
+
+    def check(self, user: str) -> None:
+        """Raise ResourceExhausted while there is a debt."""
+        self._fill()
+        if self._level <= 0:
+            wait_s = (1 - self._level) * 60 / self.per_minute
+            raise ResourceExhausted(
+                f"{user} has used up {self.per_minute:,} tokens a minute; the next request may come in {wait_s:.0f} s",
+                retry_after_s=wait_s,
+            )
+
+    def _fill(self) -> None:
+        now = time.monotonic()
+        self._level = min(self.per_minute, self._level + (now - self._at_s) * self.per_minute / 60)
+        self._at_s = now
