@@ -24,7 +24,7 @@ from child import answer_lines
 from probewire.protos.model import Event, Finished, InputStarted, RunRequest, Started, TensorFrame, Usage
 from probewire.protos.tensors import Tensor
 from probewire.server.memory import keep_freed_memory
-from probewire.server.rpc import RpcServer
+from probewire.server.rpc import RpcServer, admit_from_the_gateway
 from probewire.server.service import Operations
 
 __all__ = ["METHOD", "N_BYTES", "SHAPE"]
@@ -54,7 +54,7 @@ def ours() -> int:
     keep_freed_memory()
 
     async def start() -> int:
-        server = RpcServer(cast("Operations", StandIn()), max_request_bytes=64 << 20)
+        server = RpcServer(cast("Operations", StandIn()), admit_from_the_gateway, max_request_bytes=64 << 20)
         port = server.bind("127.0.0.1:0")
         await server.start()
         _KEPT.append(server)

@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from types import TracebackType
 
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from ..protos.model import LoadProgress
 
-__all__ = ["LoadBars", "log_to"]
-
-
-def log_to(console: Console) -> None:
-    """Send our log to the console, and of other libraries only what went wrong."""
-    if console.is_terminal:
-        handler: logging.Handler = RichHandler(console=console, show_path=False, markup=False)
-        logging.basicConfig(level=logging.WARNING, format="%(message)s", datefmt="[%X]", handlers=[handler])
-    else:
-        logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("probewire").setLevel(logging.INFO)
+__all__ = ["LoadBars"]
 
 
 _TITLES = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import ipaddress
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +14,18 @@ from ..protos.errors import FailedPrecondition, InvalidArgument
 from ..protos.model import LoadRequest
 from ..server.config import BACKENDS, DTYPES, GatewayConfig, RequestLimits, Supervision, WorkerConfig
 from ..server.gateway import default_id
+from ..server.state import State, default_state_folder
+from ..server.users import Users
+from .log import start_log
 from .pull import cache_dir_from
 from .serving import serve
+from .tls import Tls
 
 __all__ = ["add_arguments", "load_requests", "run"]
+
+log = logging.getLogger(__name__)
+
+DAY_S = 24 * 3600
 
 _ENGINE, _LIMITS, _GATEWAY = EngineLimits(), RequestLimits(), GatewayConfig()
 
@@ -38,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache-dir", type=Path, default=None, help="where the default model is kept")
     _add_network(parser.add_argument_group("network"))
     _add_sizes(parser.add_argument_group("sizes and limits"))
+    _add_keeping(parser.add_argument_group("what is kept"))
     parser.add_argument("--factory", default=WorkerConfig("", "").factory, help=argparse.SUPPRESS)
 
 
@@ -46,7 +56,12 @@ def _add_network(group: argparse._ArgumentGroup) -> None:  # pyright: ignore[rep
     group.add_argument("--port", type=int, default=_GATEWAY.port, help="of HTTP; 0: any free one")
     group.add_argument("--grpc-port", type=int, default=_GATEWAY.grpc_port, help="of gRPC; 0: any free one")
     group.add_argument(
-        "--insecure", action="store_true", help="listen beyond this machine although there are no users and keys yet"
+        "--insecure", action="store_true", help="listen beyond this machine although the box has no users, so no keys"
+    )
+    group.add_argument("--tls-cert", type=Path, default=None, help="certificate chain (PEM) of both faces")
+    group.add_argument("--tls-key", type=Path, default=None, help="its private key (PEM)")
+    group.add_argument(
+        "--tls-client-ca", type=Path, default=None, help="clients must show a certificate signed by these (PEM)"
     )
     group.add_argument("--ready-file", type=Path, default=None, help="write {http, grpc, pid} here as JSON once ready")
     group.add_argument(
@@ -63,15 +78,43 @@ def _add_sizes(group: argparse._ArgumentGroup) -> None:  # pyright: ignore[repor
     group.add_argument("--max-new-tokens", type=int, default=_LIMITS.max_new_tokens, help="of one input")
     group.add_argument("--max-request-mib", type=int, default=_LIMITS.max_request_bytes >> 20, help="of one request")
     group.add_argument("--max-store-mib", type=int, default=_LIMITS.max_store_bytes >> 20, help="of kept captures")
-    group.add_argument("--max-queued", type=int, default=_LIMITS.max_queued, help="requests waiting, a model")
+    group.add_argument("--store-days", type=float, default=_LIMITS.store_ttl_s / DAY_S, help="captures are kept for")
+    group.add_argument("--max-queued", type=int, default=_LIMITS.max_queued, help="inputs waiting, a model")
+    group.add_argument("--max-wait", type=int, default=_LIMITS.max_wait_s, metavar="S", help="for a turn, at most")
     group.add_argument("--max-models", type=int, default=_GATEWAY.max_models, help="loaded at once")
+    group.add_argument(
+        "--idle-unload",
+        type=float,
+        default=_GATEWAY.idle_unload_s,
+        metavar="S",
+        help="free the memory of a model unused for so long, until it is asked for; 0: never",
+    )
+
+
+def _add_keeping(group: argparse._ArgumentGroup) -> None:  # pyright: ignore[reportPrivateUsage]  as above
+    group.add_argument(
+        "--state", type=Path, default=default_state_folder(), help="folder of users, sessions and stored captures"
+    )
+    group.add_argument("--audit", type=Path, default=None, help="append a JSON line a request to this file")
+    group.add_argument("--audit-prompts", action="store_true", help="with the prompts")
+    group.add_argument("--log-json", action="store_true", help="log JSON lines instead of text")
 
 
 def run(args: argparse.Namespace) -> int:
     """Serve until told to stop."""
     config = gateway_config(args)
-    check_host(args.host, insecure=args.insecure)
-    return asyncio.run(serve(config, load_requests(args.models), args.ready_file))
+    tls = Tls.of(args.tls_cert, args.tls_key, args.tls_client_ca)
+    check_host(args.host, insecure=args.insecure, has_users=_has_users(args.state), secure=tls is not None)
+    start_log(as_json=args.log_json)
+    return asyncio.run(serve(config, load_requests(args.models), args.ready_file, tls))
+
+
+def _has_users(state: Path) -> bool:
+    opened = State(state)
+    try:
+        return Users(opened).any
+    finally:
+        opened.close()
 
 
 def gateway_config(args: argparse.Namespace) -> GatewayConfig:
@@ -89,7 +132,9 @@ def gateway_config(args: argparse.Namespace) -> GatewayConfig:
         max_new_tokens=args.max_new_tokens,
         max_request_bytes=args.max_request_mib << 20,
         max_store_bytes=args.max_store_mib << 20,
+        store_ttl_s=max(1, round(args.store_days * DAY_S)),
         max_queued=args.max_queued,
+        max_wait_s=args.max_wait,
     )
     cache_dir = cache_dir_from(args.cache_dir)
     worker = WorkerConfig(
@@ -112,6 +157,10 @@ def gateway_config(args: argparse.Namespace) -> GatewayConfig:
         supervision=Supervision(),
         max_models=args.max_models,
         drain_s=args.drain,
+        state_dir=str(args.state),
+        audit=str(args.audit or ""),
+        audit_prompts=args.audit_prompts,
+        idle_unload_s=args.idle_unload,
     )
 
 
@@ -143,15 +192,21 @@ def _named(request: LoadRequest, *, repeated: bool) -> LoadRequest:
     return replace(request, id=f"{name}@{request.backend}" if repeated and request.backend != "auto" else name)
 
 
-def check_host(host: str, *, insecure: bool) -> None:
-    """Raise FailedPrecondition for an address that others can reach, unless the operator insists."""
+def check_host(host: str, *, insecure: bool, has_users: bool = False, secure: bool = False) -> None:
+    """Raise FailedPrecondition for an address that others can reach without a key, unless the operator insists."""
     try:
         loopback = ipaddress.ip_address(host).is_loopback
     except ValueError:
         loopback = host == "localhost"
-    if not loopback and not insecure:
+    if not loopback and not has_users and not insecure:
         raise FailedPrecondition(
-            f"--host {host} lets anyone who reaches this machine use the models and load others: users and keys do "
-            "not exist yet. Keep --host 127.0.0.1 and use an ssh tunnel (ssh -L 8000:localhost:8000 "
-            "-L 50051:localhost:50051 BOX), or pass --insecure on a network you trust"
+            f"--host {host} would let anyone who reaches this machine use the models and load others: this box has no "
+            "users. Make some (`probewire users add NAME --role admin`), or keep --host 127.0.0.1 and use an ssh "
+            "tunnel (ssh -L 8000:localhost:8000 -L 50051:localhost:50051 BOX), or pass --insecure on a network you trust"
+        )
+    if not loopback and not secure:
+        log.warning(
+            "keys, prompts and tensors travel unencrypted to and from %s; give --tls-cert and --tls-key, or put a "
+            "TLS proxy in front",
+            host,
         )

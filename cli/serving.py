@@ -3,51 +3,54 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import os
 import signal
 import socket
-from collections.abc import Generator
 from pathlib import Path
 
 import orjson
-import uvicorn
 from rich.console import Console
 
 from ..protos.errors import FailedPrecondition
 from ..protos.model import LoadRequest, ModelInfo
 from ..server.config import GatewayConfig
 from ..server.gateway import Gateway
-from ..server.memory import keep_freed_memory
-from ..server.rest import create_app
-from ..server.rpc import RpcServer
-from .load_bars import LoadBars, log_to
+from ..server.memory import allow_many_connections, keep_freed_memory
+from ..server.rpc import RpcServer, admit_at_the_door
+from .http import HttpServer
+from .load_bars import LoadBars
+from .tls import Tls
 from .version import VERSION
 
 __all__ = ["serve"]
 
 
-async def serve(config: GatewayConfig, requests: list[LoadRequest], ready_file: Path | None = None) -> int:
+async def serve(
+    config: GatewayConfig, requests: list[LoadRequest], ready_file: Path | None = None, tls: Tls | None = None
+) -> int:
     """Serve until SIGINT or SIGTERM; gives the exit status. Raises when a port is taken or a model cannot load."""
     keep_freed_memory()
+    allow_many_connections()
     console = Console(stderr=True)
-    log_to(console)
     gateway = Gateway(config)
     stop = _stop_signal(gateway, console)
-    rpc = RpcServer(gateway, max_request_bytes=config.limits.max_request_bytes, streams=gateway.streams)
+    door = admit_at_the_door(gateway.desk.access)
+    rpc = RpcServer(gateway, door, max_request_bytes=config.limits.max_request_bytes, streams=gateway.streams)
     try:
         listener = _listen(config.host, config.port)
-        http_url = f"http://{_bracketed(config.host)}:{listener.getsockname()[1]}"
-        grpc_address = f"{_bracketed(config.host)}:{rpc.bind(f'{_bracketed(config.host)}:{config.grpc_port}')}"
-        http = _HttpServer(gateway, config)
+        http_url = f"{'https' if tls else 'http'}://{_bracketed(config.host)}:{listener.getsockname()[1]}"
+        grpc_port = rpc.bind(f"{_bracketed(config.host)}:{config.grpc_port}", tls and tls.credentials())
+        grpc_url = f"{'grpcs' if tls else 'grpc'}://{_bracketed(config.host)}:{grpc_port}"
+        http = HttpServer(gateway, config, tls)
         await rpc.start()
         serving = asyncio.create_task(http.serve(sockets=[listener]))
         try:
             if await _loaded(gateway, requests, stop, console):
-                _announce(await gateway.models(), http_url, grpc_address)
+                models = [worker.info for worker in gateway.workers.values() if worker.info is not None]
+                _announce(models, http_url, grpc_url, has_users=gateway.users.any)
                 if ready_file is not None:
-                    _write(ready_file, {"http": http_url, "grpc": f"grpc://{grpc_address}", "pid": os.getpid()})
+                    _write(ready_file, {"http": http_url, "grpc": grpc_url, "pid": os.getpid()})
                 await stop.wait()
         finally:
             gateway.drain()
@@ -56,28 +59,6 @@ async def serve(config: GatewayConfig, requests: list[LoadRequest], ready_file: 
     finally:
         await gateway.close()
     return 0
-
-
-class _HttpServer(uvicorn.Server):
-    """uvicorn, without its signal handlers: one stop signal ends both faces."""
-
-    def __init__(self, gateway: Gateway, config: GatewayConfig) -> None:
-        app = create_app(gateway, version=VERSION, max_body_bytes=config.limits.max_request_bytes)
-        super().__init__(
-            uvicorn.Config(
-                app,
-                log_config=None,
-                access_log=False,
-                lifespan="off",
-                ws="none",
-                server_header=False,
-                timeout_graceful_shutdown=max(1, round(config.drain_s)),
-            )
-        )
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None]:
-        yield
 
 
 def _stop_signal(gateway: Gateway, console: Console) -> asyncio.Event:
@@ -118,7 +99,7 @@ async def _loaded(gateway: Gateway, requests: list[LoadRequest], stop: asyncio.E
 
 
 async def _load(gateway: Gateway, request: LoadRequest, bars: LoadBars) -> None:
-    async for progress in gateway.load(request):
+    async for progress in gateway.load_for_operator(request):
         bars.show(request.id, progress)
 
 
@@ -151,8 +132,10 @@ def _write(path: Path, content: dict[str, str | int]) -> None:
     draft.replace(path)
 
 
-def _announce(models: list[ModelInfo], http_url: str, grpc_address: str) -> None:
+def _announce(models: list[ModelInfo], http_url: str, grpc_url: str, *, has_users: bool) -> None:
     width = max(len(info.id) for info in models)
+    key = ', api_key="pw_…"' if has_users else ""
+    bearer = " -H 'authorization: Bearer pw_…'" if has_users else ""
     chat = {"model": models[0].id, "messages": [{"role": "user", "content": "Hello"}]}
     lines = [
         f"probewire {VERSION} is ready",
@@ -160,14 +143,14 @@ def _announce(models: list[ModelInfo], http_url: str, grpc_address: str) -> None
         *(f"  {info.id:<{width}}  {info.backend} on {info.device}, {info.dtype}, {_size(info)}" for info in models),
         "",
         f"  REST and OpenAI  {http_url}  (documentation: {http_url}/docs)",
-        f"  gRPC             {grpc_address}",
+        f"  gRPC             {grpc_url}",
         "",
         "Try, in another terminal:",
         f"  probewire chat --url {http_url}",
-        f"  curl {http_url}/v1/chat/completions -H 'content-type: application/json' -d '{orjson.dumps(chat).decode()}'",
+        f"  curl {http_url}/v1/chat/completions{bearer} -H 'content-type: application/json' -d '{orjson.dumps(chat).decode()}'",
         "or, in Python:",
         "  from probewire.clients import Client",
-        f'  print(Client("grpc://{grpc_address}").generate("The capital of France is"))',
+        f'  print(Client("{grpc_url}"{key}).generate("The capital of France is"))',
     ]
     print("\n".join(lines), flush=True)
 

@@ -19,9 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import safetensors
 from safetensors import SafetensorError
+from safetensors.numpy import save
 
 from ..protos.errors import Internal, NotFound, ProbewireError, ResourceExhausted
 from ..protos.model import StoredCapture
@@ -34,17 +36,6 @@ __all__ = ["CaptureStore", "Kept", "Reservation"]
 log = logging.getLogger(__name__)
 
 _st: Any = safetensors  # not annotated
-
-_NAMES = {
-    "float64": "F64",
-    "float32": "F32",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "int64": "I64",
-    "int32": "I32",
-    "uint8": "U8",
-    "bool": "BOOL",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +115,7 @@ class CaptureStore:
         def work() -> None:
             stored: list[StoredCapture] = []
             try:
-                for kept in captures:
-                    stored.append(self.put(owner, kept))
+                stored.extend(self.put(owner, kept) for kept in captures)
             except Exception as error:  # noqa: BLE001 - told to the one who waits
                 for item in stored:
                     with contextlib.suppress(ProbewireError):
@@ -151,17 +141,14 @@ class CaptureStore:
             expires_s=now + self.ttl_s,
         )
         meta = orjson.dumps(to_json(item)).decode()
-        data = _st.serialize(
-            {kept.site: {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data": tensor.data}},
-            {"owner": owner, "probewire": meta},
-        )
+        data = save({kept.site: np.ascontiguousarray(kept.array)}, {"owner": owner, "probewire": meta})
         path = self._path(item.id)
         try:
             _write(path, data)
             row = (item.id, owner, kept.model, meta, len(data), zlib.crc32(data), now, item.expires_s)
             with self._state.transaction() as database:
                 database.execute("INSERT INTO captures VALUES (?,?,?,?,?,?,?,?)", row)
-        except BaseException as error:
+        except (OSError, ProbewireError) as error:
             path.unlink(missing_ok=True)
             raise _failed(error) if isinstance(error, OSError) else error from None
         return item

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -109,7 +109,7 @@ class Desk:
         sites: Sequence[str] = (),
         session: str = "",
         prompts: Sequence[str] = (),
-    ) -> Iterator[Visit]:
+    ) -> Generator[Visit]:
         """An operation from its beginning to its end. Raises PermissionDenied and ResourceExhausted."""
         visit = Visit(self.check(operation), operation, model, tuple(sites), session, tuple(prompts))
         user = visit.caller.user

@@ -32,7 +32,7 @@ from ..protos.model import (
 )
 from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from ..protos.spec import Plan
-from ..protos.tensors import Tensor
+from ..protos.tensors import Array, Tensor
 from .callers import Caller, current_caller
 from .capture_store import CaptureStore
 from .config import WorkerConfig
@@ -152,7 +152,7 @@ class LocalModel:
         """Run a real forward between two steps; while a step or run is under way, that it moves is the answer."""
         prepared = prepare_run(
             RunRequest((Input(token_ids=(0,)),), plan=Plan()),
-            *(self.backend, self.tokenizer, self.config.limits, {}),
+            *(self.backend, self.tokenizer, self.config.limits, dict[str, Array]()),
             request_id="probe",
         )
         sequences = [item.sequence for item in prepared.inputs if item.sequence is not None]

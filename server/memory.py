@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import sys
 
-__all__ = ["keep_freed_memory"]
+__all__ = ["allow_many_connections", "keep_freed_memory"]
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 LARGEST_FROM_HEAP = 32 << 20  # the most that glibc accepts
@@ -23,3 +24,13 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_MMAP_THRESHOLD, LARGEST_FROM_HEAP)
         mallopt(_TRIM_THRESHOLD, MOST_KEPT)
+
+
+def allow_many_connections() -> None:
+    """Raise this process's bound on open files to what the system allows: each connection is one."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource  # POSIX only
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft < hard:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -9,7 +9,7 @@ from typing import Any
 from ..protos.assemble import assemble
 from ..protos.error_body import error_to_json
 from ..protos.errors import ProbewireError
-from ..protos.model import Event, Finished, Started, TensorFrame, Token, Usage
+from ..protos.model import Event, Finished, Revised, Started, TensorFrame, Token, Usage
 from ..protos.wire import to_json
 from .openai_logprobs import ChatLogprobs, TextLogprobs
 from .openai_request import Completion
@@ -109,6 +109,8 @@ class Chunks:
             if isinstance(event, Token):
                 told = self._logprobs[event.input].of([event]) if self._completion.logprobs else None
                 chunks.append(self._chunk(event.input, event.text, told, extra=tensors.pop(event.input, {})))
+            elif isinstance(event, Revised) and self._completion.style is not None:
+                chunks.append(self._chunk(event.input, "", None, extra={"revised": to_json(event)}))
             elif isinstance(event, Finished):
                 extra = tensors.pop(event.input, {})
                 if self._completion.style is not None:

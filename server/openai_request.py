@@ -92,7 +92,7 @@ def _completion(fields: Fields, prompts: Sequence[Input], *, chat: bool, logprob
     if not 1 <= n * len(prompts) <= MAX_INPUTS:
         raise InvalidArgument(f"n choices of {len(prompts)} prompts: 1 to {MAX_INPUTS} together, got n = {n}")
     sampling, capped = sampling_of(fields, logprobs=logprobs, max_tokens=None if chat else COMPLETION_TOKENS)
-    plan, style = _extra(fields)
+    plan, style, session = _extra(fields)
     raw_options = fields.raw("stream_options")
     options = Fields({} if raw_options is None else raw_options, "stream_options")
     include_usage = options.take("include_usage", bool, False)
@@ -103,7 +103,7 @@ def _completion(fields: Fields, prompts: Sequence[Input], *, chat: bool, logprob
     fields.done()
     inputs = [item for item in prompts for _ in range(n)]
     return Completion(
-        GenerateRequest(_numbered(inputs), model, plan, sampling),
+        GenerateRequest(_numbered(inputs), model, plan, sampling, session),
         chat=chat,
         n=n,
         stream=stream,
@@ -157,15 +157,16 @@ def untouched(fields: Fields) -> None:
         fields.only(name, *allowed)
 
 
-def _extra(fields: Fields) -> tuple[Plan, Style | None]:
-    """The field `probewire`: {"hooks": […], "tensors": "base64" | "list"}."""
+def _extra(fields: Fields) -> tuple[Plan, Style | None, str]:
+    """The field `probewire`: {"hooks": […], "session": id, "tensors": "base64" | "list"}."""
     raw = fields.raw("probewire")
     if raw is None:
-        return Plan(), None
+        return Plan(), None, ""
     extra = Fields(raw, "probewire")
     hooks, style = extra.raw("hooks"), style_of(extra.raw("tensors"))
+    session = extra.take("session", str, "")
     extra.done()
-    return parsed(Plan, {} if hooks is None else {"hooks": hooks}, "probewire"), style
+    return parsed(Plan, {} if hooks is None else {"hooks": hooks}, "probewire"), style, session
 
 
 def messages_of(fields: Fields) -> tuple[Message, ...]:

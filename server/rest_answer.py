@@ -59,6 +59,7 @@ class Answer:
                 "id": capture.id,
                 "site": capture.key.site,
                 "part": capture.key.part,
+                "revision": capture.key.revision,
                 "positions": list(capture.positions),
             }
             for name, capture in named.items()

@@ -11,7 +11,7 @@ import orjson
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
-from ..protos.errors import Cancelled, InvalidArgument
+from ..protos.errors import Cancelled, DeadlineExceeded, InvalidArgument
 from ..protos.wire import from_json
 from .fields import brief
 from .rest_errors import BodyTooLarge
@@ -23,6 +23,8 @@ T = TypeVar("T")
 
 BIG_BYTES = 256 << 10
 """Work on more than this many bytes is done off the event loop."""
+BODY_S = 120.0
+"""How long a body may take to arrive."""
 DROPPED_BYTES, DROPPED_S = 1 << 30, 5.0
 """How much of a body over the limit is still received, and for how long."""
 
@@ -51,13 +53,16 @@ async def _read(request: Request, max_bytes: int) -> bytes:
     parts: list[bytes] = []
     size = 0
     try:
-        async for chunk in chunks:
-            size += len(chunk)
-            if size > max_bytes:
-                parts.clear()
-                await _drop(chunks)
-                raise _too_large(max_bytes, "goes on past that")
-            parts.append(chunk)
+        async with asyncio.timeout(BODY_S):
+            async for chunk in chunks:
+                size += len(chunk)
+                if size > max_bytes:
+                    parts.clear()
+                    await _drop(chunks)
+                    raise _too_large(max_bytes, "goes on past that")
+                parts.append(chunk)
+    except TimeoutError:
+        raise DeadlineExceeded(f"the request's body did not arrive within {BODY_S:g} s") from None
     except ClientDisconnect:
         raise Cancelled("the caller went away before the request was read") from None
     return b"".join(parts)

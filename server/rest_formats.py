@@ -11,7 +11,7 @@ from ..protos.delimited import MEDIA_TYPE as PROTOBUF, delimit, trailer
 from ..protos.error_body import error_to_json
 from ..protos.errors import InvalidArgument, ProbewireError
 from ..protos.events import encode_events
-from ..protos.model import Event, Finished, Started, TensorFrame
+from ..protos.model import Event, TensorFrame
 from ..protos.wire import to_json
 from .rest_tensors import Style, frame_json
 
@@ -80,9 +80,7 @@ def _quality(part: str) -> float:
 def _named(event: Event, style: Style) -> tuple[str, Any]:
     if isinstance(event, TensorFrame):
         return "tensor_frame", frame_json(event, style)
-    if isinstance(event, Started):
-        return "started", to_json(event)
-    return ("finished" if isinstance(event, Finished) else "token"), to_json(event)
+    return type(event).__name__.lower(), to_json(event)
 
 
 def dumps(data: Any) -> bytes:
@@ -91,7 +89,7 @@ def dumps(data: Any) -> bytes:
 
 
 class ServerSentEvents:
-    """`event: started|token|tensor_frame|finished|error`, its fields as JSON in `data`."""
+    """`event: started|token|tensor_frame|revised|finished|error`, its fields as JSON in `data`."""
 
     media_type = "text/event-stream"
 

@@ -9,10 +9,10 @@ from starlette.responses import Response
 
 from ..protos.model import HealthReport
 from ..protos.wire import to_json
+from .metrics import MEDIA_TYPE
 from .rest_body import query
 from .rest_errors import JsonResponse, of_ours
 from .rest_face import Face, content, ok
-from .metrics import MEDIA_TYPE
 from .schema import object_schema
 
 __all__ = ["health_router"]

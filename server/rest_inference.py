@@ -10,7 +10,17 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from ..protos.errors import InvalidArgument
-from ..protos.model import Event, Finished, GenerateRequest, Input, RunRequest, Started, TensorFrame, Token
+from ..protos.model import (
+    Event,
+    Finished,
+    GenerateRequest,
+    Input,
+    Revised,
+    RunRequest,
+    Started,
+    TensorFrame,
+    Token,
+)
 from ..protos.spec import Hook
 from .fields import brief
 from .rest_answer import Answer
@@ -169,6 +179,7 @@ def _answers(face: Face) -> dict[int | str, dict[str, Any]]:
             "started": schemas.ref(Started),
             "token": schemas.ref(Token),
             "tensor_frame": schemas.ref(TensorFrame),
+            "revised": schemas.ref(Revised),
             "finished": schemas.ref(Finished),
         }
     )

@@ -53,6 +53,7 @@ def capture_json(capture: AssembledCapture, style: Style) -> dict[str, Any]:
         "site": key.site,
         "part": key.part,
         "positions": list(capture.positions),
+        "revision": key.revision,
         **array_json(capture.array, style),
     }
 
@@ -71,19 +72,25 @@ def frame_json(frame: TensorFrame, style: Style) -> dict[str, Any]:
         "tensor": array_json(frame.tensor.numpy(), style),
         "part": frame.part,
         "revision": frame.revision,
+        "hook_revision": frame.hook_revision,
     }
 
 
 def capture_names(captures: Iterable[AssembledCapture]) -> dict[str, AssembledCapture]:
-    """`input/site`, with `#id` behind it where several hooks read the same site, and `/part` where there are parts."""
+    """`input/site`, with `#id` behind it where several hooks read the same site, `@r3` where one hook of a session was
+    several in turn, and `/part` where there are parts.
+    """
     found = list(captures)
     hooks = Counter((k.input, k.site) for k in {(c.key.input, c.key.site, c.key.hook): c.key for c in found}.values())
+    turns = Counter(c.key[:4] for c in found)
     names: dict[str, AssembledCapture] = {}
     for capture in found:
         key = capture.key
         name = f"{key.input}/{key.site}"
         if hooks[key.input, key.site] > 1:
             name += f"#{capture.id or key.hook}"
+        if turns[key[:4]] > 1:
+            name += f"@r{key.revision}"
         names[f"{name}/{key.part}" if key.part else name] = capture
     return names
 

@@ -343,7 +343,8 @@ class Scheduler:
     def _fits(self, user: str, item: PreparedInput, running: Counter[str]) -> bool:
         """Put an input in the batch if its cache is free; who has a slot leaves a slot's share of cache to a newcomer."""
         engine, limits = self.backend.engine, self.backend.limits
-        assert engine is not None and item.sequence is not None
+        assert engine is not None
+        assert item.sequence is not None
         keeps = running[user] > 0 and user != LOCAL.name
         return engine.admit(item.sequence, keep_tokens=limits.cache_tokens // limits.n_slots if keeps else 0)
 

@@ -4,3 +4,13 @@ import sys
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parent))
+
+import pytest
+
+from probewire.server.callers import CALLER, local_caller
+
+
+@pytest.fixture(autouse=True)
+def _a_caller() -> None:  # pyright: ignore[reportUnusedFunction]  pytest uses it
+    """Tests that call operations directly have no door to come through."""
+    CALLER.set(local_caller())

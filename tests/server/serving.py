@@ -17,9 +17,10 @@ import pytest
 
 from probewire.protos import probewire_pb2 as pb
 from probewire.protos.model import LoadProgress, LoadRequest
+from probewire.server.callers import CALLER, local_caller
 from probewire.server.config import GatewayConfig, RequestLimits, Supervision, WorkerConfig
 from probewire.server.gateway import Gateway
-from probewire.server.rpc import RpcServer
+from probewire.server.rpc import Admit, RpcServer, admit_from_the_gateway
 from probewire.server.service import Operations
 from probewire.server.streams import Streams
 
@@ -93,10 +94,14 @@ async def eventually(condition: Callable[[], Awaitable[bool]], what: str) -> Non
 
 @asynccontextmanager
 async def served(
-    operations: Operations, *, streams: Streams | None = None, max_request_bytes: int = 1 << 20
+    operations: Operations,
+    *,
+    streams: Streams | None = None,
+    max_request_bytes: int = 1 << 20,
+    admit: Admit = admit_from_the_gateway,
 ) -> AsyncGenerator[Served]:
     """The gRPC face over some operations, on a free port of this process."""
-    server = RpcServer(operations, max_request_bytes=max_request_bytes, streams=streams)
+    server = RpcServer(operations, admit, max_request_bytes=max_request_bytes, streams=streams)
     port = server.bind("127.0.0.1:0")
     await server.start()
     options = [("grpc.max_receive_message_length", -1)]
@@ -108,6 +113,7 @@ async def served(
 @asynccontextmanager
 async def gateway(*models: str, supervision: Supervision = QUICK) -> AsyncGenerator[tuple[Gateway, Served]]:
     """A gateway with a worker process of the fake for each model, behind the gRPC face."""
+    CALLER.set(local_caller())
     here = str(Path(__file__).parent)
     path = os.pathsep.join([here, *filter(None, sys.path)])
     with mock.patch.dict(os.environ, PYTHONPATH=path):

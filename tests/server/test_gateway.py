@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 from fake_worker import FakeOperations, pattern
 from serving import Served, broken, drained, eventually, gateway, loaded, request_bytes
@@ -24,6 +25,7 @@ from probewire.protos.model import (
     TensorFrame,
     TokenizeRequest,
 )
+from probewire.server.capture_store import Kept
 from probewire.server.gateway import Gateway, default_id
 from probewire.server.streams import EncodedStreams
 
@@ -69,16 +71,25 @@ def test_every_other_operation_reaches_the_worker() -> None:
         assert (await it.tokenize(TokenizeRequest(Input("hi")))).text == "hi"
         assert await it.weight_names("") == {"w": (1024, 600), "empty": (0,)}
         assert (await it.weights("w", "fake")).data == bytes(1024 * 600 * 4)
-        (stored,) = await it.captures("")
-        assert await it.capture("c1", "") == (stored, (await it.capture("c1", "fake"))[1])
-        await it.delete_capture("c1", "")
         runs = [event async for events in it.run(RunRequest((Input("hi"),))) for event in events]
         assert isinstance(runs[-1], Finished)
-        error = await error_of(it.delete_capture("c9", ""))
-        assert isinstance(error, NotFound)
-        assert error.message == "no capture 'c9'"
 
     over_gateway(scenario, "fake")
+
+
+def test_stored_captures_are_the_gateways_and_each_their_owners() -> None:
+    async def scenario(it: Gateway, server: Served) -> None:
+        stored = it.store.put("local", Kept("fake", "resid_post.0", "input", (0, 1), np.ones((2, 8), np.float32)))
+        other = it.store.put("ada", Kept("fake", "resid_post.0", "input", (0,), np.ones((1, 8), np.float32)))
+        assert await it.captures("") == await it.captures("fake") == [stored]
+        assert (await it.capture(stored.id, ""))[1].numpy().shape == (2, 8)
+        for missing in (other.id, "c9", "../state"):
+            assert isinstance(await error_of(it.capture(missing, "")), NotFound)
+            assert isinstance(await error_of(it.delete_capture(missing, "")), NotFound)
+        await it.delete_capture(stored.id, "")
+        assert await it.captures("") == []
+
+    over_gateway(scenario)
 
 
 def test_an_error_in_the_worker_arrives_unchanged() -> None:

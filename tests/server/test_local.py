@@ -28,6 +28,7 @@ from probewire.protos.model import (
     Token,
 )
 from probewire.protos.spec import Capture, Hook, Last, Plan, Where
+from probewire.server.callers import local_caller
 from probewire.server.config import RequestLimits, WorkerConfig
 from probewire.server.delivery import Job
 from probewire.server.inprocess import InProcessService
@@ -147,7 +148,7 @@ def test_stored_captures_are_bounded_and_forgotten(client: Client, model: LocalM
     client.delete_capture(capture_id)
     with pytest.raises(NotFound, match=capture_id):
         client.capture(capture_id)
-    with pytest.raises(ResourceExhausted, match="max_store_bytes"):
+    with pytest.raises(ResourceExhausted, match="of the box's"):
         client.run("x" * 200, hooks=[Hook("resid_post.*", capture=Capture(store=True))])
     assert model.store.used_bytes == 0
 
@@ -253,7 +254,7 @@ def test_a_full_queue_says_when_to_come_back(model: LocalModel) -> None:
 
     def fill() -> None:
         while len(jobs) < 200:
-            jobs.append(model.submit(request, QueueSink(model.scheduler)))
+            jobs.append(model.submit(request, QueueSink(model.scheduler), local_caller()))
 
     with pytest.raises(ResourceExhausted, match="waiting") as caught:
         fill()

@@ -20,7 +20,7 @@ from probewire.protos import probewire_pb2 as pb
 from probewire.protos.errors import Code, FailedPrecondition
 from probewire.protos.events import FrameAssembler, decode_events
 from probewire.protos.model import Event, Finished, Started, TensorFrame, Token
-from probewire.server.rpc import RpcServer
+from probewire.server.rpc import RpcServer, admit_from_the_gateway
 
 CHECK = "/grpc.health.v1.Health/Check"
 
@@ -195,6 +195,8 @@ def test_reflection_lists_the_services_and_describes_them() -> None:
         listed, described = [answer async for answer in cast("Any", stub.ServerReflectionInfo)(iter(asked))]
         assert {service.name for service in listed.list_services_response.service} == {
             "probewire.v1.Models",
+            "probewire.v1.Sessions",
+            "probewire.v1.Activity",
             "probewire.v1.Inference",
             "probewire.v1.Captures",
             "grpc.health.v1.Health",
@@ -229,7 +231,7 @@ def test_health_of_an_unknown_service_is_not_found_and_names_the_models() -> Non
 
 def test_a_port_in_use_is_refused() -> None:
     async def scenario(server: Served) -> None:
-        second = RpcServer(FakeOperations(), max_request_bytes=1 << 20)
+        second = RpcServer(FakeOperations(), admit_from_the_gateway, max_request_bytes=1 << 20)
         with pytest.raises(FailedPrecondition, match=f"cannot listen on 127.0.0.1:{server.port}"):
             second.bind(f"127.0.0.1:{server.port}")
 

@@ -1,0 +1,104 @@
+"""The HTTP server: uvicorn around our app, with bounds on connections and on how long a request's head may take."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Generator
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+
+from ..server.config import GatewayConfig
+from ..server.gateway import Gateway
+from ..server.rest import create_app
+from .tls import Tls
+from .version import VERSION
+
+__all__ = ["HttpServer"]
+
+HEAD_S = 20.0
+"""How long a connection may take to bring the head of a request, and may stay open without one."""
+MAX_CONNECTIONS = 4096
+"""Open at once; more are answered 503."""
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn, without its signal handlers: one stop signal ends both faces."""
+
+    def __init__(self, gateway: Gateway, config: GatewayConfig, tls: Tls | None) -> None:
+        app = create_app(
+            gateway,
+            version=VERSION,
+            max_body_bytes=config.limits.max_request_bytes,
+            access=gateway.desk.access,
+            metrics=gateway.metrics,
+            measure=gateway.measure,
+        )
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=ImpatientProtocol,
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                ws="none",
+                server_header=False,
+                limit_concurrency=MAX_CONNECTIONS,
+                timeout_graceful_shutdown=max(1, round(config.drain_s)),
+                **(tls.options() if tls else {}),
+            )
+        )
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+
+class ImpatientProtocol(H11Protocol):
+    """HTTP/1.1 that hangs up on whoever sends the head of a request a byte at a time: uvicorn waits for ever."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """Begin to wait."""
+        super().connection_made(transport)
+        self._expect_head()
+
+    def data_received(self, data: bytes) -> None:
+        """A request's head is complete once there is a cycle that has not ended."""
+        super().data_received(data)
+        if self._in_request():
+            self._stop_waiting()
+        elif self._deadline is None:
+            self._expect_head()
+
+    def on_response_complete(self) -> None:
+        """Wait for the next one."""
+        super().on_response_complete()
+        if not self._in_request():
+            self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing to wait for."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _in_request(self) -> bool:
+        cycle: RequestResponseCycle | None = self.cycle  # None before the first request, whatever uvicorn's types say
+        return cycle is not None and not cycle.response_complete
+
+    def _expect_head(self) -> None:
+        self._stop_waiting()
+        self._deadline = self.loop.call_later(HEAD_S, self._hang_up)
+
+    def _stop_waiting(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _hang_up(self) -> None:
+        self._deadline = None
+        if not self._in_request() and not self.transport.is_closing():
+            self.transport.close()
