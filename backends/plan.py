@@ -109,11 +109,13 @@ def bind(
     n_rows: int,
     input_lengths: Mapping[str, int] | None = None,
     stored: Mapping[str, Array] | None = None,
+    applied_last: int = 0,
 ) -> BoundPlan:
     """Check the hooks of a plan that apply to one input and make them concrete.
 
     `input_lengths` holds the token counts of the request's inputs, for hooks that read another one: they come back
-    with `needs` set, to be filled by `give_rows`. `stored` holds stored captures by id. Raises InvalidArgument with the hook's index, the reason and the fix.
+    with `needs` set, to be filled by `give_rows`. `stored` holds stored captures by id. The first `applied_last` hooks
+    apply after all others: a request's own, which see what its session has edited. Raises InvalidArgument with the hook's index, the reason and the fix.
     """
     hooks: list[BoundHook] = []
     for index, hook in enumerate(plan.hooks):
@@ -128,7 +130,7 @@ def bind(
         hooks.append(bound)
     by_site: dict[Site, list[tuple[BoundHook, int]]] = {}
     conditions: dict[Site, list[tuple[BoundHook, int]]] = {}
-    for bound in hooks:
+    for bound in sorted(hooks, key=lambda bound: bound.index < applied_last):
         for i, site in enumerate(bound.sites):
             by_site.setdefault(site, []).append((bound, i))
             if bound.hook.where.when is not None:

@@ -2,30 +2,71 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from urllib.parse import SplitResult, urlsplit
 
 from ..protos.errors import InvalidArgument
-from .transport import Transport
+from .tls import Tls
+from .transport import Transport, is_loopback
 
 __all__ = ["connect"]
 
 DEFAULT_PORTS = {"grpc": 50051, "grpcs": 50051, "http": 8000, "https": 443}
 _ALLOWED = "grpc://host:50051, grpcs://host:port, http://host:8000 or https://host"
+_HEADER = re.compile(r"[!-~]*")
 
 
-def connect(url: str, *, api_key: str | None = None, timeout_s: float | None = None) -> Transport:
-    """A transport for `url`; nothing is sent yet. Raises InvalidArgument for an address of another form."""
+def connect(
+    url: str, *, api_key: str | None = None, timeout_s: float | None = None, tls: Tls | None = None
+) -> Transport:
+    """A transport for `url`; nothing is sent yet. Raises InvalidArgument for an address of another form.
+
+    Warns when a key would cross the network unencrypted.
+    """
     parts = _split(url)
     host, port = parts.hostname or "", parts.port or DEFAULT_PORTS[parts.scheme]
-    host = f"[{host}]" if ":" in host else host
     secure = parts.scheme in ("grpcs", "https")
+    if tls is not None and not secure:
+        raise InvalidArgument(
+            f"ca_file, cert_file and key_file are for encrypted connections, and {parts.scheme}:// is none; "
+            f"write {parts.scheme}s://{parts.netloc}, or leave them out"
+        )
+    if api_key and not secure and not is_loopback(host):
+        warnings.warn(
+            f"the api_key crosses the network to {parts.scheme}://{parts.netloc} unencrypted, and whoever sees it can "
+            f"use it; write {parts.scheme}s:// where the server has TLS, or go through an ssh tunnel",
+            stacklevel=3,  # the line that makes the Client
+        )
+    return _transport(parts, f"[{host}]" if ":" in host else host, port, secure, _checked(api_key), timeout_s, tls)
+
+
+def _transport(
+    parts: SplitResult,
+    host: str,
+    port: int,
+    secure: bool,
+    api_key: str | None,
+    timeout_s: float | None,
+    tls: Tls | None,
+) -> Transport:
     if parts.scheme.startswith("grpc"):
         from .rpc import RpcTransport
 
-        return RpcTransport(host, port, secure=secure, api_key=api_key, timeout_s=timeout_s)
+        return RpcTransport(host, port, secure=secure, api_key=api_key, timeout_s=timeout_s, tls=tls)
     from .rest import RestTransport
 
-    return RestTransport(host, port, path=parts.path.rstrip("/"), secure=secure, api_key=api_key, timeout_s=timeout_s)
+    path = parts.path.rstrip("/")
+    return RestTransport(host, port, path=path, secure=secure, api_key=api_key, timeout_s=timeout_s, tls=tls)
+
+
+def _checked(api_key: str | None) -> str | None:
+    """The key, unless no header can carry it. It is never part of a message."""
+    if api_key is not None and not _HEADER.fullmatch(api_key):
+        raise InvalidArgument(
+            "the api_key holds spaces, line ends or letters beyond ASCII; a key looks like pw_…, and nothing else"
+        )
+    return api_key
 
 
 def _split(url: str) -> SplitResult:

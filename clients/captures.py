@@ -17,7 +17,8 @@ __all__ = ["Captures"]
 class Captures:
     """Arrays by site. They are read-only, as every look-up gives the same one: `.copy()` an array to change it.
 
-    Rows are in the order of `positions`. A site that two hooks captured is reached through `hook(id or index)`.
+    Rows are in the order of `positions`. A site that two hooks captured is reached through `hook(id or index)`. Where a
+    session changed a hook while it captured, its rows before and after are different tensors: `revision(number)`.
     """
 
     def __init__(self, entries: Iterable[AssembledCapture] = ()) -> None:
@@ -46,7 +47,7 @@ class Captures:
     def positions(self, site: str) -> tuple[int, ...]:
         """Absolute token position of each row; empty for a mean."""
         found = self._matching(site, None)
-        if len({entry.key.hook for entry in found}) == 1 and len({entry.key.site for entry in found}) == 1:
+        if len({(entry.key.hook, entry.key.revision, entry.key.site) for entry in found}) == 1:  # parts at most
             return found[0].positions
         return self._entry(site, None).positions
 
@@ -60,6 +61,22 @@ class Captures:
         if not found:
             known = ", ".join(f"{hook} ({name!r})" for hook, name in self._hooks(self.entries)) or "none"
             raise NotFound(f"no rows of hook {key!r}; hooks with rows: {known}")
+        return Captures(found)
+
+    @property
+    def revisions(self) -> tuple[int, ...]:
+        """What `revision` takes here, ascending; 0 stands for the request's own hooks."""
+        return tuple(sorted({entry.key.revision for entry in self.entries}))
+
+    def revision(self, number: int) -> Captures:
+        """What the hooks read that are what they are since this revision of the session; 0: the request's own hooks.
+
+        A hook that an update left as it was goes on with its older revision, and so do its rows.
+        """
+        found = [entry for entry in self.entries if entry.key.revision == number]
+        if not found:
+            known = ", ".join(map(str, self.revisions)) or "none"
+            raise NotFound(f"no rows of hooks that are what they are since revision {number}; there are: {known}")
         return Captures(found)
 
     def layers(self, name: str) -> tuple[int, ...]:
@@ -104,6 +121,12 @@ class Captures:
             raise InvalidArgument(
                 f"{name} was captured by hooks {shown}; choose one: .hook({hooks[0][1]!r})[{name!r}] "
                 f"or .hook({hooks[0][0]})[{name!r}]"
+            )
+        revisions = sorted({entry.key.revision for entry in found})
+        if len(revisions) > 1:
+            raise InvalidArgument(
+                f"{name} was captured by a hook that the session changed meanwhile: it is another since revisions "
+                f"{', '.join(map(str, revisions))}; choose one: .revision({revisions[0]})[{name!r}]"
             )
         sites = list(dict.fromkeys(entry.key.site for entry in found))
         if len(sites) > 1:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from ..protos.activity import ActivityReport
 from ..protos.errors import Internal, InvalidArgument, ProbewireError
 from ..protos.model import (
     Event,
@@ -20,6 +21,7 @@ from ..protos.model import (
     TokenizeRequest,
 )
 from ..protos.service import Service
+from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from ..protos.tensors import Array
 from .transport import Watch
 
@@ -88,6 +90,30 @@ class InProcessTransport:
     def delete_capture(self, capture_id: str, model: str = "") -> None:
         with _translated():
             self._service.delete_capture(capture_id, model)
+
+    def create_session(self, request: CreateSessionRequest) -> Session:
+        with _translated():
+            return self._service.create_session(request)
+
+    def update_session(self, request: UpdateSessionRequest) -> Session:
+        with _translated():
+            return self._service.update_session(request)
+
+    def session(self, session_id: str) -> Session:
+        with _translated():
+            return self._service.session(session_id)
+
+    def sessions(self) -> list[Session]:
+        with _translated():
+            return self._service.sessions()
+
+    def delete_session(self, session_id: str) -> None:
+        with _translated():
+            self._service.delete_session(session_id)
+
+    def activity(self) -> ActivityReport:
+        with _translated():
+            return self._service.activity()
 
     def health(self) -> HealthReport:
         with _translated():

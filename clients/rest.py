@@ -12,6 +12,7 @@ from urllib.parse import quote
 import httpx
 import safetensors
 
+from ..protos.activity import ActivityReport
 from ..protos.delimited import MEDIA_TYPE, DelimitedDecoder
 from ..protos.error_body import error_from_json
 from ..protos.errors import DeadlineExceeded, Internal, NotFound
@@ -27,9 +28,11 @@ from ..protos.model import (
     Tokenized,
     TokenizeRequest,
 )
+from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from ..protos.tensors import Array, Tensor
 from ..protos.wire import from_json, to_json
 from .rest_errors import error_of, readable, translated
+from .tls import Tls
 from .transport import Watch, is_loopback
 
 __all__ = ["RestTransport"]
@@ -63,6 +66,7 @@ class RestTransport:
         secure: bool = False,
         api_key: str | None = None,
         timeout_s: float | None = None,
+        tls: Tls | None = None,
     ) -> None:
         self.address = f"{'https' if secure else 'http'}://{host}:{port}{path}"
         self._timeout_s = timeout_s
@@ -71,6 +75,7 @@ class RestTransport:
             headers={"authorization": f"Bearer {api_key}"} if api_key else {},
             timeout=httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S),
             trust_env=not is_loopback(host.strip("[]")),
+            verify=True if tls is None else tls.context,
         )
 
     def generate(self, request: GenerateRequest) -> Iterator[Event]:
@@ -134,6 +139,33 @@ class RestTransport:
         if not capture_id:
             raise NotFound("delete_capture needs an id; captures() lists them")
         self._json("DELETE", f"/v1/captures/{quote(capture_id)}", model=model)
+
+    def create_session(self, request: CreateSessionRequest) -> Session:
+        return self._session("POST", "/v1/sessions", to_json(request))
+
+    def update_session(self, request: UpdateSessionRequest) -> Session:
+        return self._session("PUT", _session_path(request.id), to_json(request))
+
+    def session(self, session_id: str) -> Session:
+        return self._session("GET", _session_path(session_id))
+
+    def sessions(self) -> list[Session]:
+        answer = self._json("GET", "/v1/sessions")
+        with readable(self.address):
+            return [from_json(Session, item) for item in answer["sessions"]]
+
+    def delete_session(self, session_id: str) -> None:
+        self._json("DELETE", _session_path(session_id))
+
+    def _session(self, verb: str, path: str, body: dict[str, Any] | None = None) -> Session:
+        answer = self._json(verb, path, body)
+        with readable(self.address):
+            return from_json(Session, answer)
+
+    def activity(self) -> ActivityReport:
+        answer = self._json("GET", "/v1/activity")
+        with readable(self.address):
+            return from_json(ActivityReport, answer)
 
     def health(self) -> HealthReport:
         with translated(self.address, self._timeout_s):
@@ -212,3 +244,9 @@ class RestTransport:
                     f"{self.address} did not finish within timeout_s={self._timeout_s:g}; pass a larger timeout_s to Client"
                 )
             yield chunk
+
+
+def _session_path(session_id: str) -> str:
+    if not session_id:
+        raise NotFound("a session has an id; sessions() lists them")
+    return f"/v1/sessions/{quote(session_id, safe='')}"

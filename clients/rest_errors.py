@@ -18,14 +18,12 @@ from ..protos.errors import (
     ProbewireError,
     Unavailable,
 )
-from .transport import NO_SERVER
+from .transport import fix_for
 
 __all__ = ["as_error", "error_of", "readable", "translated"]
 
 _CODES: dict[int, Code] = {code.value.http: code for code in Code} | {
     # What proxies and web frameworks answer with.
-    401: Code.FAILED_PRECONDITION,
-    403: Code.FAILED_PRECONDITION,
     405: Code.UNIMPLEMENTED,
     408: Code.DEADLINE_EXCEEDED,
     413: Code.RESOURCE_EXHAUSTED,
@@ -58,7 +56,7 @@ def readable(address: str) -> Generator[None]:
 def as_error(error: Exception, address: str, timeout_s: float | None) -> ProbewireError:
     """The exception that stands for a failed exchange."""
     if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout)):
-        return Unavailable(f"no connection to {address} ({error}); {NO_SERVER}")
+        return Unavailable(f"no connection to {address} ({error}); {fix_for(str(error))}")
     if isinstance(error, httpx.TimeoutException):
         limit = "in time" if timeout_s is None else f"within timeout_s={timeout_s:g}"
         return DeadlineExceeded(f"{address} did not finish {limit}; pass a larger timeout_s to Client")

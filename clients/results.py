@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..protos.assemble import assemble
 from ..protos.errors import Internal, InvalidArgument
-from ..protos.model import Event, Finished, Started, StoredCapture, TensorFrame, Timings, Token, Usage
+from ..protos.model import Event, Finished, Revised, Started, StoredCapture, TensorFrame, Timings, Token, Usage
 from ..protos.tensors import Array
 from .captures import Captures
 from .summary import html_table, summary_rows, text_table
@@ -34,6 +34,8 @@ class InputResult:
     """None for an input that was only a source of patches."""
     captures: Captures
     seed: int = 0
+    revisions: tuple[Revised, ...] = ()
+    """Changes of its session while it ran, in order, each with the hooks from then on. Tokens name theirs."""
 
     @property
     def text(self) -> str:
@@ -83,6 +85,10 @@ class InputResult:
     def hook(self, key: str | int) -> Captures:
         """As `captures.hook(key)`."""
         return self.captures.hook(key)
+
+    def revision(self, number: int) -> Captures:
+        """As `captures.revision(number)`."""
+        return self.captures.revision(number)
 
 
 class Result:
@@ -158,6 +164,10 @@ class Result:
         """What one hook read, by its id or its index."""
         return self.only.captures.hook(key)
 
+    def revision(self, number: int) -> Captures:
+        """What the hooks read that are what they are since a revision of the session."""
+        return self.only.captures.revision(number)
+
     def save(self, path: str | Path) -> Path:
         """Write everything to one safetensors file, dtypes kept; `load` reads it back."""
         from .archive import save
@@ -223,9 +233,12 @@ def collect(
     tokens: dict[str, list[Token]] = {}
     frames: dict[str, list[TensorFrame]] = {}
     finished: dict[str, Finished] = {}
+    revisions: dict[str, list[Revised]] = {}
     for event in events:
         if isinstance(event, Started):
             started = event
+        elif isinstance(event, Revised):
+            revisions.setdefault(event.input, []).append(event)
         elif isinstance(event, Finished):
             finished[event.input] = event
         elif isinstance(event, TensorFrame):
@@ -248,6 +261,7 @@ def collect(
             finished.get(begun.name),
             Captures(assemble(frames.get(begun.name, ())).values()),
             begun.seed,
+            tuple(revisions.get(begun.name, ())),
         )
         for begun in started.inputs
     }

@@ -12,6 +12,7 @@ from google.protobuf.message import Message as ProtoMessage
 from grpc_health.v1 import health_pb2
 
 from ..protos import probewire_pb2 as pb
+from ..protos.activity import ActivityReport
 from ..protos.errors import Internal, NotFound
 from ..protos.events import FrameAssembler, read_events
 from ..protos.model import (
@@ -27,9 +28,11 @@ from ..protos.model import (
     Tokenized,
     TokenizeRequest,
 )
+from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from ..protos.tensors import Array, Tensor, numpy_dtype
 from ..protos.wire import from_json, from_proto, to_proto
 from .rpc_errors import translated
+from .tls import Tls
 from .transport import Watch, is_loopback
 
 __all__ = ["RpcTransport"]
@@ -39,6 +42,8 @@ MAX_MESSAGE_BYTES = 64 << 20
 KEEPALIVE_S = 60.0
 """A connection that does not answer a ping is given up, so that a dead box ends a call instead of hanging it."""
 KEEPALIVE_TIMEOUT_S = 20.0
+RECONNECT_S = 5.0
+"""At most so long after a server is back, calls reach it again; grpc itself waits up to two minutes."""
 REPORT_KEY = "health-report-bin"
 
 M = TypeVar("M", bound=ProtoMessage)
@@ -49,14 +54,22 @@ class RpcTransport:
     """Calls a server over gRPC. `timeout_s` bounds every call, whole streams included, but not loading a model."""
 
     def __init__(
-        self, host: str, port: int, *, secure: bool = False, api_key: str | None = None, timeout_s: float | None = None
+        self,
+        host: str,
+        port: int,
+        *,
+        secure: bool = False,
+        api_key: str | None = None,
+        timeout_s: float | None = None,
+        tls: Tls | None = None,
     ) -> None:
         self.address = f"{'grpcs' if secure else 'grpc'}://{host}:{port}"
         self._timeout_s = timeout_s
         self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
         target, options = f"{host}:{port}", _options(host)
         if secure:
-            self._channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(), options)
+            trust = (None, None, None) if tls is None else (tls.ca, tls.key, tls.cert)
+            self._channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(*trust), options)
         else:
             self._channel = grpc.insecure_channel(target, options)
 
@@ -115,6 +128,24 @@ class RpcTransport:
     def delete_capture(self, capture_id: str, model: str = "") -> None:
         self._unary("Captures/Delete", pb.CaptureRequest(model=model, id=capture_id), pb.Empty)
 
+    def create_session(self, request: CreateSessionRequest) -> Session:
+        return self._values(Session, [self._unary("Sessions/Create", to_proto(request), pb.Session)])[0]
+
+    def update_session(self, request: UpdateSessionRequest) -> Session:
+        return self._values(Session, [self._unary("Sessions/Update", to_proto(request), pb.Session)])[0]
+
+    def session(self, session_id: str) -> Session:
+        return self._values(Session, [self._unary("Sessions/Get", pb.SessionRequest(id=session_id), pb.Session)])[0]
+
+    def sessions(self) -> list[Session]:
+        return self._values(Session, self._unary("Sessions/List", pb.ListRequest(), pb.SessionList).sessions)
+
+    def delete_session(self, session_id: str) -> None:
+        self._unary("Sessions/Delete", pb.SessionRequest(id=session_id), pb.Empty)
+
+    def activity(self) -> ActivityReport:
+        return self._values(ActivityReport, [self._unary("Activity/Get", pb.ListRequest(), pb.ActivityReport)])[0]
+
     def health(self) -> HealthReport:
         method = self._channel.unary_unary(
             "/grpc.health.v1.Health/Check",
@@ -171,5 +202,6 @@ def _options(host: str) -> list[tuple[str, int]]:
         ("grpc.max_send_message_length", -1),  # the server's own limit answers with a reason
         ("grpc.keepalive_time_ms", int(KEEPALIVE_S * 1000)),
         ("grpc.keepalive_timeout_ms", int(KEEPALIVE_TIMEOUT_S * 1000)),
+        ("grpc.max_reconnect_backoff_ms", int(RECONNECT_S * 1000)),
         ("grpc.enable_http_proxy", 0 if is_loopback(host) else 1),
     ]

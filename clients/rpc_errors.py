@@ -9,7 +9,7 @@ from typing import cast
 import grpc
 
 from ..protos.errors import Code, FailedPrecondition, Internal, InvalidArgument, ProbewireError, error_from_code
-from .transport import NO_SERVER
+from .transport import fix_for
 
 __all__ = ["as_error", "translated"]
 
@@ -26,8 +26,6 @@ _CODES: dict[grpc.StatusCode, Code] = {
     grpc.StatusCode.ABORTED: Code.UNAVAILABLE,
     grpc.StatusCode.ALREADY_EXISTS: Code.FAILED_PRECONDITION,
     grpc.StatusCode.OUT_OF_RANGE: Code.INVALID_ARGUMENT,
-    grpc.StatusCode.UNAUTHENTICATED: Code.FAILED_PRECONDITION,
-    grpc.StatusCode.PERMISSION_DENIED: Code.FAILED_PRECONDITION,
 }
 
 
@@ -60,7 +58,7 @@ def as_error(error: grpc.RpcError, address: str, timeout_s: float | None) -> Pro
 
 def _explained(status: grpc.StatusCode, details: str, address: str, timeout_s: float | None) -> str:
     if status is grpc.StatusCode.UNAVAILABLE:
-        return f"no connection to {address} ({details}); {NO_SERVER}"
+        return f"no connection to {address} ({details}); {fix_for(details)}"
     if status is grpc.StatusCode.DEADLINE_EXCEEDED:
         return f"{address} did not finish within timeout_s={timeout_s:g}; pass a larger timeout_s to Client"
     if status in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):

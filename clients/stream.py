@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
 from ..protos.assemble import assemble
 from ..protos.errors import Internal
-from ..protos.model import Event, Finished, Started, TensorFrame, Token
+from ..protos.model import Event, Finished, ResolvedHook, Revised, Started, TensorFrame, Token
 from ..protos.tensors import Array
 from .captures import Captures
 
@@ -30,6 +30,8 @@ class Step:
     token: Token | None
     """None on a last step that only brings what is sent at the end (`last`, `mean`)."""
     captures: Captures
+    revision: int = 0
+    """Of the session, that this forward ran under; 0 without one."""
 
     @property
     def text(self) -> str:
@@ -48,6 +50,16 @@ class Step:
         return self.captures.positions(site)
 
 
+@dataclass(slots=True)
+class _Seen:
+    """What a stream has told so far."""
+
+    text: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+    finished: dict[str, Finished] = field(default_factory=dict[str, Finished])
+    revision: int = 0
+    hooks: tuple[ResolvedHook, ...] = ()
+
+
 class Stream:
     """An iterator of Steps. Use it in a `with`, or close it: leaving early cancels the request on the server.
 
@@ -56,25 +68,39 @@ class Stream:
 
     def __init__(self, events: Iterator[Event]) -> None:
         self._events = events
-        self._text: dict[str, list[str]] = {}
-        self.finished: dict[str, Finished] = {}
-        """How each input ended, once it has."""
-        self._steps = _steps(events, self._text, self.finished)
+        self._seen = _Seen()
+        self._steps = _steps(events, self._seen)
         first = next(events, None)
         if not isinstance(first, Started):
             self.close()
             raise Internal(f"the answer began with {type(first).__name__}, not with started")
         self.started = first
-        """Model, backend, dtype, and every hook as the worker understood it."""
+        """Model, backend, dtype, and every hook as the worker understood it at first."""
+        self._seen.revision, self._seen.hooks = first.revision, first.hooks
+
+    @property
+    def revision(self) -> int:
+        """Of the session, that the last step ran under; 0 without one."""
+        return self._seen.revision
+
+    @property
+    def hooks(self) -> tuple[ResolvedHook, ...]:
+        """Every hook of that revision, as the worker understood it."""
+        return self._seen.hooks
+
+    @property
+    def finished(self) -> dict[str, Finished]:
+        """How each input ended, once it has."""
+        return self._seen.finished
 
     @property
     def text(self) -> str:
         """What has been generated so far; with several inputs, one after the other."""
-        return "".join(piece for pieces in self._text.values() for piece in pieces)
+        return "".join(piece for pieces in self._seen.text.values() for piece in pieces)
 
     def texts(self) -> dict[str, str]:
         """What has been generated so far, by input."""
-        return {name: "".join(pieces) for name, pieces in self._text.items()}
+        return {name: "".join(pieces) for name, pieces in self._seen.text.items()}
 
     def __iter__(self) -> Self:
         return self
@@ -98,7 +124,7 @@ class Stream:
                 close()
 
 
-def _steps(events: Iterator[Event], text: dict[str, list[str]], finished: dict[str, Finished]) -> Iterator[Step]:
+def _steps(events: Iterator[Event], seen: _Seen) -> Iterator[Step]:
     """Events grouped by step. No method of Stream, which would keep a forgotten stream alive and running."""
     pending: dict[str, list[TensorFrame]] = {}
     last: dict[str, int] = {}
@@ -106,14 +132,17 @@ def _steps(events: Iterator[Event], text: dict[str, list[str]], finished: dict[s
         if isinstance(event, TensorFrame):
             pending.setdefault(event.input, []).append(event)
         elif isinstance(event, Token):
-            text.setdefault(event.input, []).append(event.text)
+            seen.text.setdefault(event.input, []).append(event.text)
             last[event.input] = event.index
             yield _step(event.input, event.index, event, pending.pop(event.input, []))
+        elif isinstance(event, Revised):
+            seen.revision, seen.hooks = event.revision, event.hooks
         elif isinstance(event, Finished):
-            finished[event.input] = event
+            seen.finished[event.input] = event
             if event.input in pending:
                 yield _step(event.input, last.get(event.input, -1) + 1, None, pending.pop(event.input))
 
 
 def _step(name: str, index: int, token: Token | None, frames: list[TensorFrame]) -> Step:
-    return Step(name, index, token, Captures(assemble(frames).values()))
+    revision = token.revision if token is not None else max(frame.revision for frame in frames)
+    return Step(name, index, token, Captures(assemble(frames).values()), revision)

@@ -9,13 +9,19 @@ from typing import Protocol
 from ..protos.service import Service
 from ..protos.tensors import Array
 
-__all__ = ["NO_SERVER", "Transport", "Watch", "is_loopback"]
+__all__ = ["Transport", "Watch", "fix_for", "is_loopback"]
 
 Watch = Callable[[int, int], None]
 """Called with (bytes done, bytes in all; 0 where unknown)."""
 
 NO_SERVER = "start a server with `probewire serve`, or correct the address"
-"""The fix when nobody answers."""
+_FIXES = {
+    "CERTIFICATE_VERIFY_FAILED": "give the CA that signed the server's certificate as ca_file, and a host name that the "
+    "certificate is for",
+    "CERTIFICATE_REQUIRED": "the server asks for a client's certificate: give cert_file and key_file",
+    "WRONG_VERSION_NUMBER": "it does not speak TLS: write grpc:// or http://",
+}
+"""What TLS libraries call their reasons, and the fix."""
 
 
 class Transport(Service, Protocol):
@@ -27,6 +33,11 @@ class Transport(Service, Protocol):
     def weights(self, name: str, model: str = "", watch: Watch | None = None) -> Array:
         """One weight, named and shaped as in the checkpoint."""
         ...
+
+
+def fix_for(reason: str) -> str:
+    """What to do about a connection that could not be had."""
+    return next((fix for name, fix in _FIXES.items() if name in reason.upper()), NO_SERVER)
 
 
 def is_loopback(host: str) -> bool:

@@ -69,8 +69,7 @@ class ModelInfo:
     backend: str
     device: str
     dtype: str
-    attention: str
-    """The attention kernel that plain requests use."""
+    attention: str  # the kernel that plain requests use
     model_hash: str
     n_layers: int
     d_model: int
@@ -141,11 +140,9 @@ class Sampling:
     """How the next token is chosen: Gumbel-max over float32 logits, noise keyed by (seed, token index)."""
 
     max_new_tokens: int = 128
-    temperature: float = 0.0
-    """0 is greedy."""
+    temperature: float = 0.0  # 0 is greedy
     top_p: float = 1.0
-    top_k: int = 0
-    """0: off."""
+    top_k: int = 0  # 0: off
     seed: int | None = None
     """None: the server draws one and reports it. Input i of a request samples with seed + i."""
     stop: tuple[str, ...] = ()
@@ -185,7 +182,7 @@ class GenerateRequest:
     model: str = ""  # empty: the only model loaded
     plan: Plan = Plan()
     sampling: Sampling = Sampling()
-    session: str = ""  # id of a live session, whose hooks come after the plan's own
+    session: str = ""  # id of a live session; its hooks apply before the plan's own, which see what it edits
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inputs", _named(self.inputs))
@@ -222,11 +219,9 @@ def _named(inputs: tuple[Input, ...]) -> tuple[Input, ...]:
 class ResolvedHook:
     """A hook as the worker understood it."""
 
-    hook: int
-    """Index in the plan."""
+    hook: int  # index in the plan
     id: str
-    sites: tuple[str, ...]
-    """Canonical, one a layer."""
+    sites: tuple[str, ...]  # canonical, one a layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,10 +230,8 @@ class InputStarted:
 
     name: str
     token_ids: tuple[int, ...]
-    tokens: tuple[str, ...]
-    """Each token as text."""
-    seed: int = 0
-    """Generate: the sampling seed in use."""
+    tokens: tuple[str, ...]  # each token as text
+    seed: int = 0  # generate: the sampling seed in use
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,8 +274,7 @@ class Token:
     """One sampled token."""
 
     input: str
-    index: int
-    """0 for the first new token."""
+    index: int  # 0 for the first new token
     id: int
     text: str
     """Text that became final with this token; may be empty while a character or a stop string is incomplete."""
@@ -296,12 +288,9 @@ class TensorFrame:
     """Rows of one hook's capture at one or more sites, from one step."""
 
     input: str
-    hook: int
-    """Index of the hook in the plan."""
-    id: str
-    """The hook's id."""
-    sites: tuple[str, ...]
-    """The leading axis of the tensor."""
+    hook: int  # index in the plan
+    id: str  # of the hook
+    sites: tuple[str, ...]  # the leading axis of the tensor
     positions: tuple[int, ...]
     """Absolute positions of the rows (the `pos` or `query` axis); empty for `mean`, whose row axis has length 1."""
     step: int
@@ -369,8 +358,7 @@ class LoadRequest:
 
     model: str
     """Default model's name, local folder, or Hugging Face id."""
-    id: str = ""
-    """Name to serve it under; empty: derived from `model`."""
+    id: str = ""  # name to serve it under; empty: derived from `model`
     backend: str = "auto"
     dtype: str = "auto"
     revision: str = ""
@@ -382,10 +370,8 @@ class LoadProgress:
 
     stage: str
     done: int = 0
-    total: int = 0
-    """Bytes, where known; 0 otherwise."""
-    info: ModelInfo | None = None
-    """Set on the last message."""
+    total: int = 0  # bytes, where known; 0 otherwise
+    info: ModelInfo | None = None  # set on the last message
 
 
 @dataclass(frozen=True, slots=True)
@@ -402,8 +388,7 @@ class Tokenized:
 
     token_ids: tuple[int, ...]
     tokens: tuple[str, ...]
-    text: str
-    """The whole prompt as text, special tokens included."""
+    text: str  # the whole prompt, special tokens included
 
 
 @dataclass(frozen=True, slots=True)

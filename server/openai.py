@@ -99,7 +99,7 @@ def _schema(face: Face, *, chat: bool) -> Schema:
     extra = object_schema(
         {
             "hooks": {**face.schemas.array(Hook), "description": "What to read and edit in this call."},
-            "session": {**text, "description": "Id of a live session; its hooks come after these."},
+            "session": {**text, "description": "Id of a live session; its hooks apply before these."},
             "tensors": {"type": "string", "enum": ["base64", "list"], "default": "base64"},
         },
         description="Ours. The answer then has a field of the same name: started, tensors and finished.",

@@ -7,18 +7,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-import numpy as np
-
 from ..backends.base import Backend, Sequence
 from ..backends.checks import from_input
-from ..backends.plan import BoundHook, BoundPlan, bind, chosen_positions, give_rows, succeed
+from ..backends.plan import BoundHook, BoundPlan, bind, give_rows, succeed
 from ..backends.tokenizer import Tokenizer
-from ..protos.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
+from ..protos.errors import FailedPrecondition, InvalidArgument
 from ..protos.model import GenerateRequest, Input, InputStarted, ModelInfo, ResolvedHook, RunRequest, Started
 from ..protos.sessions import Session
-from ..protos.spec import Capture, Gather, Hook, Last, Mean, NextLogprob, Norm, Plan, Project, TopK, Where
-from ..protos.tensors import Array, numpy_dtype
+from ..protos.spec import Capture, Hook, Plan, Where
+from ..protos.tensors import Array
 from .config import RequestLimits
+from .request_bytes import check_bytes
 
 __all__ = ["Prepared", "PreparedInput", "prepare_generate", "prepare_run"]
 
@@ -139,6 +138,7 @@ def _prepare(
     info, revision, own_plan = backend.info, 0, request.plan
     if session is not None:
         request, revision = replace(request, plan=followed(request.plan, session)), session.revision
+    n_own = len(own_plan.hooks)
     inputs = [
         PreparedInput(i, _tokens(i, tokenizer, info, limits), mode == "generate" and not i.source_only)
         for i in request.inputs
@@ -150,13 +150,15 @@ def _prepare(
     for index, prepared in enumerate(inputs):
         if not prepared.item.source_only:
             prepared.sequence = _sequence(
-                f"{request_id}.{index}", mode, request, prepared, backend, lengths, stored, seed + index
+                f"{request_id}.{index}", mode, request, prepared, backend, lengths, stored, seed + index, n_own
             )
     for index, prepared in enumerate(inputs):
-        prepared.source = _source(f"{request_id}.{index}.source", request.plan, prepared, inputs, info, lengths, stored)
+        prepared.source = _source(
+            f"{request_id}.{index}.source", request.plan, prepared, inputs, info, lengths, stored, n_own
+        )
     for sequence in (s for item in inputs for s in (item.sequence, item.source) if s is not None):
         sequence.plan.revision = revision
-    store_bytes = _check_bytes(inputs, info, limits)
+    store_bytes = check_bytes(inputs, info, limits)
     started = _started(request_id, request.plan, inputs, info, tokenizer, revision)
     prepared = Prepared(request_id, mode, request.plan, inputs, started, store_bytes)
     if session is not None and isinstance(request, GenerateRequest):
@@ -176,15 +178,15 @@ def _rebound(
     session: Session,
 ) -> list[tuple[Sequence, BoundPlan]]:
     """An input's sequences with the plans that a later revision of its session gives them."""
-    request = replace(request, plan=followed(prepared.own_plan, session))
+    request, n_own = replace(request, plan=followed(prepared.own_plan, session)), len(prepared.own_plan.hooks)
     found: list[tuple[Sequence, BoundPlan]] = []
     again = PreparedInput(item.item, item.tokens, item.generates, level=item.level)
     if item.sequence is not None:
-        again.sequence = _sequence(item.sequence.id, prepared.mode, request, again, backend, lengths, stored, 0)
-        _check_bytes([again], backend.info, limits)
+        again.sequence = _sequence(item.sequence.id, prepared.mode, request, again, backend, lengths, stored, 0, n_own)
+        check_bytes([again], backend.info, limits)
         found.append((item.sequence, again.sequence.plan))
     if item.source is not None and item.item.name not in prepared.rows:
-        source = _source(item.source.id, request.plan, item, prepared.inputs, backend.info, lengths, stored)
+        source = _source(item.source.id, request.plan, item, prepared.inputs, backend.info, lengths, stored, n_own)
         assert source is not None
         found.append((item.source, source.plan))
     for _, plan in found:
@@ -193,7 +195,7 @@ def _rebound(
 
 
 def followed(own: Plan, session: Session) -> Plan:
-    """A request's own hooks, then those of its session. Raises InvalidArgument where they do not go together."""
+    """A request's own hooks, then those of its session, which apply first. Raises InvalidArgument where they do not go together."""
     return Plan((*own.hooks, *session.plan.hooks))
 
 
@@ -260,6 +262,7 @@ def _sequence(
     lengths: Mapping[str, int],
     stored: Mapping[str, Array],
     seed: int,
+    n_own: int,
 ) -> Sequence:
     tokens, item = prepared.tokens, prepared.item
     prompt_length, n_rows = item.prompt_length or len(tokens), len(tokens)
@@ -279,6 +282,7 @@ def _sequence(
         n_rows=n_rows,
         input_lengths=lengths,
         stored=stored,
+        applied_last=n_own,
     )
     sequence = Sequence(sequence_id, list(tokens), prompt_length, plan, seed=seed)
     if isinstance(request, GenerateRequest):
@@ -294,6 +298,7 @@ def _source(
     info: ModelInfo,
     lengths: Mapping[str, int],
     stored: Mapping[str, Array],
+    n_own: int,
 ) -> Sequence | None:
     """The run of an input that other inputs read: its own hooks, and captures of the rows they need."""
     name, wanted = prepared.item.name, dict[str, set[int]]()
@@ -310,7 +315,7 @@ def _source(
     )
     edits = tuple(
         replace(hook, capture=None, inputs=(name,))
-        for hook in plan.hooks
+        for hook in (*plan.hooks[n_own:], *plan.hooks[:n_own])
         if hook.edit is not None and _applies(hook, name)
     )
     tokens = prepared.tokens
@@ -331,45 +336,6 @@ def _source(
 
 def _hooks_of(prepared: PreparedInput) -> list[BoundHook]:
     return [b for s in (prepared.sequence, prepared.source) if s is not None for b in s.plan.hooks]
-
-
-def _check_bytes(inputs: list[PreparedInput], info: ModelInfo, limits: RequestLimits) -> int:
-    """Bytes that `store` captures will take; raises when all captures together pass the limit."""
-    sent = stored = 0
-    for prepared in inputs:
-        if prepared.sequence is None:
-            continue
-        plan = prepared.sequence.plan
-        for bound in plan.hooks:
-            capture = bound.hook.capture
-            if capture is None:
-                continue
-            positions = chosen_positions(bound, plan, prepared.tokens)
-            size = _row_bytes(capture, bound.sites[0].name, info, plan) * len(positions) * len(bound.sites)
-            stored, sent = (stored + size, sent) if capture.store else (stored, sent + size)
-    if sent > limits.max_capture_bytes:
-        raise ResourceExhausted(
-            f"the captures asked for come to about {sent:,} bytes, the limit is {limits.max_capture_bytes:,}; "
-            "choose fewer sites or positions, a smaller dtype, or a reduction such as last, mean or top_k"
-        )
-    return stored
-
-
-def _row_bytes(capture: Capture, name: str, info: ModelInfo, plan: BoundPlan) -> int:
-    reduce = capture.reduce
-    item = numpy_dtype(capture.dtype or info.dtype).itemsize
-    offered = info.site(name)
-    widths = offered.widths if offered is not None else (info.d_model,)
-    row = int(np.prod([w or plan.n_rows for w in widths]))
-    if isinstance(reduce, (Last, Mean)):
-        return -(-row * item // max(plan.n_rows, 1))
-    if isinstance(reduce, TopK):
-        return reduce.k * 12 * (widths[0] if len(widths) == 2 else 1)
-    if isinstance(reduce, (Norm, NextLogprob)):
-        return 4 * (widths[0] if len(widths) == 2 else 1)
-    if isinstance(reduce, Project):
-        return 4 * (reduce.directions.shape[0] if len(reduce.directions.shape) == 2 else 1)
-    return 4 * len(reduce.ids) if isinstance(reduce, Gather) else row * item
 
 
 def _started(

@@ -61,6 +61,7 @@ def serving(folder: Path, scratch: Path, *options: str) -> Generator[Served]:
     sizes = ["--slots", ENGINE.n_slots, "--context", ENGINE.context_tokens, "--cache-tokens", ENGINE.cache_tokens]
     sizes += ["--chunk", ENGINE.chunk_tokens, "--max-request-mib", LIMITS.max_request_bytes >> 20]
     network = ["--port", "0", "--grpc-port", "0", "--drain", "2", "--ready-file", str(ready)]
+    network += ["--state", str(scratch / "state")]
     command = [sys.executable, "-m", "probewire.cli", "serve", *models, *map(str, sizes), *network, *options]
     # One thread, as the tests' own process has: sums in another order would differ in their last bits.
     with (

@@ -75,7 +75,6 @@ def sequence(
         bound,
         sampling,
         sampling.seed or 0,
-        sampling.logprobs is not None or bound.wants_next_logprob,
     )
 
 

@@ -150,7 +150,7 @@ def test_stored_captures_are_bounded_and_forgotten(client: Client, model: LocalM
         client.capture(capture_id)
     with pytest.raises(ResourceExhausted, match="of the box's"):
         client.run("x" * 200, hooks=[Hook("resid_post.*", capture=Capture(store=True))])
-    assert model.store.used_bytes == 0
+    assert model.store.used_bytes() == 0
 
 
 def test_zero_ablating_neurons_equals_zeroing_columns_of_down_proj(client: Client) -> None:

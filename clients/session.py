@@ -1,0 +1,100 @@
+"""A live session: hooks on the server that generations bound to it follow, and that can change while they run."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+from ..protos.errors import NotFound, ProbewireError
+from ..protos.service import Service
+from ..protos.sessions import Session, UpdateSessionRequest
+from ..protos.spec import Hook, Plan
+from .hooks import Hooks, to_plan
+
+__all__ = ["LiveSession"]
+
+MAX_SHOWN_HOOKS = 4
+
+
+class LiveSession:
+    """One of your sessions, as it was when this side last heard of it. In a `with` it is deleted at the end.
+
+    Give it to a generation (`client.stream(…, session=live)`) and change it meanwhile: what is sampled from the next
+    step on runs under the new hooks, and every token says under which revision.
+    """
+
+    def __init__(self, service: Service, session: Session) -> None:
+        self._service, self._session = service, session
+
+    @property
+    def id(self) -> str:
+        """What requests name it by; it cannot be guessed."""
+        return self._session.id
+
+    @property
+    def name(self) -> str:
+        """A label for people."""
+        return self._session.name
+
+    @property
+    def model(self) -> str:
+        """Id of the model that it was made for."""
+        return self._session.model
+
+    @property
+    def revision(self) -> int:
+        """1 at first; one more with each update."""
+        return self._session.revision
+
+    @property
+    def plan(self) -> Plan:
+        """The hooks as a plan."""
+        return self._session.plan
+
+    @property
+    def hooks(self) -> tuple[Hook, ...]:
+        """In the order they apply, after a request's own."""
+        return self._session.plan.hooks
+
+    def update(self, hooks: Hooks, *, force: bool = False) -> Self:
+        """Put other hooks in place of these, for generations under way from their next step on.
+
+        Raises FailedPrecondition when somebody else has updated it since (`refresh()` shows how), unless `force`; and
+        InvalidArgument when a generation under way could not honour the hooks. Nothing has changed then.
+        """
+        revision = None if force else self.revision
+        self._session = self._service.update_session(UpdateSessionRequest(self.id, to_plan(hooks), revision))
+        return self
+
+    def refresh(self) -> Self:
+        """What the server has by now. Raises NotFound when it was deleted."""
+        self._session = self._service.session(self.id)
+        return self
+
+    def delete(self) -> None:
+        """Forget it; generations under way keep the hooks they have. Raises NotFound when it was deleted before."""
+        self._service.delete_session(self.id)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with suppress(NotFound if error is None else ProbewireError):  # never in place of the error that ends the block
+            self.delete()
+
+    def __repr__(self) -> str:
+        name = f"{self.name!r}, " if self.name else ""
+        return f"LiveSession({name}id={self.id!r}, model={self.model!r}, revision={self.revision}: {self._told()})"
+
+    def _told(self) -> str:
+        shown = [_told(hook) for hook in self.hooks[:MAX_SHOWN_HOOKS]]
+        more = len(self.hooks) - len(shown)
+        return ", ".join([*shown, f"{more} more"] if more else shown) or "no hooks"
+
+
+def _told(hook: Hook) -> str:
+    edit = [] if hook.edit is None else [type(hook.edit).__name__]
+    return f"{'+'.join([*edit, *([] if hook.capture is None else ['Capture'])])} at {hook.site}"

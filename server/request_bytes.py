@@ -1,0 +1,59 @@
+"""How many tensor bytes a request will bring, known before it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..backends.plan import BoundPlan, chosen_positions
+from ..protos.errors import ResourceExhausted
+from ..protos.model import ModelInfo
+from ..protos.spec import Capture, Gather, Last, Mean, NextLogprob, Norm, Project, TopK
+from ..protos.tensors import numpy_dtype
+from .config import RequestLimits
+
+if TYPE_CHECKING:
+    from .requests import PreparedInput
+
+__all__ = ["check_bytes"]
+
+
+def check_bytes(inputs: Iterable[PreparedInput], info: ModelInfo, limits: RequestLimits) -> int:
+    """Bytes that `store` captures will take; raises when all captures together pass the limit."""
+    sent = stored = 0
+    for prepared in inputs:
+        if prepared.sequence is None:
+            continue
+        plan = prepared.sequence.plan
+        for bound in plan.hooks:
+            capture = bound.hook.capture
+            if capture is None:
+                continue
+            positions = chosen_positions(bound, plan, prepared.tokens)
+            size = _row_bytes(capture, bound.sites[0].name, info, plan) * len(positions) * len(bound.sites)
+            stored, sent = (stored + size, sent) if capture.store else (stored, sent + size)
+    if sent > limits.max_capture_bytes:
+        raise ResourceExhausted(
+            f"the captures asked for come to about {sent:,} bytes, the limit is {limits.max_capture_bytes:,}; "
+            "choose fewer sites or positions, a smaller dtype, or a reduction such as last, mean or top_k"
+        )
+    return stored
+
+
+def _row_bytes(capture: Capture, name: str, info: ModelInfo, plan: BoundPlan) -> int:
+    reduce = capture.reduce
+    item = numpy_dtype(capture.dtype or info.dtype).itemsize
+    offered = info.site(name)
+    widths = offered.widths if offered is not None else (info.d_model,)
+    row = int(np.prod([w or plan.n_rows for w in widths]))
+    if isinstance(reduce, (Last, Mean)):
+        return -(-row * item // max(plan.n_rows, 1))
+    if isinstance(reduce, TopK):
+        return reduce.k * 12 * (widths[0] if len(widths) == 2 else 1)
+    if isinstance(reduce, (Norm, NextLogprob)):
+        return 4 * (widths[0] if len(widths) == 2 else 1)
+    if isinstance(reduce, Project):
+        return 4 * (reduce.directions.shape[0] if len(reduce.directions.shape) == 2 else 1)
+    return 4 * len(reduce.ids) if isinstance(reduce, Gather) else row * item
