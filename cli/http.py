@@ -8,7 +8,7 @@ from collections.abc import Generator
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..server.config import GatewayConfig
 from ..server.gateway import Gateway
@@ -86,7 +86,7 @@ class ImpatientProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def _in_request(self) -> bool:
-        cycle: RequestResponseCycle | None = self.cycle  # None before the first request, whatever uvicorn's types say
+        cycle: Any = self.cycle  # None before the first request, whatever uvicorn's types say
         return cycle is not None and not cycle.response_complete
 
     def _expect_head(self) -> None:

@@ -7,7 +7,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from ..protos.model import LoadProgress
+from ..protos.loading import LoadProgress
 
 __all__ = ["LoadBars"]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..backends.limits import Limits as EngineLimits
 from ..protos.errors import FailedPrecondition, InvalidArgument
-from ..protos.model import LoadRequest
+from ..protos.loading import LoadRequest
 from ..server.config import BACKENDS, DTYPES, GatewayConfig, RequestLimits, Supervision, WorkerConfig
 from ..server.gateway import default_id
 from ..server.state import State, default_state_folder

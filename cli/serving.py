@@ -13,7 +13,8 @@ import orjson
 from rich.console import Console
 
 from ..protos.errors import FailedPrecondition
-from ..protos.model import LoadRequest, ModelInfo
+from ..protos.loading import LoadRequest
+from ..protos.model import ModelInfo
 from ..server.config import GatewayConfig
 from ..server.gateway import Gateway
 from ..server.memory import allow_many_connections, keep_freed_memory

@@ -21,8 +21,10 @@ from ..protos.errors import (
     Internal,
     InvalidArgument,
     NotFound,
+    PermissionDenied,
     ProbewireError,
     ResourceExhausted,
+    Unauthenticated,
     Unavailable,
     Unsupported,
 )
@@ -49,6 +51,7 @@ from .captures import Captures
 from .client import Client
 from .hooks import ablate, capture, hook, patch, steer
 from .results import Generation, InputResult, Run
+from .session import LiveSession
 from .stream import Step, Stream
 
 __all__ = [
@@ -72,6 +75,7 @@ __all__ = [
     "Internal",
     "InvalidArgument",
     "Last",
+    "LiveSession",
     "LowRank",
     "Mean",
     "Message",
@@ -80,6 +84,7 @@ __all__ = [
     "Noise",
     "Norm",
     "NotFound",
+    "PermissionDenied",
     "Plan",
     "ProbewireError",
     "Project",
@@ -96,6 +101,7 @@ __all__ = [
     "Stream",
     "Tensor",
     "TopK",
+    "Unauthenticated",
     "Unavailable",
     "Unsupported",
     "Where",

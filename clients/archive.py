@@ -15,7 +15,7 @@ import safetensors.numpy as safetensors_numpy
 
 from ..protos.assemble import AssembledCapture, CaptureKey
 from ..protos.errors import InvalidArgument, NotFound
-from ..protos.model import Finished, Started, Token
+from ..protos.model import Finished, Revised, Started, Token
 from ..protos.tensors import Array
 from ..protos.wire import from_json, to_json
 from .captures import Captures
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["load", "save"]
 
-FORMAT = "probewire result 1"
+FORMAT = "probewire result 2"
 
 _safetensors: Any = safetensors  # not annotated
 _numpy: Any = safetensors_numpy  # not annotated
@@ -64,7 +64,10 @@ def _metadata(path: Path) -> dict[str, Any]:
     except safetensors.SafetensorError as error:
         raise InvalidArgument(f"{path} is not a safetensors file: {error}") from None
     if metadata.get("format") != FORMAT:
-        raise InvalidArgument(f"{path} was not written by result.save() (its format is {metadata.get('format')!r})")
+        raise InvalidArgument(
+            f"{path} was not written by result.save() of this version: its format is {metadata.get('format')!r}, "
+            f"not {FORMAT!r}"
+        )
     return json.loads(metadata["result"])
 
 
@@ -77,21 +80,25 @@ def _input_to_json(item: InputResult, tensors: dict[str, Array]) -> dict[str, An
         "new": [to_json(token) for token in item.new],
         "finished": None if item.finished is None else to_json(item.finished),
         "seed": item.seed,
+        "revisions": [to_json(revised) for revised in item.revisions],
         "captures": captures,
     }
 
 
 def _entry_to_json(entry: AssembledCapture, tensors: dict[str, Array]) -> dict[str, Any]:
-    name = "/".join(filter(None, (entry.key.input, entry.key.site, entry.key.part)))
-    if name in tensors:  # two hooks at one site
-        name = f"{name}/hook{entry.key.hook}"
-    tensors[name] = np.ascontiguousarray(entry.array)  # save_file writes the memory as it lies
     key = entry.key
+    name = "/".join(filter(None, (key.input, key.site, key.part)))
+    if name in tensors:  # two hooks at one site
+        name = f"{name}/hook{key.hook}"
+    if name in tensors:  # one hook that its session changed
+        name = f"{name}@r{key.revision}"
+    tensors[name] = np.ascontiguousarray(entry.array)  # save_file writes the memory as it lies
     return {
         "tensor": name,
         "hook": key.hook,
         "site": key.site,
         "part": key.part,
+        "revision": key.revision,
         "id": entry.id,
         "positions": entry.positions,
     }
@@ -102,7 +109,7 @@ def _input_from_json(data: dict[str, Any], tensors: dict[str, Array]) -> InputRe
 
     captures = [
         AssembledCapture(
-            CaptureKey(data["name"], item["hook"], item["site"], item["part"]),
+            CaptureKey(data["name"], item["hook"], item["site"], item["part"], item["revision"]),
             item["id"],
             tuple(item["positions"]),
             tensors[item["tensor"]],
@@ -117,4 +124,5 @@ def _input_from_json(data: dict[str, Any], tensors: dict[str, Array]) -> InputRe
         None if data["finished"] is None else from_json(Finished, data["finished"]),
         Captures(captures),
         data["seed"],
+        tuple(from_json(Revised, revised) for revised in data["revisions"]),
     )

@@ -47,7 +47,7 @@ class Captures:
     def positions(self, site: str) -> tuple[int, ...]:
         """Absolute token position of each row; empty for a mean."""
         found = self._matching(site, None)
-        if len({(entry.key.hook, entry.key.revision, entry.key.site) for entry in found}) == 1:  # parts at most
+        if len(_sources(found)) == 1 and len({entry.key.site for entry in found}) == 1:  # parts of one tensor
             return found[0].positions
         return self._entry(site, None).positions
 
@@ -115,19 +115,11 @@ class Captures:
         found = self._matching(name, part)
         if len(found) == 1:
             return found[0]
-        hooks = self._hooks(found)
-        if len(hooks) > 1:
-            shown = " and ".join(f"{hook} (id {label!r})" for hook, label in hooks)
-            raise InvalidArgument(
-                f"{name} was captured by hooks {shown}; choose one: .hook({hooks[0][1]!r})[{name!r}] "
-                f"or .hook({hooks[0][0]})[{name!r}]"
-            )
-        revisions = sorted({entry.key.revision for entry in found})
-        if len(revisions) > 1:
-            raise InvalidArgument(
-                f"{name} was captured by a hook that the session changed meanwhile: it is another since revisions "
-                f"{', '.join(map(str, revisions))}; choose one: .revision({revisions[0]})[{name!r}]"
-            )
+        if len(_sources(found)) > 1:
+            hooks = " and ".join(f"{hook} (id {label!r})" for hook, label in self._hooks(found))
+            revisions = " and ".join(map(str, Captures(found).revisions))
+            told = f"hooks {hooks}" if " and " in hooks else f"hook {hooks} as it is since revisions {revisions}"
+            raise InvalidArgument(f"{name} was captured by {told}; choose one: {_ways(found, name)}")
         sites = list(dict.fromkeys(entry.key.site for entry in found))
         if len(sites) > 1:
             raise InvalidArgument(f"hook {name!r} read {len(sites)} sites; choose one: .hook({name!r})[{sites[0]!r}]")
@@ -178,6 +170,23 @@ def _canonical(name: str) -> str | None:
     if pattern.layers is not None and pattern.layer is None:
         raise InvalidArgument(f"{name!r} stands for several layers; write .stack({pattern.name!r}), or name one layer")
     return str(pattern)
+
+
+def _sources(entries: Iterable[AssembledCapture]) -> set[tuple[int, int]]:
+    """What read them: a hook, as it was since a revision."""
+    return {(entry.key.hook, entry.key.revision) for entry in entries}
+
+
+def _ways(found: list[AssembledCapture], name: str) -> str:
+    """How to say which one is meant, by the example of the first."""
+    hook, revision, label = found[0].key.hook, found[0].key.revision, found[0].id
+    ways = {
+        f".hook({label!r})": [entry for entry in found if entry.id == label],
+        f".hook({hook})": [entry for entry in found if entry.key.hook == hook],
+        f".revision({revision})": [entry for entry in found if entry.key.revision == revision],
+    }
+    enough = [way for way, left in ways.items() if len(_sources(left)) == 1]
+    return " or ".join(f"{way}[{name!r}]" for way in enough or [f".hook({hook}).revision({revision})"])
 
 
 def _few(positions: tuple[int, ...]) -> str:

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypedDict, Unpack
+from typing import Self, Unpack
 
+from ..protos.activity import ActivityReport
 from ..protos.errors import Internal, InvalidArgument
-from ..protos.model import (
-    GenerateRequest,
-    HealthReport,
-    LoadRequest,
-    ModelInfo,
-    RunRequest,
-    Sampling,
-    StoredCapture,
-    Token,
-    Tokenized,
-    TokenizeRequest,
-)
+from ..protos.loading import HealthReport, LoadRequest
+from ..protos.model import GenerateRequest, ModelInfo, RunRequest, StoredCapture, Token, Tokenized, TokenizeRequest
 from ..protos.service import Service
+from ..protos.sessions import CreateSessionRequest
 from ..protos.spec import Plan
 from ..protos.tensors import Array
 from .addresses import connect
@@ -28,32 +21,17 @@ from .inprocess import InProcessTransport
 from .progress import progress_bar
 from .prompts import Prompt, Prompts, to_input, to_inputs
 from .results import Generation, Run, collect
+from .sampling import SamplingOptions, to_sampling
+from .session import LiveSession
 from .stream import Stream
+from .tls import read_tls
 
-__all__ = ["DEFAULT_URL", "Captured", "Client", "SamplingOptions"]
+__all__ = ["DEFAULT_URL", "Captured", "Client"]
 
 DEFAULT_URL = "grpc://127.0.0.1:50051"
 
 Captured = str | HookLike | Sequence[str | HookLike]
 """What to read: site names or patterns ("resid_post.10", "resid_post.*"), or hooks that capture."""
-
-
-class SamplingOptions(TypedDict, total=False):
-    """How the next token is chosen; see `protos.model.Sampling` for bounds and defaults."""
-
-    max_new_tokens: int
-    """128 by default."""
-    temperature: float
-    """0 (default) is greedy."""
-    top_p: float
-    top_k: int
-    """0 (default): off."""
-    seed: int | None
-    """None (default): the server draws one and reports it."""
-    stop: str | Sequence[str]
-    logprobs: int | None
-    """n: log-probability of the sampled token and of the n likeliest."""
-    ignore_eos: bool
 
 
 class Client:
@@ -68,17 +46,23 @@ class Client:
         url: str = DEFAULT_URL,
         *,
         api_key: str | None = None,
+        ca_file: str | Path | None = None,
+        cert_file: str | Path | None = None,
+        key_file: str | Path | None = None,
         timeout_s: float | None = 600.0,
         service: Service | None = None,
     ) -> None:
         """`url` is grpc://host:50051 or http://host:8000 (grpcs, https: with TLS). Nothing is sent yet.
 
-        `timeout_s` bounds each call, a whole stream included (None: no bound); loading a model is not bounded.
+        `ca_file` (PEM) is trusted in place of the usual authorities; `cert_file` and `key_file` are your own
+        certificate, for servers that ask for one. `timeout_s` bounds each call, a whole stream included (None: no
+        bound); loading a model is not bounded.
         """
         if service is not None:
             self._transport = InProcessTransport(service)
         else:
-            self._transport = connect(url, api_key=api_key, timeout_s=timeout_s)
+            tls = read_tls(ca_file, cert_file, key_file)
+            self._transport = connect(url, api_key=api_key, timeout_s=timeout_s, tls=tls)
 
     @classmethod
     def inprocess(cls, service: Service) -> Self:
@@ -98,12 +82,13 @@ class Client:
         *,
         hooks: Hooks = (),
         capture: Captured = (),
+        session: LiveSession | str = "",
         model: str = "",
         progress: bool = False,
         **sampling: Unpack[SamplingOptions],
     ) -> Generation:
-        """Sample a continuation of each input, with hooks at work on the way."""
-        return self._generate(_request(prompt, to_plan(hooks, capture), model, sampling), progress)
+        """Sample a continuation of each input, with hooks at work on the way: these, then the `session`'s as it goes."""
+        return self._generate(_request(prompt, to_plan(hooks, capture), session, model, sampling), progress)
 
     def generate_with_activations(
         self,
@@ -111,15 +96,19 @@ class Client:
         capture: Captured = (),
         *,
         hooks: Hooks = (),
+        session: LiveSession | str = "",
         model: str = "",
         progress: bool = False,
         **sampling: Unpack[SamplingOptions],
     ) -> Generation:
         """As `generate`, and refuses a request that captures nothing: `capture=["resid_post.*"]`."""
-        plan = to_plan(hooks, capture)
-        if not any(hook.capture for hook in plan.hooks):
+        request = _request(prompt_or_messages, to_plan(hooks, capture), session, model, sampling)
+        if not _captures(request.plan) and not self._session_captures(request.session):
             raise InvalidArgument('generate_with_activations captures nothing; name sites: capture=["resid_post.*"]')
-        return self._generate(_request(prompt_or_messages, plan, model, sampling), progress)
+        return self._generate(request, progress)
+
+    def _session_captures(self, session_id: str) -> bool:
+        return bool(session_id) and _captures(self._transport.session(session_id).plan)
 
     def stream(
         self,
@@ -127,11 +116,13 @@ class Client:
         *,
         hooks: Hooks = (),
         capture: Captured = (),
+        session: LiveSession | str = "",
         model: str = "",
         **sampling: Unpack[SamplingOptions],
     ) -> Stream:
         """Steps as they come: text and tensors of each token. Closing the stream cancels the request."""
-        return Stream(self._transport.generate(_request(prompt, to_plan(hooks, capture), model, sampling)))
+        plan = to_plan(hooks, capture)
+        return Stream(self._transport.generate(_request(prompt, plan, session, model, sampling)))
 
     def run(self, prompt: Prompts, *, capture: Captured = (), hooks: Hooks = (), model: str = "") -> Run:
         """One forward pass over each input, and what the hooks read in it."""
@@ -150,6 +141,24 @@ class Client:
                 bar(done, total)
 
             return Generation(*collect(self._transport.generate(request), expected, count))
+
+    # ---- live sessions ----
+
+    def session(self, hooks: Hooks = (), *, name: str = "", model: str = "") -> LiveSession:
+        """Make a live session: hooks that generations bound to it follow while you change them.
+
+        Its hooks may not name inputs, read other inputs, or store. Used in a `with`, it is deleted at the end.
+        """
+        request = CreateSessionRequest(to_plan(hooks), model, name)
+        return LiveSession(self._transport, self._transport.create_session(request))
+
+    def sessions(self) -> list[LiveSession]:
+        """Yours, oldest first."""
+        return [LiveSession(self._transport, session) for session in self._transport.sessions()]
+
+    def get_session(self, session_id: str) -> LiveSession:
+        """One of yours. Raises NotFound."""
+        return LiveSession(self._transport, self._transport.session(session_id))
 
     # ---- models ----
 
@@ -212,7 +221,11 @@ class Client:
         """Forget a stored capture."""
         self._transport.delete_capture(capture_id, model)
 
-    # ---- the connection ----
+    # ---- the server and the connection ----
+
+    def activity(self) -> ActivityReport:
+        """Who is running what: models, and requests under way. It holds no prompts."""
+        return self._transport.activity()
 
     def health(self) -> HealthReport:
         """Whether the server can serve, found by a real forward."""
@@ -234,14 +247,16 @@ class Client:
         return f"Client({self.address!r})"
 
 
-def _request(prompt: Prompts, plan: Plan, model: str, sampling: SamplingOptions) -> GenerateRequest:
-    unknown = sorted(set(sampling) - set(SamplingOptions.__annotations__))
-    if unknown:
-        raise InvalidArgument(f"unknown options {unknown}; allowed: {', '.join(SamplingOptions.__annotations__)}")
-    options: dict[str, Any] = {**sampling}
-    stop = sampling.get("stop", ())
-    options["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
-    return GenerateRequest(to_inputs(prompt), model, plan, Sampling(**options))
+def _request(
+    prompt: Prompts, plan: Plan, session: LiveSession | str, model: str, sampling: SamplingOptions
+) -> GenerateRequest:
+    if isinstance(session, LiveSession):
+        session, model = session.id, model or session.model
+    return GenerateRequest(to_inputs(prompt), model, plan, to_sampling(sampling), session)
+
+
+def _captures(plan: Plan) -> bool:
+    return any(hook.capture for hook in plan.hooks)
 
 
 def _read_only(array: Array) -> Array:

@@ -8,18 +8,8 @@ from typing import TypeVar
 
 from ..protos.activity import ActivityReport
 from ..protos.errors import Internal, InvalidArgument, ProbewireError
-from ..protos.model import (
-    Event,
-    GenerateRequest,
-    HealthReport,
-    LoadProgress,
-    LoadRequest,
-    ModelInfo,
-    RunRequest,
-    StoredCapture,
-    Tokenized,
-    TokenizeRequest,
-)
+from ..protos.loading import HealthReport, LoadProgress, LoadRequest
+from ..protos.model import Event, GenerateRequest, ModelInfo, RunRequest, StoredCapture, Tokenized, TokenizeRequest
 from ..protos.service import Service
 from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from ..protos.tensors import Array

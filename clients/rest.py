@@ -16,18 +16,8 @@ from ..protos.activity import ActivityReport
 from ..protos.delimited import MEDIA_TYPE, DelimitedDecoder
 from ..protos.error_body import error_from_json
 from ..protos.errors import DeadlineExceeded, Internal, NotFound
-from ..protos.model import (
-    Event,
-    GenerateRequest,
-    HealthReport,
-    LoadProgress,
-    LoadRequest,
-    ModelInfo,
-    RunRequest,
-    StoredCapture,
-    Tokenized,
-    TokenizeRequest,
-)
+from ..protos.loading import HealthReport, LoadProgress, LoadRequest
+from ..protos.model import Event, GenerateRequest, ModelInfo, RunRequest, StoredCapture, Tokenized, TokenizeRequest
 from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from ..protos.tensors import Array, Tensor
 from ..protos.wire import from_json, to_json

@@ -15,12 +15,10 @@ from ..protos import probewire_pb2 as pb
 from ..protos.activity import ActivityReport
 from ..protos.errors import Internal, NotFound
 from ..protos.events import FrameAssembler, read_events
+from ..protos.loading import HealthReport, LoadProgress, LoadRequest
 from ..protos.model import (
     Event,
     GenerateRequest,
-    HealthReport,
-    LoadProgress,
-    LoadRequest,
     ModelInfo,
     RunRequest,
     StoredCapture,

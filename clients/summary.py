@@ -55,8 +55,18 @@ def _input_rows(item: InputResult) -> list[tuple[str, str]]:
         reason = f", ended by {item.finished.reason}" if item.finished is not None else ""
         speed = f", {item.tokens_per_s:.1f} tokens/s" if item.tokens_per_s else ""
         rows.append(("new", f"{len(item.new)} tokens{reason}{speed}"))
+    if item.revisions:
+        turns = ", ".join(
+            f"{revised.revision} from token {_first(item, revised.revision)}" for revised in item.revisions
+        )
+        rows.append(("session", f"revision {turns}"))
     rows += _site_rows(item.captures)
     return rows + [("stored", f"{kept.id}  {kept.site} {list(kept.shape)} {kept.dtype}") for kept in item.stored]
+
+
+def _first(item: InputResult, revision: int) -> int:
+    """Index of the first new token that was sampled under a revision."""
+    return next((token.index for token in item.new if token.revision >= revision), len(item.new))
 
 
 def _site_rows(captures: Captures) -> list[tuple[str, str]]:
@@ -70,20 +80,21 @@ def _site_rows(captures: Captures) -> list[tuple[str, str]]:
             layers = [site.layer or 0 for site in sites]
             label = f"{sites[0].name}.{layers[0]}…{layers[-1]}"
         note = "  hook " + repr(look[1]) if several else ""
+        note += f"  since revision {look[6]}" if len(captures.revisions) > 1 else ""
         lines.append((label, f"{look[4]} {look[3]}{' ' + look[5] if look[5] else ''}{note}"))
     more = len(lines) - MAX_SITE_ROWS
     return lines if more <= 0 else [*lines[:MAX_SITE_ROWS], ("…", f"{more} more lines of sites")]
 
 
-def _order(entry: AssembledCapture) -> tuple[int, str, str, int]:
-    site = Site.parse(entry.key.site)
-    return (entry.key.hook, site.name, entry.key.part, -1 if site.layer is None else site.layer)
+def _order(entry: AssembledCapture) -> tuple[int, int, str, str, int]:
+    site, key = Site.parse(entry.key.site), entry.key
+    return (key.hook, key.revision, site.name, key.part, -1 if site.layer is None else site.layer)
 
 
-def _look(entry: AssembledCapture) -> tuple[int, str, str, str, str, str]:
-    site = Site.parse(entry.key.site)
-    name = entry.key.site if site.name == "module" else site.name
-    return (entry.key.hook, entry.id, name, dtype_name(entry.array.dtype), _shape(entry, site), entry.key.part)
+def _look(entry: AssembledCapture) -> tuple[int, str, str, str, str, str, int]:
+    site, key = Site.parse(entry.key.site), entry.key
+    name = key.site if site.name == "module" else site.name
+    return (key.hook, entry.id, name, dtype_name(entry.array.dtype), _shape(entry, site), key.part, key.revision)
 
 
 def _shape(entry: AssembledCapture, site: Site) -> str:

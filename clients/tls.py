@@ -51,7 +51,7 @@ def _context(ca_file: str | Path | None, cert_file: str | Path | None, key_file:
         ) from None
     if cert_file is not None:
         try:
-            context.load_cert_chain(cert_file, key_file, password="")  # noqa: S106 - else OpenSSL asks on the terminal
+            context.load_cert_chain(cert_file, key_file, password="")  # else OpenSSL asks on the terminal
         except (ssl.SSLError, ValueError) as error:
             reason = error.reason if isinstance(error, ssl.SSLError) else error
             raise InvalidArgument(

@@ -14,11 +14,8 @@ __all__ = [
     "Event",
     "Finished",
     "GenerateRequest",
-    "HealthReport",
     "Input",
     "InputStarted",
-    "LoadProgress",
-    "LoadRequest",
     "Message",
     "ModelInfo",
     "ResolvedHook",
@@ -69,7 +66,8 @@ class ModelInfo:
     backend: str
     device: str
     dtype: str
-    attention: str  # the kernel that plain requests use
+    attention: str
+    """The attention kernel that plain requests use."""
     model_hash: str
     n_layers: int
     d_model: int
@@ -140,9 +138,11 @@ class Sampling:
     """How the next token is chosen: Gumbel-max over float32 logits, noise keyed by (seed, token index)."""
 
     max_new_tokens: int = 128
-    temperature: float = 0.0  # 0 is greedy
+    temperature: float = 0.0
+    """0 is greedy."""
     top_p: float = 1.0
-    top_k: int = 0  # 0: off
+    top_k: int = 0
+    """0: off."""
     seed: int | None = None
     """None: the server draws one and reports it. Input i of a request samples with seed + i."""
     stop: tuple[str, ...] = ()
@@ -219,9 +219,11 @@ def _named(inputs: tuple[Input, ...]) -> tuple[Input, ...]:
 class ResolvedHook:
     """A hook as the worker understood it."""
 
-    hook: int  # index in the plan
+    hook: int
+    """Index in the plan."""
     id: str
-    sites: tuple[str, ...]  # canonical, one a layer
+    sites: tuple[str, ...]
+    """Canonical, one a layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,8 +232,10 @@ class InputStarted:
 
     name: str
     token_ids: tuple[int, ...]
-    tokens: tuple[str, ...]  # each token as text
-    seed: int = 0  # generate: the sampling seed in use
+    tokens: tuple[str, ...]
+    """Each token as text."""
+    seed: int = 0
+    """Generate: the sampling seed in use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +278,8 @@ class Token:
     """One sampled token."""
 
     input: str
-    index: int  # 0 for the first new token
+    index: int
+    """0 for the first new token."""
     id: int
     text: str
     """Text that became final with this token; may be empty while a character or a stop string is incomplete."""
@@ -288,9 +293,12 @@ class TensorFrame:
     """Rows of one hook's capture at one or more sites, from one step."""
 
     input: str
-    hook: int  # index in the plan
-    id: str  # of the hook
-    sites: tuple[str, ...]  # the leading axis of the tensor
+    hook: int
+    """Index of the hook in the plan."""
+    id: str
+    """The hook's id."""
+    sites: tuple[str, ...]
+    """The leading axis of the tensor."""
     positions: tuple[int, ...]
     """Absolute positions of the rows (the `pos` or `query` axis); empty for `mean`, whose row axis has length 1."""
     step: int
@@ -353,28 +361,6 @@ Event = Started | Token | TensorFrame | Finished | Revised
 
 
 @dataclass(frozen=True, slots=True)
-class LoadRequest:
-    """Load a model into a worker of its own."""
-
-    model: str
-    """Default model's name, local folder, or Hugging Face id."""
-    id: str = ""  # name to serve it under; empty: derived from `model`
-    backend: str = "auto"
-    dtype: str = "auto"
-    revision: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class LoadProgress:
-    """How far a load has come."""
-
-    stage: str
-    done: int = 0
-    total: int = 0  # bytes, where known; 0 otherwise
-    info: ModelInfo | None = None  # set on the last message
-
-
-@dataclass(frozen=True, slots=True)
 class TokenizeRequest:
     """Tokens of an input as a request would use them, or the text of token ids."""
 
@@ -388,14 +374,5 @@ class Tokenized:
 
     token_ids: tuple[int, ...]
     tokens: tuple[str, ...]
-    text: str  # the whole prompt, special tokens included
-
-
-@dataclass(frozen=True, slots=True)
-class HealthReport:
-    """What a probe found."""
-
-    ready: bool
-    detail: str
-    models: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Model id → ready, loading, restarting or failed, with a reason."""
+    text: str
+    """The whole prompt as text, special tokens included."""

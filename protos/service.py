@@ -6,18 +6,8 @@ from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
 from .activity import ActivityReport
-from .model import (
-    Event,
-    GenerateRequest,
-    HealthReport,
-    LoadProgress,
-    LoadRequest,
-    ModelInfo,
-    RunRequest,
-    StoredCapture,
-    Tokenized,
-    TokenizeRequest,
-)
+from .loading import HealthReport, LoadProgress, LoadRequest
+from .model import Event, GenerateRequest, ModelInfo, RunRequest, StoredCapture, Tokenized, TokenizeRequest
 from .sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from .tensors import Array
 

@@ -11,7 +11,7 @@ import grpc
 import grpc.aio
 
 from ..protos.errors import DeadlineExceeded, ProbewireError, Unavailable
-from ..protos.model import HealthReport
+from ..protos.loading import HealthReport
 from .callers import Caller
 from .health import report_of
 from .rpc_status import as_error, is_from_service

@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -26,36 +26,26 @@ from ..protos.errors import (
     Unavailable,
 )
 from ..protos.events import FrameAssembler, decode_events
-from ..protos.model import (
-    Event,
-    GenerateRequest,
-    HealthReport,
-    LoadProgress,
-    LoadRequest,
-    ModelInfo,
-    RunRequest,
-    StoredCapture,
-    Tokenized,
-    TokenizeRequest,
-)
+from ..protos.loading import HealthReport, LoadProgress, LoadRequest
+from ..protos.model import Event, GenerateRequest, ModelInfo, RunRequest, StoredCapture, Tokenized, TokenizeRequest
 from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
-from ..protos.spec import Plan
 from ..protos.tensors import Tensor
-from ..protos.wire import from_proto, parse, to_proto
+from ..protos.wire import from_proto, to_proto
 from .access import Access
 from .audit import Audit
 from .capture_store import CaptureStore
 from .config import DTYPES, GatewayConfig, WorkerConfig, choose_backend
 from .desk import Desk
 from .metrics import Metrics
+from .pass_through import PassThrough, sites_of
 from .session_store import SessionStore
 from .sessions import Sessions
 from .state import State
-from .streams import EncodedStreams, closing
+from .streams import closing
 from .users import Users
 from .workers import Worker
 
-__all__ = ["Gateway", "PassThrough", "default_id"]
+__all__ = ["Gateway", "default_id"]
 
 _MODELS, _WORKER = "/probewire.v1.Models/", "/probewire.v1.Worker/"
 
@@ -286,13 +276,13 @@ class Gateway:
     # ---- sessions ----
 
     async def create_session(self, request: CreateSessionRequest) -> Session:
-        with self.desk.visit("Sessions.Create", sites=_sites(request.plan)) as visit:
+        with self.desk.visit("Sessions.Create", sites=sites_of(request.plan)) as visit:
             session = await self.live.create(visit.caller, request)
             visit.model, visit.session = session.model, session.id
             return session
 
     async def update_session(self, request: UpdateSessionRequest) -> Session:
-        with self.desk.visit("Sessions.Update", sites=_sites(request.plan), session=request.id) as visit:
+        with self.desk.visit("Sessions.Update", sites=sites_of(request.plan), session=request.id) as visit:
             session = await self.live.update(visit.caller, request)
             visit.model = session.model
             return session
@@ -321,55 +311,6 @@ class Gateway:
         ready = sum(model.state == "ready" for model in report.models)
         self.metrics.refresh({model.id: model for model in report.models}, ready, self.store.used_bytes())
         return self.metrics.text()
-
-
-class PassThrough:
-    """`Streams` of the gateway: the request is read for its model, and the worker's answer goes on untouched."""
-
-    def __init__(self, gateway: Gateway) -> None:
-        self._gateway = gateway
-
-    def generate(self, request: bytes) -> AsyncIterator[bytes]:
-        return self._passed("Inference.Generate", pb.GenerateRequest, request)
-
-    def run(self, request: bytes) -> AsyncIterator[bytes]:
-        return self._passed("Inference.Run", pb.RunRequest, request)
-
-    def weights(self, request: bytes) -> AsyncIterator[bytes]:
-        return self._passed("Models.Weights", pb.WeightsRequest, request)
-
-    def capture(self, request: bytes) -> AsyncIterator[bytes]:
-        return EncodedStreams(self._gateway).capture(request)
-
-    async def _passed(self, operation: str, message: Callable[[], Any], request: bytes) -> AsyncIterator[bytes]:
-        gateway = self._gateway
-        asked = parse(message, request)
-        with gateway.desk.visit(operation, **_about(asked)) as visit:
-            worker = await gateway.ready(asked.model)
-            visit.model = worker.config.id
-            if visit.session:
-                session = await gateway.live.bind(worker, visit.caller, visit.session)
-                visit.sites = (*visit.sites, *_sites(session.plan))
-            method = f"/probewire.v1.{operation.replace('.', '/')}"
-            async with closing(worker.stream(method, request, visit.caller)) as messages:
-                async for piece in messages:
-                    gateway.desk.took(visit, piece)
-                    yield piece
-
-
-def _sites(plan: Plan) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(hook.site for hook in plan.hooks))
-
-
-def _about(request: Any) -> dict[str, Any]:
-    """What the desk notes of a serialised request: sites, session, prompts."""
-    if not hasattr(request, "plan"):
-        return {}
-    return {
-        "sites": tuple(dict.fromkeys(hook.site for hook in request.plan.hooks)),
-        "session": getattr(request, "session", ""),
-        "prompts": tuple(str(item.text or item.messages or item.token_ids).strip() for item in request.inputs),
-    }
 
 
 async def _model_activity(worker: Worker) -> ModelActivity:

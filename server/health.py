@@ -15,7 +15,7 @@ import orjson
 from grpc_health.v1 import health_pb2
 
 from ..protos.errors import NotFound
-from ..protos.model import HealthReport
+from ..protos.loading import HealthReport
 from ..protos.wire import from_json, parse, to_json
 from .service import Operations
 

@@ -9,18 +9,8 @@ from typing import Any
 from ..backends.checkpoints import resolve_model
 from ..protos.activity import ActivityReport, ModelActivity
 from ..protos.errors import Unsupported
-from ..protos.model import (
-    Event,
-    GenerateRequest,
-    HealthReport,
-    LoadProgress,
-    LoadRequest,
-    ModelInfo,
-    RunRequest,
-    StoredCapture,
-    Tokenized,
-    TokenizeRequest,
-)
+from ..protos.loading import HealthReport, LoadProgress, LoadRequest
+from ..protos.model import Event, GenerateRequest, ModelInfo, RunRequest, StoredCapture, Tokenized, TokenizeRequest
 from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from ..protos.tensors import Array
 from .callers import local_caller

@@ -17,13 +17,11 @@ from ..backends.checkpoints import resolve_model
 from ..backends.tokenizer import Tokenizer
 from ..protos.activity import ActivityReport, ModelActivity, WorkerStatus
 from ..protos.errors import Internal, NotFound, ProbewireError, Unavailable, Unsupported
+from ..protos.loading import HealthReport, LoadProgress, LoadRequest
 from ..protos.model import (
     Event,
     GenerateRequest,
-    HealthReport,
     Input,
-    LoadProgress,
-    LoadRequest,
     ModelInfo,
     RunRequest,
     StoredCapture,

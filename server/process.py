@@ -21,7 +21,7 @@ from typing import Any
 import orjson
 
 from ..protos.errors import Code, Internal, ProbewireError, Unavailable, error_from_code
-from ..protos.model import LoadProgress
+from ..protos.loading import LoadProgress
 from ..protos.wire import to_json
 from .config import WorkerConfig
 

@@ -7,7 +7,7 @@ import asyncio
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from ..protos.model import HealthReport
+from ..protos.loading import HealthReport
 from ..protos.wire import to_json
 from .metrics import MEDIA_TYPE
 from .rest_body import query

@@ -10,7 +10,8 @@ from starlette.responses import Response
 
 from ..protos.error_body import error_to_json
 from ..protos.errors import Internal, InvalidArgument, ProbewireError
-from ..protos.model import Input, LoadProgress, LoadRequest, ModelInfo, Tokenized, TokenizeRequest
+from ..protos.loading import LoadProgress, LoadRequest
+from ..protos.model import Input, ModelInfo, Tokenized, TokenizeRequest
 from ..protos.wire import to_json
 from .fields import Fields
 from .rest_body import offload, parsed, query, read_object

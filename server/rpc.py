@@ -14,7 +14,8 @@ from grpc_reflection.v1alpha import reflection
 
 from ..protos import probewire_pb2 as pb
 from ..protos.errors import FailedPrecondition, Internal, ProbewireError
-from ..protos.model import LoadRequest, TokenizeRequest
+from ..protos.loading import LoadRequest
+from ..protos.model import TokenizeRequest
 from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from ..protos.wire import from_proto, parse, to_proto
 from .access import Access

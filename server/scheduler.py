@@ -13,12 +13,12 @@ from ..backends.base import Backend, Sequence, StepResult
 from ..backends.plan import give_rows
 from ..protos.activity import WorkerStatus
 from ..protos.errors import Cancelled, Internal, ProbewireError, ResourceExhausted, Unavailable
+from .admission import Item, admit_next
 from .config import RequestLimits
 from .delivery import Job
 from .fair_queue import FairQueue, Ledger
 from .requests import Prepared, PreparedInput
 from .tempo import Tempo
-from .users import LOCAL
 
 __all__ = ["Scheduler"]
 
@@ -27,8 +27,6 @@ log = logging.getLogger(__name__)
 IDLE_WAIT_S = 0.5
 CLOSE_WAIT_S = 4.0
 """Within the time that a worker has to end (its `drain_s` and the gateway's grace)."""
-
-_Item = tuple[Job, PreparedInput]
 
 
 class Scheduler:
@@ -46,8 +44,8 @@ class Scheduler:
         self._wake = threading.Condition()
         self._commands: deque[Callable[[], None]] = deque()
         ledger = Ledger()
-        self._waiting: FairQueue[_Item] = FairQueue(ledger, limits.max_queued)
-        self._runs: FairQueue[_Item] = FairQueue(ledger, limits.max_queued)
+        self._waiting: FairQueue[Item] = FairQueue(ledger, limits.max_queued)
+        self._runs: FairQueue[Item] = FairQueue(ledger, limits.max_queued)
         self._live: dict[str, Job] = {}
         """Request id → job, from acceptance to its end."""
         self._jobs: dict[str, Job] = {}
@@ -249,7 +247,7 @@ class Scheduler:
             queue = self._waiting if item.generates else self._runs
             self._push(queue, job, item, item.sequence.plan.n_rows)
 
-    def _push(self, queue: FairQueue[_Item], job: Job, item: PreparedInput, cost: int) -> None:
+    def _push(self, queue: FairQueue[Item], job: Job, item: PreparedInput, cost: int) -> None:
         user = job.caller.user
         queue.push(user.name, user.weight, (job, item), cost, time.monotonic(), self._running())
 
@@ -307,46 +305,14 @@ class Scheduler:
             job.deliver_run(item, result)
 
     def _admit(self) -> None:
-        """Fill free slots, in the order of fairness; when the one whose turn it is does not fit, only newcomers pass."""
+        """Fill free slots, in the order of fairness."""
         running = self._running()
-        while len(self._waiting) and self.backend.engine is not None:
-            if not self._admit_one(running):
-                return
-
-    def _admit_one(self, running: Counter[str]) -> bool:
-        """Whether the queue got shorter."""
-        blocked = False
-        for user, (job, item) in self._waiting.candidates(running):
-            if job.ended:
-                self._waiting.pop(user)
-                return True
-            if blocked and running[user]:
-                continue
-            try:
-                fits = self._fits(user, item, running)
-            except Exception as error:  # noqa: BLE001 - as in `_accept`
-                self._waiting.pop(user)
-                self.drop(job, _internal("admission", error))
-                return True
-            if not fits:
-                blocked = True
-                continue
-            assert item.sequence is not None
-            self._waiting.pop(user)
-            self._waiting.ledger.charge(user, item.sequence.prompt_length)
-            running[user] += 1
-            self._jobs[item.sequence.id] = job
-            job.admitted(item)
-            return True
-        return False
-
-    def _fits(self, user: str, item: PreparedInput, running: Counter[str]) -> bool:
-        """Put an input in the batch if its cache is free; who has a slot leaves a slot's share of cache to a newcomer."""
-        engine, limits = self.backend.engine, self.backend.limits
-        assert engine is not None
-        assert item.sequence is not None
-        keeps = running[user] > 0 and user != LOCAL.name
-        return engine.admit(item.sequence, keep_tokens=limits.cache_tokens // limits.n_slots if keeps else 0)
+        while len(self._waiting) and (found := admit_next(self._waiting, self.backend, running)) is not None:
+            if found.error is not None:
+                self.drop(found.job, _internal("admission", found.error))
+            elif found.item.sequence is not None and not found.job.ended:
+                self._jobs[found.item.sequence.id] = found.job
+                found.job.admitted(found.item)
 
     def _hold_back(self) -> None:
         """Leave sequences with a slow reader out of the coming step, and take them in again once it has caught up."""

@@ -9,18 +9,8 @@ from collections.abc import AsyncIterator
 from typing import Protocol, runtime_checkable
 
 from ..protos.activity import ActivityReport, WorkerStatus
-from ..protos.model import (
-    Event,
-    GenerateRequest,
-    HealthReport,
-    LoadProgress,
-    LoadRequest,
-    ModelInfo,
-    RunRequest,
-    StoredCapture,
-    Tokenized,
-    TokenizeRequest,
-)
+from ..protos.loading import HealthReport, LoadProgress, LoadRequest
+from ..protos.model import Event, GenerateRequest, ModelInfo, RunRequest, StoredCapture, Tokenized, TokenizeRequest
 from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from ..protos.tensors import Tensor
 

@@ -18,7 +18,8 @@ from typing import Literal
 from ..protos import probewire_pb2 as pb
 from ..protos.activity import WorkerStatus
 from ..protos.errors import ProbewireError, Unavailable
-from ..protos.model import LoadProgress, ModelInfo
+from ..protos.loading import LoadProgress
+from ..protos.model import ModelInfo
 from ..protos.wire import from_proto
 from .callers import Caller
 from .channel import WorkerChannel

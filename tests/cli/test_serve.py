@@ -23,7 +23,8 @@ from probewire.cli.__main__ import main
 from probewire.cli.serve import check_host, load_requests
 from probewire.cli.serving import _listen
 from probewire.protos.errors import FailedPrecondition, InvalidArgument
-from probewire.protos.model import GenerateRequest, Input, LoadRequest, Sampling
+from probewire.protos.loading import LoadRequest
+from probewire.protos.model import GenerateRequest, Input, Sampling
 from probewire.protos.wire import to_proto
 
 SERVER_TESTS = Path(__file__).parents[1] / "server"

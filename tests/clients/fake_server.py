@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import grpc
 import uvicorn
 from fake_service import FakeService
 
 from probewire.protos.model import Event, StoredCapture, Token
 from probewire.protos.tensors import Tensor
+from probewire.server.access import Access
 from probewire.server.rest import create_app
-from probewire.server.rpc import RpcServer
+from probewire.server.rpc import RpcServer, admit_at_the_door
+from probewire.server.users import Users
 
 
 class FakeOperations:
@@ -61,6 +67,24 @@ class FakeOperations:
     async def delete_capture(self, capture_id: str, model: str) -> None:
         self.service.delete_capture(capture_id, model)
 
+    async def create_session(self, request: Any) -> Any:
+        return self.service.create_session(request)
+
+    async def update_session(self, request: Any) -> Any:
+        return self.service.update_session(request)
+
+    async def session(self, session_id: str) -> Any:
+        return self.service.session(session_id)
+
+    async def sessions(self) -> Any:
+        return self.service.sessions()
+
+    async def delete_session(self, session_id: str) -> None:
+        self.service.delete_session(session_id)
+
+    async def activity(self) -> Any:
+        return self.service.activity()
+
     async def health(self) -> Any:
         return self.service.health()
 
@@ -86,11 +110,33 @@ async def _steps(events: Iterator[Event]) -> AsyncIterator[list[Event]]:
         events.close()  # pyright: ignore[reportAttributeAccessIssue] - it is a generator
 
 
-class FakeServer:
-    """Both faces on free ports of the loopback."""
+@dataclass(frozen=True)
+class ServerTls:
+    """PEM files of a server with TLS."""
 
-    def __init__(self, service: FakeService) -> None:
+    cert: Path
+    key: Path
+    clients_ca: Path | None = None
+    """Only callers with a certificate of this CA are let in."""
+
+    def credentials(self) -> grpc.ServerCredentials:
+        ca = None if self.clients_ca is None else self.clients_ca.read_bytes()
+        pair = (self.key.read_bytes(), self.cert.read_bytes())
+        return grpc.ssl_server_credentials([pair], ca, require_client_auth=ca is not None)
+
+    def uvicorn(self) -> dict[str, Any]:
+        wanted = (
+            {} if self.clients_ca is None else {"ssl_ca_certs": self.clients_ca, "ssl_cert_reqs": ssl.CERT_REQUIRED}
+        )
+        return {"ssl_certfile": self.cert, "ssl_keyfile": self.key, **wanted}
+
+
+class FakeServer:
+    """Both faces on free ports of the loopback; with `users`, only they get in."""
+
+    def __init__(self, service: FakeService, *, tls: ServerTls | None = None, users: Users | None = None) -> None:
         self.service = service
+        self._tls, self._access = tls, Access(users)
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -104,18 +150,21 @@ class FakeServer:
 
     async def _main(self) -> None:
         operations = FakeOperations(self.service)
-        rpc = RpcServer(operations, max_request_bytes=1 << 20)
-        self.grpc_url = f"grpc://127.0.0.1:{rpc.bind('127.0.0.1:0')}"
+        rpc = RpcServer(operations, admit_at_the_door(self._access), max_request_bytes=1 << 20)
+        s, credentials, options = (
+            ("", None, {}) if self._tls is None else ("s", self._tls.credentials(), self._tls.uvicorn())
+        )
+        self.grpc_url = f"grpc{s}://127.0.0.1:{rpc.bind('127.0.0.1:0', credentials)}"
         await rpc.start()
         config = uvicorn.Config(
-            create_app(operations, version="test"), host="127.0.0.1", port=0, log_level="warning", lifespan="off",
-            timeout_graceful_shutdown=1,
+            create_app(operations, version="test", access=self._access), host="127.0.0.1", port=0, log_level="critical",
+            lifespan="off", timeout_graceful_shutdown=1, **options,
         )  # fmt: skip
         self._uvicorn = uvicorn.Server(config)
         serving = asyncio.ensure_future(self._uvicorn.serve())
         while not self._uvicorn.started:  # noqa: ASYNC110 - uvicorn has no event for it
             await asyncio.sleep(0.01)
-        self.http_url = f"http://127.0.0.1:{self._uvicorn.servers[0].sockets[0].getsockname()[1]}"
+        self.http_url = f"http{s}://127.0.0.1:{self._uvicorn.servers[0].sockets[0].getsockname()[1]}"
         self._ready.set()
         await serving
         await rpc.stop(0)

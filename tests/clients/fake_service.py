@@ -2,31 +2,32 @@
 
 A token is a character and its id the character's code. The value at a site is `token id + 1000·layer` in every
 coordinate, plus alpha·v for each `add` there. The next token is the previous one plus 1, plus the first coordinate of
-every `add` at resid_post (alpha·v[0]). Rows come in one frame a hook and step, before the step's token.
+every `add` at resid_post (alpha·v[0]). Rows come in one frame a hook and step, before the step's token. A generation
+takes over its session's next revision between steps; `before_step` is called there, for tests that change it.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+from fake_sessions import N_LAYERS, FakeSessions, Followed, hook_id, resolved
 
+from probewire.protos.activity import ActivityReport
 from probewire.protos.edits import Add
 from probewire.protos.errors import Code, InvalidArgument, NotFound, error_from_code
+from probewire.protos.loading import HealthReport, LoadProgress, LoadRequest
 from probewire.protos.model import (
     Event,
     Finished,
     GenerateRequest,
-    HealthReport,
     Input,
     InputStarted,
-    LoadProgress,
-    LoadRequest,
     ModelInfo,
-    ResolvedHook,
+    Revised,
     RunRequest,
     SiteInfo,
     Started,
@@ -39,11 +40,12 @@ from probewire.protos.model import (
     TokenLogprob,
     Usage,
 )
+from probewire.protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from probewire.protos.sites import AXES, LAYER_SITES, Site, SitePattern
 from probewire.protos.spec import Hook, Last, Mean, Norm, Plan, TopK
 from probewire.protos.tensors import Array, Tensor, numpy_dtype
 
-N_LAYERS, D_MODEL, N_HEADS, VOCAB = 3, 4, 2, 256
+D_MODEL, N_HEADS, VOCAB = 4, 2, 256
 WIDTHS = {"d_model": D_MODEL, "d_mlp": 8, "head": N_HEADS, "kv_head": N_HEADS, "d_head": 2, "vocab": VOCAB, "expert": 2}
 DTYPE = "bfloat16"
 
@@ -73,67 +75,74 @@ class FakeService:
     closed: bool = False
     stored: dict[str, tuple[StoredCapture, Array]] = field(default_factory=dict)
     requests: list[GenerateRequest | RunRequest] = field(default_factory=list)
+    live: FakeSessions = field(default_factory=FakeSessions)
+    before_step: Callable[[int], None] = lambda index: None
+    report: ActivityReport = ActivityReport()
 
     def generate(self, request: GenerateRequest) -> Iterator[Event]:
         self.requests.append(request)
         finished = False
         try:
-            yield self._started(request.inputs, request.plan)
+            followed = Followed(request, self.live)
+            yield self._started(request.inputs, followed.plan, followed.revision)
             last = [item for item in request.inputs if not item.source_only][-1]
             for item in request.inputs:
-                for event in self._generate(item, request) if not item.source_only else ():
+                for event in self._generate(item, request, followed) if not item.source_only else ():
                     finished = item is last and isinstance(event, Finished)  # whoever leaves after that has it all
                     yield event
         finally:
             if not finished:
                 self.cancelled.set()
 
-    def _generate(self, item: Input, request: GenerateRequest) -> Iterator[Event]:
+    def _generate(self, item: Input, request: GenerateRequest, followed: Followed) -> Iterator[Event]:
         tokens, sampling = list(prompt_ids(item)), request.sampling
         prompt, text = len(tokens), ""
         held: dict[int, list[tuple[tuple[int, ...], Array]]] = {}
         index, ended = 0, False
         for index in range(sampling.max_new_tokens):
             time.sleep(self.step_s)
+            self.before_step(index)
+            if followed.step():
+                yield Revised(item.name, followed.revision, resolved(followed.plan))
             start = 0 if index == 0 else len(tokens) - 1
-            yield from self._frames(item, request.plan, tokens, range(start, len(tokens)), prompt, index, held)
-            tokens.append((tokens[-1] + 1 + _shift(request.plan)) % VOCAB)
+            yield from self._frames(item, followed, tokens, range(start, len(tokens)), prompt, index, held)
+            tokens.append((tokens[-1] + 1 + _shift(followed.plan)) % VOCAB)
             piece = chr(tokens[-1])
             ended = any((text + piece).endswith(stop) for stop in sampling.stop)
             text += "" if ended else piece
             logprob = None if sampling.logprobs is None else -0.5 * (index + 1)
             top = tuple(TokenLogprob(i, chr(i), -float(i)) for i in range(65, 65 + (sampling.logprobs or 0)))
-            yield Token(item.name, index, tokens[-1], "" if ended else piece, logprob, top)
+            yield Token(item.name, index, tokens[-1], "" if ended else piece, logprob, top, followed.revision)
             if ended:
                 break
-        yield from self._held(item, request.plan, held, index)
+        yield from self._held(item, followed.plan, held, index)
         reason = "stop" if ended else "length"
         usage, timings = Usage(prompt, len(tokens) - prompt), Timings(0.0, 0.1, 0.5)
         yield Finished(item.name, reason, usage, timings, self._store(item, request.plan, tokens[:-1], prompt))
 
     def run(self, request: RunRequest) -> Iterator[Event]:
         self.requests.append(request)
+        followed = Followed(GenerateRequest(request.inputs, plan=request.plan), self.live)
         yield self._started(request.inputs, request.plan)
         for item in request.inputs:
             tokens = prompt_ids(item)
             held: dict[int, list[tuple[tuple[int, ...], Array]]] = {}
-            yield from self._frames(item, request.plan, list(tokens), range(len(tokens)), len(tokens), 0, held)
+            yield from self._frames(item, followed, list(tokens), range(len(tokens)), len(tokens), 0, held)
             yield from self._held(item, request.plan, held, 0)
             stored = self._store(item, request.plan, list(tokens), len(tokens))
             yield Finished(item.name, "run", Usage(len(tokens)), Timings(0.0, 0.25, 0.25), stored)
 
-    def _started(self, inputs: tuple[Input, ...], plan: Plan) -> Started:
+    def _started(self, inputs: tuple[Input, ...], plan: Plan, revision: int = 0) -> Started:
         for item in inputs:
             _fail_if_told_to(item)
-        hooks = tuple(
-            ResolvedHook(i, _id(plan, i), tuple(str(s) for s in SitePattern.parse(hook.site).expand(N_LAYERS)))
-            for i, hook in enumerate(plan.hooks)
-        )
         began = tuple(InputStarted(i.name, prompt_ids(i), tuple(chr(t) for t in prompt_ids(i)), 7) for i in inputs)
         versions = {"numpy": np.__version__}
-        return Started("req-1", "fake", "abc123", "numpy", "cpu", DTYPE, "none", versions, hooks, began)
+        return Started(
+            "req-1", "fake", "abc123", "numpy", "cpu", DTYPE, "none", versions, resolved(plan), began, revision
+        )
 
-    def _frames(self, item, plan, tokens, rows, prompt, step, held) -> Iterator[TensorFrame]:
+    def _frames(self, item, followed, tokens, rows, prompt, step, held) -> Iterator[TensorFrame]:
+        plan = followed.plan
         for index, hook in enumerate(plan.hooks):
             if hook.capture is None or hook.capture.store or (hook.inputs and item.name not in hook.inputs):
                 continue
@@ -146,8 +155,8 @@ class FakeService:
                 held.setdefault(index, []).append((tuple(chosen), values))
                 continue
             for part, array in _reduced(hook, values):
-                frame = (item.name, index, _id(plan, index), sites, tuple(chosen), step)
-                yield TensorFrame(*frame, Tensor.of(array), part)
+                frame = (item.name, index, hook_id(plan, index), sites, tuple(chosen), step)
+                yield TensorFrame(*frame, Tensor.of(array), part, followed.revision, followed.since[index])
 
     def _held(self, item, plan, held, step) -> Iterator[TensorFrame]:
         for index, parts in held.items():
@@ -158,7 +167,7 @@ class FakeService:
             array = values[:, -1:] if last else values.astype(np.float32).mean(axis=1, keepdims=True)
             positions = parts[-1][0][-1:] if last else ()
             for i, site in enumerate(sites):
-                frame = (item.name, index, _id(plan, index), (site,), positions, step)
+                frame = (item.name, index, hook_id(plan, index), (site,), positions, step)
                 yield TensorFrame(*frame, Tensor.of(array[i : i + 1]))
 
     def _store(self, item, plan, tokens, prompt) -> tuple[StoredCapture, ...]:
@@ -215,6 +224,24 @@ class FakeService:
         self.capture(capture_id)
         del self.stored[capture_id]
 
+    def create_session(self, request: CreateSessionRequest) -> Session:
+        return self.live.create(request)
+
+    def update_session(self, request: UpdateSessionRequest) -> Session:
+        return self.live.update(request)
+
+    def session(self, session_id: str) -> Session:
+        return self.live.get(session_id)
+
+    def sessions(self) -> list[Session]:
+        return list(self.live.kept.values())
+
+    def delete_session(self, session_id: str) -> None:
+        self.live.delete(session_id)
+
+    def activity(self) -> ActivityReport:
+        return self.report
+
     def health(self) -> HealthReport:
         return HealthReport(True, "all well", {"fake": "ready"})
 
@@ -243,10 +270,6 @@ def _fail_if_told_to(item: Input) -> None:
     if item.text is not None and item.text.startswith("fail:"):
         _, code, *retry = item.text.split(":")
         raise error_from_code(Code[code], f"told to fail with {code}: ‖h‖", float(retry[0]) if retry else None)
-
-
-def _id(plan: Plan, index: int) -> str:
-    return plan.hooks[index].id or f"hook{index}"
 
 
 def _shift(plan: Plan) -> int:

@@ -11,6 +11,6 @@ from probewire.server.callers import CALLER, local_caller
 
 
 @pytest.fixture(autouse=True)
-def _a_caller() -> None:  # pyright: ignore[reportUnusedFunction]  pytest uses it
+def _a_caller() -> None:
     """Tests that call operations directly have no door to come through."""
     CALLER.set(local_caller())

@@ -15,15 +15,13 @@ import ml_dtypes
 import numpy as np
 
 from probewire.protos.errors import Code, FailedPrecondition, InvalidArgument, NotFound, error_from_code
+from probewire.protos.loading import HealthReport, LoadProgress, LoadRequest
 from probewire.protos.model import (
     Event,
     Finished,
     GenerateRequest,
-    HealthReport,
     Input,
     InputStarted,
-    LoadProgress,
-    LoadRequest,
     ModelInfo,
     ResolvedHook,
     RunRequest,

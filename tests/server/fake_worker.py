@@ -13,14 +13,12 @@ import sys
 from collections.abc import AsyncIterator
 
 from probewire.protos.errors import Code, InvalidArgument, NotFound, error_from_code
+from probewire.protos.loading import HealthReport, LoadProgress, LoadRequest
 from probewire.protos.model import (
     Event,
     Finished,
     GenerateRequest,
-    HealthReport,
     InputStarted,
-    LoadProgress,
-    LoadRequest,
     ModelInfo,
     RunRequest,
     Started,

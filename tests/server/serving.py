@@ -16,7 +16,7 @@ import grpc.aio
 import pytest
 
 from probewire.protos import probewire_pb2 as pb
-from probewire.protos.model import LoadProgress, LoadRequest
+from probewire.protos.loading import LoadProgress, LoadRequest
 from probewire.server.callers import CALLER, local_caller
 from probewire.server.config import GatewayConfig, RequestLimits, Supervision, WorkerConfig
 from probewire.server.gateway import Gateway

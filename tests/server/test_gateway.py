@@ -13,12 +13,11 @@ from fake_worker import FakeOperations, pattern
 from serving import Served, broken, drained, eventually, gateway, loaded, request_bytes
 
 from probewire.protos.errors import FailedPrecondition, InvalidArgument, NotFound, ProbewireError
+from probewire.protos.loading import LoadProgress, LoadRequest
 from probewire.protos.model import (
     Finished,
     GenerateRequest,
     Input,
-    LoadProgress,
-    LoadRequest,
     RunRequest,
     Sampling,
     Started,

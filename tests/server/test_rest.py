@@ -24,11 +24,11 @@ from probewire.protos.assemble import assemble
 from probewire.protos.delimited import MEDIA_TYPE, iter_delimited
 from probewire.protos.error_body import error_from_json
 from probewire.protos.errors import Code, NotFound, Unavailable
+from probewire.protos.loading import LoadRequest
 from probewire.protos.model import (
     Event,
     Finished,
     GenerateRequest,
-    LoadRequest,
     ModelInfo,
     RunRequest,
     Started,

@@ -20,7 +20,7 @@ import pytest
 from serving import DEADLINE_S, QUICK, Served, broken, drained, eventually, gateway, loaded
 
 from probewire.protos.errors import Unavailable
-from probewire.protos.model import LoadRequest
+from probewire.protos.loading import LoadRequest
 from probewire.server.config import Supervision
 from probewire.server.gateway import Gateway
 

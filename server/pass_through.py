@@ -1,0 +1,66 @@
+"""The gateway's tensor streams: a request is read for its model, and the worker's answer goes on as it came."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Any
+
+from ..protos import probewire_pb2 as pb
+from ..protos.spec import Plan
+from ..protos.wire import parse
+from .streams import EncodedStreams, closing
+
+if TYPE_CHECKING:
+    from .gateway import Gateway
+
+__all__ = ["PassThrough", "sites_of"]
+
+
+class PassThrough:
+    """`Streams` of the gateway: the request is read for its model, and the worker's answer goes on untouched."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    def generate(self, request: bytes) -> AsyncIterator[bytes]:
+        return self._passed("Inference.Generate", pb.GenerateRequest, request)
+
+    def run(self, request: bytes) -> AsyncIterator[bytes]:
+        return self._passed("Inference.Run", pb.RunRequest, request)
+
+    def weights(self, request: bytes) -> AsyncIterator[bytes]:
+        return self._passed("Models.Weights", pb.WeightsRequest, request)
+
+    def capture(self, request: bytes) -> AsyncIterator[bytes]:
+        return EncodedStreams(self._gateway).capture(request)
+
+    async def _passed(self, operation: str, message: Callable[[], Any], request: bytes) -> AsyncIterator[bytes]:
+        gateway = self._gateway
+        asked = parse(message, request)
+        with gateway.desk.visit(operation, **_about(asked)) as visit:
+            worker = await gateway.ready(asked.model)
+            visit.model = worker.config.id
+            if visit.session:
+                session = await gateway.live.bind(worker, visit.caller, visit.session)
+                visit.sites = (*visit.sites, *sites_of(session.plan))
+            method = f"/probewire.v1.{operation.replace('.', '/')}"
+            async with closing(worker.stream(method, request, visit.caller)) as messages:
+                async for piece in messages:
+                    gateway.desk.took(visit, piece)
+                    yield piece
+
+
+def sites_of(plan: Plan) -> tuple[str, ...]:
+    """Site patterns of a plan, each once."""
+    return tuple(dict.fromkeys(hook.site for hook in plan.hooks))
+
+
+def _about(request: Any) -> dict[str, Any]:
+    """What the desk notes of a serialised request: sites, session, prompts."""
+    if not hasattr(request, "plan"):
+        return {}
+    return {
+        "sites": tuple(dict.fromkeys(hook.site for hook in request.plan.hooks)),
+        "session": getattr(request, "session", ""),
+        "prompts": tuple(str(item.text or item.messages or item.token_ids).strip() for item in request.inputs),
+    }
