@@ -17,6 +17,8 @@ COMMANDS = {
     "serve": "serve one or more models over gRPC and REST",
     "pull": "fetch a model into the cache",
     "chat": "talk to a served model, steer it, and watch its activations",
+    "users": "say who may use a server: make users, list them, end or renew their keys",
+    "top": "see who is running what on a server, live",
     "bench": "measure this machine against plain inference and against peers (needs a checkout)",
 }
 

@@ -209,7 +209,7 @@ class _Bucket:
     def check(self, user: str) -> None:
         """Raise ResourceExhausted while there is a debt."""
         self._fill()
-        if self._level <= 0:
+        if self._level < 1:
             wait_s = (1 - self._level) * 60 / self.per_minute
             raise ResourceExhausted(
                 f"{user} has used up {self.per_minute:,} tokens a minute; the next request may come in {wait_s:.0f} s",

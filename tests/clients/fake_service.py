@@ -81,7 +81,7 @@ class FakeService:
 
     def generate(self, request: GenerateRequest) -> Iterator[Event]:
         self.requests.append(request)
-        finished = False
+        finished, cancelled = False, self.cancelled  # that of its own test, should it outlive that
         try:
             followed = Followed(request, self.live)
             yield self._started(request.inputs, followed.plan, followed.revision)
@@ -92,7 +92,7 @@ class FakeService:
                     yield event
         finally:
             if not finished:
-                self.cancelled.set()
+                cancelled.set()
 
     def _generate(self, item: Input, request: GenerateRequest, followed: Followed) -> Iterator[Event]:
         tokens, sampling = list(prompt_ids(item)), request.sampling

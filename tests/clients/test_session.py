@@ -224,7 +224,7 @@ def test_a_service_may_raise_what_it_likes() -> None:
 def test_the_revision_travels_only_when_it_counts(client: Client, service: FakeService) -> None:
     seen: list[UpdateSessionRequest] = []
     update = service.live.update
-    service.live.update = lambda request: seen.append(request) or update(request)  # pyright: ignore[reportAttributeAccessIssue]
+    service.live.update = lambda request: seen.append(request) or update(request)
     live = client.session()
     live.update(())
     live.update((), force=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,10 +55,17 @@ class Served:
 
 
 @contextmanager
-def serving(folder: Path, scratch: Path, *options: str) -> Generator[Served]:
-    """Start the command, wait until both models serve, and end it: no process is left."""
+def serving(
+    folder: Path,
+    scratch: Path,
+    *options: str,
+    backends: Sequence[str] = BACKENDS,
+    verify: ssl.SSLContext | bool = True,
+) -> Generator[Served]:
+    """Start the command, wait until its models serve, and end it: no process is left."""
     ready, log = scratch / "ready.json", scratch / "serve.log"
-    models = [f"{backend}={folder}@{backend}" for backend in BACKENDS]
+    ready.unlink(missing_ok=True)
+    models = [f"{backend}={folder}@{backend}" for backend in backends]
     sizes = ["--slots", ENGINE.n_slots, "--context", ENGINE.context_tokens, "--cache-tokens", ENGINE.cache_tokens]
     sizes += ["--chunk", ENGINE.chunk_tokens, "--max-request-mib", LIMITS.max_request_bytes >> 20]
     network = ["--port", "0", "--grpc-port", "0", "--drain", "2", "--ready-file", str(ready)]
@@ -72,9 +80,9 @@ def serving(folder: Path, scratch: Path, *options: str) -> Generator[Served]:
             eventually(lambda: ready.exists() or process.poll() is not None, "the server is ready")
             assert process.poll() is None, log.read_text()
             where = json.loads(ready.read_bytes())
-            address = where["grpc"].removeprefix("grpc://")
+            address = where["grpc"].removeprefix("grpcs://").removeprefix("grpc://")
             with (
-                httpx.Client(base_url=where["http"], timeout=DEADLINE_S, trust_env=False) as web,
+                httpx.Client(base_url=where["http"], timeout=DEADLINE_S, trust_env=False, verify=verify) as web,
                 grpc.insecure_channel(address, [("grpc.max_send_message_length", -1)]) as channel,
             ):
                 yield Served(where["http"], address, web, channel, process.pid, log, folder)
