@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .base import Backend
     from .limits import Limits
 
-__all__ = ["BACKENDS", "load_backend"]
+__all__ = ["BACKENDS", "free_bytes", "load_backend"]
 
 BACKENDS = ("torch", "mlx")
 
@@ -56,6 +56,19 @@ def load_backend(
         backend.engine = None
         backend.info = replace(backend.info, generate=False, generate_note=f"{fault}; use runs")
     return backend
+
+
+def free_bytes(name: str, device: str) -> int | None:
+    """Memory that a model on a device could have now; None where nobody knows."""
+    from .footprint import free_bytes as main_memory
+
+    if name == "torch":
+        from .torch.load import cuda_free_bytes
+
+        on_gpu = cuda_free_bytes(device)
+        if on_gpu is not None:
+            return on_gpu
+    return main_memory()
 
 
 def _fault(name: str, folder: Path, backend: Backend, device: str) -> str:

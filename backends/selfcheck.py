@@ -61,11 +61,11 @@ def _decode(backend: Backend, prompts: list[list[int]]) -> list[tuple[Sequence, 
     engine = backend.engine
     assert engine is not None
     sequences = [_sequence(backend, f"check{i}", tokens, "generate") for i, tokens in enumerate(prompts)]
-    for sequence in sequences:
-        engine.admit(sequence)
+    waiting = sequences  # a small engine takes them one after the other
     rows: dict[str, list[Array]] = {sequence.id: [] for sequence in sequences}
     live = {sequence.id for sequence in sequences}
     while live:
+        waiting = [sequence for sequence in waiting if not engine.admit(sequence)]
         for result in engine.step():
             if result.error is not None:
                 raise result.error

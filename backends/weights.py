@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -41,6 +42,15 @@ class CheckpointWeights:
     def names(self) -> Mapping[str, tuple[int, ...]]:
         """Every weight's name and shape."""
         return {name: shape for name, (_, _, shape, _) in self._entries.items()}
+
+    def nbytes(self, itemsize: int | None = None) -> int:
+        """Bytes of all of them as stored, or with floats of `itemsize` bytes."""
+        total = 0
+        for _, dtype, shape, _ in self._entries.values():
+            stored = numpy_dtype(_DTYPES[dtype]).itemsize if dtype in _DTYPES else 1  # eight-bit floats and the like
+            floats = dtype.startswith(("F", "BF"))
+            total += math.prod(shape) * (itemsize if floats and itemsize is not None else stored)
+        return total
 
     def get(self, name: str) -> Array:
         """One weight. Raises NotFound with a few names that are like it."""

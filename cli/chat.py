@@ -6,18 +6,18 @@ import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
-from ..clients.client import DEFAULT_URL, Client
 from ..protos.errors import Cancelled, InvalidArgument, ProbewireError
 from .chat_commands import HELP, obey
+from .chat_conversation import Conversation
+from .chat_dial import Dial, Setting
 from .chat_reply import Reply
-from .chat_session import Session
 from .chat_shows import parse_show
 from .chat_steering import parse_steering
+from .connection import add_connection_arguments, connected
 
 __all__ = ["add_arguments", "run"]
 
@@ -26,8 +26,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what `probewire chat` takes."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = f"inside:\n{HELP}"
-    parser.add_argument("--url", default=DEFAULT_URL, help="grpc://host:50051 or http://host:8000 (%(default)s)")
-    parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="a file that holds your key")
     parser.add_argument("--model", default="", help="needed only where several are loaded")
     parser.add_argument("--system", default="", metavar="TEXT", help="the system message")
     parser.add_argument(
@@ -48,30 +46,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0: greedy (default)")
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P")
     parser.add_argument("--seed", type=int, default=None, metavar="N", help="default: the server draws one a reply")
+    add_connection_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Talk until the end of input or /quit."""
     console = Console(highlight=False, emoji=False)
-    key = args.api_key_file.read_text().strip() if args.api_key_file else None
-    with Client(args.url, api_key=key) as client:
-        session = _session(client, args)
-        _greet(console, session)
-        for line in _lines(console):
-            try:
-                if not line.startswith("/"):
-                    _answer(console, session, line)
-                elif not obey(console, session, line):
-                    break
-            except ProbewireError as error:
-                console.print(f"[red]{escape(error.message)}[/red]", soft_wrap=True)
+    with connected(args) as client:
+        info = client.describe(args.model)
+        with closing(Dial(client, info.id)) as dial:
+            conversation = _conversation(Conversation(client, info, dial), args)
+            _greet(console, conversation)
+            _converse(console, conversation)
     return 0
 
 
-def _session(client: Client, args: argparse.Namespace) -> Session:
-    info = client.describe(args.model)
-    session = Session(client, info, args.system)
-    session.sampling = {
+def _converse(console: Console, conversation: Conversation) -> None:
+    for line in _lines(console):
+        try:
+            if not line.startswith("/"):
+                _answer(console, conversation, line)
+            elif not obey(console, conversation, line):
+                return
+        except ProbewireError as error:
+            console.print(f"[red]{escape(error.message)}[/red]", soft_wrap=True)
+
+
+def _conversation(conversation: Conversation, args: argparse.Namespace) -> Conversation:
+    """Set up as the options say. Raises for what the model or the server refuses."""
+    info = conversation.info
+    conversation.system = args.system
+    conversation.sampling = {
         "max_new_tokens": args.max_new_tokens,
         "temperature": args.temperature,
         "top_p": args.top_p,
@@ -79,17 +84,17 @@ def _session(client: Client, args: argparse.Namespace) -> Session:
     }
     if args.system and not info.chat_template:
         raise InvalidArgument(f"{info.id} has no chat template, so --system has no place in its prompt; leave it out")
-    session.steerings = [parse_steering(text) for text in args.steer]
-    session.shows = [parse_show(text, info) for text in args.show]
-    return session
+    steerings = tuple(parse_steering(text) for text in args.steer)
+    conversation.dial.change(Setting(steerings, tuple(parse_show(text, info) for text in args.show)))
+    return conversation
 
 
-def _greet(console: Console, session: Session) -> None:
-    info = session.info
+def _greet(console: Console, conversation: Conversation) -> None:
+    info = conversation.info
     console.print(f"[bold]{escape(info.id)}[/bold]  {info.backend} on {info.device}, {info.dtype}   /help for commands")
     if not info.chat_template:
         console.print("[dim]No chat template: the model continues your text as it stands.[/dim]")
-    for line in session.settings():
+    for line in conversation.dial.setting.lines():
         console.print(f"[dim]{escape(line)}[/dim]")
 
 
@@ -122,21 +127,20 @@ def _enable_editing() -> None:
         return
 
 
-def _answer(console: Console, session: Session, text: str) -> None:
+def _answer(console: Console, conversation: Conversation, text: str) -> None:
     """One turn. Ctrl-C ends the reply, not the chat."""
-    session.say(text)
-    reply = Reply(console, session)
+    conversation.say(text)
+    reply = Reply(console, conversation)
     try:
-        with closing(session.start()) as stream:
+        with closing(conversation.start()) as stream:
             reply.follow(stream)
     except KeyboardInterrupt:
         reply.interrupted()
     except ProbewireError as error:
-        reply.broken()
         if not reply.text:
-            session.take_back()
+            conversation.take_back()
         if not isinstance(error, Cancelled):
             raise
     finally:
         if reply.text:
-            session.hear(reply.text)
+            conversation.hear(reply.text)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
 from ..protos.errors import InvalidArgument
-from .chat_session import Session
+from .chat_conversation import Conversation
 from .chat_shows import MAX_SHOWS, parse_show
 from .chat_steering import between_prompts, from_file
 
@@ -22,6 +23,8 @@ HELP = """\
   /steer SITE FILE [alpha=1]               … or along a vector (.npy, .safetensors)
   /alpha X                                 change the strength of all steering
   /off                                     stop steering
+  while a reply streams: ↑ ↓ (or + -)      change the strength by a quarter, at once
+                         0                 off, and on again
   /show SITE[:norm|:unit=N|:top_k=K]       watch a site beside each token (heads: :head=H)
   /show off                                stop watching
   /sites                                   what this model offers
@@ -29,7 +32,7 @@ HELP = """\
   /help, /quit"""
 
 
-def obey(console: Console, session: Session, line: str) -> bool:
+def obey(console: Console, conversation: Conversation, line: str) -> bool:
     """Do it; False to leave. Raises InvalidArgument for what it does not understand."""
     try:
         name, *words = shlex.split(line)
@@ -39,17 +42,17 @@ def obey(console: Console, session: Session, line: str) -> bool:
         return False
     if name not in _COMMANDS:
         raise InvalidArgument(f"no command {name}; there are {', '.join(_COMMANDS)}, /quit")
-    told = _COMMANDS[name](console, session, words)
+    told = _COMMANDS[name](console, conversation, words)
     for text in told:
         console.print(f"[dim]{escape(text)}[/dim]", soft_wrap=True)
     return True
 
 
-def _help(console: Console, session: Session, words: list[str]) -> list[str]:
+def _help(console: Console, conversation: Conversation, words: list[str]) -> list[str]:
     return list[str](HELP.splitlines())
 
 
-def _steer(console: Console, session: Session, words: list[str]) -> list[str]:
+def _steer(console: Console, conversation: Conversation, words: list[str]) -> list[str]:
     alphas = [word for word in words if word.startswith("alpha=")]
     site, *rest = [word for word in words if word not in alphas] or [""]
     if len(rest) not in (1, 2) or len(alphas) > 1:
@@ -60,53 +63,59 @@ def _steer(console: Console, session: Session, words: list[str]) -> list[str]:
     else:
         with console.status("running both prompts"):
             steering = between_prompts(
-                session.client, session.info.id, site, rest[0], rest[1], 4.0 if alpha is None else alpha
+                conversation.client, conversation.info.id, site, rest[0], rest[1], 4.0 if alpha is None else alpha
             )
-    session.steerings = [item for item in session.steerings if item.site != steering.site] + [steering]
+    kept = [item for item in conversation.dial.setting.steered() if item.site != steering.site]
+    _change(conversation, steerings=(*kept, steering), strength=1.0, on=True)
     return [f"steer {steering}"]
 
 
-def _alpha(console: Console, session: Session, words: list[str]) -> list[str]:
+def _alpha(console: Console, conversation: Conversation, words: list[str]) -> list[str]:
     if len(words) != 1:
         raise InvalidArgument("write /alpha X, a number")
-    if not session.steerings:
+    steerings = conversation.dial.setting.steerings
+    if not steerings:
         raise InvalidArgument("nothing steers yet; begin with /steer")
     alpha = _float(words[0], "alpha")
-    session.steerings = [replace(item, alpha=alpha) for item in session.steerings]
-    return session.settings()
+    _change(conversation, steerings=tuple(replace(item, alpha=alpha) for item in steerings), strength=1.0, on=True)
+    return conversation.dial.setting.lines()
 
 
-def _off(console: Console, session: Session, words: list[str]) -> list[str]:
-    session.steerings = []
+def _off(console: Console, conversation: Conversation, words: list[str]) -> list[str]:
+    _change(conversation, steerings=())
     return ["no steering"]
 
 
-def _show(console: Console, session: Session, words: list[str]) -> list[str]:
+def _show(console: Console, conversation: Conversation, words: list[str]) -> list[str]:
     if words == ["off"]:
-        session.shows = []
+        _change(conversation, shows=())
         return ["nothing shown"]
     if not words:
-        return session.settings() or ["nothing shown; /show SITE[:norm|:unit=N|:top_k=K]"]
-    added = [parse_show(word, session.info) for word in words]
-    shows = list(dict.fromkeys([*session.shows, *added]))
+        return conversation.dial.setting.lines() or ["nothing shown; /show SITE[:norm|:unit=N|:top_k=K]"]
+    added = [parse_show(word, conversation.info) for word in words]
+    shows = tuple(dict.fromkeys([*conversation.dial.setting.shows, *added]))
     if len(shows) > MAX_SHOWS:
         raise InvalidArgument(f"at most {MAX_SHOWS} sites are shown; /show off first")
-    session.shows = shows
-    return session.settings()
+    _change(conversation, shows=shows)
+    return conversation.dial.setting.lines()
 
 
-def _sites(console: Console, session: Session, words: list[str]) -> list[str]:
-    lines = [f"{session.info.n_layers} layers, 0 … {session.info.n_layers - 1}"]
-    for site in session.info.sites:
+def _sites(console: Console, conversation: Conversation, words: list[str]) -> list[str]:
+    lines = [f"{conversation.info.n_layers} layers, 0 … {conversation.info.n_layers - 1}"]
+    for site in conversation.info.sites:
         layer = "" if site.layers is None else ".LAYER"
         note = "" if site.generate else f"   runs only: {site.note}"
         lines.append(f"  {site.name + layer:<24} {' '.join(site.axes)}{note}")
     return lines
 
 
-def _reset(console: Console, session: Session, words: list[str]) -> list[str]:
-    session.history.clear()
+def _reset(console: Console, conversation: Conversation, words: list[str]) -> list[str]:
+    conversation.history.clear()
     return ["a new conversation; steering and shown sites stay"]
+
+
+def _change(conversation: Conversation, **values: Any) -> None:
+    conversation.dial.change(replace(conversation.dial.setting, **values))
 
 
 def _float(text: str, what: str) -> float:
@@ -116,7 +125,7 @@ def _float(text: str, what: str) -> float:
         raise InvalidArgument(f"{what} must be a number, got {text!r}") from None
 
 
-_Command = Callable[[Console, Session, list[str]], list[str]]
+_Command = Callable[[Console, Conversation, list[str]], list[str]]
 
 _COMMANDS: dict[str, _Command] = {
     "/help": _help,

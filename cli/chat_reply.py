@@ -4,62 +4,91 @@ from __future__ import annotations
 
 from rich.console import Console
 from rich.markup import escape
+from rich.text import Text
 
 from ..clients.stream import Step, Stream
-from .chat_session import Session
+from .chat_conversation import Conversation
+from .chat_keys import Turning, turning
+from .chat_page import Page, PlainPage, StatusPage
 from .chat_shows import Reading, Show
-from .gloss import MAX_WORD, Gloss, bar, clipped, number, shown_token, visible
+from .gloss import MAX_WORD, Gloss, bar, clipped, number, shown_token
 
 __all__ = ["Reply"]
 
 
 class Reply:
-    """Prints a stream as it comes and keeps its text."""
+    """Prints a stream as it comes and keeps its text. Keys may steer it meanwhile."""
 
-    def __init__(self, console: Console, session: Session) -> None:
+    def __init__(self, console: Console, conversation: Conversation) -> None:
         self.text = ""
-        self._console, self._session = console, session
-        self._shows = session.shows
+        self._console, self._conversation, self._dial = console, conversation, conversation.dial
+        self._setting = self._dial.setting
+        self._shows = self._setting.shows
         self._prompt_length = 0
         self._n_tokens = 0
+        self._revision = 0
 
     def follow(self, stream: Stream) -> None:
         """Print everything."""
         self._prompt_length = len(stream.started.inputs[0].token_ids)
-        self._title()
-        if self._shows:
-            self._glossed(stream)
-        else:
-            self._plain(stream)
+        self._revision = stream.revision
+        with turning(self._dial) as turned:
+            if self._shows:
+                self._glossed(stream, turned)
+            else:
+                self._plain(stream, turned)
         self._ended(stream)
 
     def interrupted(self) -> None:
         """The user stopped it."""
-        self._console.print("\n[dim](stopped; the server was told)[/dim]")
+        self._console.print("[dim](stopped; the server was told)[/dim]")
 
-    def broken(self) -> None:
-        """The server, or the way to it, failed."""
-        if self.text:
-            self._console.print()
+    def _title(self) -> Text:
+        title = Text("model", style="bold green")
+        if self._setting.steers:
+            steered = ", ".join(f"{item.site} × {item.alpha:g}" for item in self._setting.steered())
+            title = title + Text(f" (steered: {steered})", style="yellow")
+        elif self._setting.steerings:
+            title = title + Text(" (steering off)", style="yellow")
+        return title + Text(" ›", style="bold green")
 
-    def _title(self) -> None:
-        steered = ", ".join(f"{item.site} × {item.alpha:g}" for item in self._session.steerings)
-        note = f" [yellow](steered: {escape(steered)})[/yellow]" if steered else ""
-        end = "\n" if self._shows else " "
-        self._console.print(f"[bold green]model[/bold green]{note} [bold green]›[/bold green]", end=end)
+    def _plain(self, stream: Stream, turned: Turning | None) -> None:
+        page = self._page(turned)
+        try:
+            for step in stream:
+                if mark := self._turn(step):
+                    page.mark(f"⟨{mark}⟩")
+                self.text += step.text
+                page.add(step.text)
+        finally:
+            page.end()
 
-    def _plain(self, stream: Stream) -> None:
-        for step in stream:
-            self.text += step.text
-            self._console.out(visible(step.text), end="", highlight=False)
-        self._console.print()
+    def _page(self, turned: Turning | None) -> Page:
+        if turned is None or not self._console.is_terminal:
+            return PlainPage(self._console, self._title())
+        page = StatusPage(self._console, self._title(), turned.status)
+        turned.redraw = page.redraw
+        return page
 
-    def _glossed(self, stream: Stream) -> None:
+    def _turn(self, step: Step) -> str:
+        """The label of another revision, where its first token comes."""
+        if step.token is None or step.revision == self._revision:
+            return ""
+        self._revision = step.revision
+        return self._dial.label(step.revision)
+
+    def _glossed(self, stream: Stream, turned: Turning | None) -> None:
+        self._console.print(self._title())
         self._legend()
-        gloss = Gloss(self._console, self._marks(), [self._room(show) for show in self._shows])
+        status = turned.status if turned is not None else None
+        gloss = Gloss(self._console, self._marks(), [self._room(show) for show in self._shows], status)
+        if turned is not None:
+            turned.redraw = gloss.redraw
         try:
             for step in stream:
                 self._fill(gloss, step)
+                if mark := self._turn(step):
+                    gloss.note(f"⟨{mark}⟩")
                 if step.token is not None:
                     gloss.add(shown_token(step.text, first=self._n_tokens == 0))
                     self._n_tokens += 1
@@ -81,9 +110,9 @@ class Reply:
         if reading.unit is not None:
             unit = str(reading.unit)
             if show.site == "logits":
-                unit = clipped(shown_token(self._session.word(reading.unit), first=False))
+                unit = clipped(shown_token(self._conversation.word(reading.unit), first=False))
             return f"{unit}:{number(reading.value)}"
-        seen = self._session.largest
+        seen = self._conversation.largest
         largest = seen[show] = max(seen.get(show, 0.0), abs(reading.value))
         return f"{bar(reading.value, largest)} {number(reading.value)}"
 
@@ -110,3 +139,6 @@ class Reply:
             n, total_s = finished.usage.completion_tokens, finished.timings.total_s
             speed = f" · {n / total_s:.1f} tokens/s" if total_s else ""
             self._console.print(f"[dim]{n} tokens · {finished.reason}{speed}[/dim]")
+        if self._dial.setting is not self._setting:
+            for line in self._dial.setting.lines():
+                self._console.print(f"[dim]{escape(line)}[/dim]", soft_wrap=True)

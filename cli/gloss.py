@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from rich.cells import cell_len, set_cell_size
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
@@ -21,14 +23,21 @@ MISSING = "–"
 class _Cell:
     token: str
     lines: list[str] = field(default_factory=list[str])
+    style: str = "bold"
 
 
 class Gloss:
-    """Fills a block of tokens from left to right; a full block stays on the screen and the next begins."""
+    """Fills a block of tokens from left to right; a full block stays on the screen and the next begins.
 
-    def __init__(self, console: Console, marks: list[str], widths: list[int]) -> None:
+    With a `status` line beneath the block it is used from two threads.
+    """
+
+    def __init__(
+        self, console: Console, marks: list[str], widths: list[int], status: Callable[[], Text] | None = None
+    ) -> None:
         """`marks` label the lines beneath the tokens; `widths` is the room each line's numbers need."""
-        self._console, self._marks = console, marks
+        self._console, self._marks, self._status = console, marks, status
+        self._lock = threading.RLock()
         self._margin = max(map(len, marks), default=0) + 1
         self._least = max(widths, default=1)
         self._cells: list[_Cell] = []
@@ -36,26 +45,42 @@ class Gloss:
 
     def add(self, token: str) -> None:
         """A token; its numbers are not known yet."""
-        cell = _Cell(token, [MISSING] * len(self._marks))
-        if self._cells and self._margin + sum(map(self._width, [*self._cells, cell])) > self._console.width:
-            self.flush()
-        self._cells.append(cell)
-        self._draw()
+        self._put(_Cell(token, [MISSING] * len(self._marks)))
+
+    def note(self, text: str) -> None:
+        """Something between two tokens, without numbers."""
+        self._put(_Cell(text, [""] * len(self._marks), "yellow"))
+
+    def _put(self, cell: _Cell) -> None:
+        with self._lock:
+            if self._cells and self._margin + sum(map(self._width, [*self._cells, cell])) > self._console.width:
+                self.flush()
+            self._cells.append(cell)
+            self._draw()
 
     def fill(self, line: int, text: str) -> None:
         """A number of the last token."""
-        if self._cells:
-            self._cells[-1].lines[line] = text
-            self._draw()
+        with self._lock:
+            if self._cells:
+                self._cells[-1].lines[line] = text
+                self._draw()
 
     def flush(self) -> None:
         """End the block."""
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
-        elif self._cells and not self._console.is_terminal:
-            self._console.print(self._block())
-        self._cells = []
+        with self._lock:
+            if self._live is not None:
+                self._live.update(self._block(), refresh=True)
+                self._live.stop()
+                self._live = None
+            elif self._cells and not self._console.is_terminal:
+                self._console.print(self._block())
+            self._cells = []
+
+    def redraw(self) -> None:
+        """Show the status as it is now."""
+        with self._lock:
+            if self._live is not None:
+                self._draw()
 
     def _draw(self) -> None:
         if not self._console.is_terminal:
@@ -63,23 +88,26 @@ class Gloss:
         if self._live is None:
             self._live = Live(console=self._console, auto_refresh=False)
             self._live.start()
-        self._live.update(self._block(), refresh=True)
+        block: RenderableType = self._block()
+        self._live.update(block if self._status is None else Group(block, self._status()), refresh=True)
 
     def _width(self, cell: _Cell) -> int:
         return max(cell_len(cell.token), self._least) + 2
 
     def _block(self) -> Text:
-        lines = [Text(" " * self._margin).append_text(self._row([cell.token for cell in self._cells], "bold"))]
+        tokens = self._row([Text(cell.token, style=cell.style) for cell in self._cells])
+        lines = [Text(" " * self._margin).append_text(tokens)]
         for index, mark in enumerate(self._marks):
-            row = self._row([cell.lines[index] for cell in self._cells], "")
+            row = self._row([Text(cell.lines[index]) for cell in self._cells])
             lines.append(Text(mark.ljust(self._margin), style="dim").append_text(row))
         return Text("\n", no_wrap=True).join([*lines, Text()])
 
-    def _row(self, texts: list[str], style: str) -> Text:
-        padded = (
-            text + " " * (self._width(cell) - cell_len(text)) for text, cell in zip(texts, self._cells, strict=True)
-        )
-        return Text("".join(padded).rstrip(), style=style)
+    def _row(self, texts: list[Text]) -> Text:
+        row = Text()
+        for text, cell in zip(texts, self._cells, strict=True):
+            row.append_text(text).append(" " * (self._width(cell) - cell_len(text.plain)))
+        row.rstrip()
+        return row
 
 
 def visible(text: str) -> str:

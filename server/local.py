@@ -11,9 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..backends import load_backend
+from ..backends import free_bytes, load_backend
 from ..backends.base import Backend
 from ..backends.checkpoints import resolve_model
+from ..backends.footprint import check_room
 from ..backends.tokenizer import Tokenizer
 from ..protos.activity import ActivityReport, ModelActivity, WorkerStatus
 from ..protos.errors import Internal, NotFound, ProbewireError, Unavailable, Unsupported
@@ -194,6 +195,9 @@ class LocalOperations:
                 revision=config.revision or None,
                 cache_dir=Path(config.cache_dir) if config.cache_dir else None,
                 progress=lambda p: report(p.stage, p.done, p.total),
+            )
+            check_room(
+                checkpoint.folder, config.model, config.dtype, config.engine, free_bytes(config.backend, config.device)
             )
             report("load", 0, 0)
             model = LocalModel(config, checkpoint.folder, model_hash=checkpoint.model_hash, on_death=_end_worker)

@@ -54,6 +54,7 @@ class Worker:
         self._starts = 0
         self._revivals = 0
         self._waking = False
+        self._ending: asyncio.Task[None] | None = None
         self._in_use = 0
         self._used_s = time.monotonic()
         self.sessions: dict[str, int] = {}
@@ -146,14 +147,15 @@ class Worker:
             return
         log.info("model %s was idle for %.0f s; its memory is freed until it is asked for", self.config.id, self.idle_s)
         self._become("asleep", "freed its memory; the next request loads it again")
-        await self._end_process(self.config.drain_s)
+        self._ending = asyncio.create_task(self._end_process(self.config.drain_s))
+        await asyncio.shield(self._ending)
 
     def wake(self) -> None:
         """Begin to load again."""
         if self._state == "asleep":
             self._waking = True
             self._become("loading", "waking up")
-            self._task = asyncio.create_task(self._live(), name=f"worker {self.config.id}")
+            self._task = asyncio.create_task(self._live_again(), name=f"worker {self.config.id}")
 
     async def awake(self) -> None:
         """Wait until it serves, if it has to be woken for that."""
@@ -168,12 +170,15 @@ class Worker:
         await self._end_process(drain_s)
 
     async def _end_process(self, drain_s: float) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-        if self._process is not None:
-            await self._process.stop(drain_s + self._supervision.kill_grace_s)
-        await self._drop_channel()
+        task, process, channel = self._task, self._process, self._channel
+        self._channel = None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+        if process is not None:
+            await process.stop(drain_s + self._supervision.kill_grace_s)
+        if channel is not None:
+            await channel.close()
 
     def kill(self) -> None:
         """End it now, without waiting."""
@@ -192,6 +197,12 @@ class Worker:
         raise Unavailable(f"model {name} is {self._state} ({self._detail}); retry", retry_after_s=2.0)
 
     # ---- its life ----
+
+    async def _live_again(self) -> None:
+        """Its memory must be free before it is taken again."""
+        if self._ending is not None:
+            await self._ending
+        await self._live()
 
     async def _live(self) -> None:
         try:

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from ...protos.errors import FailedPrecondition, InvalidArgument
 from .ops import torch_dtype
 
-__all__ = ["choose_device", "load_model"]
+__all__ = ["choose_device", "cuda_free_bytes", "load_model"]
 
 
 def choose_device(device: str) -> torch.device:
@@ -28,6 +28,12 @@ def choose_device(device: str) -> torch.device:
             f"device {device} was asked for, but this machine has no usable CUDA; use --device cpu"
         )
     return chosen
+
+
+def cuda_free_bytes(device: str) -> int | None:
+    """Free memory of the GPU that a device name means; None for the CPU."""
+    chosen = choose_device(device)
+    return torch.cuda.mem_get_info(chosen)[0] if chosen.type == "cuda" else None
 
 
 def load_model(folder: Path, dtype: str, device: torch.device) -> Any:

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import grpc.aio
@@ -111,13 +112,15 @@ async def served(
 
 
 @asynccontextmanager
-async def gateway(*models: str, supervision: Supervision = QUICK) -> AsyncGenerator[tuple[Gateway, Served]]:
+async def gateway(
+    *models: str, supervision: Supervision = QUICK, **config: Any
+) -> AsyncGenerator[tuple[Gateway, Served]]:
     """A gateway with a worker process of the fake for each model, behind the gRPC face."""
     CALLER.set(local_caller())
     here = str(Path(__file__).parent)
     path = os.pathsep.join([here, *filter(None, sys.path)])
     with mock.patch.dict(os.environ, PYTHONPATH=path):
-        it = Gateway(GatewayConfig(worker=replace(FAKES, backend="torch"), supervision=supervision))
+        it = Gateway(GatewayConfig(worker=replace(FAKES, backend="torch"), supervision=supervision, **config))
         try:
             await asyncio.gather(*(loaded(it, model) for model in models))
             async with served(it, streams=it.streams) as server:

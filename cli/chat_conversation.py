@@ -1,29 +1,30 @@
-"""The state of a chat: the conversation so far, what steers it and what is shown."""
+"""The state of a chat: the conversation so far, and what steers and watches it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..clients.client import Client, SamplingOptions
+from ..clients.client import Client
 from ..clients.prompts import Prompt
+from ..clients.sampling import SamplingOptions
 from ..clients.stream import Stream
+from ..protos.errors import NotFound
 from ..protos.model import Message, ModelInfo
+from .chat_dial import Dial
 from .chat_shows import Show
-from .chat_steering import Steering
 
-__all__ = ["Session"]
+__all__ = ["Conversation"]
 
 
 @dataclass(eq=False, slots=True)
-class Session:
+class Conversation:
     """One conversation with one model."""
 
     client: Client
     info: ModelInfo
+    dial: Dial
     system: str = ""
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
-    steerings: list[Steering] = field(default_factory=list[Steering])
-    shows: list[Show] = field(default_factory=list[Show])
     history: list[Message] = field(default_factory=list[Message])
     words: dict[int, str] = field(default_factory=dict[int, str])
     """Texts of token ids that were shown."""
@@ -44,9 +45,16 @@ class Session:
 
     def start(self) -> Stream:
         """The reply to the conversation so far, as it comes."""
-        hooks = [steering.hook() for steering in self.steerings]
-        shows = [show.hook() for show in self.shows]
-        return self.client.stream(self._prompt(), hooks=hooks, capture=shows, model=self.info.id, **self.sampling)
+        try:
+            return self._stream()
+        except NotFound:
+            if not self.dial.session:
+                raise
+            self.dial.renew()  # the session was deleted elsewhere; without a model this is refused too
+            return self._stream()
+
+    def _stream(self) -> Stream:
+        return self.client.stream(self._prompt(), session=self.dial.session, model=self.info.id, **self.sampling)
 
     def _prompt(self) -> Prompt:
         if not self.info.chat_template:
@@ -59,8 +67,3 @@ class Session:
         if token_id not in self.words:
             self.words[token_id] = self.client.tokenize([token_id], model=self.info.id).tokens[0]
         return self.words[token_id]
-
-    def settings(self) -> list[str]:
-        """What is switched on, a line each."""
-        steering = [f"steer {item}" for item in self.steerings]
-        return steering + [f"show  {mark} {show}" for mark, show in zip("abcdefgh", self.shows, strict=False)]

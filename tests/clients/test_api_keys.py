@@ -14,8 +14,10 @@ from probewire.server.users import Users
 
 
 @pytest.fixture(scope="module")
-def users(tmp_path_factory: pytest.TempPathFactory) -> Users:
-    return Users(State(tmp_path_factory.mktemp("state")))
+def users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Users]:
+    state = State(tmp_path_factory.mktemp("state"))
+    yield Users(state)
+    state.close()
 
 
 @pytest.fixture(scope="module")
