@@ -105,6 +105,11 @@ class Engine(Protocol):
         """Sequences in the batch, paused ones too."""
         ...
 
+    @property
+    def cache_held(self) -> int:
+        """What the library's own cache holds, in bytes; not 0 when nothing runs: a leak."""
+        ...
+
     def close(self) -> None:
         """Drop every sequence; nothing is called afterwards."""
         ...

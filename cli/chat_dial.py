@@ -107,8 +107,8 @@ class Dial:
         return 0 if self._live is None else self._live.revision
 
     def label(self, revision: int) -> str:
-        """A revision and, if this chat made it, its strength."""
-        return f"r{revision} {self._labels.get(revision, '')}".rstrip()
+        """A revision, behind its strength if this chat made it: one word, which no line breaks."""
+        return "·".join(filter(None, (self._labels.get(revision, "").replace(" ", ""), f"r{revision}")))
 
     def close(self) -> None:
         """Forget the session; a server that is gone is no reason to complain at the end."""

@@ -15,6 +15,11 @@ __all__ = ["MAX_WORD", "Gloss", "bar", "clipped", "number", "shown_token", "visi
 
 MAX_WORD = 9
 BARS = "▁▂▃▄▅▆▇█"
+_PICTURES = (
+    {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}
+    | {0x7F: "␡"}
+    | dict.fromkeys(range(128, 160), "�")
+)
 MISSING = "–"
 """Stands where the server sent no number."""
 
@@ -111,8 +116,10 @@ class Gloss:
 
 
 def visible(text: str) -> str:
-    """Control characters as pictures (␛), so that no model moves the cursor; tabs and line ends stay."""
-    return "".join(chr(0x2400 + ord(c)) if c < " " and c not in "\n\t" else c for c in text.replace("\x7f", "␡"))
+    """Control characters as pictures (␛, or � where there is none), so that no model moves the cursor; tabs and line
+    ends stay.
+    """
+    return text.translate(_PICTURES)
 
 
 def shown_token(text: str, *, first: bool) -> str:

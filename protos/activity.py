@@ -21,6 +21,8 @@ class WorkerStatus:
     cache_used_tokens: int = 0
     """Positions of KV cache reserved."""
     cache_tokens: int = 0
+    cache_held: int = 0
+    """What the engine's own cache holds (bytes): 0 when nothing runs."""
     steps: int = 0
     """Forwards of the batching engine."""
     runs: int = 0

@@ -809,7 +809,7 @@ class SessionList(_message.Message):
     def __init__(self, sessions: _Optional[_Iterable[_Union[Session, _Mapping]]] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
-    __slots__ = ("running", "held", "waiting", "n_slots", "cache_used_tokens", "cache_tokens", "steps", "runs", "rows", "step_s", "hook_s", "tokens", "store_bytes")
+    __slots__ = ("running", "held", "waiting", "n_slots", "cache_used_tokens", "cache_tokens", "steps", "runs", "rows", "step_s", "hook_s", "tokens", "store_bytes", "cache_held")
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     HELD_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
@@ -823,6 +823,7 @@ class WorkerStatus(_message.Message):
     HOOK_S_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     STORE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CACHE_HELD_FIELD_NUMBER: _ClassVar[int]
     running: int
     held: int
     waiting: int
@@ -836,7 +837,8 @@ class WorkerStatus(_message.Message):
     hook_s: float
     tokens: int
     store_bytes: int
-    def __init__(self, running: _Optional[int] = ..., held: _Optional[int] = ..., waiting: _Optional[int] = ..., n_slots: _Optional[int] = ..., cache_used_tokens: _Optional[int] = ..., cache_tokens: _Optional[int] = ..., steps: _Optional[int] = ..., runs: _Optional[int] = ..., rows: _Optional[int] = ..., step_s: _Optional[float] = ..., hook_s: _Optional[float] = ..., tokens: _Optional[int] = ..., store_bytes: _Optional[int] = ...) -> None: ...
+    cache_held: int
+    def __init__(self, running: _Optional[int] = ..., held: _Optional[int] = ..., waiting: _Optional[int] = ..., n_slots: _Optional[int] = ..., cache_used_tokens: _Optional[int] = ..., cache_tokens: _Optional[int] = ..., steps: _Optional[int] = ..., runs: _Optional[int] = ..., rows: _Optional[int] = ..., step_s: _Optional[float] = ..., hook_s: _Optional[float] = ..., tokens: _Optional[int] = ..., store_bytes: _Optional[int] = ..., cache_held: _Optional[int] = ...) -> None: ...
 
 class RequestActivity(_message.Message):
     __slots__ = ("id", "user", "model", "operation", "state", "sites", "session", "age_s", "tokens", "captured_bytes")

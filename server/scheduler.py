@@ -144,6 +144,7 @@ class Scheduler:
             n_slots=limits.n_slots if engine is not None else 0,
             cache_used_tokens=sum(sequence.plan.n_rows + 1 for sequence in active),
             cache_tokens=limits.cache_tokens if engine is not None else 0,
+            cache_held=0 if engine is None else engine.cache_held,
             hook_s=self.backend.hook_s,
             **self.tempo.totals(),
         )

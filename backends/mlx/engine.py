@@ -86,7 +86,7 @@ class MlxEngine:
         return [owner.sequence for owner in self.owners.values()]
 
     @property
-    def cache_nbytes(self) -> int:
+    def cache_held(self) -> int:
         """Bytes of keys and values held, for sequences in the batch and paused ones."""
         paused = sum(cache.nbytes for one in self.paused.values() for cache in one.caches)
         return self.generator.prompt_cache_nbytes + paused

@@ -52,6 +52,7 @@ class TorchEngine:
         # The public `start` would run it on a thread of its own.
         self.processor: Any = self.manager._create_batch_processor()  # pyright: ignore[reportPrivateUsage] - see above
         self.processor.model_runner._sample = self._sample
+        self._all_free = self._free()
         self.sequences: dict[str, Sequence] = {}
         self.paused: dict[str, RequestState] = {}
         self.choices: dict[str, Choice] = {}
@@ -103,6 +104,17 @@ class TorchEngine:
         state = self.paused.pop(sequence.id, None)
         if state is not None:
             self.processor.scheduler.active_requests[sequence.id] = state
+
+    @property
+    def cache_held(self) -> int:
+        """Bytes of cache pages in use (older transformers: pages)."""
+        return self._all_free - self._free()
+
+    def _free(self) -> int:
+        cache = self.processor.cache
+        if hasattr(cache, "compute_free_capacity"):
+            return int(cache.compute_free_capacity(relative=False))
+        return int(cache.get_num_free_blocks())
 
     def close(self) -> None:
         """Drop every sequence."""

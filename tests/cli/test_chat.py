@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
 import sys
+import termios
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "clients"))
-
 from fake_server import FakeServer  # pyright: ignore[reportMissingImports] - lies beside the clients' tests
 from fake_service import FakeService, info  # pyright: ignore[reportMissingImports] - as above
+from fake_sessions import FakeSessions  # pyright: ignore[reportMissingImports] - as above
+from tiny_terminal import Script, TinyTerminal  # pyright: ignore[reportMissingImports] - lies beside this
 
 from probewire.cli.__main__ import main
 from probewire.cli.chat_shows import parse_show
 from probewire.cli.chat_steering import from_file, parse_steering
 from probewire.cli.gloss import bar, number, shown_token, visible
-from probewire.clients import InvalidArgument
+from probewire.clients import InvalidArgument, Unavailable
 
 Chat = Callable[..., list[str]]
 
@@ -37,6 +39,7 @@ def chat(server: FakeServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
     def run(*lines: str, options: tuple[str, ...] = (), status: int = 0) -> list[str]:
         server.service.requests.clear()
+        server.service.live = FakeSessions()
         monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
         assert main(["chat", "--url", server.grpc_url, "--max-new-tokens", "3", *options]) == status
         captured = capsys.readouterr()
@@ -95,7 +98,9 @@ def test_steering_from_two_prompts(chat: Chat, server: FakeServer) -> None:
     # rows [98]·4 and [97]·4: the direction is (1,1,1,1), its length a tenth of 195
     assert "steer resid_post.0 + 20 × ('xb' − 'xa') (norm 19.5)" in lines
     assert any("are the same at resid_post.0" in line for line in lines)
-    [hook] = server.service.requests[-1].plan.hooks
+    request = server.service.requests[-1]
+    assert (request.plan.hooks, request.session) == ((), "ses-1")
+    [[hook]] = [plan.hooks for plan in server.service.live.plans]
     np.testing.assert_allclose(hook.edit.vector.floats(), [9.75] * 4, rtol=1e-6)
 
 
@@ -117,14 +122,134 @@ def test_commands_that_go_wrong_end_nothing(chat: Chat) -> None:
     assert "unread" not in text
 
 
-def test_a_refusal_by_the_server_is_told_and_the_turn_taken_back(
-    chat: Chat, server: FakeServer, tmp_path: Path
-) -> None:
-    np.save(tmp_path / "v.npy", np.ones(4, np.float32))
-    lines = chat("/steer resid_post.9 " + str(tmp_path / "v.npy"), "hi", "/off", "hi")
+def test_steering_that_the_server_refuses_changes_nothing(chat: Chat, server: FakeServer, tmp_path: Path) -> None:
+    np.save(tmp_path / "v.npy", np.array([1, 0, 0, 0], np.float32))
+    steer = f"/steer resid_post.1 {tmp_path}/v.npy alpha=2"
+    lines = chat(steer, f"/steer resid_post.9 {tmp_path}/v.npy", "hi", f"/steer resid_post.1 {tmp_path}/v.npy", "hi")
     assert any("0:3" in line for line in lines)
-    assert lines.count("model › ;<=") == 1
-    assert len(server.service.requests[-1].inputs[0].messages or ()) == 1
+    assert [line for line in lines if line.startswith("model")] == [
+        "model (steered: resid_post.1 × 2) › =@C",
+        "model (steered: resid_post.1 × 1) › <>@",
+    ]
+    assert server.service.live.kept == {}  # the chat cleans up behind itself
+
+
+def test_steering_that_is_refused_at_the_start_is_one_line(chat: Chat, server: FakeServer, tmp_path: Path) -> None:
+    np.save(tmp_path / "v.npy", np.ones(4, np.float32))
+    [line] = chat("hi", options=("--steer", f"resid_post.9={tmp_path}/v.npy"), status=2)
+    assert line.startswith("probewire: site resid_post.9 names layers 9:10")
+
+
+def test_a_refusal_by_the_server_is_told_and_the_turn_taken_back(chat: Chat, server: FakeServer) -> None:
+    lines = chat("fail", "hi", options=())
+    assert lines.count("model › ;<=") == 2
+    server.service.before_step = _fail_once(server.service)
+    lines = chat("first", "second")
+    assert "the worker has gone" in lines
+    assert [m.content for m in server.service.requests[-1].inputs[0].messages or ()] == ["second"]
+
+
+def _fail_once(service: FakeService):
+    def before_step(index: int) -> None:
+        service.before_step = lambda index: None
+        raise Unavailable("the worker has gone")
+
+    return before_step
+
+
+def test_a_session_that_was_deleted_elsewhere_is_made_again(chat: Chat, server: FakeServer, tmp_path: Path) -> None:
+    np.save(tmp_path / "v.npy", np.array([1, 0, 0, 0], np.float32))
+    server.service.before_step = lambda index: server.service.live.kept.clear()
+    lines = chat("hi", "hi", "/alpha 3", "hi", options=("--steer", f"resid_post.1={tmp_path}/v.npy:2"))
+    assert [line for line in lines if line.startswith("model")] == [
+        "model (steered: resid_post.1 × 2) › =@C",
+        "model (steered: resid_post.1 × 2) › =@C",
+        "model (steered: resid_post.1 × 3) › >BF",
+    ]
+
+
+@pytest.fixture
+def terminal(server: FakeServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., str]]:
+    """Runs a chat that steers resid_post.1 by 4 in a terminal; gives the screen at the end."""
+    np.save(tmp_path / "v.npy", np.array([1, 0, 0, 0], np.float32))
+    master, slave = os.openpty()
+    before = termios.tcgetattr(slave)
+
+    def run(script: Script, *options: str, tokens: int = 12) -> str:
+        server.service.step_s = 0.05
+        with os.fdopen(os.dup(slave)) as stdin, os.fdopen(os.dup(slave), "w") as stdout:
+            monkeypatch.setattr(sys, "stdin", stdin)
+            monkeypatch.setattr(sys, "stdout", stdout)
+            steer = ("--steer", f"resid_post.1={tmp_path}/v.npy:4", "--max-new-tokens", str(tokens))
+            with TinyTerminal(master, script, width=60) as screen:
+                assert main(["chat", "--url", server.grpc_url, *steer, *options]) == 0
+                stdout.flush()
+            screen.finish()
+        assert termios.tcgetattr(slave) == before
+        return screen.text()
+
+    for name, value in (("TERM", "xterm"), ("COLUMNS", "60"), ("LINES", "24")):
+        monkeypatch.setenv(name, value)
+    yield run
+    server.service.step_s = 0.0
+    os.close(slave)
+    os.close(master)
+
+
+def test_keys_steer_while_the_text_streams(terminal: Callable[..., str], server: FakeServer) -> None:
+    script = Script(("you ›", "hi\n"), ("DI", "\x1b[A"), ("×5·r2⟩", "0"), ("off·r3⟩", "0"), ("you ›", "/quit\n"))
+    lines = terminal(script, tokens=25).splitlines()
+    text = "".join(line for line in lines if line.startswith("model") or "⟨" in line)
+    assert text.startswith("model (steered: resid_post.1 × 4) › ?DI")
+    before, after = text.split("⟨×5·r2⟩")
+    assert ord(after[0]) - ord(before[-1]) == 6
+    after, off = after.split("⟨off·r3⟩")
+    assert ord(off[0]) - ord(after[-1]) == 1
+    assert "⟨×5·r4⟩" in off
+    assert "steer resid_post.1 + 5 ×" in "\n".join(lines)  # what is kept for the next reply
+    assert not any("↑ ↓ strength" in line for line in lines)  # the status is gone
+
+
+def test_the_status_line_tells_strength_and_revision(terminal: Callable[..., str]) -> None:
+    script = Script(
+        ("you ›", "hi\n"),
+        ("steering × 4 · r1   ↑ ↓ strength · 0 off", "--"),
+        ("steering × 2 · r2", "0"),
+        ("steering off · r3   ↑ ↓ strength · 0 on", signal.SIGINT),
+        ("(stopped; the server was told)", ""),
+        ("you ›", "\x04"),
+    )
+    terminal(script, tokens=500)
+
+
+def test_shown_numbers_and_keys_go_together(terminal: Callable[..., str]) -> None:
+    script = Script(("you ›", "hi\n"), ("D", "+"), ("⟨×5·r2⟩", ""), ("you ›", "/quit\n"))
+    lines = terminal(script, "--show", "embed:norm", tokens=8).splitlines()
+    [at] = [i for i, line in enumerate(lines) if "⟨×5·r2⟩" in line]
+    assert lines[at + 1].startswith("a ")
+    assert not any("↑ ↓ strength" in line for line in lines)
+
+
+def test_a_change_that_the_server_refuses_is_told_and_the_reply_goes_on(
+    terminal: Callable[..., str], server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(request):
+        raise InvalidArgument("this generation cannot follow")
+
+    script = Script(
+        ("you ›", "hi\n"), ("D", "+"), ("not changed: this generation cannot follow", ""), ("you ›", "/quit\n")
+    )
+    monkeypatch.setattr(server.service.live, "update", refused)
+    text = terminal(script, tokens=8)
+    assert "8 tokens · length" in text
+    assert "⟨" not in text
+
+
+def test_nothing_to_steer_means_no_keys(terminal: Callable[..., str], server: FakeServer) -> None:
+    """And what is typed meanwhile waits for the next prompt."""
+    script = Script(("you ›", "/off\n"), ("you ›", "hi\n"), ("<", "/qu"), ("5 tokens", ""), ("you ›", "it\n"))
+    assert "5 tokens · length" in terminal(script, tokens=5)
+    assert not server.service.live.kept
 
 
 def test_help_and_sites(chat: Chat) -> None:
@@ -187,7 +312,7 @@ def test_tokens_and_numbers_in_cells() -> None:
         "the", "~ing", ".", "⏎⏎", "␣", "·", "␛[2J",
     ]  # fmt: skip
     assert shown_token("The", first=True) == "The"
-    assert visible("a\x1b\n\x7f") == "a␛\n␡"
+    assert visible("a\x1b\n\x7f\x9b") == "a␛\n␡�"
     assert [number(v) for v in (0, 0.5, -12.34, 1234.5, -1e7, 1e-5)] == [
         "0.00",
         "0.50",

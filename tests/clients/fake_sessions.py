@@ -31,12 +31,15 @@ class FakeSessions:
     def __init__(self) -> None:
         self.kept: dict[str, Session] = {}
         self.made = 0
+        self.plans: list[Plan] = []
+        """Every plan that one was made with or given."""
 
     def create(self, request: CreateSessionRequest) -> Session:
         resolved(request.plan)
         self.made += 1
         session = Session(f"ses-{self.made}", request.name, "fake", request.plan, 1, 10.0, 10.0)
         self.kept[session.id] = session
+        self.plans.append(session.plan)
         return session
 
     def update(self, request: UpdateSessionRequest) -> Session:
@@ -46,6 +49,7 @@ class FakeSessions:
         resolved(request.plan)
         session = replace(old, plan=request.plan, revision=old.revision + 1, updated_s=old.updated_s + 1)
         self.kept[old.id] = session
+        self.plans.append(session.plan)
         return session
 
     def get(self, session_id: str) -> Session:

@@ -46,7 +46,7 @@ def tmp(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def backend(tmp: Path) -> Iterator[MlxBackend]:
     made = _load(tiny_checkpoint("llama", tmp))
     yield made
-    assert _engine(made).cache_nbytes == 0, "some test left keys behind"
+    assert _engine(made).cache_held == 0, "some test left keys behind"
     made.close()
 
 
@@ -80,7 +80,7 @@ def test_every_family_past_its_window(family: str, overrides: dict[str, Any], tm
         assert_same(found.captured, forced, TOLERANCE["float32"])
         logits = next(c.values for (_, site, _), c in forced.items() if site == "logits")
         assert found.tokens[len(prompt) :] == logits[len(prompt) - 1 :].argmax(-1).tolist()
-    assert _engine(backend).cache_nbytes == 0
+    assert _engine(backend).cache_held == 0
     backend.close()
 
 
@@ -142,9 +142,9 @@ def test_all_paused_is_standing_still(backend: MlxBackend) -> None:
         engine.step()
     engine.pause(held)
     assert engine.step() == []
-    assert engine.cache_nbytes > 0
+    assert engine.cache_held > 0
     engine.remove(held)
-    assert engine.cache_nbytes == 0
+    assert engine.cache_held == 0
     assert engine.active == []
     engine.resume(held)
     engine.remove(held)
