@@ -19,6 +19,7 @@ from machine import load_warning, machine_line
 from memory import mlx_memory, torch_memory
 from peer import against_peer
 from ratios import Figure, report
+from sharing import cost, fairness
 from sizes import QUICK, Sizes
 from streams import mlx_streams, torch_streams
 from wire_speed import wire
@@ -28,6 +29,8 @@ SECTIONS: dict[str, tuple[str, Callable[[Sizes], list[Figure]]]] = {
     "streams-mlx": ("(a) Eight generations at once, MLX, CPU, bfloat16", mlx_streams),
     "peer": ("(b) Against interp-engine[server] 1.14.2, eager, CPU, bfloat16", against_peer),
     "wire": ("(c) The wire: one tensor, encode to array", wire),
+    "sharing": ("(e) Fairness between users, PyTorch, CPU, bfloat16", fairness),
+    "cost": ("(f) What keys, roles, metrics and the audit cost, PyTorch, CPU, bfloat16", cost),
     "memory": ("(d) Memory over a long captured generation, PyTorch", torch_memory),
     "memory-mlx": ("(d) Memory over a long captured generation, MLX", mlx_memory),
 }

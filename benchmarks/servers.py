@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,8 @@ import psutil
 from child import log_file
 
 from probewire.backends.checkpoints import resolve_model
+from probewire.server.state import State
+from probewire.server.users import Users
 
 __all__ = ["Served", "model_folder", "probewire"]
 
@@ -31,6 +33,8 @@ class Served:
     """As a client takes it: grpc://127.0.0.1:…"""
     http: str
     gateway: psutil.Process
+    keys: tuple[str, ...] = ()
+    """Of the users, in their order."""
 
     @property
     def worker(self) -> psutil.Process:
@@ -46,20 +50,33 @@ def model_folder() -> Path:
 
 
 @contextmanager
-def probewire(backend: str, *, dtype: str = "bfloat16") -> Generator[Served]:
-    """The default model served on the CPU; ended on the way out."""
+def probewire(
+    backend: str, *, dtype: str = "bfloat16", users: Sequence[str] = (), options: Sequence[str] = ()
+) -> Generator[Served]:
+    """The default model served on the CPU, to users with keys if there are any; ended on the way out."""
     log = log_file(f"serve-{backend}")
     with tempfile.TemporaryDirectory() as folder, log.open("wb") as output:
         ready = Path(folder) / "ready.json"
-        options = ["--backend", backend, "--device", "cpu", "--dtype", dtype, "--port", "0", "--grpc-port", "0"]
-        command = [sys.executable, "-m", "probewire.cli", "serve", *options, "--ready-file", str(ready)]
+        model = ["--backend", backend, "--device", "cpu", "--dtype", dtype]
+        state = Path(folder) / "state"
+        keys = tuple(_added(state, user) for user in users)
+        network = ["--port", "0", "--grpc-port", "0", "--ready-file", str(ready), "--state", str(state)]
+        command = [sys.executable, "-m", "probewire.cli", "serve", *model, *network, *options]
         server = subprocess.Popen(command, stdout=output, stderr=output)
         try:
             _wait(server, ready, log)
             found = json.loads(ready.read_text())
-            yield Served(found["grpc"], found["http"], psutil.Process(server.pid))
+            yield Served(found["grpc"], found["http"], psutil.Process(server.pid), keys)
         finally:
             stop(server)
+
+
+def _added(folder: Path, name: str) -> str:
+    state = State(folder)
+    try:
+        return Users(state).add(name, "researcher")
+    finally:
+        state.close()
 
 
 def _wait(server: subprocess.Popen[bytes], ready: Path, log: Path) -> None:

@@ -7,14 +7,14 @@ import os
 import signal
 import sys
 import termios
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_server import FakeServer  # pyright: ignore[reportMissingImports] - lies beside the clients' tests
+from fake_server import FakeServer, wait_for  # pyright: ignore[reportMissingImports] - lies beside the clients' tests
 from fake_service import FakeService, info  # pyright: ignore[reportMissingImports] - as above
-from fake_sessions import FakeSessions  # pyright: ignore[reportMissingImports] - as above
 from tiny_terminal import Script, TinyTerminal  # pyright: ignore[reportMissingImports] - lies beside this
 
 from probewire.cli.__main__ import main
@@ -33,13 +33,17 @@ def server() -> Iterator[FakeServer]:
     server.stop()
 
 
+@pytest.fixture(autouse=True)
+def anew(server: FakeServer) -> None:
+    """The fake as it was at first."""
+    server.service.__dict__.update(FakeService().__dict__)
+
+
 @pytest.fixture
 def chat(server: FakeServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Chat:
     """Runs a whole chat; gives the lines on the screen."""
 
     def run(*lines: str, options: tuple[str, ...] = (), status: int = 0) -> list[str]:
-        server.service.requests.clear()
-        server.service.live = FakeSessions()
         monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
         assert main(["chat", "--url", server.grpc_url, "--max-new-tokens", "3", *options]) == status
         captured = capsys.readouterr()
@@ -141,8 +145,6 @@ def test_steering_that_is_refused_at_the_start_is_one_line(chat: Chat, server: F
 
 
 def test_a_refusal_by_the_server_is_told_and_the_turn_taken_back(chat: Chat, server: FakeServer) -> None:
-    lines = chat("fail", "hi", options=())
-    assert lines.count("model › ;<=") == 2
     server.service.before_step = _fail_once(server.service)
     lines = chat("first", "second")
     assert "the worker has gone" in lines
@@ -176,7 +178,6 @@ def terminal(server: FakeServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     before = termios.tcgetattr(slave)
 
     def run(script: Script, *options: str, tokens: int = 12) -> str:
-        server.service.step_s = 0.05
         with os.fdopen(os.dup(slave)) as stdin, os.fdopen(os.dup(slave), "w") as stdout:
             monkeypatch.setattr(sys, "stdin", stdin)
             monkeypatch.setattr(sys, "stdout", stdout)
@@ -191,26 +192,34 @@ def terminal(server: FakeServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     for name, value in (("TERM", "xterm"), ("COLUMNS", "60"), ("LINES", "24")):
         monkeypatch.setenv(name, value)
     yield run
-    server.service.step_s = 0.0
     os.close(slave)
     os.close(master)
 
 
+def waiting(service: FakeService, revisions: dict[int, int]) -> Callable[[int], None]:
+    """Before some steps, wait until the chat's session is at a revision: what the keys did, on any machine."""
+
+    def before_step(index: int) -> None:
+        wanted = revisions.get(index, 0)
+        wait_for(lambda: max((session.revision for session in service.live.kept.values()), default=0) >= wanted, 20)
+
+    return before_step
+
+
 def test_keys_steer_while_the_text_streams(terminal: Callable[..., str], server: FakeServer) -> None:
-    script = Script(("you ›", "hi\n"), ("DI", "\x1b[A"), ("×5·r2⟩", "0"), ("off·r3⟩", "0"), ("you ›", "/quit\n"))
-    lines = terminal(script, tokens=25).splitlines()
-    text = "".join(line for line in lines if line.startswith("model") or "⟨" in line)
-    assert text.startswith("model (steered: resid_post.1 × 4) › ?DI")
-    before, after = text.split("⟨×5·r2⟩")
-    assert ord(after[0]) - ord(before[-1]) == 6
-    after, off = after.split("⟨off·r3⟩")
-    assert ord(off[0]) - ord(after[-1]) == 1
-    assert "⟨×5·r4⟩" in off
-    assert "steer resid_post.1 + 5 ×" in "\n".join(lines)  # what is kept for the next reply
-    assert not any("↑ ↓ strength" in line for line in lines)  # the status is gone
+    server.service.before_step = waiting(server.service, {3: 2, 5: 3, 7: 4})
+    script = Script(("you ›", "hi\n"), ("?DI", "\x1b[A"), ("×5·r2⟩", "0"), ("off·r3⟩", "0"), ("you ›", "/quit\n"))
+    lines = terminal(script, tokens=9).splitlines()
+    at = lines.index("model (steered: resid_post.1 × 4) ›")  # a word too long for the line begins the next one
+    assert lines[at + 1 : at + 4] == [
+        "?DI⟨×5·r2⟩OU⟨off·r3⟩VW⟨×5·r4⟩]c",
+        "9 tokens · length · 18.0 tokens/s",
+        f"steer resid_post.1 + 5 × {lines[1].split(' × ')[1]}",  # is kept for the next reply
+    ]
 
 
-def test_the_status_line_tells_strength_and_revision(terminal: Callable[..., str]) -> None:
+def test_the_status_line_tells_strength_and_revision(terminal: Callable[..., str], server: FakeServer) -> None:
+    server.service.step_s = 0.02
     script = Script(
         ("you ›", "hi\n"),
         ("steering × 4 · r1   ↑ ↓ strength · 0 off", "--"),
@@ -219,27 +228,35 @@ def test_the_status_line_tells_strength_and_revision(terminal: Callable[..., str
         ("(stopped; the server was told)", ""),
         ("you ›", "\x04"),
     )
-    terminal(script, tokens=500)
+    terminal(script, tokens=5000)
 
 
-def test_shown_numbers_and_keys_go_together(terminal: Callable[..., str]) -> None:
-    script = Script(("you ›", "hi\n"), ("D", "+"), ("⟨×5·r2⟩", ""), ("you ›", "/quit\n"))
-    lines = terminal(script, "--show", "embed:norm", tokens=8).splitlines()
-    [at] = [i for i, line in enumerate(lines) if "⟨×5·r2⟩" in line]
-    assert lines[at + 1].startswith("a ")
-    assert not any("↑ ↓ strength" in line for line in lines)
+def test_shown_numbers_and_keys_go_together(terminal: Callable[..., str], server: FakeServer) -> None:
+    server.service.before_step = waiting(server.service, {3: 2})
+    script = Script(("you ›", "hi\n"), ("I", "+"), ("⟨×5·r2⟩", ""), ("you ›", "/quit\n"))
+    lines = terminal(script, "--show", "embed:norm", tokens=5).splitlines()
+    at = lines.index("a embed:norm") + 1
+    assert lines[at : at + 3] == [
+        "  ?         D         I         ⟨×5·r2⟩   O         U",
+        "a █ 126.0   █ 136.0   █ 146.0             █ 158.0   –",
+        "5 tokens · length · 10.0 tokens/s",
+    ]
 
 
 def test_a_change_that_the_server_refuses_is_told_and_the_reply_goes_on(
     terminal: Callable[..., str], server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    refusals = threading.Event()
+
     def refused(request):
+        refusals.set()
         raise InvalidArgument("this generation cannot follow")
 
-    script = Script(
-        ("you ›", "hi\n"), ("D", "+"), ("not changed: this generation cannot follow", ""), ("you ›", "/quit\n")
-    )
     monkeypatch.setattr(server.service.live, "update", refused)
+    server.service.before_step = lambda index: wait_for(refusals.is_set, 20) and None if index == 3 else None
+    script = Script(
+        ("you ›", "hi\n"), ("?DI", "+"), ("not changed: this generation cannot follow", ""), ("you ›", "/quit\n")
+    )
     text = terminal(script, tokens=8)
     assert "8 tokens · length" in text
     assert "⟨" not in text

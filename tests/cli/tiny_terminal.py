@@ -7,8 +7,11 @@ import re
 import select
 import signal
 import threading
+import time
 from types import TracebackType
 from typing import Self
+
+LIMIT_S = 30.0
 
 _CODE = re.compile(r"\x1b\[([0-9;?]*)([A-Za-z])|\x1b.|[\x00-\x1f\x7f]|[^\x00-\x1f\x7f\x1b]+", re.DOTALL)
 
@@ -68,9 +71,13 @@ class TinyTerminal:
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def _watch(self) -> None:
-        held = b""
+        held, end_s = b"", time.monotonic() + LIMIT_S
         while not self._stop.is_set() or select.select([self._master], [], [], 0)[0]:
             if not select.select([self._master], [], [], 0.02)[0]:
+                if (
+                    time.monotonic() > end_s
+                ):  # whoever waits for a line is sent away, and `finish` says where it stopped
+                    os.write(self._master, b"\x04")
                 continue
             held += os.read(self._master, 65536)
             try:
@@ -106,8 +113,6 @@ class TinyTerminal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None:
-            print(self._script.turns, self._raw[-600:], sep="\n")  # noqa: T201 - pytest shows it
         self._stop.set()
         self._thread.join(10)
 

@@ -71,7 +71,7 @@ class Visitor:
         self.served, self.key, self.solo, self.tally = served, key, solo, tally
         self.random = random.Random(seed)
         self.client = Client(f"grpc://{served.grpc}" if seed % 2 else served.http, api_key=key, timeout_s=DEADLINE_S)
-        self.service: Any = self.client._transport  # pyright: ignore[reportPrivateUsage]
+        self.service: Any = self.client._transport
 
     def visit(self) -> None:
         what: Callable[[], None] = self.random.choice(
@@ -200,7 +200,7 @@ def alone(served: Served, key: str) -> Solo:
     """Every answer that the visitors will ask for, one request at a time."""
     solo: Solo = {}
     with Client(f"grpc://{served.grpc}", api_key=key) as client:
-        service: Any = client._transport  # pyright: ignore[reportPrivateUsage]
+        service: Any = client._transport
         for model in BACKENDS:
             for prompt in PROMPTS:
                 solo["run", model, prompt] = client.run(prompt, capture=["logits"], model=model)["logits"]

@@ -72,7 +72,7 @@ def steering(sign: float) -> Plan:
 
 
 def service_of(client: Client) -> Any:
-    return client._transport  # pyright: ignore[reportPrivateUsage]  the plain operations
+    return client._transport
 
 
 def test_nobody_enters_without_a_good_key(connect: Callable[[str], Client], keys: Keys) -> None:
@@ -179,6 +179,43 @@ def test_opposite_steering_in_one_batch_is_as_each_alone(
             service_of(client).delete_session(session.id)
     assert [together[0], together[1]] == alone
     assert alone[0] != alone[1]
+
+
+def test_a_session_over_rest_steers_a_chat_of_the_openai_dialect_while_it_streams(box: Served, keys: Keys) -> None:
+    headers = {"authorization": f"Bearer {keys['ada']}"}
+    hooks = [{"site": "resid_post.0", "edit": {"add": {"vector": STEER.numpy().tolist(), "alpha": 3}}}]
+    made = box.web.post("/v1/sessions", json={"model": "torch", "name": "chat", "hooks": hooks}, headers=headers).json()
+    where = f"/v1/sessions/{made['id']}"
+    chat = {
+        "model": "torch",
+        "messages": [{"role": "user", "content": PROMPT}],
+        "max_tokens": 1500,
+        "temperature": 0,
+        "stream": True,
+        "probewire": {"session": made["id"]},
+    }
+    revised: list[dict[str, Any]] = []
+    n_before = 0
+    with box.web.stream("POST", "/v1/chat/completions", json=chat, headers=headers) as answer:
+        for line in answer.iter_lines():
+            if not line.startswith("data: {"):
+                continue
+            extra = json.loads(line[6:]).get("probewire", {})
+            if "revised" in extra:
+                revised.append(extra["revised"])
+            n_before += not revised
+            if n_before == 3 and not revised:
+                body = {"plan": {"hooks": []}, "revision": 1}
+                updated = box.web.put(where, json=body, headers=headers)
+                assert updated.json()["revision"] == 2, updated.text
+    assert [event["revision"] for event in revised] == [2], f"{n_before} chunks came"
+    assert revised[0]["hooks"] == []
+    stale = box.web.put(where, json={"hooks": [], "revision": 1}, headers=headers)
+    assert (stale.status_code, stale.json()["error"]["code"]) == (409, "FAILED_PRECONDITION")
+    listed = box.web.get("/v1/sessions", headers=headers).json()["sessions"]
+    assert [(s["name"], s["revision"]) for s in listed] == [("chat", 2)]
+    assert box.web.delete(where, headers=headers).status_code == 200
+    assert box.web.get(where, headers=headers).status_code == 404
 
 
 def test_limits_of_a_user_are_his_own(connect: Callable[[str], Client]) -> None:

@@ -126,7 +126,7 @@ def test_a_full_disk_stores_nothing_and_says_so(
 def test_half_a_file_of_a_process_that_died_is_never_seen(store: CaptureStore, tmp_path: Path) -> None:
     draft = tmp_path / "captures" / "cap-x.999999999.draft"
     draft.write_bytes(b"half")
-    with store._state.transaction() as database:  # pyright: ignore[reportPrivateUsage]
+    with store._state.transaction() as database:
         database.execute("INSERT INTO reservations VALUES ('r', 'ada', 9000, 999999999)")
     assert store.used_bytes("ada") == 9000
     again = CaptureStore(State(tmp_path), max_bytes=10_000, ttl_s=1000.0)

@@ -24,7 +24,7 @@ def made(folder: Path, **options: object) -> LocalModel:
     config = WorkerConfig(
         model=str(folder), id="tiny", backend="torch", engine=ENGINE, limits=RequestLimits(max_wait_s=1)
     )
-    return LocalModel(config, folder, **options)  # pyright: ignore[reportArgumentType]
+    return LocalModel(config, folder, **options)
 
 
 @pytest.fixture
