@@ -95,7 +95,7 @@ def _greet(console: Console, conversation: Conversation) -> None:
     if not info.chat_template:
         console.print("[dim]No chat template: the model continues your text as it stands.[/dim]")
     for line in conversation.dial.setting.lines():
-        console.print(f"[dim]{escape(line)}[/dim]")
+        console.print(f"[dim]{escape(line)}[/dim]", soft_wrap=True)
 
 
 def _lines(console: Console) -> Iterator[str]:

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Generator
 from typing import Any
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -19,7 +20,10 @@ from .version import VERSION
 __all__ = ["HttpServer"]
 
 HEAD_S = 20.0
-"""How long a connection may take to bring the head of a request, and may stay open without one."""
+"""How long a connection may take to bring the head of a request."""
+KEEP_ALIVE_S = 75
+"""How long an idle connection is kept: well above what clients keep theirs (httpx 5 s, the openai package too), or a
+request would now and then meet a connection that is just being closed."""
 MAX_CONNECTIONS = 4096
 """Open at once; more are answered 503."""
 
@@ -46,6 +50,7 @@ class HttpServer(uvicorn.Server):
                 ws="none",
                 server_header=False,
                 limit_concurrency=MAX_CONNECTIONS,
+                timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=max(1, round(config.drain_s)),
                 **(tls.options() if tls else {}),
             )
@@ -59,6 +64,7 @@ class HttpServer(uvicorn.Server):
 class ImpatientProtocol(H11Protocol):
     """HTTP/1.1 that hangs up on whoever sends the head of a request a byte at a time: uvicorn waits for ever."""
 
+    head_s = HEAD_S
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -67,18 +73,19 @@ class ImpatientProtocol(H11Protocol):
         self._expect_head()
 
     def data_received(self, data: bytes) -> None:
-        """A request's head is complete once there is a cycle that has not ended."""
+        """A head is complete once there is a request; between two, uvicorn's own keep-alive bound holds."""
         super().data_received(data)
         if self._in_request():
             self._stop_waiting()
         elif self._deadline is None:
             self._expect_head()
 
-    def on_response_complete(self) -> None:
-        """Wait for the next one."""
-        super().on_response_complete()
-        if not self._in_request():
-            self._expect_head()
+    def send_400_response(self, msg: str) -> None:
+        """Garbage behind an answer that has begun can only be hung up on: h11 would raise, and the log fill."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
+            self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing to wait for."""
@@ -90,8 +97,7 @@ class ImpatientProtocol(H11Protocol):
         return cycle is not None and not cycle.response_complete
 
     def _expect_head(self) -> None:
-        self._stop_waiting()
-        self._deadline = self.loop.call_later(HEAD_S, self._hang_up)
+        self._deadline = self.loop.call_later(self.head_s, self._hang_up)
 
     def _stop_waiting(self) -> None:
         if self._deadline is not None:

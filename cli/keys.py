@@ -24,8 +24,8 @@ def parse(text: str) -> tuple[list[str], str]:
     """Keys by name ("up", "down") or as they are, and the beginning of one that has not come whole."""
     unfinished = _UNFINISHED.search(text)
     end = unfinished.start() if unfinished else len(text)
-    keys = (_NAMES.get(key, key) for key in _KEY.findall(text[:end]))
-    return [key for key in keys if not key.startswith("\x1b")], text[end:]
+    found = [match[0] for match in _KEY.finditer(text[:end])]
+    return [name for key in found if not (name := _NAMES.get(key, key)).startswith("\x1b")], text[end:]
 
 
 class Keyboard:
@@ -70,14 +70,14 @@ def keyboard(stream: TextIO | None = None) -> Generator[Keyboard | None]:
 
     However the block ends, the terminal is as before: by an error, Ctrl-C, or a signal that ends the process.
     """
-    stream = stream or sys.stdin
     try:
         import termios
         import tty
     except ImportError:  # Windows
         yield None
         return
-    if not stream.isatty():
+    stream = stream or sys.stdin
+    if stream is None or not stream.isatty():  # a process without standard streams has None
         yield None
         return
     fd = stream.fileno()

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from ..protos.activity import ActivityReport, ModelActivity, RequestActivity, WorkerStatus
+from .fitted import Column, Fitted
 
 __all__ = ["Sample", "screen"]
 
@@ -33,7 +33,7 @@ def screen(address: str, now: Sample, before: Sample | None, note: str = "", max
     report = now.report
     parts: list[RenderableType] = [_head(address, report)]
     if note:
-        parts.append(Text(note, style="yellow"))
+        parts.append(_cell(note, "yellow"))
     parts += [Text(), _models(now, before) if report.models else Text("no models are loaded", style="dim")]
     if report.requests:
         parts += [Text(), _requests(report.requests[:max_requests])]
@@ -53,29 +53,33 @@ def _head(address: str, report: ActivityReport) -> Text:
     return Text.assemble(("probewire", "bold"), f"  {address}  up {_duration(report.uptime_s)}  {counts}")
 
 
-def _models(now: Sample, before: Sample | None) -> Table:
-    table = _table(
-        ("model", "state", "backend", "slots", "held", "waiting", "cache", "tok/s", "batch", "hooks", "runs/s"),
-        ("restarts", "memory"),
-    )
+def _models(now: Sample, before: Sample | None) -> Fitted:
+    models = now.report.models
     older = {} if before is None else {model.id: model for model in before.report.models}
-    for model in now.report.models:
-        found = older.get(model.id)
-        rates = _Rates(model, found, now.at_s - before.at_s if before is not None else 0.0)
-        status = model.status
-        table.add_row(
-            Text(model.id, style="bold"),
-            Text(model.state, style="green" if model.state == "ready" else "yellow"),
-            Text(f"{model.backend} {model.device}".strip()),
-            Text(f"{status.running}/{status.n_slots}"),
-            Text(str(status.held)),
-            Text(str(status.waiting), style="yellow" if status.waiting else ""),
-            _bar(status.cache_used_tokens, status.cache_tokens),
-            *map(Text, (rates.tokens, rates.batch, rates.hooks, rates.runs)),
-            Text(str(model.restarts), style="red" if model.restarts else ""),
-            Text(_bytes(model.memory_bytes) if model.memory_bytes else NOTHING),
-        )
-    return table
+    seconds = now.at_s - before.at_s if before is not None else 0.0
+    rates = [_Rates(model, older.get(model.id), seconds) for model in models]
+    states = [_cell(model.state, "green" if model.state == "ready" else "yellow") for model in models]
+    bars = [_bar(model.status.cache_used_tokens, model.status.cache_tokens) for model in models]
+    held, waiting = [model.status.held for model in models], [model.status.waiting for model in models]
+    return Fitted(
+        [
+            Column("model", [_cell(model.id, "bold") for model in models], least=12),
+            Column("state", states, least=5),
+            Column("backend", [_cell(f"{model.backend} {model.device}".strip()) for model in models], rank=3),
+            Column("slots", [_cell(f"{model.status.running}/{model.status.n_slots}") for model in models]),
+            Column("held", [_cell(str(number), "yellow" if number else "") for number in held], rank=4),
+            Column("waiting", [_cell(str(n), "yellow" if n else "") for n in waiting]),
+            Column("cache", bars),
+            Column("tok/s", [_cell(rate.tokens) for rate in rates], right=True),
+            Column("batch", [_cell(rate.batch) for rate in rates], right=True),
+            Column("hooks", [_cell(rate.hooks) for rate in rates], right=True),
+            Column("runs/s", [_cell(rate.runs) for rate in rates], rank=5, right=True),
+            Column("restarts", [_cell(str(m.restarts), "red" if m.restarts else "") for m in models], 1, right=True),
+            Column(
+                "memory", [_cell(_bytes(m.memory_bytes) if m.memory_bytes else NOTHING) for m in models], 2, 0, True
+            ),
+        ]
+    )
 
 
 class _Rates:
@@ -93,41 +97,43 @@ class _Rates:
         self.hooks = f"{(a.hook_s - b.hook_s) / step_s:.0%}" if known and step_s > 0 else NOTHING
 
 
-def _requests(requests: Sequence[RequestActivity]) -> Table:
-    table = _table(("user", "model", "operation", "state", "sites", "session"), ("age", "tokens", "captured"))
-    for request in requests:
-        table.add_row(
-            Text(request.user),
-            Text(request.model),
-            Text(request.operation.removeprefix("Inference.")),
-            Text(request.state, style="yellow" if request.state == "waiting" else "green"),
-            Text(_sites(request.sites)),
-            Text(request.session),
-            Text(_duration(request.age_s)),
-            Text(f"{request.tokens:,}"),
-            Text(_bytes(request.captured_bytes)),
-        )
-    return table
+def _requests(requests: Sequence[RequestActivity]) -> Fitted:
+    states = [_cell(request.state, "yellow" if request.state == "waiting" else "green") for request in requests]
+    return Fitted(
+        [
+            Column("user", [_cell(request.user) for request in requests], least=8),
+            Column("model", [_cell(request.model) for request in requests], rank=1, least=8),
+            Column("operation", [_cell(request.operation.removeprefix("Inference.")) for request in requests], least=8),
+            Column("state", states),
+            Column("sites", [_cell(_sites(request.sites)) for request in requests], least=12),
+            Column("session", [_cell(request.session) for request in requests], rank=2, least=8),
+            Column("age", [_cell(_age(request.age_s)) for request in requests], right=True),
+            Column("tokens", [_cell(f"{request.tokens:,}") for request in requests], right=True),
+            Column("captured", [_cell(_bytes(request.captured_bytes)) for request in requests], right=True),
+        ]
+    )
 
 
-def _users(requests: Sequence[RequestActivity]) -> Table:
-    table = _table(("user",), ("running", "waiting", "tokens", "captured"))
-    for user in sorted({request.user for request in requests}):
-        own = [request for request in requests if request.user == user]
-        waiting = sum(request.state == "waiting" for request in own)
-        numbers = (len(own) - waiting, waiting, sum(request.tokens for request in own))
-        captured = _bytes(sum(request.captured_bytes for request in own))
-        table.add_row(Text(user), *(Text(f"{number:,}") for number in numbers), Text(captured))
-    return table
+def _users(requests: Sequence[RequestActivity]) -> Fitted:
+    names = sorted({request.user for request in requests})
+    own = [[request for request in requests if request.user == name] for name in names]
+    waiting = [sum(request.state == "waiting" for request in found) for found in own]
+    running = [len(found) - n for found, n in zip(own, waiting, strict=True)]
+    tokens = [sum(request.tokens for request in found) for found in own]
+    captured = [sum(request.captured_bytes for request in found) for found in own]
+    return Fitted(
+        [
+            Column("user", [_cell(name) for name in names], least=8),
+            Column("running", [_cell(str(n)) for n in running], right=True),
+            Column("waiting", [_cell(str(n)) for n in waiting], right=True),
+            Column("tokens", [_cell(f"{n:,}") for n in tokens], right=True),
+            Column("captured", [_cell(_bytes(n)) for n in captured], right=True),
+        ]
+    )
 
 
-def _table(names: Sequence[str], numbers: Sequence[str]) -> Table:
-    table = Table(box=None, header_style="bold dim", pad_edge=False, padding=(0, 2, 0, 0))
-    for name in names:
-        table.add_column(name, no_wrap=True)
-    for name in numbers:
-        table.add_column(name, no_wrap=True, justify="right")
-    return table
+def _cell(text: str, style: str = "") -> Text:
+    return Text(text, style=style, no_wrap=True, overflow="ellipsis")
 
 
 def _bar(used: int, total: int) -> Text:
@@ -136,7 +142,7 @@ def _bar(used: int, total: int) -> Text:
     share = min(1.0, used / total)
     full = round(share * BAR_WIDTH)
     style = "red" if share > 0.9 else "green"
-    return Text.assemble(("█" * full, style), ("░" * (BAR_WIDTH - full), "dim"), f" {share:4.0%}")
+    return Text.assemble(("█" * full, style), ("░" * (BAR_WIDTH - full), "dim"), f" {share:.0%}")
 
 
 def _sites(sites: Sequence[str]) -> str:
@@ -158,6 +164,13 @@ def _bytes(number: float) -> str:
             return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
         number /= 1024
     return f"{number:.1f} {UNITS[-1]}"
+
+
+def _age(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes}:{rest:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 def _duration(seconds: float) -> str:

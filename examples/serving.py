@@ -48,7 +48,7 @@ def server() -> Generator[str]:
         ports = ("--port", "0", "--grpc-port", "0")
         print("starting a server with the default model …", flush=True)
         process = subprocess.Popen(
-            [sys.executable, "-m", "probewire.cli", "serve", *ports, "--ready-file", str(ready)],
+            [sys.executable, "-m", "probewire.cli", "serve", *ports, "--ready-file", str(ready), "--state", folder],
             stdout=subprocess.DEVNULL,
         )
         try:

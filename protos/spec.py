@@ -65,6 +65,14 @@ __all__ = [
 
 MAX_HOOKS = 256
 MAX_TOP_K = 4096
+MAX_NAME = 500
+"""Letters of a site's name, which is remembered once parsed, and of a hook's id, which comes back with each tensor."""
+
+
+def _bounded(name: str, what: str) -> str:
+    if isinstance(name, str) and len(name) > MAX_NAME:  # pyright: ignore[reportUnnecessaryIsInstance] - JSON can hold anything
+        raise InvalidArgument(f"{what} has at most {MAX_NAME} characters, got {len(name):,}: {name[:60]!r}…")
+    return name
 
 
 def _one_of(value: object, allowed: tuple[object, ...], what: str) -> None:
@@ -169,7 +177,7 @@ class Condition:
 
     def __post_init__(self) -> None:
         if self.site:
-            object.__setattr__(self, "site", str(Site.parse(self.site)))
+            object.__setattr__(self, "site", str(Site.parse(_bounded(self.site, "when.site"))))
         object.__setattr__(self, "threshold", finite(self.threshold, "when.threshold"))
         _one_of(self.op, ("gt", "ge", "lt", "le"), "when.op")
         _one_of(self.latch, (None, "last", "mean"), "when.latch")
@@ -233,7 +241,9 @@ class Hook:
     """A label that comes back with the tensors."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "site", str(SitePattern.parse(self.site)))
+        object.__setattr__(self, "site", str(SitePattern.parse(_bounded(self.site, "hook.site"))))
+        if self.id is not None:
+            _bounded(self.id, "hook.id")
         if self.inputs is not None:
             object.__setattr__(self, "inputs", tuple(self.inputs))
             if not self.inputs:

@@ -7,12 +7,11 @@ field names are the classes' names in snake case; in JSON it is an object with t
 from __future__ import annotations
 
 import base64
-import binascii
 import dataclasses
 import re
 import types
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -29,6 +28,10 @@ T = TypeVar("T")
 _MISSING: Any = dataclasses.MISSING
 MAX_EXACT_INT = 1 << 1000
 """Integers beyond overflow a float."""
+MIN_INT, MAX_INT = -(1 << 63), (1 << 63) - 1
+"""What the contract's int64 holds."""
+MAX_PARTS = 1 << 17
+"""Messages inside one request, at any depth: an empty one takes two bytes to send, and a microsecond to look at."""
 _PB: Any = pb  # generated messages are looked up by the value class's name
 
 
@@ -86,7 +89,7 @@ def _snake(cls: type) -> str:
 
 
 def to_proto(value: object) -> Any:
-    """The protobuf message of a value (its class's namesake)."""
+    """The protobuf message of a value (its class's namesake). Raises InvalidArgument for what its fields cannot hold."""
     message = getattr(_PB, type(value).__name__)()
     _fill(message, value)
     return message
@@ -111,16 +114,23 @@ def _put(message: Any, name: str, item: Any, shape: _Shape) -> None:
             target.SetInParent()
             target = target.values
         if shape.kind == "scalar":
-            target.extend(item)
+            _put_scalar(name, target.extend, item)
         else:
             for element in item:
                 _fill_member(target.add(), element, shape)
     elif shape.kind == "scalar":
-        setattr(message, name, item)
+        _put_scalar(name, partial(setattr, message, name), item)
     elif shape.kind == "map":
         getattr(message, name).update(item)
     else:
         _fill_member(getattr(message, name), item, shape)
+
+
+def _put_scalar(name: str, put: Callable[[Any], None], item: Any) -> None:
+    try:
+        put(item)
+    except ValueError as error:  # an integer past 64 bits, half a surrogate pair
+        raise InvalidArgument(f"{name} cannot be sent: {error}") from None
 
 
 def _fill_member(message: Any, item: object, shape: _Shape) -> None:
@@ -138,8 +148,11 @@ def parse(message_type: Callable[[], Any], data: bytes) -> Any:
     return message
 
 
-def refuse_unknown(message: ProtoMessage, path: str = "") -> None:
-    """Raise InvalidArgument when the message, at any depth, holds a field that the contract does not have."""
+def refuse_unknown(message: ProtoMessage, path: str = "", left: int = MAX_PARTS) -> int:
+    """Raise InvalidArgument when the message, at any depth, holds a field that the contract does not have.
+
+    Or more than `left` messages; gives how many of these are left.
+    """
     unknown = UnknownFieldSet(message)
     if len(unknown):
         numbers = sorted({field.field_number for field in unknown})
@@ -149,14 +162,19 @@ def refuse_unknown(message: ProtoMessage, path: str = "") -> None:
     for field, value in message.ListFields():
         if field.message_type is None or field.message_type.GetOptions().map_entry:
             continue
-        for item in value if field.is_repeated else [value]:
-            refuse_unknown(item, f"{path}.{field.name}" if path else field.name)
+        items: Any = value if field.is_repeated else (value,)
+        left -= len(items)
+        if left < 0:
+            raise InvalidArgument(f"the request holds more than {MAX_PARTS:,} messages, most of them in {field.name}")
+        for item in items:
+            left = refuse_unknown(item, f"{path}.{field.name}" if path else field.name, left)
+    return left
 
 
 def from_proto(cls: type[T], message: Any) -> T:
     """The value of a protobuf message. Raises InvalidArgument when a required field is absent or a value is bad."""
     if cls is Tensor:
-        return cls(message.dtype, tuple(message.shape), message.data)
+        return _tensor(message.dtype, tuple(message.shape), message.data)  # pyright: ignore[reportReturnType] - T is Tensor here
     kwargs: dict[str, Any] = {}
     for field, shape in _fields(cls):
         item = _get(message, field.name, shape)
@@ -165,6 +183,16 @@ def from_proto(cls: type[T], message: Any) -> T:
         else:
             kwargs[field.name] = item
     return cls(**kwargs)
+
+
+def _tensor(dtype: str, shape: tuple[int, ...], data: bytes) -> Tensor:
+    """A tensor from a stranger: its bytes may fit a shape that is no array's, such as [0, 2**62] or a hundred ones."""
+    tensor = Tensor(dtype, shape, data)
+    try:
+        tensor.numpy()
+    except (ValueError, OverflowError) as error:
+        raise InvalidArgument(f"there is no tensor of shape {_brief(list(shape))}: {error}") from None
+    return tensor
 
 
 def _require_default(field: dataclasses.Field[Any], cls: type) -> None:
@@ -301,9 +329,11 @@ def _scalar(data: Any, kind: type, path: str) -> Any:
             raise InvalidArgument(f"{path} is too large a number: {_brief(data)}")
         return float(data)
     if kind is int and isinstance(data, float) and data.is_integer():
-        return int(data)
+        data = int(data)
     if not isinstance(data, kind) or (isinstance(data, bool) and kind is not bool):
         raise InvalidArgument(f"{path} must be a {kind.__name__}, got {_brief(data)}")
+    if kind is int and not MIN_INT <= data <= MAX_INT:
+        raise InvalidArgument(f"{path} must be an integer of 64 bits, got {_brief(data)}")
     return data
 
 
@@ -319,9 +349,10 @@ def _tensor_from_json(data: Any, path: str) -> Tensor:
     dtype = _scalar(given["dtype"], str, f"{path}.dtype")
     if isinstance(given["data"], str):
         try:
-            return Tensor(dtype, shape, base64.b64decode(given["data"], validate=True))
-        except binascii.Error as error:
+            decoded = base64.b64decode(given["data"], validate=True)
+        except ValueError as error:  # binascii's own, or that of letters outside ASCII
             raise InvalidArgument(f"{path}.data is not base64: {error}") from None
+        return _tensor(dtype, shape, decoded)
     try:
         numbers = [float(x) for x in np.ravel(np.array(given["data"], dtype=object))]  # float() reads the names too
         array = np.array(numbers, dtype=np.float64).astype(numpy_dtype(dtype)).reshape(shape)

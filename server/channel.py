@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import cast
+from typing import Any, cast
 
 import grpc
 import grpc.aio
@@ -52,7 +52,7 @@ class WorkerChannel:
         """A streaming call's messages as they came. Closing cancels the call."""
         call = self._stream(method)(request, metadata=_metadata(caller))
         try:
-            async for message in call:
+            while isinstance(message := await _read(call), bytes):
                 self.last_message_s = time.monotonic()
                 yield message
         except grpc.aio.AioRpcError as error:
@@ -90,6 +90,27 @@ class WorkerChannel:
         if is_from_service(error) or error.code() not in _BROKEN:
             return as_error(error)
         return await self._explain() or as_error(error)
+
+
+async def _read(call: grpc.aio.UnaryStreamCall[bytes, bytes]) -> bytes | Any:
+    """The next message, or EOF.
+
+    grpcio never frees a message that arrives for a read whose task was cancelled (measured: 17 kB a cancelled stream),
+    so when we are cancelled the call is, and the read comes to its own end.
+    """
+    reading = asyncio.ensure_future(call.read())
+    try:
+        return await asyncio.shield(reading)
+    except asyncio.CancelledError:
+        call.cancel()
+        reading.add_done_callback(_retrieve)
+        raise
+
+
+def _retrieve(reading: asyncio.Future[Any]) -> None:
+    """asyncio is not to complain about an error that nobody waits for."""
+    if not reading.cancelled():
+        reading.exception()
 
 
 def _metadata(caller: Caller | None) -> tuple[tuple[str, bytes], ...]:

@@ -108,5 +108,8 @@ def is_list(value: object) -> TypeGuard[list[Any]]:
 
 def brief(data: object) -> str:
     """A value for an error message, at most 60 characters of it."""
-    text = repr(data)
+    try:
+        text = repr(data)
+    except RecursionError:
+        return "something nested too deeply to show"
     return text if len(text) <= 60 else text[:57] + "..."

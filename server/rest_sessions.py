@@ -9,6 +9,7 @@ from ..protos.activity import ActivityReport
 from ..protos.errors import InvalidArgument
 from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from ..protos.wire import to_json
+from .fields import brief
 from .rest_body import offload, parsed, query, read_object
 from .rest_errors import JsonResponse
 from .rest_face import Face, body_doc, ok
@@ -63,7 +64,7 @@ def sessions_router(face: Face) -> APIRouter:
     async def update(request: Request, id: str) -> Response:  # noqa: A002 - as above
         body, size = await read_object(request, face.max_body_bytes)
         if body.setdefault("id", id) != id:
-            raise InvalidArgument(f"the body is about session {body['id']!r}, the path about {id!r}")
+            raise InvalidArgument(f"the body is about session {brief(body['id'])}, the path about {id!r}")
         wanted = await offload(size, parsed, UpdateSessionRequest, _long(body))
         return JsonResponse(to_json(await unless_gone(request.receive, operations.update_session(wanted))))
 

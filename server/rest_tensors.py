@@ -16,6 +16,7 @@ from ..protos.errors import InvalidArgument
 from ..protos.model import TensorFrame
 from ..protos.tensors import Array, dtype_name
 from ..protos.wire import to_json
+from .fields import brief
 
 __all__ = ["Style", "array_json", "capture_json", "capture_names", "frame_json", "safetensors_file", "style_of"]
 
@@ -39,7 +40,7 @@ def lists(array: Array) -> Any:
 def style_of(value: object) -> Style:
     """`tensors` of a body or a query string; absent: base64."""
     if value not in (None, "base64", "list"):
-        raise InvalidArgument(f"tensors {value!r}; allowed: base64, list")
+        raise InvalidArgument(f"tensors {brief(value)}; allowed: base64, list")
     return "list" if value == "list" else "base64"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -10,10 +11,10 @@ from typing import Any
 import grpc
 import grpc.aio
 from grpc_health.v1 import health
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from ..protos import probewire_pb2 as pb
-from ..protos.errors import FailedPrecondition, Internal, ProbewireError
+from ..protos.errors import DeadlineExceeded, FailedPrecondition, Internal, InvalidArgument, ProbewireError
 from ..protos.loading import LoadRequest
 from ..protos.model import TokenizeRequest
 from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
@@ -34,6 +35,11 @@ _Call = Callable[[bytes], Awaitable[bytes]]
 _Stream = Callable[[bytes], AsyncIterator[bytes]]
 
 Admit = Callable[[_Context], Caller]
+
+REQUEST_S = 120.0
+"""How long a request may take to arrive; as HTTP's bodies."""
+STRANGER_S = 5.0
+"""The same where no key is asked for: health and reflection."""
 
 SERVICES: tuple[str, ...] = tuple(service.full_name for service in pb.DESCRIPTOR.services_by_name.values())
 
@@ -65,10 +71,10 @@ class RpcServer:
         self._server = grpc.aio.server(options=_options(max_request_bytes))
         handlers = _handlers(operations, streams or EncodedStreams(operations), admit)
         handlers |= _health_handlers(self._health)
+        handlers |= _reflection_handlers((*handlers, reflection.SERVICE_NAME))
         self._server.add_generic_rpc_handlers(
             tuple(grpc.method_handlers_generic_handler(service, methods) for service, methods in handlers.items())
         )
-        reflection.enable_server_reflection((*handlers, reflection.SERVICE_NAME), self._server)
 
     def bind(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
         """Listen on `host:port` or `unix:/path`, with TLS if there are credentials; gives the port.
@@ -235,42 +241,88 @@ class _WorkerCalls:
 
 
 def _health_handlers(face: HealthFace) -> dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]]:
-    async def check(request: bytes, context: _Context) -> bytes:
-        return await _answer(face.check(request, context), context)
+    async def check(_: object, context: _Context) -> bytes:
+        async def answer() -> bytes:
+            return await face.check(await _received(context, STRANGER_S), context)
 
-    async def watch(request: bytes, context: _Context) -> None:
-        await _answer(face.watch(request, context), context)
+        return await _answer(answer(), context)
+
+    async def watch(_: object, context: _Context) -> None:
+        async def answers() -> None:
+            await face.watch(await _received(context, STRANGER_S), context)
+
+        await _answer(answers(), context)
 
     return {
         health.SERVICE_NAME: {
-            "Check": grpc.unary_unary_rpc_method_handler(check),
-            "Watch": grpc.unary_stream_rpc_method_handler(watch),
+            "Check": grpc.stream_unary_rpc_method_handler(check),
+            "Watch": grpc.stream_stream_rpc_method_handler(watch),
         }
     }
 
 
+def _reflection_handlers(services: tuple[str, ...]) -> dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]]:
+    """grpc's own servicer, behind our reading: its own would answer garbage with INTERNAL, and wait for ever."""
+    servicer: Any = reflection.aio.ReflectionServicer(services)  # not annotated
+
+    async def questions(context: _Context) -> AsyncIterator[Any]:
+        while (request := await _next(context, STRANGER_S)) is not None:
+            yield parse(reflection_pb2.ServerReflectionRequest, request)
+
+    async def reflect(_: object, context: _Context) -> None:
+        async def answers() -> None:
+            async for answer in servicer.ServerReflectionInfo(questions(context), context):
+                await context.write(answer.SerializeToString())
+
+        await _answer(answers(), context)
+
+    return {reflection.SERVICE_NAME: {"ServerReflectionInfo": grpc.stream_stream_rpc_method_handler(reflect)}}
+
+
+# A handler is declared as taking a stream, although each call brings one message: grpc reads the whole of a message
+# before it calls a unary handler, and so would hold gigabytes for callers who are about to be refused.
+
+
 def _unary_handler(call: _Call, admit: Admit) -> grpc.RpcMethodHandler[Any, Any]:
-    async def admitted(request: bytes, context: _Context) -> bytes:
+    async def admitted(context: _Context) -> bytes:
         CALLER.set(admit(context))  # each call has a task, and so a context, of its own
-        return await call(request)
+        return await call(await _received(context, REQUEST_S))
 
-    async def handle(request: bytes, context: _Context) -> bytes:
-        return await _answer(admitted(request, context), context)
+    async def handle(_: object, context: _Context) -> bytes:
+        return await _answer(admitted(context), context)
 
-    return grpc.unary_unary_rpc_method_handler(handle)
+    return grpc.stream_unary_rpc_method_handler(handle)
 
 
 def _streaming_handler(start: _Stream, admit: Admit) -> grpc.RpcMethodHandler[Any, Any]:
-    async def pump(request: bytes, context: _Context) -> None:
+    async def pump(context: _Context) -> None:
         CALLER.set(admit(context))
-        async with closing(start(request)) as messages:
+        async with closing(start(await _received(context, REQUEST_S))) as messages:
             async for message in messages:
                 await context.write(message)
 
-    async def handle(request: bytes, context: _Context) -> None:
-        await _answer(pump(request, context), context)
+    async def handle(_: object, context: _Context) -> None:
+        await _answer(pump(context), context)
 
-    return grpc.unary_stream_rpc_method_handler(handle)
+    return grpc.stream_stream_rpc_method_handler(handle)
+
+
+async def _received(context: _Context, within_s: float) -> bytes:
+    """The call's message. Until it is asked for, no more of it comes than HTTP/2's window lets through."""
+    request = await _next(context, within_s)
+    if request is None:
+        raise InvalidArgument("the call ended without a request; send one message")
+    return request
+
+
+async def _next(context: _Context, within_s: float) -> bytes | None:
+    """A message, or None at the end."""
+    try:
+        async with asyncio.timeout(within_s):
+            request: object = await context.read()
+    except TimeoutError:
+        raise DeadlineExceeded(f"the request did not arrive within {within_s:g} s") from None
+    return request if isinstance(request, bytes) else None
 
 
 async def _answer(call: Awaitable[Any], context: _Context) -> Any:

@@ -2,6 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Generator
+from unittest import mock
+
+import pytest
 import torch
 
 torch.set_num_threads(1)  # tiny models: a second thread costs more than it brings
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_state(tmp_path_factory: pytest.TempPathFactory) -> Generator[None]:
+    """Servers that tests start keep nothing in the home folder of whoever runs them, and find no users there."""
+    with mock.patch.dict(os.environ, XDG_STATE_HOME=str(tmp_path_factory.mktemp("state"))):
+        yield

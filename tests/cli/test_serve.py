@@ -170,7 +170,7 @@ def test_any_other_address_needs_insecure(host: str) -> None:
 def test_an_error_of_ours_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--host", "0.0.0.0"]) == 2  # noqa: S104  it is refused
     captured = capsys.readouterr()
-    assert captured.err.startswith("probewire: --host 0.0.0.0 lets anyone")
+    assert captured.err.startswith("probewire: --host 0.0.0.0 would let anyone")
     assert captured.err.count("\n") == 1
 
 

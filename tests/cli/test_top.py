@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import os
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -14,6 +12,7 @@ import pytest
 from fake_server import FakeServer  # pyright: ignore[reportMissingImports] - lies beside the clients' tests
 from fake_service import FakeService  # pyright: ignore[reportMissingImports] - as above
 from rich.console import Console
+from tiny_terminal import Script, TinyTerminal
 
 from probewire.cli.__main__ import main
 from probewire.cli.top import Watch
@@ -35,8 +34,8 @@ REQUESTS = (
 REPORT = ActivityReport((MODEL,), REQUESTS, 7384.0)
 
 
-def drawn(*arguments: object) -> list[str]:
-    console = Console(width=200, file=io.StringIO())
+def drawn(*arguments: object, width: int = 200) -> list[str]:
+    console = Console(width=width, file=io.StringIO())
     console.print(screen("grpc://box", *arguments))
     return [line.rstrip() for line in console.file.getvalue().splitlines()]  # pyright: ignore[reportAttributeAccessIssue] - it is a StringIO
 
@@ -46,13 +45,13 @@ def test_a_frame() -> None:
     assert drawn(Sample(later, 12.0), Sample(REPORT, 10.0)) == [
         "probewire  grpc://box  up 2 h 3 min  1 running, 2 waiting",
         "",
-        "model  state  backend       slots  held  waiting  cache          tok/s  batch  hooks  runs/s  restarts   memory",
-        "small  ready  torch cuda:0  3/4    1     2        ████░░░░  50%  17.5   3.5    10%    1.5            1  3.0 GiB",
+        "model  state  backend       slots  held  waiting  cache         tok/s  batch  hooks  runs/s  restarts   memory",
+        "small  ready  torch cuda:0  3/4    1     2        ████░░░░ 50%   17.5    3.5    10%     1.5         1  3.0 GiB",
         "",
-        "user  model  operation     state    sites                          session         age  tokens  captured",
-        "ada   small  Generate      running  resid_post.*, logits           calm     1 min 15 s   1,200   5.0 MiB",
-        "bob   small  Captures.Get  waiting  –                                            0.4 s       0       0 B",
-        "ada   small  Run           waiting  resid_post.0, resid_post.1 +7                2.0 s       0       0 B",
+        "user  model  operation     state    sites                          session    age  tokens  captured",
+        "ada   small  Generate      running  resid_post.*, logits           calm      1:15   1,200   5.0 MiB",
+        "bob   small  Captures.Get  waiting  –                                       0.4 s       0       0 B",
+        "ada   small  Run           waiting  resid_post.0, resid_post.1 +7           2.0 s       0       0 B",
         "",
         "user  running  waiting  tokens  captured",
         "ada         1        1   1,200   5.0 MiB",
@@ -61,11 +60,29 @@ def test_a_frame() -> None:
 
 
 def test_speeds_are_unknown_at_first_and_after_a_restart() -> None:
-    unknown = "50%  –      –      –      –"
-    assert unknown in "\n".join(drawn(Sample(REPORT, 12.0), None))
+    unknown = ["50%", "–", "–", "–", "–"]
+    assert speeds(Sample(REPORT, 12.0), None) == unknown
     reborn = replace(MODEL, restarts=2, status=WorkerStatus(n_slots=4, cache_used_tokens=500, cache_tokens=1000))
-    assert unknown in "\n".join(drawn(Sample(replace(REPORT, models=(reborn,)), 12.0), Sample(REPORT, 10.0)))
-    assert "50%  0.0    –      –      0.0" in "\n".join(drawn(Sample(REPORT, 12.0), Sample(REPORT, 10.0)))  # idle
+    assert speeds(Sample(replace(REPORT, models=(reborn,)), 12.0), Sample(REPORT, 10.0)) == unknown
+    assert speeds(Sample(REPORT, 12.0), Sample(REPORT, 10.0)) == ["50%", "0.0", "–", "–", "0.0"]  # idle
+
+
+def speeds(*samples: Sample | None) -> list[str]:
+    """From the cache's share to runs/s, of the one model."""
+    [line] = [line for line in drawn(*samples) if line.startswith("small")]
+    return line.split()[8:13]
+
+
+def test_a_narrow_terminal_gets_what_matters_most() -> None:
+    later = replace(REPORT, models=(replace(MODEL, id="SmolLM2-135M-Instruct", status=LATER),))
+    lines = drawn(Sample(later, 12.0), None, "x" * 100, width=80)
+    assert max(map(len, lines)) <= 80
+    assert lines[1].endswith("x…")
+    assert lines[3] == "model         state  slots  waiting  cache         tok/s  batch  hooks  restarts"
+    assert lines[4].startswith("SmolLM2-135…  ready  3/4    2        ████░░░░ 50%")
+    assert lines[7] == "ada   small  Generate    running  resid_post.…  calm      1:15   1,200   5.0 MiB"
+    tiny = drawn(Sample(later, 12.0), None, width=50)
+    assert max(map(len, tiny)) <= 50
 
 
 def test_an_empty_box_is_friendly() -> None:
@@ -127,7 +144,7 @@ def test_it_outlives_its_server() -> None:
     def gone() -> ActivityReport:
         raise Unavailable("the worker has gone")
 
-    service.activity = gone  # pyright: ignore[reportAttributeAccessIssue] - wrong on purpose
+    service.activity = gone
     watch.look()
     assert "no answer, trying again: the worker has gone" in text(watch)
     assert "resid_post.*" in text(watch)  # what was last known
@@ -148,7 +165,7 @@ def test_a_key_that_is_no_longer_good_ends_it() -> None:
     def refused() -> ActivityReport:
         raise Unauthenticated("revoked")
 
-    service.activity = refused  # pyright: ignore[reportAttributeAccessIssue] - wrong on purpose
+    service.activity = refused
     with pytest.raises(Unauthenticated):
         watch.look()
 
@@ -160,31 +177,16 @@ def text(watch: Watch) -> str:
 
 
 def test_live_until_q(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("TERM", "xterm"), ("COLUMNS", "150"), ("LINES", "40")):
+        monkeypatch.setenv(name, value)
     master, slave = os.openpty()
-    seen = bytearray()
-
-    def watch() -> None:
-        while True:
-            try:
-                seen.extend(os.read(master, 4096))
-            except OSError:
-                return
-            if seen.count(b"resid_post.*") == 2:
-                os.write(master, b"q")
-
-    reader = threading.Thread(target=watch, daemon=True)
-    with os.fdopen(slave, "r") as stdin, os.fdopen(os.dup(slave), "w") as stdout:
+    with os.fdopen(slave) as stdin, os.fdopen(os.dup(slave), "w") as stdout:
         monkeypatch.setattr(sys, "stdin", stdin)
         monkeypatch.setattr(sys, "stdout", stdout)
-        monkeypatch.setenv("TERM", "xterm")
-        monkeypatch.setenv("COLUMNS", "150")
-        monkeypatch.setenv("LINES", "40")
-        reader.start()
-        began = time.monotonic()
-        assert main(["top", "--interval", "0.1", "--url", server.grpc_url]) == 0
-        assert time.monotonic() - began < 20
-        stdout.flush()
-        time.sleep(0.05)
+        with TinyTerminal(master, Script(("resid_post.*", ""), ("resid_post.*", "q")), width=150) as terminal:
+            assert main(["top", "--interval", "0.1", "--url", server.grpc_url]) == 0
+            stdout.flush()
+        terminal.finish()
     os.close(master)
-    assert seen.startswith(b"\x1b[?1049h")
-    assert b"\x1b[?1049l" in seen  # the screen is as before
+    assert terminal.raw.startswith("\x1b[?1049h")
+    assert "\x1b[?1049l" in terminal.raw  # the screen is as before

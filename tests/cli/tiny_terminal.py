@@ -66,7 +66,7 @@ class TinyTerminal:
 
     def __init__(self, master: int, script: Script, width: int) -> None:
         self._master, self._script, self._screen = master, script, Screen(width)
-        self._raw, self._seen = "", 0
+        self.raw, self._seen = "", 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -77,7 +77,7 @@ class TinyTerminal:
                 if (
                     time.monotonic() > end_s
                 ):  # whoever waits for a line is sent away, and `finish` says where it stopped
-                    os.write(self._master, b"\x04")
+                    os.write(self._master, b"\x04q")
                 continue
             held += os.read(self._master, 65536)
             try:
@@ -87,7 +87,7 @@ class TinyTerminal:
             if re.search(r"\x1b(\[[0-9;?]*)?\Z", text):
                 continue
             held = b""
-            self._raw += text
+            self.raw += text
             self._screen.write(text)
             self._answer()
 
@@ -95,7 +95,7 @@ class TinyTerminal:
         """Text counts once it is written whole, after what was answered last."""
         while self._script.turns:
             wanted, keys = self._script.turns[0]
-            plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self._raw)
+            plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.raw)
             at = plain.find(wanted, self._seen)
             if at < 0:
                 return
