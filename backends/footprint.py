@@ -22,6 +22,7 @@ HEADROOM = 0.1
 _GPT2_NAMES = {"n_embd": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads"}
 
 CGROUP = Path("/sys/fs/cgroup")
+OWN_CGROUP = Path("/proc/self/cgroup")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +78,17 @@ def _available() -> int | None:
 
 
 def _cgroup_left() -> int | None:
-    with contextlib.suppress(OSError, ValueError):  # cgroup v2; "max" is no number
-        limit = int((CGROUP / "memory.max").read_text())
-        return max(0, limit - int((CGROUP / "memory.current").read_text()))
-    return None
+    """The tightest bound of the control groups (v2) around this process: a container's, or a systemd unit's."""
+    own = ""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = OWN_CGROUP.read_text().splitlines()
+        own = next(line for line in lines if line.startswith("0::")).removeprefix("0::").strip("/")
+    left: list[int] = []
+    for group in (CGROUP / own, *(parent for parent in (CGROUP / own).parents if parent.is_relative_to(CGROUP))):
+        with contextlib.suppress(OSError, ValueError):  # "max" is no number
+            limit = int((group / "memory.max").read_text())
+            left.append(max(0, limit - int((group / "memory.current").read_text())))
+    return min(left, default=None)
 
 
 def _gib(n_bytes: int) -> str:

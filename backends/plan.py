@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..protos.edits import Constant, FromInput, Inline, Replace, Stored
-from ..protos.errors import InvalidArgument
+from ..protos.errors import InvalidArgument, NotFound
 from ..protos.model import ModelInfo
 from ..protos.sites import Site
 from ..protos.spec import Hook, Plan, Where
@@ -234,7 +234,7 @@ def _attach_source(
         bound.source = _rows_first(bound.sites[0], source.value.numpy())
     elif isinstance(source, Stored):
         if source.capture_id not in stored:
-            raise InvalidArgument(f"{where}: no stored capture {source.capture_id!r} on this model")
+            raise NotFound(f"{where}: no stored capture {source.capture_id!r}")
         bound.source = _rows_first(bound.sites[0], stored[source.capture_id])
     elif isinstance(source, FromInput):
         bound.needs = (source.input, _source_positions(source, positions, input_lengths, where))

@@ -87,7 +87,7 @@ class Client:
         progress: bool = False,
         **sampling: Unpack[SamplingOptions],
     ) -> Generation:
-        """Sample a continuation of each input, with hooks at work on the way: these, then the `session`'s as it goes."""
+        """Sample a continuation of each input, with hooks at work on the way: those of the `session` as it goes, then these."""
         return self._generate(_request(prompt, to_plan(hooks, capture), session, model, sampling), progress)
 
     def generate_with_activations(

@@ -82,7 +82,9 @@ def serving(backends: list[str]) -> Generator[dict[str, str]]:
     with tempfile.TemporaryDirectory() as folder:
         ready = Path(folder) / "ready.json"
         command = [sys.executable, "-m", "probewire.cli", "serve", *(f"{name}={MODEL}@{name}" for name in backends)]
-        server = subprocess.Popen([*command, "--port", "0", "--grpc-port", "0", "--ready-file", str(ready), "--state", folder])
+        server = subprocess.Popen(
+            [*command, "--port", "0", "--grpc-port", "0", "--ready-file", str(ready), "--state", folder]
+        )
         try:
             while not ready.exists():
                 if server.poll() is not None:

@@ -1,4 +1,4 @@
-"""What a box is doing: every model, every request under way, and what users have had. No prompt text, ever."""
+"""What a box is doing: every model, and every request under way. No prompt text, ever."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class RequestActivity:
     sites: tuple[str, ...] = ()
     """Site patterns that it reads or edits."""
     session: str = ""
-    """The session's name or id, if it is bound to one."""
+    """The session's name if it is bound to one ("yes" for one without a name): its id is its owner's business."""
     age_s: float = 0.0
     tokens: int = 0
     captured_bytes: int = 0

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +35,9 @@ __all__ = [
 ]
 
 
+MAX_FLOAT32 = float(np.finfo(np.float32).max)
+
+
 def float_tensor(value: Tensor, what: str, ndim: int | tuple[int, ...] | None = None) -> Tensor:
     """A finite float tensor with an allowed number of axes; raises InvalidArgument otherwise."""
     tensor = Tensor.of(value)
@@ -54,9 +56,9 @@ def float_tensor(value: Tensor, what: str, ndim: int | tuple[int, ...] | None = 
 
 
 def finite(value: object, what: str) -> float:
-    """A finite Python float; raises InvalidArgument otherwise."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise InvalidArgument(f"{what} must be a finite number, got {value!r}")
+    """A Python float that is finite in float32, in which edits are computed; raises InvalidArgument otherwise."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= MAX_FLOAT32:
+        raise InvalidArgument(f"{what} must be a finite number of float32, got {value!r}")
     return float(value)
 
 

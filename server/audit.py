@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
@@ -15,6 +16,15 @@ __all__ = ["Audit"]
 log = logging.getLogger(__name__)
 
 
+class _PrivateFile(WatchedFileHandler):
+    """For its owner alone, also after a rotation."""
+
+    def _open(self) -> Any:
+        opened = super()._open()
+        os.fchmod(opened.fileno(), 0o600)
+        return opened
+
+
 class Audit:
     """Appends to a file; `None` as its path keeps no audit. A file that logrotate has moved is opened anew."""
 
@@ -25,15 +35,17 @@ class Audit:
         self._handler: WatchedFileHandler | None = None
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._handler = WatchedFileHandler(path, encoding="utf-8")
-            path.chmod(0o600)
+            self._handler = _PrivateFile(path, encoding="utf-8")
             self._logger.addHandler(self._handler)
 
     def write(self, **fields: Any) -> None:
         """One line; empty fields are left out."""
         if self._handler is not None:
             line = {"time": round(time.time(), 3)} | {k: v for k, v in fields.items() if v not in ("", None, (), [])}
-            self._logger.info(orjson.dumps(line, default=str).decode())
+            try:
+                self._logger.info(orjson.dumps(line, default=str).decode())
+            except OSError as error:  # no request fails for want of its audit line; the log tells
+                log.error("the audit cannot be written: %s; lost: %s", error, line)
 
     def close(self) -> None:
         """Let go of the file."""

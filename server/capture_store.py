@@ -38,6 +38,10 @@ log = logging.getLogger(__name__)
 _st: Any = safetensors  # not annotated
 
 
+ORPHAN_S = 3600.0
+"""A file that no row names after so long was left by a process that died between the two."""
+
+
 @dataclass(frozen=True, slots=True)
 class Kept:
     """One capture on its way into the store."""
@@ -172,8 +176,9 @@ class CaptureStore:
                 raise ValueError(f"{len(data)} bytes where {size} were written, or other ones")
             [(_, found)] = _st.deserialize(data)
         except (OSError, ValueError, SafetensorError) as error:
+            log.error("stored capture %s: %s", capture_id, error)
             raise Internal(
-                f"the file of stored capture {capture_id!r} is damaged ({error}); delete it and capture again"
+                f"the file of stored capture {capture_id!r} is damaged; delete it and capture again"
             ) from None
         return item, Tensor(item.dtype, item.shape, bytes(found["data"]))
 
@@ -229,6 +234,10 @@ class CaptureStore:
             pid = draft.name.split(".")[-2]
             if not pid.isdecimal() or not _alive(int(pid)):
                 draft.unlink(missing_ok=True)
+        known = {f"{row[0]}.safetensors" for row in self._state.rows("SELECT id FROM captures")}
+        for file in self._folder.glob("cap-*.safetensors"):
+            if file.name not in known and file.stat().st_mtime < time.time() - ORPHAN_S:
+                file.unlink(missing_ok=True)
 
     def _path(self, capture_id: str) -> Path:
         return self._folder / f"{capture_id}.safetensors"

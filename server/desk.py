@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
 from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..protos.activity import RequestActivity
 from ..protos.errors import Code, PermissionDenied, ProbewireError, ResourceExhausted, Unauthenticated
-from ..protos.events import tally
+from ..protos.events import Tally, tally
 from .access import Access
 from .audit import Audit
 from .callers import Caller, current_caller
@@ -18,6 +21,8 @@ from .metrics import Metrics
 from .users import Role
 
 __all__ = ["Desk", "Visit"]
+
+log = logging.getLogger(__name__)
 
 _VIEWER = frozenset({"Models.List", "Models.Describe", "Models.Tokenize", "Activity.Get"})
 _RESEARCHER = _VIEWER | {
@@ -43,6 +48,13 @@ COUNTED = frozenset({"Inference.Generate", "Inference.Run"})
 """Operations that take a model's time: they count against a user's limits."""
 
 
+def _current_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # no event loop: a test
+        return None
+
+
 @dataclass(eq=False)
 class Visit:
     """One operation under way."""
@@ -52,12 +64,17 @@ class Visit:
     model: str
     sites: tuple[str, ...] = ()
     session: str = ""
+    """Its id, for the audit."""
+    session_name: str = ""
+    """What others may see of it."""
     prompts: tuple[str, ...] = ()
     began_s: float = field(default_factory=time.monotonic)
     tokens: int = 0
     prompt_tokens: int = 0
     captured_bytes: int = 0
     messages: int = 0
+    task: asyncio.Task[Any] | None = field(default_factory=_current_task)
+    """What serves it: cancelled when the key ends while its reader takes nothing."""
     checked_s: float = field(default_factory=time.monotonic)
     """When the key was last looked at."""
 
@@ -70,7 +87,7 @@ class Visit:
             operation=self.operation,
             state="running" if self.messages > 1 else "waiting",
             sites=self.sites,
-            session=self.session,
+            session=self.session_name or ("yes" if self.session else ""),
             age_s=time.monotonic() - self.began_s,
             tokens=self.tokens,
             captured_bytes=self.captured_bytes,
@@ -111,7 +128,19 @@ class Desk:
         prompts: Sequence[str] = (),
     ) -> Generator[Visit]:
         """An operation from its beginning to its end. Raises PermissionDenied and ResourceExhausted."""
-        visit = Visit(self.check(operation), operation, model, tuple(sites), session, tuple(prompts))
+        try:
+            self.check(operation)
+        except PermissionDenied as error:
+            caller = current_caller()
+            self.audit.write(
+                request=caller.request_id,
+                user=caller.user.name,
+                peer=caller.peer,
+                operation=operation,
+                code=error.code.name,
+            )
+            raise
+        visit = Visit(self.check(operation), operation, model, tuple(sites), session, prompts=tuple(prompts))
         user = visit.caller.user
         self.metrics.began(user.name)
         code = "OK"
@@ -129,9 +158,16 @@ class Desk:
             self._visits.pop(id(visit), None)
             self._left(visit, code)
 
+    def sweep(self) -> None:
+        """End what runs for callers whose keys have ended and who take no more messages, and would hold their slots."""
+        for visit in self.visits:
+            if visit.task is not None and not self.access.still_in(visit.caller):
+                log.info("request %s of %s is ended with its key", visit.caller.request_id, visit.caller.user.name)
+                visit.task.cancel()
+
     def took(self, visit: Visit, message: bytes) -> None:
         """A message of the visit's stream is about to go out. Raises Unauthenticated when its key has ended."""
-        found, user = tally(message), visit.caller.user
+        found, user = tally(message) if visit.operation in COUNTED else Tally(), visit.caller.user
         if found.tokens and not visit.tokens:
             self.metrics.first_token(visit.model, time.monotonic() - visit.began_s)
         visit.messages += 1

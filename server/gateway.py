@@ -36,7 +36,7 @@ from .audit import Audit
 from .capture_store import CaptureStore
 from .config import DTYPES, GatewayConfig, WorkerConfig, choose_backend
 from .desk import Desk
-from .metrics import Metrics
+from .metrics import Metrics, is_up
 from .pass_through import PassThrough, sites_of
 from .session_store import SessionStore
 from .sessions import Sessions
@@ -49,7 +49,7 @@ __all__ = ["Gateway", "default_id"]
 
 _MODELS, _WORKER = "/probewire.v1.Models/", "/probewire.v1.Worker/"
 
-UPKEEP_S = 60.0
+UPKEEP_S = 5.0
 STATUS_S = 2.0
 """How long to wait for a worker's status."""
 
@@ -102,10 +102,11 @@ class Gateway:
         return worker
 
     async def _keep_up(self) -> None:
-        """Put idle models to sleep, and forget expired captures."""
+        """Put idle models to sleep, forget expired captures, and end what runs under keys that have ended."""
         while True:
             await asyncio.sleep(min(UPKEEP_S, self._config.idle_unload_s / 4 or UPKEEP_S))
             self.store.purge()
+            self.desk.sweep()
             for worker in list(self._workers.values()):
                 if self._config.idle_unload_s and worker.idle_s > self._config.idle_unload_s:
                     await worker.sleep()
@@ -308,7 +309,7 @@ class Gateway:
     async def measure(self) -> bytes:
         """The metrics as Prometheus reads them."""
         report = await self.activity()
-        ready = sum(model.state == "ready" for model in report.models)
+        ready = sum(is_up(model.state) for model in report.models)
         self.metrics.refresh({model.id: model for model in report.models}, ready, self.store.used_bytes())
         return self.metrics.text()
 

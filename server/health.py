@@ -68,7 +68,7 @@ class HealthFace:
         if service in self._services:
             ready = report.ready
         elif service in report.models:
-            ready = report.models[service] == "ready"
+            ready = report.models[service] == "ready" or report.models[service].startswith("asleep")
         else:
             return _Answer.SERVICE_UNKNOWN
         return _Answer.SERVING if ready and not self._closing else _Answer.NOT_SERVING

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from ..protos.activity import ModelActivity, WorkerStatus
 from ..protos.model import Finished
 
-__all__ = ["MEDIA_TYPE", "Metrics"]
+__all__ = ["MEDIA_TYPE", "Metrics", "is_up"]
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -32,6 +33,25 @@ _NOW = {
     "cache_used_tokens": ("probewire_cache_used_tokens", "Positions of KV cache reserved."),
     "cache_tokens": ("probewire_cache_tokens", "Positions of KV cache there are."),
 }
+
+
+def is_up(state: str) -> bool:
+    """Whether a model in this state answers requests: a sleeping one wakes for them."""
+    return state == "ready" or state.startswith("asleep")
+
+
+class _Totals(Collector):
+    """What workers have counted since their start."""
+
+    models: Mapping[str, WorkerStatus] = {}
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """One family a counter."""
+        for field, (name, about) in _TOTALS.items():
+            family = CounterMetricFamily(name, about, labels=("model",))
+            for model, status in self.models.items():
+                family.add_metric((model,), getattr(status, field))
+            yield family
 
 
 class Metrics:
@@ -81,9 +101,9 @@ class Metrics:
         )
         self._memory = Gauge("probewire_worker_memory_bytes", "Resident memory of a worker.", ("model",), registry=r)
         self._stored = Gauge("probewire_stored_bytes", "Stored captures, all users'.", registry=r)
-        self._workers = {
-            field: Gauge(name, about, ("model",), registry=r) for field, (name, about) in (_NOW | _TOTALS).items()
-        }
+        self._workers = {field: Gauge(name, about, ("model",), registry=r) for field, (name, about) in _NOW.items()}
+        self._totals = _Totals()
+        r.register(self._totals)
 
     def http(self, method: str, route: str, code: int) -> None:
         """One HTTP request that ended. `route` is a template such as /v1/models/{model}, so labels stay few."""
@@ -122,8 +142,9 @@ class Metrics:
         per_model = (self._up, self._restarts, self._memory, *self._workers.values())
         for gauge in per_model:
             gauge.clear()
+        self._totals.models = {name: model.status for name, model in models.items()}
         for name, model in models.items():
-            self._up.labels(name).set(model.state == "ready")
+            self._up.labels(name).set(is_up(model.state))
             self._restarts.labels(name).set(model.restarts)
             self._memory.labels(name).set(model.memory_bytes)
             self._engine(name, model.status)
@@ -131,10 +152,6 @@ class Metrics:
     def _engine(self, model: str, status: WorkerStatus) -> None:
         for field, gauge in self._workers.items():
             gauge.labels(model).set(getattr(status, field))
-
-    def register(self, collector: Collector) -> None:
-        """Add what somebody else counts."""
-        self._registry.register(collector)
 
     def text(self) -> bytes:
         """The exposition format."""

@@ -42,6 +42,7 @@ class PassThrough:
             visit.model = worker.config.id
             if visit.session:
                 session = await gateway.live.bind(worker, visit.caller, visit.session)
+                visit.session_name = session.name
                 visit.sites = (*visit.sites, *sites_of(session.plan))
             method = f"/probewire.v1.{operation.replace('.', '/')}"
             async with closing(worker.stream(method, request, visit.caller)) as messages:

@@ -195,7 +195,7 @@ def _rebound(
 
 
 def followed(own: Plan, session: Session) -> Plan:
-    """A request's own hooks, then those of its session, which apply first. Raises InvalidArgument where they do not go together."""
+    """A request's own hooks and those of its session, which apply first. Raises InvalidArgument where they clash."""
     return Plan((*own.hooks, *session.plan.hooks))
 
 

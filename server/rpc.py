@@ -6,7 +6,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import grpc.aio
@@ -319,7 +319,7 @@ async def _next(context: _Context, within_s: float) -> bytes | None:
     """A message, or None at the end."""
     try:
         async with asyncio.timeout(within_s):
-            request: object = await context.read()
+            request = cast("object", await context.read())  # grpc.aio.EOF at the end
     except TimeoutError:
         raise DeadlineExceeded(f"the request did not arrive within {within_s:g} s") from None
     return request if isinstance(request, bytes) else None

@@ -54,6 +54,7 @@ class Worker:
         self._starts = 0
         self._revivals = 0
         self._waking = False
+        self._not_woken: ProbewireError | None = None
         self._ending: asyncio.Task[None] | None = None
         self._in_use = 0
         self._used_s = time.monotonic()
@@ -158,10 +159,14 @@ class Worker:
             self._task = asyncio.create_task(self._live_again(), name=f"worker {self.config.id}")
 
     async def awake(self) -> None:
-        """Wait until it serves, if it has to be woken for that."""
+        """Wait until it serves, if it has to be woken for that. Raises why it could not be."""
+        if self._state == "asleep":
+            self._not_woken = None
         self.wake()
         while self._waking and self._state == "loading":
             await self._changed.wait()
+        if self._state == "asleep" and self._not_woken is not None:
+            raise Unavailable(f"model {self.config.id!r} sleeps and could not be woken: {self._not_woken.message}")
 
     async def stop(self) -> None:
         """Let requests in flight finish within the worker's `drain_s`, then end it for good."""
@@ -208,7 +213,12 @@ class Worker:
         try:
             await self._launch()
         except ProbewireError as error:
-            self._fail(error)
+            if self._waking:  # the next request tries again
+                self._waking = False
+                self._not_woken = error
+                self._become("asleep", f"could not be woken: {error.message}")
+            else:
+                self._fail(error)
             return
         deaths = 0
         while True:

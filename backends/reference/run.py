@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ...protos.edits import Edit, FromInput, Inline, Replace, Stored
-from ...protos.errors import InvalidArgument
+from ...protos.errors import InvalidArgument, NotFound
 from ...protos.sites import ATTENTION_SITES, Site, SitePattern
 from ...protos.spec import Hook, Plan
 from ...protos.tensors import Array
@@ -179,7 +179,7 @@ class _Input:
             rows = given_rows(source.value.floats(), site, 0, 0, bound.positions)
         elif isinstance(source, Stored):
             if source.capture_id not in self.request.stored:
-                raise InvalidArgument(f"no stored capture {source.capture_id!r}")
+                raise NotFound(f"no stored capture {source.capture_id!r}")
             rows = given_rows(self.request.stored[source.capture_id], site, index, len(bound.sites), bound.positions)
         elif isinstance(source, FromInput):
             rows = input_rows(source, self.request.final(source.input, site), site, bound.positions)

@@ -41,11 +41,16 @@ def test_a_model_that_does_not_fit_is_refused_with_figures_and_the_fix(tmp_path:
 
 
 def test_the_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "memory.max").write_text("5000\n")
-    (tmp_path / "memory.current").write_text("4000\n")
-    monkeypatch.setattr(module, "CGROUP", tmp_path)
+    group, own = tmp_path / "fs" / "system.slice", tmp_path / "cgroup"
+    (group / "probewire.service").mkdir(parents=True)
+    own.write_text("0::/system.slice/probewire.service\n")
+    (group / "memory.max").write_text("5000\n")  # the slice has a bound, the unit below it has not
+    (group / "memory.current").write_text("4000\n")
+    (group / "probewire.service" / "memory.max").write_text("max\n")
+    monkeypatch.setattr(module, "CGROUP", tmp_path / "fs")
+    monkeypatch.setattr(module, "OWN_CGROUP", own)
     assert free_bytes("torch", "cpu") == 1000
-    (tmp_path / "memory.max").write_text("max\n")
+    (group / "memory.max").write_text("max\n")
     assert (free_bytes("mlx", "cpu") or 0) > 1 << 20
 
 

@@ -1,234 +1,263 @@
-"""Requests that are well formed as protobuf and mostly nonsense as plans: drawn so that many get as far as a forward."""
+"""Requests that are well formed as protobuf and often nonsense as plans: most are right but for one thing, so that it
+is met by its own check, and many get as far as a forward.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 from hypothesis import strategies as st
 
 from probewire.protos import probewire_pb2 as pb
-from probewire.protos.sites import GLOBAL_SITES, LAYER_SITES
+from probewire.protos.sites import GLOBAL_SITES, HEAD_SITES, LAYER_SITES
+from probewire.protos.tensors import numpy_dtype
 
-__all__ = ["generate_requests", "plans", "run_requests"]
+__all__ = ["INTEGERS", "Dice", "dice", "generate_request", "plan", "run_request"]
 
-WIDTHS: dict[str, tuple[int, ...]] = {
-    **{name: (64,) for name in (*LAYER_SITES, *GLOBAL_SITES)},
-    **{name: (4, 16) for name in ("q", "z")},
-    **{name: (2, 16) for name in ("k", "v")},
-    **{name: (96,) for name in ("mlp_gate", "mlp_up", "mlp_act")},
+T = TypeVar("T")
+Widths = tuple[int, ...]
+
+WIDTHS: dict[str, Widths] = {
+    **{name: (64,) for name in (*LAYER_SITES, *GLOBAL_SITES) if name not in ("router_logits", "expert_weights")},
+    **dict.fromkeys(("q", "z"), (4, 16)),
+    **dict.fromkeys(("k", "v"), (2, 16)),
+    **dict.fromkeys(("attn_scores", "attn_probs"), (4, 8)),
+    **dict.fromkeys(("mlp_gate", "mlp_up", "mlp_act"), (96,)),
     "logits": (261,),
 }
-"""Of the tiny llama; what it does not offer has some width all the same."""
-MODULES = {
-    "model.embed_tokens": 64,
-    "model.layers.0": 64,
-    "model.layers.1.self_attn.q_proj": 64,
-    "model.layers.1.self_attn": 64,
-    "model.layers.2.mlp.gate_proj": 96,
-    "model.layers": 64,
-    "model.rotary_emb": 16,
-    "model.norm": 64,
-    "model": 64,
-    "lm_head": 261,
-    "nothing.here": 64,
+"""Of the tiny llama, which has no experts."""
+MODULES: dict[str, Widths] = {
+    "module:model.layers.0:output": (64,),
+    "module:model.layers.1.mlp:input": (64,),
+    "module:model.layers.1.self_attn.q_proj:output": (64,),
+    "module:model.layers.1.self_attn:output": (64,),
+    "module:model.layers.2.mlp.gate_proj:output": (96,),
+    "module:model.embed_tokens:output": (64,),
+    "module:model.embed_tokens:input": (1,),
+    "module:lm_head:output": (261,),
+    "module:model.rotary_emb:output": (16,),
+    "module:model.layers:output": (64,),
+    "module:model:output": (64,),
+    "module:nothing.here:output": (64,),
 }
-LAYERS = (".0", ".1", ".2", ".*", ".0:2", ".:", ".3", ".2:1", ".99999999999999999999", ".-1", "")
-INTEGERS = (0, 1, 2, 3, 4, 5, 15, 16, 63, 64, 95, 260, 261, -1, -4, -5, 2**31, 2**62, 2**63 - 1, -(2**63))
-FLOATS = (0.0, 1.0, -1.0, 0.5, 3.0, 1e-40, 1e30, -3e38, 1e300, float("nan"), float("inf"), float("-inf"))
-FINITE = (0.0, 1.0, -1.0, 0.25, 7.0, 1e-40, 1e30, -3e38)
-DTYPES = ("float32", "float32", "float32", "float64", "float16", "bfloat16", "int64", "uint8", "bool", "complex64", "")
-
-Strategy = st.SearchStrategy[Any]
-integers = st.sampled_from(INTEGERS)
-small = st.sampled_from((0, 1, 2, 3))
-floats = st.sampled_from(FINITE + FINITE + FLOATS)
-
-
-def mostly(good: Strategy, other: Strategy) -> Strategy:
-    """Nine in ten are good, so that the tenth stands alone and is met by its own check."""
-    return st.integers(0, 9).flatmap(lambda n: other if n == 9 else good)
-
-
-def maybe(strategy: Strategy) -> Strategy:
-    return mostly(st.none(), strategy) | strategy
-
-
-def wrapped(message: Callable[..., Any], items: Strategy, **sizes: int) -> Strategy:
-    """`Indices`, `Names` and the like."""
-    return st.lists(items, **sizes).map(lambda values: message(values=values))
-
-
-indices = wrapped(pb.Indices, mostly(small, integers), max_size=3)
-
-
-@st.composite
-def odd_tensors(draw: st.DrawFn) -> pb.Tensor:
-    """Any dtype and shape, with bytes that fit, or do not."""
-    shape = draw(st.lists(st.sampled_from((0, 1, 2, 3, 16, 64, -1, 2**31, 2**62)), max_size=4) | st.just([1] * 70))
-    fits = min(abs(int(np.prod([float(n) for n in shape]))), 4096) * 4
-    data = draw(st.sampled_from((b"\0" * fits, b"\x7f" * fits, b"", b"\xff" * 7)))
-    return pb.Tensor(dtype=draw(st.sampled_from(DTYPES)), shape=shape, data=data)
-
-
-def tensor(*shape: int) -> Strategy:
-    """float32 of this shape, now and then with a hostile number in it; or an odd one."""
-
-    def of(values: tuple[float, float, int]) -> pb.Tensor:
-        array = np.random.default_rng(values[2]).standard_normal(shape).astype(np.float32) * np.float32(values[1])
-        array.reshape(-1)[:1] = values[0]
-        return pb.Tensor(dtype="float32", shape=shape, data=array.tobytes())
-
-    good = st.tuples(st.sampled_from(FINITE), st.sampled_from((0.0, 1.0, 1e20)), st.integers(0, 3)).map(of)
-    bad = st.tuples(st.sampled_from(FLOATS), st.just(1.0), st.just(0)).map(of)
-    return mostly(good, bad | odd_tensors())
-
-
-def vectors(widths: tuple[int, ...]) -> Strategy:
-    return mostly(tensor(widths[-1]) | tensor(*widths), tensor(63) | tensor(2, widths[-1]))
-
-
-def matrices(widths: tuple[int, ...]) -> Strategy:
-    return tensor(2, widths[-1]) | tensor(1, widths[-1]) | vectors(widths)
-
-
-def part(widths: tuple[int, ...]) -> dict[str, Strategy]:
-    return {"units": mostly(st.none(), indices), "heads": mostly(st.none(), indices)}
-
-
-def sources(widths: tuple[int, ...]) -> Strategy:
-    rows = tensor(4, *widths) | tensor(1, *widths) | tensor(0, widths[-1]) | tensor(4, 4, 4)
-    from_input = st.builds(pb.FromInput, input=st.sampled_from(("a", "b", "", "c")), positions=maybe(indices))
-    return st.one_of(
-        st.just(pb.Source(zeros=pb.Zeros())),
-        vectors(widths).map(lambda t: pb.Source(constant=pb.Constant(value=t))),
-        rows.map(lambda t: pb.Source(inline=pb.Inline(value=t))),
-        st.sampled_from(("", "cap-x", "../../etc/passwd", "\0")).map(lambda i: pb.Source(stored=pb.Stored(capture_id=i))),
-        from_input.map(lambda f: pb.Source(from_input=f)),
-        st.just(pb.Source()),
-    )
-
-
-def edits(widths: tuple[int, ...]) -> Strategy:
-    some, flat = part(widths), int(np.prod(widths))
-    low_rank = {"a": tensor(64, 2) | tensor(96, 2), "b": tensor(2, flat) | tensor(1, flat), "alpha": maybe(floats)}
-    clamp = {"directions": maybe(matrices(widths)), "min": maybe(floats), "max": maybe(floats)}
-    kinds: dict[str, Strategy] = {
-        "add": st.builds(pb.Add, vector=vectors(widths), alpha=maybe(floats), norm_match=st.booleans(), **some),
-        "scale": st.builds(pb.Scale, factor=maybe(floats), **some),
-        "replace": st.builds(pb.Replace, source=sources(widths), **some),
-        "project_out": st.builds(pb.ProjectOut, directions=matrices(widths), **some),
-        "clamp": st.builds(pb.Clamp, **clamp, **some),
-        "noise": st.builds(pb.Noise, std=maybe(floats), seed=mostly(small, integers), **some),
-        "low_rank": st.builds(pb.LowRank, **low_rank),
-    }
-    return st.one_of(*(kind.map(lambda e, name=name: pb.Edit(**{name: e})) for name, kind in kinds.items()))
-
-
-def captures(widths: tuple[int, ...]) -> Strategy:
-    kinds: dict[str, Strategy] = {
-        "last": st.just(pb.Last()),
-        "mean": st.just(pb.Mean()),
-        "norm": st.just(pb.Norm()),
-        "top_k": st.builds(pb.TopK, k=mostly(st.sampled_from((1, 5, widths[-1])), integers)),
-        "project": st.builds(pb.Project, directions=matrices(widths)),
-        "gather": st.builds(pb.Gather, ids=indices),
-        "next_logprob": st.just(pb.NextLogprob()),
-    }
-    reduction = st.one_of(*(kind.map(lambda r, n=name: pb.Reduction(**{n: r})) for name, kind in kinds.items()))
-    return st.builds(
-        pb.Capture,
-        before=st.booleans(),
-        dtype=maybe(st.sampled_from(DTYPES)),
-        reduce=maybe(reduction | st.just(pb.Reduction())),
-        store=st.integers(0, 9).map(lambda n: n == 9),
-    )
-
-
-@st.composite
-def sites(draw: st.DrawFn) -> tuple[str, tuple[int, ...]]:
-    """A site's name and its widths."""
-    kind = draw(st.integers(0, 9))
-    if kind == 9:
-        path = draw(st.sampled_from(sorted(MODULES)))
-        return f"module:{path}:{draw(st.sampled_from(('input', 'output')))}", (MODULES[path],)
-    if kind == 8:
-        return draw(st.sampled_from(("embed", "final_norm", "logits", "", "embed.1", "\0", "é" * 600, "blocks.1.hook_v"))), (64,)
-    name = draw(st.sampled_from(sorted(WIDTHS)))
-    layer = draw(mostly(st.sampled_from(LAYERS[:4]), st.sampled_from(LAYERS))) if name in LAYER_SITES else ""
-    return name + layer, WIDTHS[name]
-
-
-@st.composite
-def conditions(draw: st.DrawFn, own: tuple[str, tuple[int, ...]]) -> pb.Condition:
-    name, widths = draw(st.just(("", own[1])) | sites())
-    by_unit = draw(st.booleans())
-    return pb.Condition(
-        threshold=draw(mostly(floats, st.none())),
-        site=name,
-        op=draw(mostly(st.none(), st.sampled_from(("lt", "le", "ge", "eq")))),
-        unit=draw(mostly(small, integers)) if by_unit else None,
-        head=draw(maybe(mostly(small, integers))) if len(widths) == 1 else draw(mostly(small, integers)),
-        direction=None if by_unit else draw(vectors(widths[-1:])),
-        latch=draw(mostly(st.none(), st.sampled_from(("last", "mean", "first")))),
-    )
-
-
-spans = wrapped(pb.Spans, st.builds(pb.Span, start=mostly(small, integers), stop=maybe(integers)), max_size=2)
-
-
-@st.composite
-def hooks(draw: st.DrawFn) -> pb.Hook:
-    """Site, edit, capture and condition about the same width, most of the time."""
-    name, widths = own = draw(sites())
-    where = pb.Where(
-        positions=draw(mostly(st.none(), indices)),
-        spans=draw(mostly(st.none(), spans)),
-        phase=draw(mostly(st.none(), st.sampled_from(("prompt", "generated", "never")))),
-        token_ids=draw(mostly(st.none(), indices)),
-        when=draw(mostly(st.none(), conditions(own)) | maybe(conditions(own))),
-    )
-    return pb.Hook(
-        site=name,
-        edit=draw(maybe(edits(widths))),
-        capture=draw(maybe(captures(widths))),
-        where=draw(st.none() | st.just(where)),
-        inputs=draw(mostly(st.none(), wrapped(pb.Names, st.sampled_from(("a", "b", "c")), max_size=2))),
-        id=draw(mostly(st.none(), st.sampled_from(("", "x", "x" * 600)))),
-    )
-
-
-plans: Strategy = st.lists(hooks(), min_size=1, max_size=3).map(lambda found: pb.Plan(hooks=found))
-
-texts = st.sampled_from(("Hi a", "b", "\0", "日本", "x" * 40))
-one_input = st.builds(
-    pb.Input,
-    text=texts,
-    token_ids=mostly(st.none(), indices),
-    prompt_length=mostly(st.none(), mostly(small, integers)),
+ODD_SITES = (
+    "",
+    "\0",
+    "resid_post",
+    "embed.1",
+    "blocks.1.attn.hook_q",
+    "resid_post.\u0663",
+    "q." + "9" * 5000,
+    "é" * 600,
 )
+LAYERS = (".1", ".0", ".2", ".*", ".0:2")
+ODD_LAYERS = ("", ".3", ".-1", ".2:1", ".:", ".9999999999999999999999")
+INTEGERS = (0, 1, 2, 3, 4, 15, 16, 63, 64, 96, 261, -1, -4, -5, 2**31, 2**62, 2**63 - 1, -(2**63))
+FLOATS = (1.0, 0.0, -1.0, 0.25, 7.0)
+ODD_FLOATS = (1e-40, 1e30, -3e38, math.nan, math.inf, -math.inf, 1e300, -1e-300)
+DTYPES = ("float32", "float32", "float64", "bfloat16", "float16")
+ODD_DTYPES = ("int64", "int32", "uint8", "bool", "complex64", "")
+SHAPES = ((), (0,), (64, 0), (0, 2**62), (-1,), (2**31, 2**31), (1,) * 70, (3, 3, 3, 3), (63,), (2**63 - 1,))
 
 
-def _named(found: list[pb.Input]) -> list[pb.Input]:
-    for name, item in zip("ab", found, strict=False):
-        item.name = name
+@dataclass(frozen=True, slots=True)
+class Dice:
+    """Draws that shrink to the first option. Integers alone are drawn, as strategies made on the way are slow."""
+
+    below: Callable[[int], int]
+
+    def of(self, options: Sequence[T]) -> T:
+        return options[self.below(len(options))]
+
+    def odd(self, good: Sequence[T], odd: Sequence[T]) -> T:
+        """One time in twelve an odd one."""
+        return self.of(odd) if self.below(12) == 11 else self.of(good)
+
+    def maybe(self, draw: Callable[[], T], chance: int = 3) -> T | None:
+        """One time in `chance`."""
+        return draw() if self.below(chance) == chance - 1 else None
+
+    def integer(self) -> int:
+        return self.odd((0, 1, 2, 3), INTEGERS)
+
+    def number(self) -> float:
+        return self.odd(FLOATS, ODD_FLOATS)
+
+    def integers(self) -> pb.Indices:
+        usual = ([0], [1], [2, 0], [0, 1, 3])
+        return pb.Indices(values=self.odd(usual, ([], [0, 0], [self.integer(), self.integer()])))
+
+
+@st.composite
+def dice(draw: st.DrawFn) -> Dice:
+    return Dice(lambda n: draw(_BELOW[n]))
+
+
+_BELOW = [st.integers(0, max(0, n - 1)) for n in range(64)]
+
+
+def tensor(d: Dice, *shapes: Widths) -> pb.Tensor:
+    """Numbers of one of these shapes; now and then another shape, other bytes, or a number that is none."""
+    shape, dtype = d.odd(shapes, SHAPES), d.odd(DTYPES, ODD_DTYPES)
+    if shape in shapes and dtype in DTYPES:
+        array = np.random.default_rng(d.below(4)).standard_normal(shape) * d.odd((1.0,), (0.0, 1e20))
+        array.reshape(-1)[:1] = d.number()
+        with np.errstate(over="ignore"):
+            array = array.astype(numpy_dtype(dtype))
+        return pb.Tensor(dtype=dtype, shape=shape, data=array.tobytes())
+    n_bytes = math.prod(shape) * {"float64": 8, "int64": 8, "float16": 2, "bfloat16": 2}.get(dtype, 4)
+    data = d.of((b"\0", b"\x7f", b"\xff")) * n_bytes if 0 <= n_bytes < 1 << 16 else b""
+    return pb.Tensor(dtype=dtype, shape=shape, data=d.odd((data,), (b"", b"1234567")))
+
+
+def vector(d: Dice, widths: Widths) -> pb.Tensor:
+    return tensor(d, widths[-1:], widths)
+
+
+def matrix(d: Dice, widths: Widths) -> pb.Tensor:
+    return tensor(d, (2, widths[-1]), (1, widths[-1]), widths[-1:])
+
+
+def source(d: Dice, widths: Widths) -> pb.Source:
+    kind = d.odd(("zeros", "constant", "inline", "stored", "from_input"), ("",))
+    if kind == "constant":
+        return pb.Source(constant=pb.Constant(value=vector(d, widths)))
+    if kind == "inline":
+        return pb.Source(inline=pb.Inline(value=tensor(d, (4, *widths), (1, *widths), (0, *widths), (4, 4, 4))))
+    if kind == "stored":
+        return pb.Source(stored=pb.Stored(capture_id=d.of(("", "cap-x", "../../etc/passwd", "\0"))))
+    if kind == "from_input":
+        return pb.Source(from_input=pb.FromInput(input=d.of(("b", "a", "", "c")), positions=d.maybe(d.integers)))
+    return pb.Source(zeros=pb.Zeros()) if kind else pb.Source()
+
+
+def edit(d: Dice, widths: Widths) -> pb.Edit:
+    part: dict[str, Any] = {"units": d.maybe(d.integers, 6), "heads": d.maybe(d.integers, 2 * 6 // len(widths))}
+    flat = math.prod(widths)
+    kind = d.of(("add", "scale", "replace", "project_out", "clamp", "noise", "low_rank"))
+    if kind == "add":
+        width = (len(part["units"].values),) if part["units"] else widths
+        made: Any = pb.Add(vector=vector(d, width), alpha=d.maybe(d.number), norm_match=not d.below(3), **part)
+    elif kind == "scale":
+        made = pb.Scale(factor=d.odd((d.number(),), (None,)), **part)
+    elif kind == "replace":
+        made = pb.Replace(source=source(d, widths), **part)
+    elif kind == "project_out":
+        made = pb.ProjectOut(directions=matrix(d, widths), **part)
+    elif kind == "clamp":
+        low, high = sorted((d.number(), d.number()))
+        bounds = d.odd(({"min": low, "max": high}, {"min": low}, {"max": high}), ({}, {"min": high, "max": low}))
+        made = pb.Clamp(directions=d.maybe(lambda: matrix(d, widths), 2), **bounds, **part)
+    elif kind == "noise":
+        made = pb.Noise(std=d.odd((0.1, 1.0), ODD_FLOATS), seed=d.integer(), **part)
+    else:
+        made = pb.LowRank(a=tensor(d, (64, 2), (96, 2)), b=tensor(d, (2, flat)), alpha=d.maybe(d.number))
+    return pb.Edit(**{kind: made})
+
+
+def capture(d: Dice, widths: Widths) -> pb.Capture:
+    kinds: dict[str, Callable[[], Any]] = {
+        "last": pb.Last,
+        "mean": pb.Mean,
+        "norm": pb.Norm,
+        "top_k": lambda: pb.TopK(k=d.odd((1, 5, widths[-1]), INTEGERS)),
+        "project": lambda: pb.Project(directions=matrix(d, widths)),
+        "gather": lambda: pb.Gather(ids=d.integers()),
+        "next_logprob": pb.NextLogprob,
+    }
+    kind = d.odd(tuple(kinds), ("",))
+    reduction = pb.Reduction(**{kind: kinds[kind]()}) if kind else pb.Reduction()
+    reduced = d.below(2)
+    return pb.Capture(
+        before=not d.below(4),
+        dtype=d.maybe(lambda: d.odd(DTYPES, ODD_DTYPES), 4),
+        reduce=reduction if reduced else None,
+        store=not d.below(8) if not reduced else d.odd((False,), (True,)),
+    )
+
+
+def site(d: Dice) -> tuple[str, Widths]:
+    """A name and its widths."""
+    kind = d.below(12)
+    if kind == 11:
+        return d.odd(tuple(MODULES.items()), tuple((name, (64,)) for name in ODD_SITES))
+    name = d.of(tuple(WIDTHS))
+    return name + (d.odd(LAYERS, ODD_LAYERS) if name in LAYER_SITES else ""), WIDTHS[name]
+
+
+def condition(d: Dice, own: tuple[str, Widths]) -> pb.Condition:
+    name, widths = ("", own[1]) if d.below(2) else site(d)
+    has_heads = (name or own[0]).partition(".")[0] in HEAD_SITES
+    by_unit = d.below(2)
+    return pb.Condition(
+        threshold=d.odd((d.number(),), (None,)),
+        site=name,
+        op=d.maybe(lambda: d.odd(("lt", "le", "ge", "gt"), ("eq", ""))),
+        unit=d.integer() if by_unit else None,
+        head=d.integer() if d.odd((has_heads,), (not has_heads,)) else None,
+        direction=None if by_unit else vector(d, widths[-1:]),
+        latch=d.maybe(lambda: d.odd(("last", "mean"), ("first", "")), 4),
+    )
+
+
+def where(d: Dice, own: tuple[str, Widths]) -> pb.Where:
+    span = d.maybe(lambda: pb.Span(start=d.integer(), stop=d.maybe(d.integer)), 5)
+    return pb.Where(
+        positions=d.maybe(d.integers, 5) if span is None else d.odd((None,), (pb.Indices(values=[0]),)),
+        spans=pb.Spans(values=[span] * d.odd((1,), (0, 3))) if span else None,
+        phase=d.maybe(lambda: d.odd(("prompt", "generated", "all"), ("never", ""))),
+        token_ids=d.maybe(d.integers, 8),
+        when=d.maybe(lambda: condition(d, own), 2),
+    )
+
+
+def hook(d: Dice) -> pb.Hook:
+    """Site, edit, capture and condition of the same width, most of the time."""
+    own = site(d)
+    what = d.odd(("edit", "capture", "both"), ("",))
+    return pb.Hook(
+        site=own[0],
+        edit=edit(d, own[1]) if what in ("edit", "both") else None,
+        capture=capture(d, own[1]) if what in ("capture", "both") else None,
+        where=where(d, own) if d.below(2) else None,
+        inputs=d.maybe(lambda: pb.Names(values=d.odd((["a"], ["a", "b"]), ([], ["c"]))), 6),
+        id=d.maybe(lambda: d.odd(("", "x"), ("x" * 600,)), 12),
+    )
+
+
+def plan(d: Dice) -> pb.Plan:
+    return pb.Plan(hooks=[hook(d) for _ in range(d.of((1, 2, 3)))])
+
+
+def _inputs(d: Dice) -> list[pb.Input]:
+    found: list[pb.Input] = []
+    for name in d.odd(("a", "ab"), ("", "aa")):
+        item = pb.Input(name=name, prompt_length=d.odd((None, 1), INTEGERS))
+        if d.odd((True,), (False,)):
+            item.text = d.of(("Hi a", "b", "\0", "日本", "x" * 40))
+        else:
+            item.token_ids.CopyFrom(d.integers())
+        found.append(item)
     return found
 
 
-inputs = st.lists(one_input, min_size=1, max_size=2).map(_named)
-sampling = st.builds(
-    pb.Sampling,
-    max_new_tokens=mostly(st.sampled_from((1, 2, 3)), integers),
-    temperature=mostly(st.none(), floats),
-    top_p=mostly(st.none(), floats),
-    top_k=mostly(st.just(0), integers),
-    seed=mostly(st.just(1), integers),
-    logprobs=mostly(st.none(), integers),
-    stop=mostly(st.just(()), st.lists(st.text(max_size=3), max_size=2)),
-    ignore_eos=st.booleans(),
-)
-run_requests: Strategy = st.builds(pb.RunRequest, model=st.just("torch"), inputs=inputs, plan=plans)
-generate_requests: Strategy = st.builds(
-    pb.GenerateRequest, model=st.just("torch"), inputs=inputs, plan=plans, sampling=sampling
-)
+def run_request(d: Dice) -> pb.RunRequest:
+    return pb.RunRequest(model="torch", inputs=_inputs(d), plan=plan(d))
+
+
+def generate_request(d: Dice) -> pb.GenerateRequest:
+    sampling = pb.Sampling(
+        max_new_tokens=d.odd((1, 2, 3), INTEGERS),
+        temperature=d.maybe(lambda: d.odd((0.0, 1.0, 99.0), ODD_FLOATS)),
+        top_p=d.maybe(lambda: d.odd((0.5, 1.0, 1e-30), ODD_FLOATS)),
+        top_k=d.odd((0, 1, 5), INTEGERS),
+        seed=d.maybe(d.integer),
+        logprobs=d.maybe(d.integer),
+        stop=d.odd(((), ("x",)), (("",), ("x" * 2000,))),
+        ignore_eos=not d.below(2),
+    )
+    return pb.GenerateRequest(model="torch", inputs=_inputs(d), plan=plan(d), sampling=sampling)

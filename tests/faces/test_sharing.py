@@ -126,7 +126,7 @@ def test_what_belongs_to_one_does_not_exist_for_another(connect: Callable[[str],
                 call()
         from probewire.protos.wire import from_json
 
-        with pytest.raises(ProbewireError, match=f"no stored capture '{kept.id}'"):
+        with pytest.raises(NotFound, match=f"no stored capture '{kept.id}'"):
             bob.run(PROMPT, hooks=from_json(Plan, patch).hooks, model=model)
         assert (bob.captures(), theirs.sessions()) == ([], [])
         assert ada.capture(kept.id).shape[1] == 64

@@ -125,7 +125,7 @@ def test_what_went_through_is_counted(desk: Desk, become: Callable[..., None]) -
         desk.took(visit, MESSAGE)
         desk.took(visit, b"garbage\xff")
         shown = visit.activity()
-    assert (shown.user, shown.tokens, shown.state, shown.session) == ("ada", 1, "running", "ses-1")
+    assert (shown.user, shown.tokens, shown.state, shown.session) == ("ada", 1, "running", "yes")
     assert 1000 <= shown.captured_bytes <= 1100
     text = desk.metrics.text().decode()
     for line in (

@@ -271,12 +271,17 @@ BAD = [
     ({"plan": Plan((Hook("resid_post.0", edit=Scale(2.0), where=Where(positions=(99,))),))}, "position 99"),
     ({"plan": Plan((Hook("z.0", edit=Scale(2.0, heads=(4,))),))}, "head 4"),
     ({"plan": Plan((Hook("module:model.nowhere:output", capture=Capture()),))}, "no module"),
-    ({"plan": Plan((Hook("resid_post.0", edit=Replace(Stored("cap-x"))),))}, "no stored capture"),
     ({"inputs": (Input(""),)}, "at least one token"),
     ({"inputs": (Input("x" * 300),)}, "at most 256"),
     ({"inputs": (Input(token_ids=(9999,)),)}, "vocabulary"),
     ({"plan": Plan((Hook("logits", edit=Scale(2.0), inputs=("nobody",)),))}, "no inputs"),
 ]
+
+
+def test_a_stored_capture_that_is_not_there_is_not_found(service: InProcessService) -> None:
+    plan = Plan((Hook("resid_post.0", edit=Replace(Stored("cap-x"))),))
+    with pytest.raises(NotFound, match="no stored capture 'cap-x'"):
+        list(service.run(RunRequest((Input(CLEAN),), plan=plan)))
 
 
 @pytest.mark.parametrize(("change", "message"), BAD)
