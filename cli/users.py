@@ -8,11 +8,12 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from ..protos.errors import FailedPrecondition
+from ..protos.errors import FailedPrecondition, InvalidArgument
 from ..server.state import State, default_state_folder
 from ..server.users import ROLES, User, UserLimits, Users
 
@@ -31,43 +32,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = commands.add_parser("add", help="make a user and print the key, this once")
     _add_limits(add)
     listing = commands.add_parser("list", help="everybody, with roles and limits; never a key")
+    change = commands.add_parser("set", help="change a user's role or limits; what is not named stays")
+    _add_limits(change, keep=True)
     revoke = commands.add_parser("revoke", help="end a user's key")
     rotate = commands.add_parser("rotate", help="print a new key, this once, and end the old one")
-    for command in (add, revoke, rotate):
+    for command in (add, change, revoke, rotate):
         command.add_argument("name", metavar="NAME")
-    for command in (add, listing, revoke, rotate):
+    for command in (add, listing, change, revoke, rotate):
         command.add_argument(
             "--state", type=Path, default=default_state_folder(), metavar="DIR", help="of the server (%(default)s)"
         )
 
 
-def _add_limits(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--role", choices=ROLES, default="researcher", help="(%(default)s)")
+def _add_limits(parser: argparse.ArgumentParser, *, keep: bool = False) -> None:
+    """Role and limits; with `keep` nothing is the default, so that what is not named stays."""
+
+    def default(value: Any) -> Any:
+        return None if keep else value
+
+    shown = "" if keep else " (%(default)s)"
+    parser.add_argument("--role", choices=ROLES, default=default("researcher"), help=shown.strip() or None)
     limits = parser.add_argument_group("limits (0: none)")
-    limits.add_argument(
-        "--requests", type=int, default=_DEFAULTS.requests, metavar="N", help="under way and queued (%(default)s)"
-    )
-    limits.add_argument(
-        "--tokens-per-minute",
-        type=int,
-        default=_DEFAULTS.tokens_per_minute,
-        metavar="N",
-        help="prompt and new tokens (%(default)s)",
-    )
-    limits.add_argument(
-        "--store-mib",
-        type=int,
-        default=_DEFAULTS.store_bytes >> 20,
-        metavar="N",
-        help="of stored captures (%(default)s)",
-    )
-    limits.add_argument("--sessions", type=int, default=_DEFAULTS.sessions, metavar="N", help="(%(default)s)")
+    for option, value, what in (
+        ("--requests", _DEFAULTS.requests, "under way and queued"),
+        ("--tokens-per-minute", _DEFAULTS.tokens_per_minute, "prompt and new tokens"),
+        ("--store-mib", _DEFAULTS.store_bytes >> 20, "of stored captures"),
+        ("--sessions", _DEFAULTS.sessions, "live sessions"),
+    ):
+        limits.add_argument(option, type=int, default=default(value), metavar="N", help=what + shown)
 
 
 def run(args: argparse.Namespace) -> int:
     """Do what was asked. Keys go to standard output, alone on their line; all else goes to standard error."""
     with _opened(args.state, make=args.action == "add") as users:
-        return {"add": _add, "list": _list, "revoke": _revoke, "rotate": _rotate}[args.action](users, args)
+        actions = {"add": _add, "list": _list, "set": _set, "revoke": _revoke, "rotate": _rotate}
+        return actions[args.action](users, args)
 
 
 @contextmanager
@@ -93,6 +92,17 @@ def _add(users: Users, args: argparse.Namespace) -> int:
     if first:
         _say("This is the first user: from now on every request to the server needs a key.")
     _say('They use it as Client(url, api_key="pw_…"), or as PROBEWIRE_API_KEY with the probewire command.')
+    return 0
+
+
+def _set(users: Users, args: argparse.Namespace) -> int:
+    store = None if args.store_mib is None else args.store_mib << 20
+    asked = (args.requests, args.tokens_per_minute, store, args.sessions)
+    limits = {name: value for name, value in zip(UserLimits.__slots__, asked, strict=True) if value is not None}
+    if not limits and args.role is None:
+        raise InvalidArgument("nothing to change; name a role or a limit, such as --role admin or --requests 16")
+    changed = users.change(args.name, role=args.role, limits=limits)
+    _say(f"{changed.name} is a {changed.role} with {changed.limits}; the key is the same.")
     return 0
 
 

@@ -12,6 +12,7 @@ import re
 import secrets
 import sqlite3
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -113,6 +114,18 @@ class Users:
             )
         self._seen = None
         return key
+
+    def change(self, name: str, *, role: Role | None = None, limits: Mapping[str, int] | None = None) -> User:
+        """Another role, other limits (those named); what is not given stays. The key stays too."""
+        old = self.get(name)
+        new = replace(old, role=role or old.role, limits=replace(old.limits, **(limits or {})))
+        with self._state.transaction() as database:
+            database.execute(
+                "UPDATE users SET role=?, limits=? WHERE name=?",
+                (new.role, orjson.dumps(to_json(new.limits)).decode(), name),
+            )
+        self._seen = None
+        return new
 
     def revoke(self, name: str) -> None:
         """End a user's key. What they stored stays until it expires."""

@@ -146,3 +146,13 @@ def test_the_usual_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert (tmp_path / "probewire" / "state.sqlite").exists()
     assert main(["users", "list"]) == 0
     assert " ada " in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_set_changes_what_is_named_and_nothing_else(users: Command, kept: Users) -> None:
+    key = users("add", "ada", "--requests", "5", "--sessions", "7")[0].strip()
+    assert "admin" in users("set", "ada", "--role", "admin", "--requests", "9")[1]
+    found = kept.by_key(key)
+    assert found is not None
+    assert (found.role, found.limits.requests, found.limits.sessions) == ("admin", 9, 7)
+    assert "nothing to change" in users("set", "ada", status=2)[1]
+    assert "no user 'bob'" in users("set", "bob", "--role", "viewer", status=2)[1]

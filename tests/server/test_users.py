@@ -144,3 +144,13 @@ def test_a_folder_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(FailedPrecondition, match="--state"):
         State(tmp_path / "file")
+
+
+def test_role_and_limits_change_and_the_key_stays(users: Users) -> None:
+    key = users.add("ada", "viewer", UserLimits(requests=3, sessions=2))
+    users.change("ada", role="researcher", limits={"requests": 9})
+    found = users.by_key(key)
+    assert found is not None
+    assert (found.role, found.limits.requests, found.limits.sessions) == ("researcher", 9, 2)
+    with pytest.raises(InvalidArgument, match="sessions must be 0"):
+        users.change("ada", limits={"sessions": -1})
