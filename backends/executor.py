@@ -271,6 +271,8 @@ class Executor:
 def _as_error(error: Exception, site: Site) -> ProbewireError:
     if isinstance(error, ProbewireError):
         return error
-    if isinstance(error, (ValueError, IndexError)):
+    # torch says RuntimeError of tensors that do not go together, as of much else.
+    misfit = isinstance(error, RuntimeError) and any(word in str(error) for word in ("size", "shape"))
+    if misfit or isinstance(error, (ValueError, IndexError)):
         return InvalidArgument(f"a hook at {site} failed: {error}")
     return Internal(f"a hook at {site} failed: {type(error).__name__}: {error}")

@@ -200,6 +200,8 @@ class RunRequest:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inputs", _named(self.inputs))
+        if all(item.source_only for item in self.inputs):
+            raise InvalidArgument("every input is source_only, so nothing would be answered; leave it off one")
 
 
 MAX_INPUTS = 64

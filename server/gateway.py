@@ -127,7 +127,8 @@ class Gateway:
 
     async def load(self, request: LoadRequest) -> AsyncIterator[LoadProgress]:
         """Loading what is loaded, or being loaded, under the same id joins it. A caller who leaves does not end the load."""
-        with self.desk.visit("Models.Load", request.id or default_id(request.model)):
+        with self.desk.visit("Models.Load") as visit:
+            visit.model = request.id or default_id(request.model)
             async with closing(self.load_for_operator(request)) as progress:
                 async for step in progress:
                     yield step
@@ -337,8 +338,10 @@ def default_id(model: str) -> str:
     """The name a model is served under when none is given: a folder's or the default model's last part, else itself."""
     if is_default(model):
         return DEFAULT_ID.rpartition("/")[2]
-    path = Path(model).expanduser()
-    return path.resolve().name if path.is_dir() else model
+    with suppress(OSError, RuntimeError, ValueError):  # no such home, too long for a path, a zero byte: no folder
+        path = Path(model).expanduser()
+        return path.resolve().name if path.is_dir() else model
+    return model
 
 
 def _serialised(value: Any) -> bytes:

@@ -17,7 +17,7 @@ from ..backends.checkpoints import resolve_model
 from ..backends.footprint import check_room
 from ..backends.tokenizer import Tokenizer
 from ..protos.activity import ActivityReport, ModelActivity, WorkerStatus
-from ..protos.errors import Internal, NotFound, ProbewireError, Unavailable, Unsupported
+from ..protos.errors import Internal, InvalidArgument, NotFound, ProbewireError, Unavailable, Unsupported
 from ..protos.loading import HealthReport, LoadProgress, LoadRequest
 from ..protos.model import (
     Event,
@@ -46,6 +46,8 @@ __all__ = ["LocalModel", "LocalOperations"]
 
 
 LAST_WORDS_S = 0.5
+
+MAX_TOKENIZE_CHARS = 4 << 20
 
 PROBE_PATIENCE_S = 15.0
 """How long a probe waits for the model's thread before it asks what that thread is doing."""
@@ -142,8 +144,12 @@ class LocalModel:
             raise NotFound(f"no model {model!r} here; loaded: {self.info.id}")
 
     def tokenize(self, request: TokenizeRequest) -> Tokenized:
-        """Token ids and texts of an input."""
+        """Token ids and texts of an input. Raises InvalidArgument for a text that takes seconds to tokenize."""
         self.check_model(request.model)
+        messages = request.input.messages or ()
+        length = len(request.input.text or "") + sum(len(message.content) for message in messages)
+        if length > MAX_TOKENIZE_CHARS:
+            raise InvalidArgument(f"a text to tokenize has at most {MAX_TOKENIZE_CHARS:,} characters, got {length:,}")
         ids = self.tokenizer.encode(request.input)
         return Tokenized(tuple(ids), tuple(self.tokenizer.tokens(ids)), self.tokenizer.decode(ids))
 
@@ -246,7 +252,7 @@ class LocalOperations:
 
     async def tokenize(self, request: TokenizeRequest) -> Tokenized:
         """See Operations."""
-        return self._model.tokenize(request)
+        return await asyncio.to_thread(self._model.tokenize, request)
 
     async def weight_names(self, model: str) -> dict[str, tuple[int, ...]]:
         """See Operations."""

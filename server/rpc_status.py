@@ -13,8 +13,8 @@ RETRY_KEY = "retry-after-s"
 CODE_KEY = "probewire-code"
 """Present on every error that a probewire service raised, so that it is not taken for a broken connection."""
 
-MAX_MESSAGE_CHARS = 2000
-"""Peers refuse trailers of more than 8 KiB, and gRPC writes what is not ASCII with three characters a byte."""
+MAX_MESSAGE_BYTES = 4000
+"""As it travels: peers refuse trailers of more than 8 KiB."""
 
 _TO_GRPC: dict[Code, grpc.StatusCode] = {
     code: next(status for status in grpc.StatusCode if status.value[0] == code.value.grpc) for code in Code
@@ -28,9 +28,14 @@ async def abort(context: grpc.aio.ServicerContext[bytes, bytes], error: Probewir
     if error.retry_after_s is not None:
         trailers.append((RETRY_KEY, f"{error.retry_after_s:g}"))
     message = error.message
-    if len(message) > MAX_MESSAGE_CHARS:
-        message = message[: MAX_MESSAGE_CHARS - 1] + "…"
+    while _trailer_bytes(message) > MAX_MESSAGE_BYTES:
+        message = message[: len(message) * MAX_MESSAGE_BYTES // _trailer_bytes(message) - 1] + "…"
     await context.abort(_TO_GRPC[error.code], message, tuple(trailers))
+
+
+def _trailer_bytes(message: str) -> int:
+    """gRPC writes a byte that is not plain ASCII as three."""
+    return sum(1 if 0x20 <= byte <= 0x7E and byte != 0x25 else 3 for byte in message.encode())
 
 
 def is_from_service(error: grpc.aio.AioRpcError) -> bool:

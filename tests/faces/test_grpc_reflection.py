@@ -21,6 +21,8 @@ SERVICES = {
     "probewire.v1.Captures",
     "probewire.v1.Inference",
     "probewire.v1.Models",
+    "probewire.v1.Sessions",
+    "probewire.v1.Activity",
 }
 
 
@@ -54,6 +56,8 @@ def test_it_describes_a_service(channel: grpc.Channel) -> None:
         "probewire.v1.Captures": ["Get", "List", "Delete"],
         "probewire.v1.Inference": ["Generate", "Run"],
         "probewire.v1.Models": ["List", "Load", "Unload", "Describe", "Tokenize", "Weights"],
+        "probewire.v1.Sessions": ["Create", "Update", "Get", "List", "Delete"],
+        "probewire.v1.Activity": ["Get"],
     }
     unknown = asked(channel, file_containing_symbol="probewire.v1.Nothing")
     assert unknown.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
