@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 
 from . import probewire_pb2 as pb
 from .errors import Internal
-from .model import Event, Finished, Revised, Started, TensorFrame, Token
+from .model import Event, Finished, Revised, Started, TensorFrame, Token, TokenLogprob
 from .tensors import Tensor
 from .wire import from_proto, to_proto
 
@@ -174,13 +174,26 @@ def decode_events(message: pb.Events, assembler: FrameAssembler) -> Iterator[Eve
             if frame is not None:
                 yield frame
         elif kind == "token":
-            yield from_proto(Token, event.token)
+            yield _token(event.token)
         elif kind == "started":
             yield from_proto(Started, event.started)
         elif kind == "finished":
             yield from_proto(Finished, event.finished)
         elif kind == "revised":
             yield from_proto(Revised, event.revised)
+
+
+def _token(message: pb.Token) -> Token:
+    """As `from_proto`, written out: every step of every stream brings one."""
+    return Token(
+        input=message.input,
+        index=message.index,
+        id=message.id,
+        text=message.text,
+        logprob=message.logprob if message.HasField("logprob") else None,
+        top=tuple(TokenLogprob(top.id, top.text, top.logprob) for top in message.top),
+        revision=message.revision,
+    )
 
 
 def read_events(data: bytes, assembler: FrameAssembler) -> Iterator[Event]:
