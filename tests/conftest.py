@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator
 from unittest import mock
 
@@ -10,6 +11,10 @@ import pytest
 import torch
 
 torch.set_num_threads(1)  # tiny models: a second thread costs more than it brings
+
+# What runs the tests in the background (nohup, `&` in a script) has these ignored, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)
