@@ -14,6 +14,8 @@ class Sizes:
     rounds: int = 5
     n_new: int = 64
     """Tokens that each generation brings."""
+    n_steady: int = 256
+    """The same where only the steady state is to count, and not the arrival of eight requests one after the other."""
     mlx_n_new: int = 16
     """The same on MLX, whose bfloat16 is slow on CPUs."""
     mlx_rounds: int = 3
@@ -28,5 +30,7 @@ class Sizes:
     """An interpreter that has interp-engine; empty: one is made in build/bench."""
 
 
-QUICK = Sizes(rounds=1, n_new=8, mlx_n_new=4, mlx_rounds=1, n_prompt=50, repeats=1, wire_repeats=3, memory_tokens=200)
+QUICK = Sizes(
+    rounds=1, n_new=8, n_steady=12, mlx_n_new=4, mlx_rounds=1, n_prompt=50, repeats=1, wire_repeats=3, memory_tokens=200
+)
 """To see that everything runs; its figures say little."""

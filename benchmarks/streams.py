@@ -29,6 +29,9 @@ PLAIN, EVERY, ONE, STEERED, BARE = (
 )
 
 
+PLAIN_LONG, BARE_LONG = "not captured, long", "bare engine, long"
+
+
 class Asked(TypedDict, total=False):
     """What a request asks for besides its prompt."""
 
@@ -43,7 +46,8 @@ def torch_streams(sizes: Sizes) -> list[Figure]:
 
 def mlx_streams(sizes: Sizes) -> list[Figure]:
     """Our MLX worker against mlx-lm's batch generator."""
-    return _streams("mlx", replace(sizes, n_new=sizes.mlx_n_new, rounds=sizes.mlx_rounds))
+    small = replace(sizes, n_new=sizes.mlx_n_new, n_steady=sizes.mlx_n_new, rounds=sizes.mlx_rounds)
+    return _streams("mlx", small)
 
 
 def _streams(backend: str, sizes: Sizes) -> list[Figure]:
@@ -60,7 +64,10 @@ def _streams(backend: str, sizes: Sizes) -> list[Figure]:
             STEERED: {"hooks": [steering(client)]},
         }
         timed = {name: partial(eight_streams, client, eight, sizes.n_new, asked) for name, asked in variants.items()}
-        samples = interleaved({**timed, BARE: partial(_bare, bare, eight, sizes.n_new)}, rounds=sizes.rounds)
+        timed[BARE] = partial(_bare, bare, eight, sizes.n_new)
+        timed[PLAIN_LONG] = partial(eight_streams, client, eight, sizes.n_steady, {})
+        timed[BARE_LONG] = partial(_bare, bare, eight, sizes.n_steady)
+        samples = interleaved(timed, rounds=sizes.rounds)
     return _figures(backend, samples)
 
 
@@ -70,6 +77,7 @@ def _figures(backend: str, samples: Samples) -> list[Figure]:
 
     return [
         row(f"{EVERY} / {PLAIN}", (EVERY, PLAIN), 0.85, _cost(samples, EVERY, PLAIN)),
+        row(f"{PLAIN_LONG} / {BARE_LONG}", (PLAIN_LONG, BARE_LONG), 0.9, _cost(samples, PLAIN_LONG, BARE_LONG)),
         row(f"{PLAIN} / {BARE}", (PLAIN, BARE), 0.9, _cost(samples, PLAIN, BARE)),
         row(f"{ONE} / {PLAIN}", (ONE, PLAIN), 0.95, _cost(samples, ONE, PLAIN)),
         row(f"{STEERED} / {PLAIN}", (STEERED, PLAIN), 0.95, _cost(samples, STEERED, PLAIN)),
