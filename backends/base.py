@@ -12,6 +12,8 @@ from ..protos.tensors import Array
 from .limits import Limits
 
 if TYPE_CHECKING:
+    from .backward import BoundBackward
+    from .metrics import BoundMetric
     from .plan import BoundPlan
 
 __all__ = ["Backend", "Engine", "Rows", "Sequence", "StepResult"]
@@ -30,6 +32,10 @@ class Sequence:
     seed: int = 0
     begun: bool = False
     """In the engine, or past it."""
+    metrics: tuple[BoundMetric, ...] = ()
+    """Gradients and sweeps: what is measured."""
+    backward: BoundBackward | None = None
+    """Gradients: how they are taken, of the one metric."""
     retired: list[BoundPlan] = field(default_factory=list["BoundPlan"])
     """Plans that live updates have replaced; their reductions are handed out with the first result of a later one."""
 
@@ -66,6 +72,8 @@ class StepResult:
     """(token id, log-probability) of the likeliest tokens, where asked for."""
     revision: int = 0
     """Of the plan that the forward ran under."""
+    measured: tuple[float, ...] = ()
+    """Gradients: the metric (at each point of a path). Sweeps: each metric."""
     error: ProbewireError | None = None
     """The sequence failed and is out of the batch; its neighbours are not touched."""
 
@@ -134,6 +142,10 @@ class Backend(Protocol):
 
     def run(self, sequences: SequenceOf[Sequence]) -> list[StepResult]:
         """One forward over several sequences at once, right-padded; a result each, in order."""
+        ...
+
+    def gradients(self, sequences: SequenceOf[Sequence]) -> list[StepResult]:
+        """One forward and one backward over several sequences at once, whose `backward` is of one kind."""
         ...
 
     def weight_names(self) -> Mapping[str, tuple[int, ...]]:

@@ -60,6 +60,9 @@ def check_hook(
         _check_condition(hook.where.when, sites, info, mode, where)
     if hook.edit is not None:
         _check_edit(hook.edit, sites[0], offered, widths, where)
+    if hook.capture is not None and hook.capture.gradient and offered is not None and not offered.gradients:
+        allowed = ", ".join(s.name for s in info.sites if s.gradients)
+        raise InvalidArgument(f"{where}: {sites[0].name} offers no gradients; allowed: {allowed}")
     if hook.capture is not None:
         _check_capture(hook.capture, sites[0], widths, mode, hook.where.when is not None, where)
     if hook.edit is not None and sites[0].name == "logits" and mode == "generate" and hook.where.phase == "prompt":
@@ -75,7 +78,7 @@ def _offered(sites: tuple[Site, ...], info: ModelInfo, mode: str, where: str) ->
         raise InvalidArgument(
             f"{where}: this model ({info.architecture} on {info.backend}) has no site {name}; allowed: {allowed}"
         )
-    if not (offered.run if mode == "run" else offered.generate):
+    if not (offered.generate if mode == "generate" else offered.run):
         raise InvalidArgument(f"{where}: {name} is not offered in {mode}: {offered.note}")
     missing = [s.layer for s in sites if offered.layers is not None and s.layer not in offered.layers]
     if missing:
@@ -208,8 +211,10 @@ def _check_capture(
     capture: Capture, site: Site, widths: tuple[int, ...] | None, mode: str, conditional: bool, where: str
 ) -> None:
     reduce = capture.reduce
-    if isinstance(reduce, (Gather, NextLogprob)) and site.name != "logits":
-        raise InvalidArgument(f"{where}: gather and next_logprob read logits, not {site.name}")
+    if isinstance(reduce, NextLogprob) and site.name != "logits":
+        raise InvalidArgument(f"{where}: next_logprob reads logits, not {site.name}")
+    if capture.gradient:
+        _check_gradient(capture, site, mode, conditional, where)
     if isinstance(reduce, NextLogprob) and (capture.before or conditional):
         raise InvalidArgument(
             f"{where}: next_logprob is of the edited distribution of every row; leave out before and when"
@@ -223,13 +228,23 @@ def _check_capture(
     if widths is None:
         return
     if isinstance(reduce, Gather) and max(reduce.ids) >= widths[-1]:
-        raise InvalidArgument(f"{where}: token id {max(reduce.ids)} is outside the vocabulary 0 … {widths[-1] - 1}")
+        what = "token id" if site.name == "logits" else "unit"
+        raise InvalidArgument(f"{where}: {what} {max(reduce.ids)} is outside 0 … {widths[-1] - 1}")
     if isinstance(reduce, TopK) and reduce.k > widths[-1]:
         raise InvalidArgument(f"{where}: top_k of {reduce.k} at a site {widths[-1]} wide; at most {widths[-1]}")
     if isinstance(reduce, Project) and reduce.directions.shape[-1] != widths[-1]:
         raise InvalidArgument(
             f"{where}: project directions are {reduce.directions.shape[-1]} wide, the site is {widths[-1]} wide"
         )
+
+
+def _check_gradient(capture: Capture, site: Site, mode: str, conditional: bool, where: str) -> None:
+    if mode != "gradients":
+        raise InvalidArgument(f"{where}: capture.gradient is for Gradients requests; this is a {mode}")
+    if conditional:
+        raise InvalidArgument(f"{where}: a gradient is of every chosen row; leave out when")
+    if site.name == "module":
+        raise InvalidArgument(f"{where}: raw modules offer no gradients; name a site such as resid_post.3")
 
 
 def from_input(edit: Edit | None) -> FromInput | None:

@@ -55,7 +55,7 @@ class Edits:
         elif isinstance(edit, Replace) and isinstance(edit.source, Constant):
             out["constant"] = ops.device(edit.source.value.floats())
         elif bound.source is not None:
-            out["rows"] = ops.device(np.asarray(bound.source, dtype=np.float32))
+            out["rows"] = ops.device(bound.source)
         return out
 
     def coordinate(self, bound: BoundHook, rows: Any) -> Any:

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from .captures import Collector
 from .edit import Edits
 from .ops import Ops
 from .plan import BoundHook, BoundPlan, choose
+
+if TYPE_CHECKING:
+    from .backward import Backward
 
 __all__ = ["Executor", "Slot"]
 
@@ -85,14 +88,18 @@ class Executor:
         self.layout = (0, 0)
         """Sizes of the batch and row axes of this forward: a raw tensor without them cannot be matched to tokens."""
         self.collector = Collector(ops)
+        self.backward: Backward | None = None
+        """Set while a forward is made for gradients."""
         self.hook_s = 0.0
         """Seconds spent in `tap` since the start."""
 
-    def begin(self, slots: SequenceOf[Slot], layout: tuple[int, int]) -> None:
+    def begin(self, slots: SequenceOf[Slot], layout: tuple[int, int], backward: Backward | None = None) -> None:
         """Start a forward over [batch, row, …] tensors of the given layout."""
-        self.layout = layout
+        self.layout, self.backward = layout, backward
         self.slots = [slot for slot in slots if slot.plan.by_site]
         self.asked = {site for slot in self.slots for site in slot.plan.taps}
+        if backward is not None:
+            self.asked |= backward.sites
         self.collector = Collector(self.ops)
         self.reached.clear()
 
@@ -110,14 +117,18 @@ class Executor:
         linear_input: Any = None,
         in_place: bool = False,
         slots: SequenceOf[Slot] | None = None,
+        owner: Slot | None = None,
     ) -> Any:
         """Read and edit `value` ([batch, row, …]) at a site. Returns the value to go on with.
 
-        A hook that fails marks its own slot; nothing is raised, so neighbours do not notice.
+        A hook that fails marks its own slot; nothing is raised, so neighbours do not notice. `owner`: the slot whose
+        rows alone `value` holds.
         """
         if site.name == "module":
             self.reached[site] += 1
         start_s = time.perf_counter()
+        if self.backward is not None:
+            value = self.backward.enter(site, value)
         result, plain = value, list[tuple[Slot, BoundHook]]()
         for slot in self.slots if slots is None else slots:
             plan = slot.plan
@@ -143,6 +154,8 @@ class Executor:
             if not in_place and result is value:
                 result = self.ops.copy(value)
             result[slot.batch, slot.start : slot.stop] = edited
+        if self.backward is not None:
+            result = self.backward.leave(site, result, in_place=in_place, slot=owner)
         if plain:
             self.collector.add_whole(site, value, plain)
         self.hook_s += time.perf_counter() - start_s
@@ -154,7 +167,8 @@ class Executor:
         if slot.error is not None or (site not in plan.by_site and site not in plan.conditions):
             return rows
         try:
-            return self.tap_rows(site, slot, rows)
+            rows = self.tap_rows(site, slot, rows)
+            return rows if self.backward is None else self.backward.leave(site, rows, slot=slot)
         except Exception as error:  # noqa: BLE001 - as in `tap`
             slot.error = _as_error(error, site)
             return rows
@@ -175,7 +189,7 @@ class Executor:
                 continue
             if bound.hook.edit is not None:
                 current = self._edit(slot, bound, index, site, current, chosen, mask, linear_input)
-            if bound.hook.capture is not None:
+            if bound.hook.capture is not None and not bound.hook.capture.gradient:
                 value = raw if bound.hook.capture.before else current
                 self.collector.add(slot, bound, index, site, value, chosen, mask)
         for bound, index in plan.conditions.get(site, ()):
@@ -249,6 +263,14 @@ class Executor:
         if index not in bound.latch:
             raise Internal(f"hook {bound.index}: no prompt row was seen before a generated one")
         return bound.latch[index] + self.ops.zeros_like(coordinate)
+
+    def add_gradient(self, site: Site, slot: Slot, rows: Any) -> None:
+        """Collect the gradient of a slot's rows at a site, for the hooks that ask for it."""
+        for bound, index in slot.plan.by_site.get(site, ()):
+            if bound.hook.capture is not None and bound.hook.capture.gradient:
+                chosen = self._chosen(slot, bound, site)
+                if chosen is None or len(chosen):
+                    self.collector.add(slot, bound, index, site, rows, chosen, None)
 
     def collect(self) -> dict[int, list[Rows]]:
         """End the forward: every captured row on the host, by id of the slot's sequence."""

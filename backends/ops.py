@@ -21,7 +21,7 @@ class Ops(Protocol):
     """Implemented by backends/torch/ops.py and backends/mlx/ops.py."""
 
     def device(self, array: Array) -> T:
-        """A float32 tensor on the model's device."""
+        """A float32 tensor on the model's device; float64 stays what it is."""
         ...
 
     def index(self, array: Index) -> T:
@@ -62,6 +62,26 @@ class Ops(Protocol):
 
     def sum0(self, x: T) -> T:
         """Sum over the first axis."""
+        ...
+
+    def stop(self, x: T) -> T:
+        """The same values, which pass no gradient on."""
+        ...
+
+    def sigmoid(self, x: T) -> T:
+        """Elementwise."""
+        ...
+
+    def tanh(self, x: T) -> T:
+        """Elementwise."""
+        ...
+
+    def erf(self, x: T) -> T:
+        """Elementwise."""
+        ...
+
+    def rsqrt(self, x: T) -> T:
+        """Elementwise."""
         ...
 
     def zeros_like(self, x: T) -> T:

@@ -22,7 +22,7 @@ from .checks import check_hook, expand
 
 __all__ = ["BoundHook", "BoundPlan", "bind", "choose", "chosen_positions", "give_rows", "succeed"]
 
-Mode = Literal["run", "generate"]
+Mode = Literal["run", "generate", "gradients", "sweep"]
 
 
 @dataclass(eq=False, slots=True)
@@ -171,7 +171,8 @@ def _is_plain(hook: Hook, site: Site) -> bool:
     """Whether a hook only captures, and takes rows as they are."""
     if hook.edit is not None or hook.where.when is not None or site.name in ("logits", "attn_scores", "attn_probs"):
         return False
-    return hook.capture is not None and hook.capture.reduce is None and hook.capture.dtype is None
+    capture = hook.capture
+    return capture is not None and capture.reduce is None and capture.dtype is None and not capture.gradient
 
 
 def _reads_from(hook: Hook) -> str | None:

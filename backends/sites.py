@@ -38,10 +38,12 @@ _GATED_MLP = {
 }
 _LLAMA = {
     "resid_pre": Tap("", "input"),
+    "attn_resid": Tap("input_layernorm", "input"),
     "attn_in": Tap("input_layernorm", "output"),
     "z": Tap("self_attn.o_proj", "input"),
     "attn_out": Tap("self_attn.o_proj", "output", linear=True),
     "resid_mid": Tap("post_attention_layernorm", "input", in_place=True),
+    "mlp_resid": Tap("post_attention_layernorm", "input"),
     "mlp_in": Tap("post_attention_layernorm", "output"),
     **_GATED_MLP,
     "mlp_out": Tap("mlp.down_proj", "output", linear=True),
@@ -51,6 +53,7 @@ _GEMMA = {
     **_LLAMA,
     "attn_out": Tap("post_attention_layernorm", "output"),
     "resid_mid": Tap("pre_feedforward_layernorm", "input", in_place=True),
+    "mlp_resid": Tap("pre_feedforward_layernorm", "input"),
     "mlp_in": Tap("pre_feedforward_layernorm", "output"),
     "mlp_out": Tap("post_feedforward_layernorm", "output"),
 }
@@ -61,10 +64,12 @@ _PHI3 = {
 }
 _GPT2 = {
     "resid_pre": Tap("", "input"),
+    "attn_resid": Tap("ln_1", "input"),
     "attn_in": Tap("ln_1", "output"),
     "z": Tap("attn.c_proj", "input"),
     "attn_out": Tap("attn.c_proj", "output", linear=True),
     "resid_mid": Tap("ln_2", "input", in_place=True),
+    "mlp_resid": Tap("ln_2", "input"),
     "mlp_in": Tap("ln_2", "output"),
     "mlp_gate": Tap("mlp.c_fc", "output", linear=True),
     "mlp_act": Tap("mlp.c_proj", "input"),
@@ -121,6 +126,8 @@ ATTENTION_TAPS = ("q", "k", "v", "attn_scores", "attn_probs")
 """Sites reached through the attention function; `z` is the output projection's input."""
 
 ROW_EDITS = ("add", "scale", "replace", "project_out", "clamp", "noise")
+NO_GRADIENTS = ("router_logits", "expert_weights")
+"""Which experts are chosen is no smooth function, and the dense weights are made beside the forward."""
 KEY_EDITS = ("add", "scale", "replace", "clamp")
 
 
@@ -202,6 +209,7 @@ def _site_info(name: str, family: Family, dims: Dims, run_only: str) -> SiteInfo
         widths=dims.widths(name),
         layers=None if name in GLOBAL_SITES else tuple(range(dims.n_layers)),
         generate=not run_only,
+        gradients=name not in NO_GRADIENTS,
         edits=edits,
         note=run_only,
     )

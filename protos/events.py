@@ -1,4 +1,4 @@
-"""Events as `Events` messages: the streams of Generate and Run, packed a step a message, under 1 MiB each.
+"""Events as `Events` messages: the streams of inference, packed a step a message, under 1 MiB each.
 
 Frames are written as raw protobuf (their bytes are copied once) and reassembled on the way in.
 """
@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 
 from . import probewire_pb2 as pb
 from .errors import Internal
+from .metrics import Measured
 from .model import Event, Finished, Revised, Started, TensorFrame, Token, TokenLogprob
 from .tensors import Tensor
 from .wire import from_proto, to_proto
@@ -43,6 +44,8 @@ _DATA_TAG = b"\x7a"  # TensorFrame.data = 15
 
 def nbytes(event: Event) -> int:
     """About how much memory an event holds, for budgets."""
+    if isinstance(event, Measured):
+        return 256 + len(event.values.data)
     return 256 + (len(event.tensor.data) if isinstance(event, TensorFrame) else 0)
 
 
@@ -72,6 +75,8 @@ def _pieces(event: Event) -> Iterator[bytes]:
         message.started.CopyFrom(to_proto(event))
     elif isinstance(event, Revised):
         message.revised.CopyFrom(to_proto(event))
+    elif isinstance(event, Measured):
+        message.measured.CopyFrom(to_proto(event))
     else:
         message.finished.CopyFrom(to_proto(event))
     body = message.SerializeToString()
@@ -181,6 +186,8 @@ def decode_events(message: pb.Events, assembler: FrameAssembler) -> Iterator[Eve
             yield from_proto(Finished, event.finished)
         elif kind == "revised":
             yield from_proto(Revised, event.revised)
+        elif kind == "measured":
+            yield from_proto(Measured, event.measured)
 
 
 def _token(message: pb.Token) -> Token:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from .errors import InvalidArgument
+from .metrics import Measured
 from .spec import Plan
 from .tensors import Tensor
 
@@ -32,6 +33,7 @@ __all__ = [
     "TokenizeRequest",
     "Tokenized",
     "Usage",
+    "named_inputs",
 ]
 
 
@@ -84,6 +86,7 @@ class ModelInfo:
     """Why generation is refused, when it is."""
     chat_template: bool = False
     n_slots: int = 0  # generations that run at once
+    rules: tuple[str, ...] = ()  # of a backward pass, that gradients may ask for
     sites: tuple[SiteInfo, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict[str, str])
     """Library name → version."""
@@ -185,7 +188,7 @@ class GenerateRequest:
     session: str = ""  # id of a live session; its hooks apply before the plan's own, which see what it edits
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "inputs", _named(self.inputs))
+        object.__setattr__(self, "inputs", named_inputs(self.inputs))
         if all(item.source_only for item in self.inputs):
             raise InvalidArgument("every input is source_only, so nothing would be generated; leave it off one")
 
@@ -199,7 +202,7 @@ class RunRequest:
     plan: Plan = Plan()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "inputs", _named(self.inputs))
+        object.__setattr__(self, "inputs", named_inputs(self.inputs))
         if all(item.source_only for item in self.inputs):
             raise InvalidArgument("every input is source_only, so nothing would be answered; leave it off one")
 
@@ -207,7 +210,8 @@ class RunRequest:
 MAX_INPUTS = 64
 
 
-def _named(inputs: tuple[Input, ...]) -> tuple[Input, ...]:
+def named_inputs(inputs: tuple[Input, ...]) -> tuple[Input, ...]:
+    """A request's inputs. Raises InvalidArgument for none, too many, or names that are not distinct."""
     inputs = tuple(inputs)
     if not 1 <= len(inputs) <= MAX_INPUTS:
         raise InvalidArgument(f"a request takes 1 to {MAX_INPUTS} inputs, got {len(inputs)}")
@@ -359,7 +363,7 @@ class Finished:
     stored: tuple[StoredCapture, ...] = ()
 
 
-Event = Started | Token | TensorFrame | Finished | Revised
+Event = Started | Token | TensorFrame | Finished | Revised | Measured
 
 
 @dataclass(frozen=True, slots=True)

@@ -249,16 +249,18 @@ class LowRank(_message.Message):
     def __init__(self, a: _Optional[_Union[Tensor, _Mapping]] = ..., b: _Optional[_Union[Tensor, _Mapping]] = ..., alpha: _Optional[float] = ..., units: _Optional[_Union[Indices, _Mapping]] = ..., heads: _Optional[_Union[Indices, _Mapping]] = ...) -> None: ...
 
 class Capture(_message.Message):
-    __slots__ = ("before", "dtype", "reduce", "store")
+    __slots__ = ("before", "dtype", "reduce", "store", "gradient")
     BEFORE_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     REDUCE_FIELD_NUMBER: _ClassVar[int]
     STORE_FIELD_NUMBER: _ClassVar[int]
+    GRADIENT_FIELD_NUMBER: _ClassVar[int]
     before: bool
     dtype: str
     reduce: Reduction
     store: bool
-    def __init__(self, before: _Optional[bool] = ..., dtype: _Optional[str] = ..., reduce: _Optional[_Union[Reduction, _Mapping]] = ..., store: _Optional[bool] = ...) -> None: ...
+    gradient: bool
+    def __init__(self, before: _Optional[bool] = ..., dtype: _Optional[str] = ..., reduce: _Optional[_Union[Reduction, _Mapping]] = ..., store: _Optional[bool] = ..., gradient: _Optional[bool] = ...) -> None: ...
 
 class Reduction(_message.Message):
     __slots__ = ("last", "mean", "norm", "top_k", "project", "gather", "next_logprob")
@@ -335,7 +337,7 @@ class SiteInfo(_message.Message):
     def __init__(self, name: _Optional[str] = ..., axes: _Optional[_Iterable[str]] = ..., widths: _Optional[_Iterable[int]] = ..., layers: _Optional[_Union[Indices, _Mapping]] = ..., run: _Optional[bool] = ..., generate: _Optional[bool] = ..., gradients: _Optional[bool] = ..., edits: _Optional[_Iterable[str]] = ..., note: _Optional[str] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("id", "family", "architecture", "backend", "device", "dtype", "attention", "model_hash", "n_layers", "d_model", "n_heads", "n_kv_heads", "d_head", "d_mlp", "vocab_size", "n_experts", "context_length", "generate", "generate_note", "chat_template", "n_slots", "sites", "versions")
+    __slots__ = ("id", "family", "architecture", "backend", "device", "dtype", "attention", "model_hash", "n_layers", "d_model", "n_heads", "n_kv_heads", "d_head", "d_mlp", "vocab_size", "n_experts", "context_length", "generate", "generate_note", "chat_template", "n_slots", "sites", "versions", "rules")
     class VersionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -366,6 +368,7 @@ class ModelInfo(_message.Message):
     N_SLOTS_FIELD_NUMBER: _ClassVar[int]
     SITES_FIELD_NUMBER: _ClassVar[int]
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    RULES_FIELD_NUMBER: _ClassVar[int]
     id: str
     family: str
     architecture: str
@@ -389,7 +392,8 @@ class ModelInfo(_message.Message):
     n_slots: int
     sites: _containers.RepeatedCompositeFieldContainer[SiteInfo]
     versions: _containers.ScalarMap[str, str]
-    def __init__(self, id: _Optional[str] = ..., family: _Optional[str] = ..., architecture: _Optional[str] = ..., backend: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., attention: _Optional[str] = ..., model_hash: _Optional[str] = ..., n_layers: _Optional[int] = ..., d_model: _Optional[int] = ..., n_heads: _Optional[int] = ..., n_kv_heads: _Optional[int] = ..., d_head: _Optional[int] = ..., d_mlp: _Optional[int] = ..., vocab_size: _Optional[int] = ..., n_experts: _Optional[int] = ..., context_length: _Optional[int] = ..., generate: _Optional[bool] = ..., generate_note: _Optional[str] = ..., chat_template: _Optional[bool] = ..., n_slots: _Optional[int] = ..., sites: _Optional[_Iterable[_Union[SiteInfo, _Mapping]]] = ..., versions: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    rules: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, id: _Optional[str] = ..., family: _Optional[str] = ..., architecture: _Optional[str] = ..., backend: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., attention: _Optional[str] = ..., model_hash: _Optional[str] = ..., n_layers: _Optional[int] = ..., d_model: _Optional[int] = ..., n_heads: _Optional[int] = ..., n_kv_heads: _Optional[int] = ..., d_head: _Optional[int] = ..., d_mlp: _Optional[int] = ..., vocab_size: _Optional[int] = ..., n_experts: _Optional[int] = ..., context_length: _Optional[int] = ..., generate: _Optional[bool] = ..., generate_note: _Optional[str] = ..., chat_template: _Optional[bool] = ..., n_slots: _Optional[int] = ..., sites: _Optional[_Iterable[_Union[SiteInfo, _Mapping]]] = ..., versions: _Optional[_Mapping[str, str]] = ..., rules: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ListRequest(_message.Message):
     __slots__ = ()
@@ -545,6 +549,146 @@ class RunRequest(_message.Message):
     plan: Plan
     def __init__(self, model: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ...) -> None: ...
 
+class Metric(_message.Message):
+    __slots__ = ("logit", "logit_difference", "top_logits", "log_prob", "kl", "coordinate")
+    LOGIT_FIELD_NUMBER: _ClassVar[int]
+    LOGIT_DIFFERENCE_FIELD_NUMBER: _ClassVar[int]
+    TOP_LOGITS_FIELD_NUMBER: _ClassVar[int]
+    LOG_PROB_FIELD_NUMBER: _ClassVar[int]
+    KL_FIELD_NUMBER: _ClassVar[int]
+    COORDINATE_FIELD_NUMBER: _ClassVar[int]
+    logit: Logit
+    logit_difference: LogitDifference
+    top_logits: TopLogits
+    log_prob: LogProb
+    kl: Kl
+    coordinate: Coordinate
+    def __init__(self, logit: _Optional[_Union[Logit, _Mapping]] = ..., logit_difference: _Optional[_Union[LogitDifference, _Mapping]] = ..., top_logits: _Optional[_Union[TopLogits, _Mapping]] = ..., log_prob: _Optional[_Union[LogProb, _Mapping]] = ..., kl: _Optional[_Union[Kl, _Mapping]] = ..., coordinate: _Optional[_Union[Coordinate, _Mapping]] = ...) -> None: ...
+
+class Logit(_message.Message):
+    __slots__ = ("token", "position", "centred")
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    CENTRED_FIELD_NUMBER: _ClassVar[int]
+    token: int
+    position: int
+    centred: bool
+    def __init__(self, token: _Optional[int] = ..., position: _Optional[int] = ..., centred: _Optional[bool] = ...) -> None: ...
+
+class LogitDifference(_message.Message):
+    __slots__ = ("correct", "wrong", "position")
+    CORRECT_FIELD_NUMBER: _ClassVar[int]
+    WRONG_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    correct: Indices
+    wrong: Indices
+    position: int
+    def __init__(self, correct: _Optional[_Union[Indices, _Mapping]] = ..., wrong: _Optional[_Union[Indices, _Mapping]] = ..., position: _Optional[int] = ...) -> None: ...
+
+class TopLogits(_message.Message):
+    __slots__ = ("k", "position", "centred")
+    K_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    CENTRED_FIELD_NUMBER: _ClassVar[int]
+    k: int
+    position: int
+    centred: bool
+    def __init__(self, k: _Optional[int] = ..., position: _Optional[int] = ..., centred: _Optional[bool] = ...) -> None: ...
+
+class LogProb(_message.Message):
+    __slots__ = ("token", "position")
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    token: int
+    position: int
+    def __init__(self, token: _Optional[int] = ..., position: _Optional[int] = ...) -> None: ...
+
+class Kl(_message.Message):
+    __slots__ = ("baseline", "position", "baseline_position")
+    BASELINE_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    BASELINE_POSITION_FIELD_NUMBER: _ClassVar[int]
+    baseline: str
+    position: int
+    baseline_position: int
+    def __init__(self, baseline: _Optional[str] = ..., position: _Optional[int] = ..., baseline_position: _Optional[int] = ...) -> None: ...
+
+class Coordinate(_message.Message):
+    __slots__ = ("site", "position", "unit", "head", "direction")
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    DIRECTION_FIELD_NUMBER: _ClassVar[int]
+    site: str
+    position: int
+    unit: int
+    head: int
+    direction: Tensor
+    def __init__(self, site: _Optional[str] = ..., position: _Optional[int] = ..., unit: _Optional[int] = ..., head: _Optional[int] = ..., direction: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+
+class Target(_message.Message):
+    __slots__ = ("metric", "inputs")
+    METRIC_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    metric: Metric
+    inputs: Names
+    def __init__(self, metric: _Optional[_Union[Metric, _Mapping]] = ..., inputs: _Optional[_Union[Names, _Mapping]] = ...) -> None: ...
+
+class Path(_message.Message):
+    __slots__ = ("source", "steps", "site")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    source: str
+    steps: int
+    site: str
+    def __init__(self, source: _Optional[str] = ..., steps: _Optional[int] = ..., site: _Optional[str] = ...) -> None: ...
+
+class GradientsRequest(_message.Message):
+    __slots__ = ("model", "inputs", "targets", "plan", "rules", "direct", "path")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    RULES_FIELD_NUMBER: _ClassVar[int]
+    DIRECT_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    inputs: _containers.RepeatedCompositeFieldContainer[Input]
+    targets: _containers.RepeatedCompositeFieldContainer[Target]
+    plan: Plan
+    rules: _containers.RepeatedScalarFieldContainer[str]
+    direct: bool
+    path: Path
+    def __init__(self, model: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., rules: _Optional[_Iterable[str]] = ..., direct: _Optional[bool] = ..., path: _Optional[_Union[Path, _Mapping]] = ...) -> None: ...
+
+class SweepRequest(_message.Message):
+    __slots__ = ("model", "inputs", "targets", "plans", "base", "share")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
+    PLANS_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    inputs: _containers.RepeatedCompositeFieldContainer[Input]
+    targets: _containers.RepeatedCompositeFieldContainer[Target]
+    plans: _containers.RepeatedCompositeFieldContainer[Plan]
+    base: Plan
+    share: bool
+    def __init__(self, model: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., plans: _Optional[_Iterable[_Union[Plan, _Mapping]]] = ..., base: _Optional[_Union[Plan, _Mapping]] = ..., share: _Optional[bool] = ...) -> None: ...
+
+class Measured(_message.Message):
+    __slots__ = ("input", "plan", "values")
+    INPUT_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    input: str
+    plan: int
+    values: Tensor
+    def __init__(self, input: _Optional[str] = ..., plan: _Optional[int] = ..., values: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+
 class Events(_message.Message):
     __slots__ = ("events",)
     EVENTS_FIELD_NUMBER: _ClassVar[int]
@@ -552,18 +696,20 @@ class Events(_message.Message):
     def __init__(self, events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ...) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("started", "token", "tensor_frame", "finished", "revised")
+    __slots__ = ("started", "token", "tensor_frame", "finished", "revised", "measured")
     STARTED_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     TENSOR_FRAME_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     REVISED_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_FIELD_NUMBER: _ClassVar[int]
     started: Started
     token: Token
     tensor_frame: TensorFrame
     finished: Finished
     revised: Revised
-    def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., tensor_frame: _Optional[_Union[TensorFrame, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., revised: _Optional[_Union[Revised, _Mapping]] = ...) -> None: ...
+    measured: Measured
+    def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., tensor_frame: _Optional[_Union[TensorFrame, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., revised: _Optional[_Union[Revised, _Mapping]] = ..., measured: _Optional[_Union[Measured, _Mapping]] = ...) -> None: ...
 
 class Started(_message.Message):
     __slots__ = ("request_id", "model", "model_hash", "backend", "device", "dtype", "attention", "versions", "hooks", "inputs", "revision")

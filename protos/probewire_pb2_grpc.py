@@ -337,6 +337,16 @@ class InferenceStub:
                 request_serializer=probewire_dot_protos_dot_probewire__pb2.RunRequest.SerializeToString,
                 response_deserializer=probewire_dot_protos_dot_probewire__pb2.Events.FromString,
                 _registered_method=True)
+        self.Gradients = channel.unary_stream(
+                '/probewire.v1.Inference/Gradients',
+                request_serializer=probewire_dot_protos_dot_probewire__pb2.GradientsRequest.SerializeToString,
+                response_deserializer=probewire_dot_protos_dot_probewire__pb2.Events.FromString,
+                _registered_method=True)
+        self.Sweep = channel.unary_stream(
+                '/probewire.v1.Inference/Sweep',
+                request_serializer=probewire_dot_protos_dot_probewire__pb2.SweepRequest.SerializeToString,
+                response_deserializer=probewire_dot_protos_dot_probewire__pb2.Events.FromString,
+                _registered_method=True)
 
 
 class InferenceServicer:
@@ -354,6 +364,18 @@ class InferenceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Gradients(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Sweep(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -365,6 +387,16 @@ def add_InferenceServicer_to_server(servicer, server):
             'Run': grpc.unary_stream_rpc_method_handler(
                     servicer.Run,
                     request_deserializer=probewire_dot_protos_dot_probewire__pb2.RunRequest.FromString,
+                    response_serializer=probewire_dot_protos_dot_probewire__pb2.Events.SerializeToString,
+            ),
+            'Gradients': grpc.unary_stream_rpc_method_handler(
+                    servicer.Gradients,
+                    request_deserializer=probewire_dot_protos_dot_probewire__pb2.GradientsRequest.FromString,
+                    response_serializer=probewire_dot_protos_dot_probewire__pb2.Events.SerializeToString,
+            ),
+            'Sweep': grpc.unary_stream_rpc_method_handler(
+                    servicer.Sweep,
+                    request_deserializer=probewire_dot_protos_dot_probewire__pb2.SweepRequest.FromString,
                     response_serializer=probewire_dot_protos_dot_probewire__pb2.Events.SerializeToString,
             ),
     }
@@ -421,6 +453,60 @@ class Inference:
             target,
             '/probewire.v1.Inference/Run',
             probewire_dot_protos_dot_probewire__pb2.RunRequest.SerializeToString,
+            probewire_dot_protos_dot_probewire__pb2.Events.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Gradients(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/probewire.v1.Inference/Gradients',
+            probewire_dot_protos_dot_probewire__pb2.GradientsRequest.SerializeToString,
+            probewire_dot_protos_dot_probewire__pb2.Events.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Sweep(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/probewire.v1.Inference/Sweep',
+            probewire_dot_protos_dot_probewire__pb2.SweepRequest.SerializeToString,
             probewire_dot_protos_dot_probewire__pb2.Events.FromString,
             options,
             channel_credentials,

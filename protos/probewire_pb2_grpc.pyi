@@ -108,12 +108,16 @@ class InferenceStub:
     def __new__(cls, channel: _aio.Channel) -> InferenceAsyncStub: ...
     Generate: _grpc.UnaryStreamMultiCallable[_probewire_pb2.GenerateRequest, _probewire_pb2.Events]
     Run: _grpc.UnaryStreamMultiCallable[_probewire_pb2.RunRequest, _probewire_pb2.Events]
+    Gradients: _grpc.UnaryStreamMultiCallable[_probewire_pb2.GradientsRequest, _probewire_pb2.Events]
+    Sweep: _grpc.UnaryStreamMultiCallable[_probewire_pb2.SweepRequest, _probewire_pb2.Events]
 
 @_typing.type_check_only
 class InferenceAsyncStub(InferenceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_probewire_pb2.GenerateRequest, _probewire_pb2.Events]  # type: ignore[assignment]
     Run: _aio.UnaryStreamMultiCallable[_probewire_pb2.RunRequest, _probewire_pb2.Events]  # type: ignore[assignment]
+    Gradients: _aio.UnaryStreamMultiCallable[_probewire_pb2.GradientsRequest, _probewire_pb2.Events]  # type: ignore[assignment]
+    Sweep: _aio.UnaryStreamMultiCallable[_probewire_pb2.SweepRequest, _probewire_pb2.Events]  # type: ignore[assignment]
 
 class InferenceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -127,6 +131,20 @@ class InferenceServicer(metaclass=_abc_1.ABCMeta):
     def Run(
         self,
         request: _probewire_pb2.RunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_probewire_pb2.Events], _abc.AsyncIterator[_probewire_pb2.Events]]: ...
+
+    @_abc_1.abstractmethod
+    def Gradients(
+        self,
+        request: _probewire_pb2.GradientsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_probewire_pb2.Events], _abc.AsyncIterator[_probewire_pb2.Events]]: ...
+
+    @_abc_1.abstractmethod
+    def Sweep(
+        self,
+        request: _probewire_pb2.SweepRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_probewire_pb2.Events], _abc.AsyncIterator[_probewire_pb2.Events]]: ...
 

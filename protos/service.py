@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
 from .activity import ActivityReport
+from .gradients import GradientsRequest
 from .loading import HealthReport, LoadProgress, LoadRequest
 from .model import Event, GenerateRequest, ModelInfo, RunRequest, StoredCapture, Tokenized, TokenizeRequest
 from .sessions import CreateSessionRequest, Session, UpdateSessionRequest
+from .sweeps import SweepRequest
 from .tensors import Array
 
 __all__ = ["Service"]
@@ -24,6 +26,14 @@ class Service(Protocol):
 
     def run(self, request: RunRequest) -> Iterator[Event]:
         """Started, tensor frames, Finished once an input."""
+        ...
+
+    def gradients(self, request: GradientsRequest) -> Iterator[Event]:
+        """Started, then of each input what was measured, its tensor frames, and Finished."""
+        ...
+
+    def sweep(self, request: SweepRequest) -> Iterator[Event]:
+        """Started, then what was measured as it comes, and Finished once an input."""
         ...
 
     def models(self) -> list[ModelInfo]:

@@ -12,6 +12,7 @@ __all__ = ["ATTENTION_SITES", "AXES", "GLOBAL_SITES", "HEAD_SITES", "LAYER_SITES
 
 LAYER_SITES: dict[str, tuple[str, ...]] = {
     "resid_pre": ("pos", "d_model"),
+    "attn_resid": ("pos", "d_model"),
     "attn_in": ("pos", "d_model"),
     "q": ("pos", "head", "d_head"),
     "k": ("pos", "kv_head", "d_head"),
@@ -21,6 +22,7 @@ LAYER_SITES: dict[str, tuple[str, ...]] = {
     "z": ("pos", "head", "d_head"),
     "attn_out": ("pos", "d_model"),
     "resid_mid": ("pos", "d_model"),
+    "mlp_resid": ("pos", "d_model"),
     "mlp_in": ("pos", "d_model"),
     "router_logits": ("pos", "expert"),
     "expert_weights": ("pos", "expert"),
@@ -49,7 +51,9 @@ _RAW = re.compile(r"module:(?P<path>[A-Za-z_][\w.]*):(?P<side>input|output)")
 _TRANSFORMER_LENS = re.compile(r"blocks\.(?P<layer>\d+|\*)\.(?P<hook>.+)")
 _TRANSFORMER_LENS_HOOKS = {
     "hook_resid_pre": "resid_pre",
+    "hook_attn_in": "attn_resid",
     "hook_resid_mid": "resid_mid",
+    "hook_mlp_in": "mlp_resid",
     "hook_resid_post": "resid_post",
     "hook_attn_out": "attn_out",
     "hook_mlp_out": "mlp_out",

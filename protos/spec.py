@@ -119,7 +119,7 @@ class Project:
 
 @dataclass(frozen=True, slots=True)
 class Gather:
-    """At `logits`: the float32 logits of the given token ids."""
+    """The float32 values of the given units of the last axis; at `logits` these are token ids."""
 
     ids: tuple[int, ...]
 
@@ -148,12 +148,16 @@ class Capture:
     reduce: Reduction | None = None
     store: bool = False
     """Keep the tensor on the server under an id, for later `replace`, instead of sending it."""
+    gradient: bool = False
+    """Gradients only: the gradient of the target at the site, after all edits there, instead of the value."""
 
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in FLOAT_DTYPES:
             raise InvalidArgument(f"capture.dtype {self.dtype!r}; allowed: {', '.join(FLOAT_DTYPES)}")
         if self.store and self.reduce is not None:
             raise InvalidArgument("capture.store keeps whole rows for patching; leave out reduce")
+        if self.gradient and (self.before or isinstance(self.reduce, NextLogprob)):
+            raise InvalidArgument("capture.gradient is of the value after all edits; leave out before and next_logprob")
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,13 @@ from ...protos.model import ModelInfo
 from ...protos.sites import Site
 from ...protos.tensors import Array
 from ..base import Engine, Sequence, StepResult
+from ..backward import BoundBackward, rules_of
 from ..captures import flush_reductions
 from ..executor import Executor, Slot
 from ..families import generation_note, run_only_sites
 from ..limits import Limits
 from ..plan import BoundPlan
+from ..rules import activation_name
 from ..sites import dims_of, family_of, site_infos
 from ..stepping import result_of
 from ..versions import versions_of
@@ -26,7 +28,9 @@ from ..weights import CheckpointWeights
 from .attention import Attention
 from .cache import RunCache
 from .engine import MlxEngine
+from .gradients import MlxBackward, MlxGradients
 from .load import Loaded, choose_device, load_model, windows_of
+from .norms import Norms
 from .ops import MlxOps, dtype_name
 from .taps import Taps
 
@@ -53,7 +57,18 @@ class MlxBackend:
         softcap = getattr(config, "attn_logit_softcapping", None)
         self.attention = Attention(self.executor, windows_of(config), softcap=softcap)
         self.attention.replace_in(self.model)
+        self.activation, norms = activation_name(config), Norms(self.model, self.executor.ops)
         self.taps = Taps(self.model, family, self.executor, dims.n_heads, self._plain_forward)
+        self._gradients = MlxGradients(
+            self.executor,
+            self.taps,
+            self.attention,
+            norms,
+            loaded.dtype,
+            self._forward,
+            self._logits_row,
+            self._backward_of,
+        )
         limits = _fitting(limits, loaded)
         note = generation_note("mlx", config.model_type)
         self.engine: Engine | None = None if note else self._engine(limits)
@@ -79,6 +94,7 @@ class MlxBackend:
             generate=not note,
             generate_note=note,
             n_slots=limits.n_slots,
+            rules=rules_of(family, self.activation, norms=norms.known),
             sites=site_infos(family, dims, run_only=run_only_sites("mlx", config)),
             versions=versions_of("mlx", "mlx-lm", "transformers"),
         )
@@ -124,6 +140,13 @@ class MlxBackend:
             results.append(result_of(slot, rows, None))
         return results
 
+    def gradients(self, sequences: SequenceOf[Sequence]) -> list[StepResult]:
+        """See Backend."""
+        return self._gradients(sequences)
+
+    def _backward_of(self, how: BoundBackward, slots: list[Slot]) -> MlxBackward:
+        return MlxBackward(self.executor.ops, how, slots, self.info, self.activation)
+
     def _body(self) -> Any:
         return self.model.model
 
@@ -144,12 +167,20 @@ class MlxBackend:
             logits = (body.embed_tokens if "embed_tokens" in body else body.wte).as_linear(hidden)
         return logits if self.softcap is None else mx.tanh(logits / self.softcap) * self.softcap
 
-    def _tap_logits(self, slot: Slot, hidden: mx.array) -> None:
+    def _logits_row(self, slot: Slot, hidden: mx.array) -> mx.array:
+        """The row of logits that a slot's metric reads, after the plan's edits there."""
+        position = slot.sequence.metrics[0].position
+        if _LOGITS in slot.plan.taps:
+            return self._tap_logits(slot, hidden)[0, position]
+        return self._head(hidden[slot.batch : slot.batch + 1, position : position + 1])[0, 0]
+
+    def _tap_logits(self, slot: Slot, hidden: mx.array) -> mx.array:
         """One sequence at a time: a whole batch's logits would be the largest tensor of all."""
         logits = self._head(hidden[slot.batch : slot.batch + 1, : slot.stop])
         part = Slot(slot.sequence, 0, 0, slot.stop, 0, slot.tokens, conditions=slot.conditions)
-        self.executor.tap(_LOGITS, logits, slots=[part])
+        logits = self.executor.tap(_LOGITS, logits, slots=[part], owner=slot)
         slot.error = slot.error or part.error
+        return logits
 
     def weight_names(self) -> Mapping[str, tuple[int, ...]]:
         """Names and shapes as in the checkpoint."""

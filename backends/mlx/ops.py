@@ -12,7 +12,7 @@ from ...protos.tensors import Array, numpy_dtype
 
 __all__ = ["MlxOps", "dtype_name", "mlx_dtype", "to_numpy"]
 
-_DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
+_DTYPES = {"float64": mx.float64, "float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
@@ -41,13 +41,14 @@ class MlxOps:
     """See backends/ops.py for each method."""
 
     def device(self, array: Array) -> mx.array:
-        return mx.array(np.array(array, dtype=np.float32))
+        double = array.dtype == np.float64
+        return mx.array(np.array(array, dtype=np.float64 if double else np.float32), mx.float64 if double else None)
 
     def index(self, array: NDArray[np.int64]) -> mx.array:
         return mx.array(np.array(array, dtype=np.int64))
 
     def f32(self, x: mx.array) -> mx.array:
-        return x.astype(mx.float32)
+        return x if x.dtype == mx.float64 else x.astype(mx.float32)  # float64 models are edited in float64
 
     def like(self, x: mx.array, reference: mx.array) -> mx.array:
         return x.astype(reference.dtype)
@@ -74,6 +75,21 @@ class MlxOps:
 
     def sum0(self, x: mx.array) -> mx.array:
         return x.sum(axis=0)
+
+    def stop(self, x: mx.array) -> mx.array:
+        return mx.stop_gradient(x)
+
+    def sigmoid(self, x: mx.array) -> mx.array:
+        return mx.sigmoid(x)
+
+    def tanh(self, x: mx.array) -> mx.array:
+        return mx.tanh(x)
+
+    def erf(self, x: mx.array) -> mx.array:
+        return mx.erf(x)
+
+    def rsqrt(self, x: mx.array) -> mx.array:
+        return mx.rsqrt(x)
 
     def zeros_like(self, x: mx.array) -> mx.array:
         return mx.zeros_like(x)

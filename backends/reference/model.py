@@ -54,11 +54,11 @@ class ReferenceModel:
         x = tap(Site("embed"), x)
         for i, layer in enumerate(self.layers):
             x = tap(Site("resid_pre", i), x)
-            out, read = layer.attention(tap(Site("attn_in", i), layer.attn_norm(x)), i, tap)
+            out, read = layer.attention(tap(Site("attn_in", i), layer.attn_norm(tap(Site("attn_resid", i), x))), i, tap)
             if layer.attn_post_norm is not None:
                 out, read = layer.attn_post_norm(out), None
             x = tap(Site("resid_mid", i), x + tap(Site("attn_out", i), out, read))
-            out, read = layer.mlp(tap(Site("mlp_in", i), layer.mlp_norm(x)), i, tap)
+            out, read = layer.mlp(tap(Site("mlp_in", i), layer.mlp_norm(tap(Site("mlp_resid", i), x))), i, tap)
             if layer.mlp_post_norm is not None:
                 out, read = layer.mlp_post_norm(out), None
             x = tap(Site("resid_post", i), x + tap(Site("mlp_out", i), out, read))

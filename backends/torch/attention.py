@@ -65,6 +65,8 @@ class Attention:
             out = _eager(module, query, key, value, attention_mask, **kwargs)
         else:
             out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        if wanting and out.requires_grad:
+            out = out.clone()  # the kernel keeps its output for the backward pass
         for slot in wanting:
             if slot.error is None:
                 out[slot.batch, slot.start : slot.stop] = self._one(

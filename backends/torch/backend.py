@@ -14,18 +14,22 @@ from ...protos.model import ModelInfo
 from ...protos.sites import Site
 from ...protos.tensors import Array
 from ..base import Engine, Sequence, StepResult
+from ..backward import BoundBackward, rules_of
 from ..captures import flush_reductions
 from ..executor import Executor, Slot
 from ..families import generation_note, run_only_sites
 from ..limits import Limits
 from ..plan import BoundPlan
+from ..rules import activation_name
 from ..sites import dims_of, family_of, site_infos
 from ..stepping import result_of
 from ..versions import versions_of
 from ..weights import CheckpointWeights
 from .attention import Attention
 from .engine import TorchEngine
+from .gradients import TorchBackward, TorchGradients
 from .load import choose_device, load_model
+from .norms import Norms
 from .ops import TorchOps
 from .taps import Taps
 
@@ -50,6 +54,10 @@ class TorchBackend:
         self.taps = Taps(self.model, family, self.executor, dims.n_heads)
         eager = getattr(config, "attn_logit_softcapping", None) is not None or config.model_type == "gpt_oss"
         self._own_attention(eager)
+        self.activation, norms = activation_name(config), Norms(self.model, self.executor.ops)
+        self._gradients = TorchGradients(
+            self.executor, self.taps, norms, self._hidden, self._logits_row, self._backward_of
+        )
         limits = _fitting(limits, config)
         note = generation_note("torch", config.model_type)
         self.engine: Engine | None = None
@@ -77,6 +85,7 @@ class TorchBackend:
             generate=not note,
             generate_note=note,
             n_slots=limits.n_slots,
+            rules=rules_of(family, self.activation, norms=norms.known),
             sites=site_infos(family, dims, run_only=run_only_sites("torch", config)),
             versions=versions_of("torch", "transformers"),
         )
@@ -111,7 +120,7 @@ class TorchBackend:
             slots.append(Slot(sequence, i, 0, len(tokens), 0, tokens))
         self.executor.begin(slots, (len(sequences), longest))
         self.taps.attach(self.executor.asked)
-        hidden = self._body()(torch.from_numpy(ids).to(self.device), use_cache=False)[0]
+        hidden = self._hidden(torch.from_numpy(ids).to(self.device))
         for slot in slots:
             if _LOGITS in slot.plan.taps and slot.error is None:
                 self._tap_logits(slot, hidden)
@@ -122,17 +131,36 @@ class TorchBackend:
             results.append(result_of(slot, rows, None))
         return results
 
-    def _body(self) -> Any:
-        return self.model.base_model
+    def gradients(self, sequences: SequenceOf[Sequence]) -> list[StepResult]:
+        """See Backend."""
+        return self._gradients(sequences, self.device)
 
-    def _tap_logits(self, slot: Slot, hidden: torch.Tensor) -> None:
+    def _backward_of(self, how: BoundBackward, slots: list[Slot]) -> TorchBackward:
+        return TorchBackward(self.executor.ops, how, slots, self.info, self.activation)
+
+    def _hidden(self, ids: torch.Tensor) -> torch.Tensor:
+        """[batch, row] token ids to final-norm rows."""
+        return self.model.base_model(ids, use_cache=False)[0]
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits of final-norm rows, after the family's softcap."""
+        logits = self.model.lm_head(hidden)
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+
+    def _logits_row(self, slot: Slot, hidden: torch.Tensor) -> torch.Tensor:
+        """The row of logits that a slot's metric reads, after the plan's edits there."""
+        position = slot.sequence.metrics[0].position
+        if _LOGITS in slot.plan.taps:
+            return self._tap_logits(slot, hidden)[0, position]
+        return self._logits(hidden[slot.batch, position : position + 1])[0]
+
+    def _tap_logits(self, slot: Slot, hidden: torch.Tensor) -> torch.Tensor:
         """One sequence at a time: a whole batch's logits would be the largest tensor of all."""
-        logits = self.model.lm_head(hidden[slot.batch : slot.batch + 1, : slot.stop])
-        if self.softcap is not None:
-            logits = torch.tanh(logits / self.softcap) * self.softcap
+        logits = self._logits(hidden[slot.batch : slot.batch + 1, : slot.stop])
         part = Slot(slot.sequence, 0, 0, slot.stop, 0, slot.tokens, conditions=slot.conditions)
-        self.executor.tap(_LOGITS, logits, slots=[part])
+        logits = self.executor.tap(_LOGITS, logits, slots=[part], owner=slot)
         slot.error = slot.error or part.error
+        return logits
 
     def weight_names(self) -> Mapping[str, tuple[int, ...]]:
         """Names and shapes as in the checkpoint."""

@@ -60,4 +60,4 @@ def load_model(folder: Path, dtype: str, device: torch.device) -> Any:
     # "sdpa" is where our dispatcher sits; set directly, because families that refuse the stock sdpa (softcap, sinks)
     # get our own attention there.
     model.config._attn_implementation_internal = "sdpa"
-    return model.eval().to(device)
+    return model.eval().requires_grad_(False).to(device)

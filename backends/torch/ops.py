@@ -40,7 +40,8 @@ class TorchOps:
         self._device = device
 
     def device(self, array: Array) -> torch.Tensor:
-        return torch.from_numpy(np.array(array, dtype=np.float32)).to(self._device)
+        dtype = np.float64 if array.dtype == np.float64 else np.float32
+        return torch.from_numpy(np.array(array, dtype=dtype)).to(self._device)
 
     def index(self, array: NDArray[np.int64]) -> torch.Tensor:
         return torch.from_numpy(np.array(array, dtype=np.int64)).to(self._device)
@@ -71,6 +72,21 @@ class TorchOps:
 
     def sum0(self, x: torch.Tensor) -> torch.Tensor:
         return x.sum(0)
+
+    def stop(self, x: torch.Tensor) -> torch.Tensor:
+        return x.detach()
+
+    def sigmoid(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(x)
+
+    def tanh(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(x)
+
+    def erf(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.erf(x)
+
+    def rsqrt(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.rsqrt(x)
 
     def zeros_like(self, x: torch.Tensor) -> torch.Tensor:
         return torch.zeros_like(x)

@@ -1,0 +1,77 @@
+"""What both backends do alike around a backward pass: rows of a batch before it, and each sequence's outcome after it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence as SequenceOf
+from typing import Any
+
+import numpy as np
+
+from ..protos.sites import Site
+from .base import Sequence, StepResult
+from .captures import flush_reductions
+from .executor import Executor, Slot
+
+__all__ = ["finish", "rows_of", "slots_of"]
+
+
+def rows_of(sequence: Sequence) -> int:
+    """Token rows that a gradient of the sequence takes: a path is a batch of its points."""
+    path = None if sequence.backward is None else sequence.backward.path
+    return len(sequence.tokens) * (1 if path is None else path.path.steps)
+
+
+def slots_of(sequences: SequenceOf[Sequence]) -> tuple[list[Slot], list[float], tuple[int, int]]:
+    """Slots of one right-padded batch, how far along its path each is, and the batch's layout."""
+    slots: list[Slot] = []
+    shares: list[float] = []
+    for sequence in sequences:
+        assert sequence.backward is not None
+        steps = 1 if sequence.backward.path is None else sequence.backward.path.path.steps
+        for k in range(steps):
+            tokens = np.array(sequence.tokens, dtype=np.int64)
+            slots.append(Slot(sequence, len(slots), 0, len(tokens), 0, tokens))
+            shares.append(k / steps)
+    return slots, shares, (len(slots), max(slot.stop for slot in slots))
+
+
+def finish(
+    executor: Executor, slots: list[Slot], values: Mapping[int, Any], grads: Mapping[tuple[Site, int], Any]
+) -> list[StepResult]:
+    """Each sequence's gradients (averaged over the points of its path), captured values and metric, on the host."""
+    parts: dict[int, list[int]] = {}
+    for index, slot in enumerate(slots):
+        parts.setdefault(id(slot.sequence), []).append(index)
+    for indices in parts.values():
+        for site, rows in _own_gradients(slots, indices, grads):
+            executor.add_gradient(site, slots[indices[0]], rows)
+    measured = _on_host(executor, values)
+    captured = executor.collect()
+    results: list[StepResult] = []
+    for indices in parts.values():
+        slot = slots[indices[0]]
+        error = next((slots[i].error for i in indices if slots[i].error is not None), None)
+        if error is not None:
+            results.append(StepResult(slot.sequence, error=error))
+            continue
+        rows = captured.get(id(slot.sequence), []) + flush_reductions(slot.plan)
+        results.append(StepResult(slot.sequence, tuple(rows), measured=tuple(measured[i] for i in indices)))
+    return results
+
+
+def _own_gradients(
+    slots: list[Slot], indices: list[int], grads: Mapping[tuple[Site, int], Any]
+) -> list[tuple[Site, Any]]:
+    pieces: dict[Site, list[Any]] = {}
+    for (site, owner), grad in grads.items():
+        if owner in indices:
+            pieces.setdefault(site, []).append(grad[0] if site.name == "logits" else grad)
+        elif owner < 0:
+            own = [grad[slots[i].batch, slots[i].start : slots[i].stop] for i in indices]
+            pieces.setdefault(site, []).extend(own)
+    return [(site, p[0] if len(p) == 1 else sum(p[1:], p[0]) / len(p)) for site, p in pieces.items()]
+
+
+def _on_host(executor: Executor, values: Mapping[int, Any]) -> dict[int, float]:
+    arrays = executor.ops.to_host([value.reshape(1) for value in values.values()])
+    return {index: float(array[0]) for index, array in zip(values, arrays, strict=True)}
