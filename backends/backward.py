@@ -50,7 +50,7 @@ class BoundBackward:
         return (tuple(sorted(self.rules)), self.direct, None if self.path is None else self.path.path)
 
 
-class Enough(Exception):  # noqa: N818 - no error: it ends a forward
+class Enough(Exception):
     """Every site that matters has been reached."""
 
 
@@ -164,7 +164,8 @@ class Backward(ABC):
         ops, result = self.ops, self.ops.copy(value)
         for index, slot in enumerate(self.slots):
             source = slot.sequence.backward.path if slot.sequence.backward is not None else None
-            assert source is not None and source.other.source is not None
+            assert source is not None
+            assert source.other.source is not None
             rows = np.asarray(source.other.source)
             rows = rows[0] if source.other.per_site else rows
             other = ops.like(ops.device(rows.astype(np.float32)), value)

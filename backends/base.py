@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence as SequenceOf
+from collections.abc import Iterator, Mapping, Sequence as SequenceOf
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..protos.errors import ProbewireError
 from ..protos.model import ModelInfo, Sampling
@@ -14,7 +14,7 @@ from .limits import Limits
 if TYPE_CHECKING:
     from .backward import BoundBackward
     from .metrics import BoundMetric
-    from .plan import BoundPlan
+    from .plan import BoundHook, BoundPlan
 
 __all__ = ["Backend", "Engine", "Rows", "Sequence", "StepResult"]
 
@@ -43,6 +43,13 @@ class Sequence:
     def n_generated(self) -> int:
         """New tokens so far."""
         return len(self.tokens) - self.prompt_length
+
+    def reading(self) -> Iterator[BoundHook]:
+        """Everything of it that may read rows of another input."""
+        yield from self.plan.hooks
+        yield from (metric.baseline for metric in self.metrics if metric.baseline is not None)
+        if self.backward is not None and self.backward.path is not None:
+            yield self.backward.path.other
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +153,14 @@ class Backend(Protocol):
 
     def gradients(self, sequences: SequenceOf[Sequence]) -> list[StepResult]:
         """One forward and one backward over several sequences at once, whose `backward` is of one kind."""
+        ...
+
+    def trunk(self, base: Sequence) -> Any:
+        """Run the input of a sweep once, and keep what its variants can share."""
+        ...
+
+    def sweep(self, variants: SequenceOf[Sequence], trunk: Any | None) -> list[StepResult]:
+        """Measure several variants of one input; with its trunk, only from where their edits begin."""
         ...
 
     def weight_names(self) -> Mapping[str, tuple[int, ...]]:

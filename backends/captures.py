@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..protos.sites import ATTENTION_SITES, Site
-from ..protos.spec import Gather, Last, Mean, NextLogprob, Norm, Project, Reduction, TopK
+from ..protos.spec import Capture, Gather, Last, Mean, NextLogprob, Norm, Project, Reduction, TopK
 from ..protos.tensors import Array, numpy_dtype
 from .base import Rows
 from .ops import Ops
@@ -104,7 +104,8 @@ class Collector:
             picked = ops.index(chosen)
             rows, positions = ops.take(rows, picked, 0), positions[chosen]
             mask = None if mask is None else ops.take(mask, picked, 0)
-        parts = {name: self._cast(part, capture.dtype) for name, part in self._reduce(capture.reduce, rows, bound)}
+        reduced = self._reduce(capture.reduce, rows, bound)
+        parts = {_part(capture, name): self._cast(part, capture.dtype) for name, part in reduced}
         self.entries.append(_Entry(slot, bound, index, site, positions, parts, mask))
 
     def _cast(self, part: Any, dtype: str | None) -> Any:
@@ -202,6 +203,11 @@ class Collector:
         return out
 
 
+def _part(capture: Capture, name: str) -> str:
+    """What a tensor is called beside the others of its hook."""
+    return "_".join(filter(None, ("gradient", name))) if capture.gradient else name
+
+
 def _accumulate(entry: _Entry, array: Array, positions: NDArray[np.int64]) -> bool:
     """Take rows into a `last` or `mean`; False for captures that are sent as they come."""
     capture = entry.bound.hook.capture
@@ -241,6 +247,6 @@ def flush_reductions(plan: BoundPlan) -> list[Rows]:
             if isinstance(capture.reduce, Mean):
                 value = (value / found.count).astype(numpy_dtype(capture.dtype or "float32"))
             positions = (found.position,) if isinstance(capture.reduce, Last) else ()
-            out.append(Rows(bound.index, (str(site),), positions, value[None, None]))
+            out.append(Rows(bound.index, (str(site),), positions, value[None, None], _part(capture, "")))
     state.clear()
     return out

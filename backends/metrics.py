@@ -119,7 +119,9 @@ def measure_logits(ops: Ops, bound: BoundMetric, row: Any) -> Any:
     logprobs = ops.log_softmax(row[None])[0]
     if isinstance(metric, LogProb):
         return logprobs[metric.token]
-    assert isinstance(metric, Kl) and bound.baseline is not None and bound.baseline.source is not None
+    assert isinstance(metric, Kl)
+    assert bound.baseline is not None
+    assert bound.baseline.source is not None
     given = np.asarray(bound.baseline.source, dtype=np.float64).reshape(-1)
     shifted = given - given.max()
     baseline = shifted - np.log(np.exp(shifted).sum())

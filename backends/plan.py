@@ -20,7 +20,7 @@ from ..protos.spec import Hook, Plan, Where
 from ..protos.tensors import Array
 from .checks import check_hook, expand
 
-__all__ = ["BoundHook", "BoundPlan", "bind", "choose", "chosen_positions", "give_rows", "succeed"]
+__all__ = ["BoundHook", "BoundPlan", "Mode", "bind", "choose", "chosen_positions", "give_rows", "succeed"]
 
 Mode = Literal["run", "generate", "gradients", "sweep"]
 

@@ -28,6 +28,8 @@ from ..protos.errors import (
     Unavailable,
     Unsupported,
 )
+from ..protos.gradients import Path
+from ..protos.metrics import Coordinate, Kl, Logit, LogitDifference, LogProb, Target, TopLogits
 from ..protos.model import Input, Message, ModelInfo, Sampling
 from ..protos.sites import Site
 from ..protos.spec import (
@@ -50,9 +52,11 @@ from .archive import load
 from .captures import Captures
 from .client import Client
 from .hooks import ablate, capture, hook, patch, steer
-from .results import Generation, InputResult, Run
+from .named_array import NamedArray
+from .results import Generation, Gradients, InputResult, Run
 from .session import LiveSession
 from .stream import Step, Stream
+from .sweep import Sweep
 
 __all__ = [
     "Add",
@@ -63,27 +67,35 @@ __all__ = [
     "Client",
     "Condition",
     "Constant",
+    "Coordinate",
     "DeadlineExceeded",
     "FailedPrecondition",
     "FromInput",
     "Gather",
     "Generation",
+    "Gradients",
     "Hook",
     "Inline",
     "Input",
     "InputResult",
     "Internal",
     "InvalidArgument",
+    "Kl",
     "Last",
     "LiveSession",
+    "LogProb",
+    "Logit",
+    "LogitDifference",
     "LowRank",
     "Mean",
     "Message",
     "ModelInfo",
+    "NamedArray",
     "NextLogprob",
     "Noise",
     "Norm",
     "NotFound",
+    "Path",
     "PermissionDenied",
     "Plan",
     "ProbewireError",
@@ -99,8 +111,11 @@ __all__ = [
     "Step",
     "Stored",
     "Stream",
+    "Sweep",
+    "Target",
     "Tensor",
     "TopK",
+    "TopLogits",
     "Unauthenticated",
     "Unavailable",
     "Unsupported",

@@ -18,7 +18,7 @@ from ..protos.errors import InvalidArgument, NotFound
 from ..protos.model import Finished, Revised, Started, Token
 from ..protos.tensors import Array
 from ..protos.wire import from_json, to_json
-from .captures import Captures
+from .captures import joined, parted
 
 if TYPE_CHECKING:
     from .results import InputResult, Result
@@ -45,7 +45,7 @@ def save(result: Result, path: str | Path) -> Path:
 
 def load(path: str | Path) -> Result:
     """Read what `save` wrote. Raises NotFound without a file, InvalidArgument for any other file."""
-    from .results import Generation, Run
+    from .results import Generation, Gradients, Run
 
     path = Path(path)
     if not path.exists():
@@ -54,7 +54,7 @@ def load(path: str | Path) -> Result:
     tensors: dict[str, Array] = _numpy.load_file(path)
     started = from_json(Started, told["started"])
     inputs = {item["name"]: _input_from_json(item, tensors) for item in told["inputs"]}
-    return {"Run": Run, "Generation": Generation}[told["kind"]](started, inputs)
+    return {"Run": Run, "Generation": Generation, "Gradients": Gradients}[told["kind"]](started, inputs)
 
 
 def _metadata(path: Path) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def _metadata(path: Path) -> dict[str, Any]:
 
 
 def _input_to_json(item: InputResult, tensors: dict[str, Array]) -> dict[str, Any]:
-    captures = [_entry_to_json(entry, tensors) for entry in item.captures.entries]
+    captures = [_entry_to_json(entry, tensors) for entry in joined(item.captures, item.gradients)]
     return {
         "name": item.name,
         "prompt_ids": item.prompt_ids,
@@ -82,6 +82,7 @@ def _input_to_json(item: InputResult, tensors: dict[str, Array]) -> dict[str, An
         "seed": item.seed,
         "revisions": [to_json(revised) for revised in item.revisions],
         "captures": captures,
+        "measured": item.measured,
     }
 
 
@@ -116,13 +117,16 @@ def _input_from_json(data: dict[str, Any], tensors: dict[str, Array]) -> InputRe
         )
         for item in data["captures"]
     ]
+    values, gradients = parted(captures)
     return InputResult(
         data["name"],
         tuple(data["prompt_ids"]),
         tuple(data["prompt_tokens"]),
         tuple(from_json(Token, token) for token in data["new"]),
         None if data["finished"] is None else from_json(Finished, data["finished"]),
-        Captures(captures),
+        values,
         data["seed"],
         tuple(from_json(Revised, revised) for revised in data["revisions"]),
+        gradients,
+        tuple(data.get("measured", ())),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,7 +12,9 @@ from ..protos.errors import InvalidArgument, NotFound
 from ..protos.sites import Site, SitePattern
 from ..protos.tensors import Array
 
-__all__ = ["Captures"]
+__all__ = ["Captures", "joined", "parted"]
+
+_GRADIENT = "gradient"
 
 
 class Captures:
@@ -159,6 +162,28 @@ class Captures:
 
     def __repr__(self) -> str:
         return f"Captures({self._captured()})"
+
+
+def parted(entries: Iterable[AssembledCapture]) -> tuple[Captures, Captures]:
+    """Values and gradients; what a reduction calls its parts is the same in both."""
+    values: list[AssembledCapture] = []
+    gradients: list[AssembledCapture] = []
+    for entry in entries:
+        first, _, rest = entry.key.part.partition("_")
+        if first == _GRADIENT:
+            gradients.append(replace(entry, key=entry.key._replace(part=rest)))
+        else:
+            values.append(entry)
+    return Captures(values), Captures(gradients)
+
+
+def joined(values: Captures, gradients: Captures) -> list[AssembledCapture]:
+    """The entries that `parted` parts."""
+    marked = [
+        replace(entry, key=entry.key._replace(part="_".join(filter(None, (_GRADIENT, entry.key.part)))))
+        for entry in gradients.entries
+    ]
+    return [*values.entries, *marked]
 
 
 def _canonical(name: str) -> str | None:

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from pathlib import Path as FilePath
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Any, Self, Unpack
 
 from ..protos.activity import ActivityReport
 from ..protos.errors import Internal, InvalidArgument
+from ..protos.gradients import GradientsRequest, Path
 from ..protos.loading import HealthReport, LoadRequest
 from ..protos.model import GenerateRequest, ModelInfo, RunRequest, StoredCapture, Token, Tokenized, TokenizeRequest
 from ..protos.service import Service
 from ..protos.sessions import CreateSessionRequest
 from ..protos.spec import Plan
+from ..protos.sweeps import SweepRequest
 from ..protos.tensors import Array
 from .addresses import connect
-from .hooks import HookLike, Hooks, to_plan
+from .hooks import HookLike, Hooks, to_gradient_plan, to_plan
 from .inprocess import InProcessTransport
 from .progress import progress_bar
 from .prompts import Prompt, Prompts, to_input, to_inputs
-from .results import Generation, Run, collect
+from .results import Generation, Gradients, Run, collect
 from .sampling import SamplingOptions, to_sampling
 from .session import LiveSession
 from .stream import Stream
+from .sweep import Sweep, collect_sweep, sweep_axes
+from .targets import Targets, to_targets
 from .tls import read_tls
 
 __all__ = ["DEFAULT_URL", "Captured", "Client"]
@@ -46,9 +50,9 @@ class Client:
         url: str = DEFAULT_URL,
         *,
         api_key: str | None = None,
-        ca_file: str | Path | None = None,
-        cert_file: str | Path | None = None,
-        key_file: str | Path | None = None,
+        ca_file: str | FilePath | None = None,
+        cert_file: str | FilePath | None = None,
+        key_file: str | FilePath | None = None,
         timeout_s: float | None = 600.0,
         service: Service | None = None,
     ) -> None:
@@ -128,6 +132,71 @@ class Client:
         """One forward pass over each input, and what the hooks read in it."""
         request = RunRequest(to_inputs(prompt), model, to_plan(hooks, capture))
         return Run(*collect(self._transport.run(request), [item.name for item in request.inputs]))
+
+    def gradients(
+        self,
+        prompt: Prompts,
+        target: Targets,
+        *,
+        at: Captured = (),
+        capture: Captured = (),
+        hooks: Hooks = (),
+        rules: Sequence[str] = (),
+        direct: bool = False,
+        path: Path | None = None,
+        model: str = "",
+    ) -> Gradients:
+        """The gradient of a metric at sites of each input: one forward, one backward.
+
+        `at`: sites whose gradient comes back; `capture`: sites whose value does, from the same forward. `rules`: of the
+        backward pass, any of ln, identity, half, ah (protos/gradients.py says what they are; with all four, value times
+        gradient is RelP). `direct`: block every MLP but the target's own. `path`: average the gradient along a line.
+        Every input needs one target; for several targets of one prompt name it several times.
+        """
+        plan = to_gradient_plan(hooks, capture, at)
+        inputs = to_inputs(prompt)
+        request = GradientsRequest(inputs, to_targets(target), model, plan, _rules(rules), direct, path)
+        return Gradients(*collect(self._transport.gradients(request), [i.name for i in inputs if not i.source_only]))
+
+    def sweep(
+        self,
+        prompt: Prompts,
+        target: Targets,
+        plans: Sequence[Hooks],
+        *,
+        hooks: Hooks = (),
+        axes: Mapping[str, Sequence[Any]] | None = None,
+        share: bool = True,
+        progress: bool = True,
+        model: str = "",
+    ) -> Sweep:
+        """What each of many plans does to a metric of each input: every layer, position, head …
+
+        Every plan (a list of hooks that edit) runs on every input, after `hooks`, which are common to all. `axes` names
+        what the plans lie along, in C order: {"layer": [...], "position": [...]}. `share` reuses what no edit can
+        change; the numbers are the same without.
+        """
+        inputs, named = to_inputs(prompt), sweep_axes(axes, len(plans))
+        listed = tuple(to_plan(plan) for plan in plans)
+        request = SweepRequest(inputs, to_targets(target), listed, model, to_plan(hooks), share)
+        expected = [item.name for item in inputs if not item.source_only]
+        total = len(expected) * len(plans)
+        with progress_bar("sweeping", "plans", show=progress) as bar:
+            events = self._transport.sweep(request)
+            started, measured = collect_sweep(events, expected, len(plans), lambda done: bar(done, total))
+        return Sweep(started, measured, named)
+
+    def token(self, text: str, *, model: str = "") -> int:
+        """The id of the one token that a text is. Raises InvalidArgument when it is several, or none."""
+        found = self.tokenize(text, model=model)
+        plain = [(i, t) for i, t in zip(found.token_ids, found.tokens, strict=True) if t == text]
+        ids = [i for i, t in zip(found.token_ids, found.tokens, strict=True) if t and t in text]
+        if len(plain) == 1 and len(ids) == 1:
+            return plain[0][0]
+        raise InvalidArgument(
+            f"{text!r} is {len(found.token_ids)} tokens for this model ({', '.join(map(repr, found.tokens))}), not one; "
+            "a leading space often matters: ' Mary'"
+        )
 
     def _generate(self, request: GenerateRequest, progress: bool) -> Generation:
         expected = [item.name for item in request.inputs if not item.source_only]
@@ -253,6 +322,10 @@ def _request(
     if isinstance(session, LiveSession):
         session, model = session.id, model or session.model
     return GenerateRequest(to_inputs(prompt), model, plan, to_sampling(sampling), session)
+
+
+def _rules(rules: Sequence[str]) -> tuple[str, ...]:
+    return (rules,) if isinstance(rules, str) else tuple(rules)
 
 
 def _captures(plan: Plan) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, TypedDict, Unpack, cast
 
 from ..protos.edits import Add, Constant, Edit, FromInput, Inline, ProjectOut, Replace, Source, Stored, Zeros
@@ -11,7 +12,19 @@ from ..protos.spec import Capture, Condition, Hook, Last, Mean, NextLogprob, Nor
 from ..protos.tensors import Array, Tensor
 from ..protos.wire import from_json, to_json
 
-__all__ = ["HookLike", "Hooks", "Options", "Values", "ablate", "capture", "hook", "patch", "steer", "to_plan"]
+__all__ = [
+    "HookLike",
+    "Hooks",
+    "Options",
+    "Values",
+    "ablate",
+    "capture",
+    "hook",
+    "patch",
+    "steer",
+    "to_gradient_plan",
+    "to_plan",
+]
 
 HookLike = Hook | Mapping[str, Any]
 """A hook, as a value or as JSON data: {"site": …, "edit": {"add": …}, …}."""
@@ -137,6 +150,21 @@ def to_plan(hooks: Hooks = (), captures: str | Hooks | Sequence[str | HookLike] 
     """Hooks, then captures (which therefore see edited values), as one plan. A captured site may be just its name."""
     reads = (_to_hook(item, captures=True) for item in _listed(captures))
     return Plan((*(_to_hook(item) for item in _listed(hooks)), *reads))
+
+
+def to_gradient_plan(hooks: Hooks, captures: str | Hooks | Sequence[str | HookLike], at: Any) -> Plan:
+    """As `to_plan`, with gradients at sites: names, patterns, or hooks that capture."""
+    plan = to_plan(hooks, captures)
+    reads = (_to_hook(item, captures=True) for item in _listed(at))
+    return Plan((*plan.hooks, *(_with_gradient(item) for item in reads)))
+
+
+def _with_gradient(value: Hook) -> Hook:
+    if value.capture is None or value.edit is not None:
+        raise InvalidArgument(
+            f"`at` takes sites and hooks that capture; edits such as that of {value.site} go in hooks"
+        )
+    return replace(value, capture=replace(value.capture, gradient=True))
 
 
 def _to_hook(value: Any, *, captures: bool = False) -> Hook:

@@ -8,10 +8,12 @@ from typing import TypeVar
 
 from ..protos.activity import ActivityReport
 from ..protos.errors import Internal, InvalidArgument, ProbewireError
+from ..protos.gradients import GradientsRequest
 from ..protos.loading import HealthReport, LoadProgress, LoadRequest
 from ..protos.model import Event, GenerateRequest, ModelInfo, RunRequest, StoredCapture, Tokenized, TokenizeRequest
 from ..protos.service import Service
 from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
+from ..protos.sweeps import SweepRequest
 from ..protos.tensors import Array
 from .transport import Watch
 
@@ -38,6 +40,12 @@ class InProcessTransport:
 
     def run(self, request: RunRequest) -> Iterator[Event]:
         return _stream(lambda: self._service.run(request))
+
+    def gradients(self, request: GradientsRequest) -> Iterator[Event]:
+        return _stream(lambda: self._service.gradients(request))
+
+    def sweep(self, request: SweepRequest) -> Iterator[Event]:
+        return _stream(lambda: self._service.sweep(request))
 
     def models(self) -> list[ModelInfo]:
         with _translated():

@@ -16,9 +16,12 @@ from ..protos.activity import ActivityReport
 from ..protos.delimited import MEDIA_TYPE, DelimitedDecoder
 from ..protos.error_body import error_from_json
 from ..protos.errors import DeadlineExceeded, Internal, NotFound
+from ..protos.gradients import GradientsRequest
 from ..protos.loading import HealthReport, LoadProgress, LoadRequest
 from ..protos.model import Event, GenerateRequest, ModelInfo, RunRequest, StoredCapture, Tokenized, TokenizeRequest
+from ..protos.service import InferenceRequest
 from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
+from ..protos.sweeps import SweepRequest
 from ..protos.tensors import Array, Tensor
 from ..protos.wire import from_json, to_json
 from .rest_errors import error_of, readable, translated
@@ -73,6 +76,12 @@ class RestTransport:
 
     def run(self, request: RunRequest) -> Iterator[Event]:
         return self._events("/v1/run", request)
+
+    def gradients(self, request: GradientsRequest) -> Iterator[Event]:
+        return self._events("/v1/gradients", request)
+
+    def sweep(self, request: SweepRequest) -> Iterator[Event]:
+        return self._events("/v1/sweep", request)
 
     def models(self) -> list[ModelInfo]:
         answer = self._json("GET", "/v1/models")
@@ -169,7 +178,7 @@ class RestTransport:
     def close(self) -> None:
         self._http.close()
 
-    def _events(self, path: str, request: GenerateRequest | RunRequest) -> Iterator[Event]:
+    def _events(self, path: str, request: InferenceRequest) -> Iterator[Event]:
         decoder = DelimitedDecoder()
         with self._stream("POST", path, to_json(request), accept=MEDIA_TYPE, timeout_s=self._timeout_s) as response:
             for chunk in self._chunks(response):

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from ..protos.assemble import assemble
 from ..protos.errors import Internal, InvalidArgument
+from ..protos.metrics import Measured
 from ..protos.model import Event, Finished, Revised, Started, StoredCapture, TensorFrame, Timings, Token, Usage
 from ..protos.tensors import Array
-from .captures import Captures
+from .captures import Captures, parted
 from .summary import html_table, summary_rows, text_table
 
-__all__ = ["Generation", "InputResult", "Result", "Run", "collect"]
+__all__ = ["Generation", "Gradients", "InputResult", "Result", "Run", "collect"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,6 +37,16 @@ class InputResult:
     seed: int = 0
     revisions: tuple[Revised, ...] = ()
     """Changes of its session while it ran, in order, each with the hooks from then on. Tokens name theirs."""
+    gradients: Captures = Captures()
+    measured: tuple[float, ...] = ()
+    """Gradients: the metric; along a path, at each of its points."""
+
+    @property
+    def metric(self) -> float:
+        """What the gradient was taken of. Raises InvalidArgument for a path, which has a value at each point."""
+        if len(self.measured) != 1:
+            raise InvalidArgument(f"input {self.name!r} was measured {len(self.measured)} times; read `measured`")
+        return self.measured[0]
 
     @property
     def text(self) -> str:
@@ -225,6 +236,20 @@ class Generation(Result):
         return self.only.tokens_per_s
 
 
+class Gradients(Result):
+    """The gradient of a metric at sites of each input: `gradients["mlp_act.3"]`, [pos, d_mlp]; values in `captures`."""
+
+    @property
+    def metric(self) -> float:
+        """What the gradient was taken of, on the one input."""
+        return self.only.metric
+
+    @property
+    def gradients(self) -> Captures:
+        """The one input's gradients."""
+        return self.only.gradients
+
+
 def collect(
     events: Iterable[Event], expected: Iterable[str], on_token: Callable[[Token], None] | None = None
 ) -> tuple[Started, dict[str, InputResult]]:
@@ -234,6 +259,7 @@ def collect(
     frames: dict[str, list[TensorFrame]] = {}
     finished: dict[str, Finished] = {}
     revisions: dict[str, list[Revised]] = {}
+    measured: dict[str, tuple[float, ...]] = {}
     for event in events:
         if isinstance(event, Started):
             started = event
@@ -241,6 +267,8 @@ def collect(
             revisions.setdefault(event.input, []).append(event)
         elif isinstance(event, Finished):
             finished[event.input] = event
+        elif isinstance(event, Measured):
+            measured[event.input] = tuple(event.values.numpy()[:, 0].tolist())
         elif isinstance(event, TensorFrame):
             frames.setdefault(event.input, []).append(event)
         else:
@@ -252,6 +280,7 @@ def collect(
     for name in expected:
         if name not in finished:
             raise Internal(f"the answer ended before input {name!r} did")
+    arrays = {begun.name: parted(assemble(frames.get(begun.name, ())).values()) for begun in started.inputs}
     inputs = {
         begun.name: InputResult(
             begun.name,
@@ -259,9 +288,11 @@ def collect(
             begun.tokens,
             tuple(tokens.get(begun.name, ())),
             finished.get(begun.name),
-            Captures(assemble(frames.get(begun.name, ())).values()),
+            arrays[begun.name][0],
             begun.seed,
             tuple(revisions.get(begun.name, ())),
+            arrays[begun.name][1],
+            measured.get(begun.name, ()),
         )
         for begun in started.inputs
     }

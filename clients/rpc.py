@@ -15,6 +15,7 @@ from ..protos import probewire_pb2 as pb
 from ..protos.activity import ActivityReport
 from ..protos.errors import Internal, NotFound
 from ..protos.events import FrameAssembler, read_events
+from ..protos.gradients import GradientsRequest
 from ..protos.loading import HealthReport, LoadProgress, LoadRequest
 from ..protos.model import (
     Event,
@@ -27,6 +28,7 @@ from ..protos.model import (
     TokenizeRequest,
 )
 from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
+from ..protos.sweeps import SweepRequest
 from ..protos.tensors import Array, Tensor, numpy_dtype
 from ..protos.wire import from_json, from_proto, to_proto
 from .rpc_errors import translated
@@ -76,6 +78,12 @@ class RpcTransport:
 
     def run(self, request: RunRequest) -> Iterator[Event]:
         return self._events("Inference/Run", to_proto(request))
+
+    def gradients(self, request: GradientsRequest) -> Iterator[Event]:
+        return self._events("Inference/Gradients", to_proto(request))
+
+    def sweep(self, request: SweepRequest) -> Iterator[Event]:
+        return self._events("Inference/Sweep", to_proto(request))
 
     def models(self) -> list[ModelInfo]:
         return self._values(ModelInfo, self._unary("Models/List", pb.ListRequest(), pb.ModelList).models)

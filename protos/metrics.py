@@ -148,6 +148,6 @@ class Measured:
 
     input: str
     values: Tensor
-    """[plan, target of this input], float64."""
-    plan: int = 0
-    """Index of the first plan."""
+    """[plan, target of this input], float64; along a path of gradients [point, 1]."""
+    plans: tuple[int, ...] = ()
+    """Index of each plan of a sweep, in the order of the values; empty for gradients."""

@@ -312,7 +312,7 @@ class TensorFrame:
     tensor: Tensor
     """[site, …the site's own axes]."""
     part: str = ""
-    """"value" and "index" for top_k."""
+    """"value" and "index" for top_k; "gradient" (gradient_value, gradient_index) for gradients."""
     revision: int = 0
     hook_revision: int = 0
     """Since which revision of the session the hook has been what it is; 0: the request's own. Rows of one hook with

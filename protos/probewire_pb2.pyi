@@ -680,14 +680,14 @@ class SweepRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., plans: _Optional[_Iterable[_Union[Plan, _Mapping]]] = ..., base: _Optional[_Union[Plan, _Mapping]] = ..., share: _Optional[bool] = ...) -> None: ...
 
 class Measured(_message.Message):
-    __slots__ = ("input", "plan", "values")
+    __slots__ = ("input", "plans", "values")
     INPUT_FIELD_NUMBER: _ClassVar[int]
-    PLAN_FIELD_NUMBER: _ClassVar[int]
+    PLANS_FIELD_NUMBER: _ClassVar[int]
     VALUES_FIELD_NUMBER: _ClassVar[int]
     input: str
-    plan: int
+    plans: _containers.RepeatedScalarFieldContainer[int]
     values: Tensor
-    def __init__(self, input: _Optional[str] = ..., plan: _Optional[int] = ..., values: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+    def __init__(self, input: _Optional[str] = ..., plans: _Optional[_Iterable[int]] = ..., values: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class Events(_message.Message):
     __slots__ = ("events",)

@@ -13,7 +13,10 @@ from .sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from .sweeps import SweepRequest
 from .tensors import Array
 
-__all__ = ["Service"]
+__all__ = ["InferenceRequest", "Service"]
+
+InferenceRequest = GenerateRequest | RunRequest | GradientsRequest | SweepRequest
+"""What a model is asked to compute."""
 
 
 @runtime_checkable

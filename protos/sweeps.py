@@ -44,4 +44,6 @@ class SweepRequest:
             for hook in plan.hooks:
                 if hook.capture is not None:
                     where = "base" if index == 0 else f"plan {index - 1}"
-                    raise InvalidArgument(f"{where} captures at {hook.site}, but a sweep answers metrics only; use a run")
+                    raise InvalidArgument(
+                        f"{where} captures at {hook.site}, but a sweep answers metrics only; use a run"
+                    )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..backends.base import Backend
 from .delivery import Job
 from .fair_queue import FairQueue
-from .requests import PreparedInput
+from .prepared import PreparedInput
 from .users import LOCAL
 
 __all__ = ["Admitted", "Item", "admit_next"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence as SequenceOf
 from dataclasses import replace
 from typing import Literal, Protocol
 
@@ -14,12 +14,13 @@ from ..backends.base import Rows, Sequence, StepResult
 from ..backends.captures import flush_reductions
 from ..backends.tokenizer import Tokenizer
 from ..protos.errors import ProbewireError
+from ..protos.metrics import Measured
 from ..protos.model import Event, Finished, Revised, StoredCapture, TensorFrame, Timings, Token, TokenLogprob, Usage
 from ..protos.tensors import Array, Tensor
 from .callers import Caller
 from .capture_store import CaptureStore, Kept, Reservation
 from .live import LiveSessions
-from .requests import Prepared, PreparedInput
+from .prepared import Prepared, PreparedInput
 from .text import TextStream
 
 __all__ = ["Job", "Sink"]
@@ -145,8 +146,22 @@ class Job:
         assert item.sequence is not None
         output = self._outputs[item.sequence.id]
         output.first_token_s = time.perf_counter() - output.admitted_s
+        if result.measured:
+            self._buffer.append(Measured(output.name, Tensor.of(np.array(result.measured, dtype=np.float64)[:, None])))
         self._take_rows(output, item.sequence, result.rows, result.revision)
         self._finish(output, "run")
+        self.send()
+
+    def deliver_measured(
+        self, item: PreparedInput, plans: SequenceOf[int], values: SequenceOf[tuple[float, ...]], *, done: bool
+    ) -> None:
+        """Queue what the next plans of a sweep came to."""
+        assert item.sequence is not None
+        output = self._outputs[item.sequence.id]
+        output.first_token_s = output.first_token_s or time.perf_counter() - output.admitted_s
+        self._buffer.append(Measured(output.name, Tensor.of(np.array(values, dtype=np.float64)), tuple(plans)))
+        if done:
+            self._finish(output, "run")
         self.send()
 
     def _follow(self, output: _Output, result: StepResult) -> None:
@@ -161,6 +176,7 @@ class Job:
 
     def _finish(self, output: _Output, reason: Reason) -> None:
         sequence = output.sequence
+        output.item.ended = True
         rest = output.text.flush() if reason != "stop" else ""
         if rest and isinstance(last := self._buffer[-1], Token):  # the token just queued: held-back text is its own
             self._buffer[-1] = replace(last, text=last.text + rest)
@@ -252,7 +268,7 @@ class _Output:
 
     def __init__(self, item: PreparedInput, tokenizer: Tokenizer, revision: int) -> None:
         assert item.sequence is not None
-        self.name, self.sequence = item.item.name, item.sequence
+        self.item, self.name, self.sequence = item, item.item.name, item.sequence
         self.text = TextStream(tokenizer, item.sequence.sampling.stop)
         self.tokenizer = tokenizer
         self.kept: list[Rows] = []

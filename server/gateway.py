@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 import tempfile
 import time
@@ -26,9 +27,11 @@ from ..protos.errors import (
     Unavailable,
 )
 from ..protos.events import FrameAssembler, decode_events
+from ..protos.gradients import GradientsRequest
 from ..protos.loading import HealthReport, LoadProgress, LoadRequest
 from ..protos.model import Event, GenerateRequest, ModelInfo, RunRequest, StoredCapture, Tokenized, TokenizeRequest
 from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
+from ..protos.sweeps import SweepRequest
 from ..protos.tensors import Tensor
 from ..protos.wire import from_proto, to_proto
 from .access import Access
@@ -47,7 +50,9 @@ from .workers import Worker
 
 __all__ = ["Gateway", "default_id"]
 
-_MODELS, _WORKER = "/probewire.v1.Models/", "/probewire.v1.Worker/"
+log = logging.getLogger(__name__)
+
+_MODELS = "/probewire.v1.Models/"
 
 UPKEEP_S = 5.0
 STATUS_S = 2.0
@@ -105,11 +110,14 @@ class Gateway:
         """Put idle models to sleep, forget expired captures, and end what runs under keys that have ended."""
         while True:
             await asyncio.sleep(min(UPKEEP_S, self._config.idle_unload_s / 4 or UPKEEP_S))
-            self.store.purge()
-            self.desk.sweep()
-            for worker in list(self._workers.values()):
-                if self._config.idle_unload_s and worker.idle_s > self._config.idle_unload_s:
-                    await worker.sleep()
+            try:
+                self.desk.sweep()
+                for worker in list(self._workers.values()):
+                    if self._config.idle_unload_s and worker.idle_s > self._config.idle_unload_s:
+                        await worker.sleep()
+                self.store.purge()
+            except Exception:  # a full disk, say; the next round tries again
+                log.exception("upkeep failed")
 
     # ---- models ----
 
@@ -238,6 +246,14 @@ class Gateway:
 
     def generate(self, request: GenerateRequest) -> AsyncIterator[list[Event]]:
         return _decoded(self.streams.generate(_serialised(request)))
+
+    def gradients(self, request: GradientsRequest) -> AsyncIterator[list[Event]]:
+        """See Operations."""
+        return _decoded(self.streams.gradients(_serialised(request)))
+
+    def sweep(self, request: SweepRequest) -> AsyncIterator[list[Event]]:
+        """See Operations."""
+        return _decoded(self.streams.sweep(_serialised(request)))
 
     def run(self, request: RunRequest) -> AsyncIterator[list[Event]]:
         return _decoded(self.streams.run(_serialised(request)))

@@ -9,9 +9,12 @@ from typing import Any
 from ..backends.checkpoints import resolve_model
 from ..protos.activity import ActivityReport, ModelActivity
 from ..protos.errors import Unsupported
+from ..protos.gradients import GradientsRequest
 from ..protos.loading import HealthReport, LoadProgress, LoadRequest
 from ..protos.model import Event, GenerateRequest, ModelInfo, RunRequest, StoredCapture, Tokenized, TokenizeRequest
+from ..protos.service import InferenceRequest
 from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
+from ..protos.sweeps import SweepRequest
 from ..protos.tensors import Array
 from .callers import local_caller
 from .config import WorkerConfig
@@ -38,7 +41,7 @@ class InProcessService:
         worker = WorkerConfig(model=model, id=checkpoint.model_id, backend=backend, dtype=dtype, **config)
         return cls(LocalModel(worker, checkpoint.folder, model_hash=checkpoint.model_hash))
 
-    def _stream(self, request: GenerateRequest | RunRequest) -> Iterator[Event]:
+    def _stream(self, request: InferenceRequest) -> Iterator[Event]:
         sink = QueueSink(self._model.scheduler)
         job = self._model.submit(request, sink, local_caller())
         try:
@@ -47,6 +50,14 @@ class InProcessService:
             self._model.scheduler.cancel(job)
 
     def generate(self, request: GenerateRequest) -> Iterator[Event]:
+        """See Service."""
+        return self._stream(request)
+
+    def gradients(self, request: GradientsRequest) -> Iterator[Event]:
+        """See Service."""
+        return self._stream(request)
+
+    def sweep(self, request: SweepRequest) -> Iterator[Event]:
         """See Service."""
         return self._stream(request)
 

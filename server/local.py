@@ -18,6 +18,7 @@ from ..backends.footprint import check_room
 from ..backends.tokenizer import Tokenizer
 from ..protos.activity import ActivityReport, ModelActivity, WorkerStatus
 from ..protos.errors import Internal, InvalidArgument, NotFound, ProbewireError, Unavailable, Unsupported
+from ..protos.gradients import GradientsRequest
 from ..protos.loading import HealthReport, LoadProgress, LoadRequest
 from ..protos.model import (
     Event,
@@ -29,15 +30,19 @@ from ..protos.model import (
     Tokenized,
     TokenizeRequest,
 )
+from ..protos.service import InferenceRequest
 from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from ..protos.spec import Plan
+from ..protos.sweeps import SweepRequest
 from ..protos.tensors import Array, Tensor
 from .callers import Caller, current_caller
 from .capture_store import CaptureStore
 from .config import WorkerConfig
 from .delivery import Job
 from .live import LiveSessions
-from .requests import Prepared, prepare_generate, prepare_run
+from .measuring import prepare_gradients, prepare_sweep
+from .prepared import Prepared
+from .requests import prepare_generate, prepare_run
 from .scheduler import Scheduler
 from .sinks import AsyncSink
 from .state import State
@@ -94,7 +99,7 @@ class LocalModel:
         folder = tempfile.TemporaryDirectory(prefix="probewire-state-")
         return State(Path(folder.name)), folder
 
-    def submit(self, request: GenerateRequest | RunRequest, sink: Any, caller: Caller) -> Job:
+    def submit(self, request: InferenceRequest, sink: Any, caller: Caller) -> Job:
         """Check a request and queue it. Raises before anything runs."""
         self.check_model(request.model)
         prepared = self._prepare(request, caller)
@@ -118,11 +123,15 @@ class LocalModel:
             raise
         return job
 
-    def _prepare(self, request: GenerateRequest | RunRequest, caller: Caller) -> Prepared:
+    def _prepare(self, request: InferenceRequest, caller: Caller) -> Prepared:
         stored = self.store.of(caller.user.name)
         parts = (self.backend, self.tokenizer, self.config.limits, stored)
         if isinstance(request, RunRequest):
             return prepare_run(request, *parts, request_id=caller.request_id)
+        if isinstance(request, GradientsRequest):
+            return prepare_gradients(request, *parts, request_id=caller.request_id)
+        if isinstance(request, SweepRequest):
+            return prepare_sweep(request, *parts, request_id=caller.request_id)
         session = self.sessions.get(caller.user.name, request.session) if request.session else None
         return prepare_generate(request, *parts, request_id=caller.request_id, session=session)
 
@@ -215,7 +224,7 @@ class LocalOperations:
 
         return cls(await asyncio.to_thread(work))
 
-    async def _stream(self, request: GenerateRequest | RunRequest) -> AsyncIterator[list[Event]]:
+    async def _stream(self, request: InferenceRequest) -> AsyncIterator[list[Event]]:
         sink = AsyncSink(self._model.scheduler)
         job = await asyncio.to_thread(self._model.submit, request, sink, current_caller())
         try:
@@ -225,6 +234,14 @@ class LocalOperations:
             self._model.scheduler.cancel(job)
 
     def generate(self, request: GenerateRequest) -> AsyncIterator[list[Event]]:
+        """See Operations."""
+        return self._stream(request)
+
+    def gradients(self, request: GradientsRequest) -> AsyncIterator[list[Event]]:
+        """See Operations."""
+        return self._stream(request)
+
+    def sweep(self, request: SweepRequest) -> AsyncIterator[list[Event]]:
         """See Operations."""
         return self._stream(request)
 

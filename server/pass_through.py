@@ -28,6 +28,12 @@ class PassThrough:
     def run(self, request: bytes) -> AsyncIterator[bytes]:
         return self._passed("Inference.Run", pb.RunRequest, request)
 
+    def gradients(self, request: bytes) -> AsyncIterator[bytes]:
+        return self._passed("Inference.Gradients", pb.GradientsRequest, request)
+
+    def sweep(self, request: bytes) -> AsyncIterator[bytes]:
+        return self._passed("Inference.Sweep", pb.SweepRequest, request)
+
     def weights(self, request: bytes) -> AsyncIterator[bytes]:
         return self._passed("Models.Weights", pb.WeightsRequest, request)
 
@@ -58,10 +64,14 @@ def sites_of(plan: Plan) -> tuple[str, ...]:
 
 def _about(request: Any) -> dict[str, Any]:
     """What the desk notes of a serialised request: sites, session, prompts."""
-    if not hasattr(request, "plan"):
+    if isinstance(request, pb.SweepRequest):
+        plans = (request.base, *request.plans)
+    elif hasattr(request, "plan"):
+        plans = (request.plan,)
+    else:
         return {}
     return {
-        "sites": tuple(dict.fromkeys(hook.site for hook in request.plan.hooks)),
+        "sites": tuple(dict.fromkeys(hook.site for plan in plans for hook in plan.hooks)),
         "session": getattr(request, "session", ""),
         "prompts": tuple(str(item.text or item.messages or item.token_ids).strip() for item in request.inputs),
     }

@@ -15,7 +15,7 @@ from ..protos.tensors import numpy_dtype
 from .config import RequestLimits
 
 if TYPE_CHECKING:
-    from .requests import PreparedInput
+    from .prepared import PreparedInput
 
 __all__ = ["check_bytes"]
 

@@ -1,4 +1,4 @@
-"""A whole answer of Run or Generate, once every event is there: one JSON object, or one safetensors file."""
+"""A whole answer of an inference, once every event is there: one JSON object, or one safetensors file."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from ..protos.assemble import AssembledCapture, assemble
 from ..protos.errors import Internal
+from ..protos.metrics import Measured
 from ..protos.model import Event, Finished, Started, TensorFrame, Token
 from ..protos.wire import to_json
 from .rest_tensors import Style, capture_json, capture_names, safetensors_file
@@ -24,6 +25,7 @@ class Answer:
     captures: tuple[AssembledCapture, ...]
     """In the order of the inputs, then of the plan's hooks."""
     finished: tuple[Finished, ...]
+    measured: tuple[Measured, ...] = ()
 
     @classmethod
     def of(cls, batches: Sequence[Sequence[Event]]) -> Answer:
@@ -39,6 +41,7 @@ class Answer:
             tuple(event for event in events if isinstance(event, Token)),
             tuple(sorted(captures, key=lambda capture: (order.get(capture.key.input, 0), capture.key.hook))),
             tuple(event for event in events if isinstance(event, Finished)),
+            tuple(event for event in events if isinstance(event, Measured)),
         )
 
     def text(self, name: str) -> str:
@@ -46,7 +49,7 @@ class Answer:
         return "".join(token.text for token in self.tokens if token.input == name)
 
     def json(self, style: Style) -> dict[str, Any]:
-        """started, text (by input), tokens, tensors, finished."""
+        """started, text (by input), tokens, measured, tensors, finished."""
         return {**self._plain(), "tensors": [capture_json(capture, style) for capture in self.captures]}
 
     def safetensors(self) -> bytes:
@@ -71,5 +74,6 @@ class Answer:
             "started": to_json(self.started),
             "text": {name: self.text(name) for name in dict.fromkeys(token.input for token in self.tokens)},
             "tokens": [to_json(token) for token in self.tokens],
+            "measured": [to_json(event, tensors="list") for event in self.measured],
             "finished": [to_json(event) for event in self.finished],
         }

@@ -80,7 +80,7 @@ def _quality(part: str) -> float:
 def _named(event: Event, style: Style) -> tuple[str, Any]:
     if isinstance(event, TensorFrame):
         return "tensor_frame", frame_json(event, style)
-    return type(event).__name__.lower(), to_json(event)
+    return type(event).__name__.lower(), to_json(event, tensors="list")  # of metrics, which are few
 
 
 def dumps(data: Any) -> bytes:
@@ -89,7 +89,7 @@ def dumps(data: Any) -> bytes:
 
 
 class ServerSentEvents:
-    """`event: started|token|tensor_frame|revised|finished|error`, its fields as JSON in `data`."""
+    """`event: started|token|tensor_frame|revised|measured|finished|error`, its fields as JSON in `data`."""
 
     media_type = "text/event-stream"
 

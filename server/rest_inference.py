@@ -1,4 +1,4 @@
-"""POST /v1/run and POST /v1/generate."""
+"""POST /v1/generate, /v1/run, /v1/gradients and /v1/sweep."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from ..protos.errors import InvalidArgument
+from ..protos.gradients import GradientsRequest
+from ..protos.metrics import Measured, Target
 from ..protos.model import (
     Event,
     Finished,
@@ -22,6 +24,7 @@ from ..protos.model import (
     Token,
 )
 from ..protos.spec import Hook
+from ..protos.sweeps import SweepRequest
 from .fields import brief
 from .rest_answer import Answer
 from .rest_body import offload, parsed, read_object
@@ -34,7 +37,7 @@ from .schema import Schema, object_schema
 
 __all__ = ["inference_router"]
 
-RequestT = TypeVar("RequestT", GenerateRequest, RunRequest)
+RequestT = TypeVar("RequestT", GenerateRequest, RunRequest, GradientsRequest, SweepRequest)
 
 _INPUT_FIELDS = ("text", "messages", "token_ids")
 
@@ -48,7 +51,7 @@ class _Options:
 
 
 def inference_router(face: Face) -> APIRouter:
-    """The two operations that run a model."""
+    """The operations that run a model."""
     router = APIRouter(tags=["inference"])
     operations = face.operations
 
@@ -72,6 +75,26 @@ def inference_router(face: Face) -> APIRouter:
         value, options = await _decoded(request, face, RunRequest)
         return await _answered(request, Watched(operations.run(value), value.inputs), options)
 
+    @router.post(
+        "/v1/gradients",
+        summary="Gradients of a metric at any sites, under the rules of a linearised backward pass",
+        openapi_extra=body_doc(_body_schema(face, GradientsRequest)),
+        responses=_answers(face),
+    )
+    async def gradients(request: Request) -> Response:
+        value, options = await _decoded(request, face, GradientsRequest)
+        return await _answered(request, Watched(operations.gradients(value), value.inputs), options)
+
+    @router.post(
+        "/v1/sweep",
+        summary="What each of many plans does to a metric",
+        openapi_extra=body_doc(_body_schema(face, SweepRequest)),
+        responses=_answers(face),
+    )
+    async def sweep(request: Request) -> Response:
+        value, options = await _decoded(request, face, SweepRequest)
+        return await _answered(request, Watched(operations.sweep(value), value.inputs), options)
+
     return router
 
 
@@ -81,7 +104,7 @@ async def _decoded(request: Request, face: Face, cls: type[RequestT]) -> tuple[R
         chosen_format(request.headers.get("accept", ""), _string(body, "format"), _boolean(body, "stream")),
         style_of(body.pop("tensors", None)),
     )
-    return await offload(size, parsed, cls, _long_form(body)), options
+    return await offload(size, parsed, cls, _long_form(body, "base" if cls is SweepRequest else "plan")), options
 
 
 def _string(body: dict[str, Any], name: str) -> str | None:
@@ -98,17 +121,21 @@ def _boolean(body: dict[str, Any], name: str) -> bool | None:
     return value
 
 
-def _long_form(body: dict[str, Any]) -> dict[str, Any]:
-    """The short form for one input (`text`, `messages` or `token_ids`, and `hooks`) written out."""
+def _long_form(body: dict[str, Any], plan: str) -> dict[str, Any]:
+    """The short form for one input (`text`, `messages` or `token_ids`), `hooks` and `metric` written out."""
     short = {name: body.pop(name) for name in _INPUT_FIELDS if name in body}
     if short:
         if body.get("inputs") is not None:
             raise InvalidArgument(f"give inputs, or {' and '.join(short)} for a single input, not both")
         body["inputs"] = [short]
     if (hooks := body.pop("hooks", None)) is not None:
-        if body.get("plan") is not None:
-            raise InvalidArgument("give plan or hooks, not both; hooks is short for plan: {hooks}")
-        body["plan"] = {"hooks": hooks}
+        if body.get(plan) is not None:
+            raise InvalidArgument(f"give {plan} or hooks, not both; hooks is short for {plan}: {{hooks}}")
+        body[plan] = {"hooks": hooks}
+    if (metric := body.pop("metric", None)) is not None:
+        if body.get("targets") is not None:
+            raise InvalidArgument("give targets or metric, not both; metric is short for targets: [{metric}]")
+        body["targets"] = [{"metric": metric}]
     return body
 
 
@@ -136,9 +163,10 @@ def _body_schema(face: Face, cls: type) -> Schema:
     schemas = face.schemas
     long = schemas.properties(cls)
     one_input = schemas.properties(Input)
+    plan = "base" if cls is SweepRequest else "plan"
     extras: dict[str, Schema] = {
         **{name: {**one_input[name], "description": "Short for a single input."} for name in _INPUT_FIELDS},
-        "hooks": {**schemas.array(Hook), "description": "Short for plan.hooks."},
+        "hooks": {**schemas.array(Hook), "description": f"Short for {plan}.hooks."},
         "format": {
             "type": "string",
             "enum": ["json", "safetensors", "sse", "ndjson", "protobuf"],
@@ -147,6 +175,9 @@ def _body_schema(face: Face, cls: type) -> Schema:
         "stream": {"type": "boolean", "description": "true: server-sent events, unless another stream is asked for."},
         "tensors": {"type": "string", "enum": ["base64", "list"], "default": "base64"},
     }
+    if "targets" in long:
+        metric = schemas.properties(Target)["metric"]
+        extras["metric"] = {**metric, "description": "Short for a single target of every input."}
     return object_schema({**long, **extras}, (), f"{cls.__doc__} Either inputs, or one of text, messages, token_ids.")
 
 
@@ -170,6 +201,7 @@ def _answers(face: Face) -> dict[int | str, dict[str, Any]]:
             "started": schemas.ref(Started),
             "text": {"type": "object", "additionalProperties": {"type": "string"}, "description": "By input."},
             "tokens": schemas.array(Token),
+            "measured": schemas.array(Measured),
             "tensors": {"type": "array", "items": tensor},
             "finished": schemas.array(Finished),
         }
@@ -180,6 +212,7 @@ def _answers(face: Face) -> dict[int | str, dict[str, Any]]:
             "token": schemas.ref(Token),
             "tensor_frame": schemas.ref(TensorFrame),
             "revised": schemas.ref(Revised),
+            "measured": schemas.ref(Measured),
             "finished": schemas.ref(Finished),
         }
     )

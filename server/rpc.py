@@ -134,6 +134,8 @@ def _handlers(
         "probewire.v1.Inference": {
             "Generate": _streaming(streams.generate),
             "Run": _streaming(streams.run),
+            "Gradients": _streaming(streams.gradients),
+            "Sweep": _streaming(streams.sweep),
         },
         "probewire.v1.Captures": {
             "Get": _streaming(streams.capture),

@@ -6,18 +6,20 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence as SequenceOf
+from itertools import chain
 from typing import Any
 
-from ..backends.base import Backend, Sequence, StepResult
-from ..backends.plan import give_rows
+from ..backends.base import Backend, Sequence
+from ..backends.plan import BoundPlan, give_rows
 from ..protos.activity import WorkerStatus
 from ..protos.errors import Cancelled, Internal, ProbewireError, ResourceExhausted, Unavailable
 from .admission import Item, admit_next
 from .config import RequestLimits
 from .delivery import Job
 from .fair_queue import FairQueue, Ledger
-from .requests import Prepared, PreparedInput
+from .forwards import Forwards
+from .prepared import PreparedInput
 from .tempo import Tempo
 
 __all__ = ["Scheduler"]
@@ -53,6 +55,7 @@ class Scheduler:
         self._paused: set[str] = set()
         self._closing = False
         self.tempo = Tempo()
+        self._forwards = Forwards(self._runs, self.tempo, self.drop, self._advance)
         self.backend: Backend
         self._thread = threading.Thread(target=self._main, name="model", daemon=True)
 
@@ -179,7 +182,7 @@ class Scheduler:
             command()
         with self.tempo.busy():
             self._give_up_waiting()
-            self._run_some()
+            self._forwards.some(self.backend, generating=bool(self._jobs))
             self._admit()
             self._hold_back()
             self._step()
@@ -213,33 +216,37 @@ class Scheduler:
         self._advance(job)
 
     def _advance(self, job: Job) -> None:
-        """Queue whatever of a request has all its source rows."""
+        """Queue whatever of a request has all the rows that it reads."""
         try:
             still: list[PreparedInput] = []
             for item in job.pending:
-                if self._ready_to_go(job.prepared, item):
-                    if item.source is not None and item.item.name not in job.prepared.rows:
+                if item.source is not None and item.item.name not in job.prepared.rows:
+                    if not item.source_queued and self._fill(job, item.source):
+                        item.source_queued = True
                         self._push(self._runs, job, item, len(item.source.tokens))
-                        still.append(item)
-                    else:
-                        self._enqueue_sequence(job, item)
-                else:
                     still.append(item)
+                elif item.sequence is not None and not self._fill(job, item.sequence, item.variants):
+                    still.append(item)
+                else:
+                    self._enqueue_sequence(job, item)
+                    if item.n_swept < len(item.variants):
+                        still.append(item)
             job.pending = still
         except Exception as error:  # noqa: BLE001 - as in `_accept`
             self.drop(job, _internal("patch", error))
 
-    def _ready_to_go(self, prepared: Prepared, item: PreparedInput) -> bool:
-        for sequence in (item.source, item.sequence):
-            for bound in sequence.plan.hooks if sequence is not None else ():
-                if bound.needs is None:
-                    continue
-                rows = prepared.rows.get(bound.needs[0])
-                if rows is None:
-                    return False
-                give_rows(bound, [rows[str(site)] for site in bound.sites])
-            if sequence is not None and any(b.device is None for b in sequence.plan.hooks):
-                self.backend.bind(sequence.plan)
+    def _fill(self, job: Job, sequence: Sequence, variants: SequenceOf[BoundPlan] = ()) -> bool:
+        """Give a sequence the rows that it reads of other inputs; False while some have not run."""
+        rows = job.prepared.rows
+        needed = {b.needs[0] for b in chain(sequence.reading(), *(v.hooks for v in variants)) if b.needs is not None}
+        if not needed.issubset(rows):
+            return False
+        for bound in sequence.reading():
+            if bound.needs is not None:
+                found = rows[bound.needs[0]]
+                give_rows(bound, [found[str(site)] for site in bound.sites])
+        if any(b.device is None for b in sequence.plan.hooks):
+            self.backend.bind(sequence.plan)
         return True
 
     def _enqueue_sequence(self, job: Job, item: PreparedInput) -> None:
@@ -261,49 +268,6 @@ class Scheduler:
         for job, _ in (*self._waiting.overdue(before_s), *self._runs.overdue(before_s)):
             waited = f"the request waited for its turn for {self._limits.max_wait_s:g} s, the longest allowed"
             self.drop(job, ResourceExhausted(f"{waited}; try again later", retry_after_s=30.0))
-
-    def _run_some(self) -> None:
-        """One batched forward over runs that fit together; a short one while others wait for their next token."""
-        batch: list[tuple[Job, PreparedInput, Sequence]] = []
-        longest, limits = 0, self.backend.limits
-        most = limits.chunk_tokens if self._jobs else limits.max_run_tokens
-        while len(self._runs):
-            user, (job, item) = next(self._runs.candidates({}))
-            if job.ended:
-                self._runs.pop(user)
-                continue
-            source = item.source if item.source is not None and item.item.name not in job.prepared.rows else None
-            sequence = source or item.sequence
-            assert sequence is not None
-            longest = max(longest, len(sequence.tokens))
-            if batch and longest * (len(batch) + 1) > most:
-                break
-            self._runs.pop(user)
-            self._runs.ledger.charge(user, len(sequence.tokens))
-            if sequence is item.sequence:
-                job.admitted(item)
-            batch.append((job, item, sequence))
-        if not batch:
-            return
-        try:
-            results = self.backend.run([sequence for _, _, sequence in batch])
-        except Exception as error:  # the whole forward failed: say so to each, and live on
-            log.exception("a run failed")
-            for job, _, _ in batch:
-                self.drop(job, _internal("run", error))
-            return
-        self.tempo.ran(sum(len(sequence.tokens) for _, _, sequence in batch))
-        for (job, item, sequence), result in zip(batch, results, strict=True):
-            self._ran(job, item, sequence, result)
-
-    def _ran(self, job: Job, item: PreparedInput, sequence: Sequence, result: StepResult) -> None:
-        if result.error is not None:
-            self.drop(job, result.error)
-        elif sequence is item.source:
-            job.take_source_rows(item, result)
-            self._advance(job)
-        else:
-            job.deliver_run(item, result)
 
     def _admit(self) -> None:
         """Fill free slots, in the order of fairness."""
@@ -369,6 +333,7 @@ class Scheduler:
                 assert self.backend.engine is not None
                 self._paused.discard(sequence.id)
                 self.backend.engine.remove(sequence)
+            self._forwards.forget(item)
             unwanted.add(id(item))
         for queue in (self._waiting, self._runs):
             queue.discard(lambda waiting: id(waiting[1]) in unwanted)

@@ -9,9 +9,11 @@ from collections.abc import AsyncIterator
 from typing import Protocol, runtime_checkable
 
 from ..protos.activity import ActivityReport, WorkerStatus
+from ..protos.gradients import GradientsRequest
 from ..protos.loading import HealthReport, LoadProgress, LoadRequest
 from ..protos.model import Event, GenerateRequest, ModelInfo, RunRequest, StoredCapture, Tokenized, TokenizeRequest
 from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
+from ..protos.sweeps import SweepRequest
 from ..protos.tensors import Tensor
 
 __all__ = ["Operations", "WorkerOperations"]
@@ -22,6 +24,14 @@ class Operations(Protocol):
 
     def generate(self, request: GenerateRequest) -> AsyncIterator[list[Event]]:
         """Started, then tokens and frames, then Finished once an input; the events of one step come together."""
+        ...
+
+    def gradients(self, request: GradientsRequest) -> AsyncIterator[list[Event]]:
+        """Events of one step at a time."""
+        ...
+
+    def sweep(self, request: SweepRequest) -> AsyncIterator[list[Event]]:
+        """Events of one step at a time."""
         ...
 
     def run(self, request: RunRequest) -> AsyncIterator[list[Event]]:

@@ -9,7 +9,9 @@ from typing import Any, Protocol, TypeVar
 
 from ..protos import probewire_pb2 as pb
 from ..protos.events import MAX_CHUNK_BYTES, encode_events
+from ..protos.gradients import GradientsRequest
 from ..protos.model import Event, GenerateRequest, RunRequest, StoredCapture, TensorFrame
+from ..protos.sweeps import SweepRequest
 from ..protos.tensors import Tensor
 from ..protos.wire import from_proto, parse
 from .service import Operations
@@ -31,6 +33,14 @@ class Streams(Protocol):
 
     def run(self, request: bytes) -> AsyncIterator[bytes]:
         """RunRequest → Events."""
+        ...
+
+    def gradients(self, request: bytes) -> AsyncIterator[bytes]:
+        """GradientsRequest → Events."""
+        ...
+
+    def sweep(self, request: bytes) -> AsyncIterator[bytes]:
+        """SweepRequest → Events."""
         ...
 
     def weights(self, request: bytes) -> AsyncIterator[bytes]:
@@ -64,6 +74,12 @@ class EncodedStreams:
 
     def run(self, request: bytes) -> AsyncIterator[bytes]:
         return self._events(request, pb.RunRequest, RunRequest, self._operations.run)
+
+    def gradients(self, request: bytes) -> AsyncIterator[bytes]:
+        return self._events(request, pb.GradientsRequest, GradientsRequest, self._operations.gradients)
+
+    def sweep(self, request: bytes) -> AsyncIterator[bytes]:
+        return self._events(request, pb.SweepRequest, SweepRequest, self._operations.sweep)
 
     async def _events(
         self, data: bytes, message: Callable[[], Any], cls: type[T], start: Callable[[T], AsyncIterator[list[Event]]]

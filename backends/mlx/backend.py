@@ -13,8 +13,8 @@ import numpy as np
 from ...protos.model import ModelInfo
 from ...protos.sites import Site
 from ...protos.tensors import Array
-from ..base import Engine, Sequence, StepResult
 from ..backward import BoundBackward, rules_of
+from ..base import Engine, Sequence, StepResult
 from ..captures import flush_reductions
 from ..executor import Executor, Slot
 from ..families import generation_note, run_only_sites

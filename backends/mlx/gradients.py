@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence as SequenceOf
-from typing import Any
 
 import mlx.core as mx
 import numpy as np

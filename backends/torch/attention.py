@@ -6,6 +6,8 @@ modules of a probed model to their `Attention`, and every other module to the st
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -16,6 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ...protos.sites import Site
 from ..executor import Executor, Slot
+from ..sweeping import Trunk
 
 __all__ = ["Attention"]
 
@@ -35,10 +38,23 @@ class Attention:
         self.executor = executor
         self.eager = eager
         """The family needs a softcap or sinks, which the fused kernel does not have."""
+        self.recording: Trunk | None = None
+        """Where this forward's keys and values are kept for a sweep's variants."""
+        self._earlier: tuple[Trunk, int] | None = None
+        """Whose keys and values come before this forward's own, and how many of them."""
 
     def attach(self, module: nn.Module) -> None:
         """Answer for an attention module from now on."""
         setattr(module, _MARK, self)
+
+    @contextmanager
+    def continuing(self, trunk: Trunk, position: int) -> Generator[None]:
+        """Forwards of rows from `position` on, after a trunk's own keys and values."""
+        self._earlier = trunk, position
+        try:
+            yield
+        finally:
+            self._earlier = None
 
     def __call__(
         self,
@@ -57,6 +73,10 @@ class Attention:
         key = self._tap_heads(sites["k"], key)
         value = self._tap_heads(sites["v"], value)
         wanting = executor.wanting(sites["attn_scores"], sites["attn_probs"])
+        if self.recording is not None:
+            self.recording.keys[layer], self.recording.values[layer] = key, value
+        if self._earlier is not None:
+            key, value, attention_mask = self._after_trunk(layer, query, key, value, kwargs.get("sliding_window"))
         if not wanting and not self.eager:
             return sdpa_attention_forward(module, query, key, value, attention_mask, cache=cache, **kwargs)
         if cache is not None:
@@ -70,9 +90,31 @@ class Attention:
         for slot in wanting:
             if slot.error is None:
                 out[slot.batch, slot.start : slot.stop] = self._one(
-                    module, slot, layer, query, key, value, packed=cache is not None, **kwargs
+                    module,
+                    slot,
+                    layer,
+                    query,
+                    key,
+                    value,
+                    packed=cache is not None or self._earlier is not None,
+                    **kwargs,
                 )
         return out, None
+
+    def _after_trunk(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """All keys and values, and which of them each row may see: [1, 1, row, key]."""
+        assert self._earlier is not None
+        trunk, position = self._earlier
+        batch = key.shape[0]
+        if position:
+            key, value = (
+                torch.cat([kept[layer][:, :, :position].expand(batch, -1, -1, -1), own], dim=2)
+                for kept, own in ((trunk.keys, key), (trunk.values, value))
+            )
+        hidden = _hidden_keys(position, query.shape[2], key.shape[2], window, query.device)
+        return key, value, ~hidden[None, None]
 
     def _tap_heads(self, site: Site, tensor: torch.Tensor) -> torch.Tensor:
         if site not in self.executor.asked:
@@ -113,8 +155,12 @@ class Attention:
 
 def _hidden(slot: Slot, n_keys: int, window: int | None, device: torch.device) -> torch.Tensor:
     """Which keys each row cannot see: [row, key]. Keys are the positions 0 … n_keys − 1."""
+    return _hidden_keys(slot.position, slot.n, n_keys, window, device)
+
+
+def _hidden_keys(position: int, n_rows: int, n_keys: int, window: int | None, device: torch.device) -> torch.Tensor:
     keys = torch.arange(n_keys, device=device)[None]
-    rows = torch.arange(slot.position, slot.position + slot.n, device=device)[:, None]
+    rows = torch.arange(position, position + n_rows, device=device)[:, None]
     hidden = keys > rows
     return hidden if window is None else hidden | (keys <= rows - window)
 

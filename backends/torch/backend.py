@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional
 
-from ...protos.errors import FailedPrecondition
+from ...protos.errors import FailedPrecondition, Unsupported
 from ...protos.model import ModelInfo
 from ...protos.sites import Site
 from ...protos.tensors import Array
-from ..base import Engine, Sequence, StepResult
 from ..backward import BoundBackward, rules_of
+from ..base import Engine, Sequence, StepResult
 from ..captures import flush_reductions
 from ..executor import Executor, Slot
 from ..families import generation_note, run_only_sites
@@ -23,6 +24,7 @@ from ..plan import BoundPlan
 from ..rules import activation_name
 from ..sites import dims_of, family_of, site_infos
 from ..stepping import result_of
+from ..sweeping import Trunk
 from ..versions import versions_of
 from ..weights import CheckpointWeights
 from .attention import Attention
@@ -31,6 +33,7 @@ from .gradients import TorchBackward, TorchGradients
 from .load import choose_device, load_model
 from .norms import Norms
 from .ops import TorchOps
+from .sweeps import TorchSweeps
 from .taps import Taps
 
 __all__ = ["TorchBackend"]
@@ -53,11 +56,15 @@ class TorchBackend:
         self.executor = Executor(TorchOps(self.device))
         self.taps = Taps(self.model, family, self.executor, dims.n_heads)
         eager = getattr(config, "attn_logit_softcapping", None) is not None or config.model_type == "gpt_oss"
-        self._own_attention(eager)
+        attention = self._own_attention(eager)
         self.activation, norms = activation_name(config), Norms(self.model, self.executor.ops)
         self._gradients = TorchGradients(
-            self.executor, self.taps, norms, self._hidden, self._logits_row, self._backward_of
+            self.executor, self.taps, norms, self.hidden, self._logits_row, self._backward_of
         )
+        self._sweeps: TorchSweeps | None = None
+        if family is not None:
+            layers = [self.taps.modules[family.layer_path("torch", i)] for i in range(dims.n_layers)]
+            self._sweeps = TorchSweeps(self, self.executor, self.taps, attention, layers)
         limits = _fitting(limits, config)
         note = generation_note("torch", config.model_type)
         self.engine: Engine | None = None
@@ -90,11 +97,12 @@ class TorchBackend:
             versions=versions_of("torch", "transformers"),
         )
 
-    def _own_attention(self, eager: bool) -> None:
+    def _own_attention(self, eager: bool) -> Attention:
         attention = Attention(self.executor, eager=eager)
         for module in self.model.modules():
             if hasattr(module, "layer_idx") and "Attention" in type(module).__name__:
                 attention.attach(module)
+        return attention
 
     @property
     def hook_s(self) -> float:
@@ -120,10 +128,10 @@ class TorchBackend:
             slots.append(Slot(sequence, i, 0, len(tokens), 0, tokens))
         self.executor.begin(slots, (len(sequences), longest))
         self.taps.attach(self.executor.asked)
-        hidden = self._hidden(torch.from_numpy(ids).to(self.device))
+        hidden = self.hidden(torch.from_numpy(ids).to(self.device))
         for slot in slots:
             if _LOGITS in slot.plan.taps and slot.error is None:
-                self._tap_logits(slot, hidden)
+                self.tap_logits(slot, hidden)
         captured = self.executor.collect()
         results: list[StepResult] = []
         for slot in slots:
@@ -138,26 +146,48 @@ class TorchBackend:
     def _backward_of(self, how: BoundBackward, slots: list[Slot]) -> TorchBackward:
         return TorchBackward(self.executor.ops, how, slots, self.info, self.activation)
 
-    def _hidden(self, ids: torch.Tensor) -> torch.Tensor:
-        """[batch, row] token ids to final-norm rows."""
-        return self.model.base_model(ids, use_cache=False)[0]
+    @torch.inference_mode()
+    def trunk(self, base: Sequence) -> Trunk:
+        """See Backend."""
+        return self._sweeper.trunk(base)
 
-    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits of final-norm rows, after the family's softcap."""
-        logits = self.model.lm_head(hidden)
+    @torch.inference_mode()
+    def sweep(self, variants: SequenceOf[Sequence], trunk: Trunk | None) -> list[StepResult]:
+        """See Backend."""
+        return self._sweeper(variants, trunk)
+
+    @property
+    def _sweeper(self) -> TorchSweeps:
+        if self._sweeps is None:
+            raise Unsupported(f"sweeps need a known family of models; this one is {self.info.architecture}; use runs")
+        return self._sweeps
+
+    def hidden(self, ids: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
+        """[batch, row] token ids to final-norm rows. `positions` [1, row]: of rows that do not begin at 0."""
+        where = {} if positions is None else {"position_ids": positions}
+        return self.model.base_model(ids, use_cache=False, **where)[0]
+
+    def logits(self, hidden: torch.Tensor, columns: list[int] | None = None) -> torch.Tensor:
+        """Logits of final-norm rows, after the family's softcap: of all tokens, or of the given ones."""
+        head = self.model.lm_head
+        if columns is None:
+            logits = head(hidden)
+        else:
+            at = torch.tensor(columns, device=hidden.device)
+            logits = functional.linear(hidden, head.weight[at], None if head.bias is None else head.bias[at])
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
     def _logits_row(self, slot: Slot, hidden: torch.Tensor) -> torch.Tensor:
         """The row of logits that a slot's metric reads, after the plan's edits there."""
         position = slot.sequence.metrics[0].position
         if _LOGITS in slot.plan.taps:
-            return self._tap_logits(slot, hidden)[0, position]
-        return self._logits(hidden[slot.batch, position : position + 1])[0]
+            return self.tap_logits(slot, hidden)[0, position]
+        return self.logits(hidden[slot.batch, position : position + 1])[0]
 
-    def _tap_logits(self, slot: Slot, hidden: torch.Tensor) -> torch.Tensor:
-        """One sequence at a time: a whole batch's logits would be the largest tensor of all."""
-        logits = self._logits(hidden[slot.batch : slot.batch + 1, : slot.stop])
-        part = Slot(slot.sequence, 0, 0, slot.stop, 0, slot.tokens, conditions=slot.conditions)
+    def tap_logits(self, slot: Slot, hidden: torch.Tensor) -> torch.Tensor:
+        """[1, row, vocab] after a slot's edits: one sequence at a time, a whole batch's would be the largest tensor of all."""
+        logits = self.logits(hidden[slot.batch : slot.batch + 1, : slot.stop])
+        part = Slot(slot.sequence, 0, 0, slot.stop, slot.position, slot.tokens, conditions=slot.conditions)
         logits = self.executor.tap(_LOGITS, logits, slots=[part], owner=slot)
         slot.error = slot.error or part.error
         return logits

@@ -15,6 +15,7 @@ from ..rules import LINEAR_NORMS, stand_in
 
 __all__ = ["Norms"]
 
+
 class Norms:
     """All norm modules of one model."""
 
