@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..protos.gradients import RULES, Path
+from ..protos.gradients import RULES, IntegratedPath
 from ..protos.model import ModelInfo
 from ..protos.sites import ATTENTION_SITES, Site
 from .metrics import BoundMetric, measure_coordinate
@@ -31,7 +31,7 @@ __all__ = ["Backward", "BoundBackward", "BoundPath", "Enough", "rules_of", "with
 class BoundPath:
     """An integrated path of one sequence."""
 
-    path: Path
+    path: IntegratedPath
     other: BoundHook
     """The other input's rows at the path's site, once that has run."""
 

@@ -28,7 +28,7 @@ from ..protos.errors import (
     Unavailable,
     Unsupported,
 )
-from ..protos.gradients import Path
+from ..protos.gradients import IntegratedPath
 from ..protos.metrics import Coordinate, Kl, Logit, LogitDifference, LogProb, Target, TopLogits
 from ..protos.model import Input, Message, ModelInfo, Sampling
 from ..protos.sites import Site
@@ -78,6 +78,7 @@ __all__ = [
     "Inline",
     "Input",
     "InputResult",
+    "IntegratedPath",
     "Internal",
     "InvalidArgument",
     "Kl",
@@ -95,7 +96,6 @@ __all__ = [
     "Noise",
     "Norm",
     "NotFound",
-    "Path",
     "PermissionDenied",
     "Plan",
     "ProbewireError",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path as FilePath
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
 
 from ..protos.activity import ActivityReport
 from ..protos.errors import Internal, InvalidArgument
-from ..protos.gradients import GradientsRequest, Path
+from ..protos.gradients import GradientsRequest, IntegratedPath
 from ..protos.loading import HealthReport, LoadRequest
 from ..protos.model import GenerateRequest, ModelInfo, RunRequest, StoredCapture, Token, Tokenized, TokenizeRequest
 from ..protos.service import Service
@@ -50,9 +50,9 @@ class Client:
         url: str = DEFAULT_URL,
         *,
         api_key: str | None = None,
-        ca_file: str | FilePath | None = None,
-        cert_file: str | FilePath | None = None,
-        key_file: str | FilePath | None = None,
+        ca_file: str | Path | None = None,
+        cert_file: str | Path | None = None,
+        key_file: str | Path | None = None,
         timeout_s: float | None = 600.0,
         service: Service | None = None,
     ) -> None:
@@ -143,7 +143,7 @@ class Client:
         hooks: Hooks = (),
         rules: Sequence[str] = (),
         direct: bool = False,
-        path: Path | None = None,
+        path: IntegratedPath | None = None,
         model: str = "",
     ) -> Gradients:
         """The gradient of a metric at sites of each input: one forward, one backward.

@@ -10,7 +10,7 @@ from .model import Input, named_inputs
 from .sites import Site
 from .spec import Plan
 
-__all__ = ["RULES", "GradientsRequest", "Path"]
+__all__ = ["RULES", "GradientsRequest", "IntegratedPath"]
 
 RULES = ("ln", "identity", "half", "ah")
 """Of the backward pass; the forward is never touched. ln: a norm's scale is constant. identity: an activation act(x)
@@ -21,7 +21,7 @@ MAX_STEPS = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Path:
+class IntegratedPath:
     """Average the gradient over points of a straight line at one site, from another input's value to the own one.
 
     Point k of `steps` is other + k/steps · (own − other), k = 0 … steps − 1 (EAP-IG: Hanna et al. 2024).
@@ -54,7 +54,7 @@ class GradientsRequest:
     rules: tuple[str, ...] = ()
     direct: bool = False
     """Block gradients at the input of every MLP but the target's own: what is left is the direct effect."""
-    path: Path | None = None
+    path: IntegratedPath | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inputs", named_inputs(self.inputs))

@@ -635,7 +635,7 @@ class Target(_message.Message):
     inputs: Names
     def __init__(self, metric: _Optional[_Union[Metric, _Mapping]] = ..., inputs: _Optional[_Union[Names, _Mapping]] = ...) -> None: ...
 
-class Path(_message.Message):
+class IntegratedPath(_message.Message):
     __slots__ = ("source", "steps", "site")
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -660,8 +660,8 @@ class GradientsRequest(_message.Message):
     plan: Plan
     rules: _containers.RepeatedScalarFieldContainer[str]
     direct: bool
-    path: Path
-    def __init__(self, model: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., rules: _Optional[_Iterable[str]] = ..., direct: _Optional[bool] = ..., path: _Optional[_Union[Path, _Mapping]] = ...) -> None: ...
+    path: IntegratedPath
+    def __init__(self, model: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., rules: _Optional[_Iterable[str]] = ..., direct: _Optional[bool] = ..., path: _Optional[_Union[IntegratedPath, _Mapping]] = ...) -> None: ...
 
 class SweepRequest(_message.Message):
     __slots__ = ("model", "inputs", "targets", "plans", "base", "share")
