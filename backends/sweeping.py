@@ -7,20 +7,26 @@ reads keys and values of earlier positions from the input's own forward (the tru
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence as SequenceOf
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..protos.metrics import Logit, LogitDifference, Metric
 from ..protos.sites import Site
 from .base import Sequence, StepResult
 from .executor import Executor, Slot
-from .metrics import measure_logits
-from .plan import BoundHook, BoundPlan, chosen_positions
+from .metrics import BoundMetric, measure_logits
+from .ops import Ops
+from .plan import BoundPlan, chosen_positions
 
-__all__ = ["Start", "Trunk", "columns_of", "grouped", "hooks_in", "measure_all", "start_of", "swept"]
+__all__ = ["Start", "Sweeps", "Trunk", "grouped", "hooks_in", "start_of"]
+
+_LOGITS = Site("logits")
 
 NOWHERE = 1 << 30
 """The layer and position of a plan that edits nothing."""
@@ -93,7 +99,7 @@ def grouped(variants: SequenceOf[Sequence], trunk: Trunk, n_layers: int) -> dict
     return {position: sorted(found) for position, found in sorted(groups.items())}
 
 
-def columns_of(metrics: Iterable[Metric]) -> list[int] | None:
+def _columns_of(metrics: Iterable[Metric]) -> list[int] | None:
     """The token ids that metrics read of a row of logits; None for the whole row."""
     found: set[int] = set()
     for metric in metrics:
@@ -106,18 +112,16 @@ def columns_of(metrics: Iterable[Metric]) -> list[int] | None:
     return sorted(found)
 
 
-def measure_all(executor: Executor, slots: SequenceOf[Slot], rows: Any, columns: list[int] | None) -> Any:
-    """[slot, target] on the device, from logits [slot, target, vocab] (or of the given token ids alone)."""
-    ops, metrics = executor.ops, slots[0].sequence.metrics
+def _measure(ops: Ops, metrics: SequenceOf[BoundMetric], rows: Any, columns: list[int] | None) -> Any:
+    """[target, slot] on the device, from logits [target, slot, vocab] (or of the given token ids alone)."""
     if columns is not None:
         at = {token: i for i, token in enumerate(columns)}
-        parts = [_of_columns(ops, metric.metric, rows[:, i], at) for i, metric in enumerate(metrics)]
-        return ops.transpose_last(ops.stack(parts))
-    values = [ops.stack([measure_logits(ops, m, row[i]) for i, m in enumerate(metrics)]) for row in rows]
-    return ops.stack(values)
+        return ops.stack([_of_columns(ops, metric.metric, row, at) for metric, row in zip(metrics, rows, strict=True)])
+    found = [[measure_logits(ops, m, row) for row in own] for m, own in zip(metrics, rows, strict=True)]
+    return ops.stack([ops.stack(values) for values in found])
 
 
-def _of_columns(ops: Any, metric: Metric, rows: Any, at: dict[int, int]) -> Any:
+def _of_columns(ops: Ops, metric: Metric, rows: Any, at: dict[int, int]) -> Any:
     if isinstance(metric, Logit):
         return rows[:, at[metric.token]]
     assert isinstance(metric, LogitDifference)
@@ -128,23 +132,109 @@ def _of_columns(ops: Any, metric: Metric, rows: Any, at: dict[int, int]) -> Any:
     return correct - wrong
 
 
-def swept(
-    variants: SequenceOf[Sequence], trunk: Trunk | None, measured: dict[int, Any], errors: dict[int, Any]
-) -> list[StepResult]:
-    """The outcome of each variant; one that changes nothing has what its input has."""
-    results: list[StepResult] = []
-    for index, variant in enumerate(variants):
-        if index in errors:
-            results.append(StepResult(variant, error=errors[index]))
-        elif index in measured:
-            results.append(StepResult(variant, measured=tuple(float(value) for value in measured[index])))
-        else:
-            assert trunk is not None
-            results.append(StepResult(variant, measured=trunk.measured))
-    return results
-
-
 def hooks_in(plan: BoundPlan) -> frozenset[int]:
     """Indices of a plan's hooks."""
-    found: list[BoundHook] = list(plan.hooks)
-    return frozenset(bound.index for bound in found)
+    return frozenset(bound.index for bound in plan.hooks)
+
+
+class Sweeps(ABC):
+    """Measures variants on one model. A backend says how rows join a forward that is under way."""
+
+    def __init__(self, executor: Executor, n_layers: int) -> None:
+        self.executor, self.n_layers = executor, n_layers
+
+    def trunk(self, base: Sequence) -> Trunk:
+        """See Backend.trunk. Raises what a hook of the base raised."""
+        trunk = Trunk(len(base.tokens), hooks_in(base.plan), [None] * self.n_layers)
+        with self._recording(trunk):
+            [slot], [values] = self._whole_forwards([base])
+        if slot.error is not None:
+            raise slot.error
+        trunk.measured = tuple(float(v) for v in values)
+        return trunk
+
+    def __call__(self, variants: SequenceOf[Sequence], trunk: Trunk | None) -> list[StepResult]:
+        """See Backend.sweep."""
+        if trunk is None:
+            slots, values = self._whole_forwards(variants)
+            return [_result(slot, found) for slot, found in zip(slots, values, strict=True)]
+        results: dict[int, StepResult] = {}
+        for position, entering in grouped(variants, trunk, self.n_layers).items():
+            slots = [_slot(variants[index], row, position) for row, (_, index) in enumerate(entering)]
+            self._begin(slots, (len(slots), trunk.n_tokens - position))
+            hidden = self._rest(trunk, position, [layer for layer, _ in entering], slots)
+            self.executor.slots = [slot for slot in slots if slot.plan.by_site]
+            values = self._measured(slots, hidden, position, trunk)
+            for (_, index), slot, found in zip(entering, slots, values, strict=True):
+                results[index] = _result(slot, found)
+        same = trunk.measured  # of variants that change nothing
+        return [results.get(i) or StepResult(variant, measured=same) for i, variant in enumerate(variants)]
+
+    def _whole_forwards(self, variants: SequenceOf[Sequence]) -> tuple[list[Slot], NDArray[np.float64]]:
+        """As a run has them."""
+        slots = [_slot(variant, row, 0) for row, variant in enumerate(variants)]
+        tokens = np.array([variant.tokens for variant in variants], dtype=np.int64)
+        self._begin(slots, (tokens.shape[0], tokens.shape[1]))
+        return slots, self._measured(slots, self._whole(tokens), 0, None)
+
+    def _measured(self, slots: list[Slot], hidden: Any, position: int, trunk: Trunk | None) -> NDArray[np.float64]:
+        """[slot, target], on the host."""
+        ops, metrics = self.executor.ops, slots[0].sequence.metrics
+        at = [metric.position - position for metric in metrics]  # below 0: nothing from here on can change it
+        tapped = any(_LOGITS in slot.plan.taps for slot in slots)
+        columns = None if tapped else _columns_of(metric.metric for metric in metrics)
+        if tapped:
+            whole = [self._tap_logits(slot, hidden)[0] for slot in slots]
+            rows = ops.stack([ops.stack([logits[max(i, 0)] for logits in whole]) for i in at])
+        else:
+            rows = self._logits(ops.stack([hidden[:, max(i, 0)] for i in at]), columns)
+        [found] = ops.to_host([_measure(ops, metrics, ops.f32(rows), columns)])
+        self.executor.collect()
+        values = np.asarray(found, dtype=np.float64).T.copy()
+        for target, i in enumerate(at):
+            if i < 0:
+                assert trunk is not None
+                values[:, target] = trunk.measured[target]
+        return values
+
+    def join(self, slots: list[Slot], n_rows: int) -> None:
+        """From here on the batch is these sequences."""
+        self.executor.slots = [slot for slot in slots if slot.plan.by_site]
+        self.executor.layout = (len(slots), n_rows)
+
+    @abstractmethod
+    def _begin(self, slots: list[Slot], layout: tuple[int, int]) -> None:
+        """Get hooks ready for a forward."""
+
+    @abstractmethod
+    def _recording(self, trunk: Trunk) -> AbstractContextManager[None]:
+        """Forwards inside fill the trunk."""
+
+    @abstractmethod
+    def _whole(self, tokens: NDArray[np.int64]) -> Any:
+        """Final-norm rows of [batch, row] tokens."""
+
+    @abstractmethod
+    def _rest(self, trunk: Trunk, position: int, starts: list[int], slots: list[Slot]) -> Any:
+        """Final-norm rows from `position` on of sequences that join at their start layers, in order."""
+
+    @abstractmethod
+    def _logits(self, hidden: Any, columns: list[int] | None) -> Any:
+        """Logits of final-norm rows, of all tokens or of some."""
+
+    @abstractmethod
+    def _tap_logits(self, slot: Slot, hidden: Any) -> Any:
+        """[1, row, vocab] of a slot, after its edits."""
+
+
+def _result(slot: Slot, values: NDArray[np.float64]) -> StepResult:
+    if slot.error is not None:
+        return StepResult(slot.sequence, error=slot.error)
+    return StepResult(slot.sequence, measured=tuple(float(value) for value in values))
+
+
+def _slot(sequence: Sequence, row: int, position: int) -> Slot:
+    tokens = np.array(sequence.tokens[position:], dtype=np.int64)
+    slot = Slot(sequence, row, 0, len(tokens), position, tokens)
+    slot.keys = (0, len(sequence.tokens))
+    return slot

@@ -23,6 +23,7 @@ from ..plan import BoundPlan
 from ..rules import activation_name
 from ..sites import dims_of, family_of, site_infos
 from ..stepping import result_of
+from ..sweeping import Trunk
 from ..versions import versions_of
 from ..weights import CheckpointWeights
 from .attention import Attention
@@ -32,6 +33,7 @@ from .gradients import MlxBackward, MlxGradients
 from .load import Loaded, choose_device, load_model, windows_of
 from .norms import Norms
 from .ops import MlxOps, dtype_name
+from .sweeps import MlxSweeps
 from .taps import Taps
 
 __all__ = ["MlxBackend"]
@@ -65,10 +67,11 @@ class MlxBackend:
             self.attention,
             norms,
             loaded.dtype,
-            self._forward,
+            self.hidden,
             self._logits_row,
             self._backward_of,
         )
+        self._sweeps = MlxSweeps(self, self.executor, self.taps, self.attention, list(self.model.layers))
         limits = _fitting(limits, loaded)
         note = generation_note("mlx", config.model_type)
         self.engine: Engine | None = None if note else self._engine(limits)
@@ -100,7 +103,7 @@ class MlxBackend:
         )
 
     def _engine(self, limits: Limits) -> MlxEngine:
-        return MlxEngine(self._body(), self._head, self.executor, self.attention, self.taps, limits)
+        return MlxEngine(self._body(), self.logits, self.executor, self.attention, self.taps, limits)
 
     @property
     def hook_s(self) -> float:
@@ -127,10 +130,10 @@ class MlxBackend:
         sites = self.executor.asked
         self.taps.attach(sites)
         self.attention.begin(sites)
-        hidden = self._forward(mx.array(ids))
+        hidden = self.hidden(mx.array(ids))
         for slot in slots:
             if _LOGITS in slot.plan.taps and slot.error is None:
-                self._tap_logits(slot, hidden)
+                self.tap_logits(slot, hidden)
         if not sites:
             mx.eval(hidden)  # nobody reads anything, but a forward was asked for
         captured = self.executor.collect()
@@ -139,6 +142,14 @@ class MlxBackend:
             rows = captured.get(id(slot.sequence), []) + flush_reductions(slot.plan)
             results.append(result_of(slot, rows, None))
         return results
+
+    def trunk(self, base: Sequence) -> Trunk:
+        """See Backend."""
+        return self._sweeps.trunk(base)
+
+    def sweep(self, variants: SequenceOf[Sequence], trunk: Trunk | None) -> list[StepResult]:
+        """See Backend."""
+        return self._sweeps(variants, trunk)
 
     def gradients(self, sequences: SequenceOf[Sequence]) -> list[StepResult]:
         """See Backend."""
@@ -150,34 +161,40 @@ class MlxBackend:
     def _body(self) -> Any:
         return self.model.model
 
-    def _forward(self, ids: mx.array) -> mx.array:
-        """[batch, row] without history to final-norm rows."""
-        return self._body()(ids, cache=[RunCache(layer) for layer in self.attention.layers])
+    def hidden(self, ids: mx.array, caches: list[RunCache] | None = None) -> mx.array:
+        """[batch, row] to final-norm rows; without history, unless caches bring some."""
+        return self._body()(ids, cache=caches or [RunCache(layer) for layer in self.attention.layers])
 
     def _plain_forward(self, ids: mx.array) -> mx.array:
         self.attention.begin(set())
-        return self._forward(ids)
+        return self.hidden(ids)
 
-    def _head(self, hidden: mx.array) -> mx.array:
-        """Logits of final-norm rows, after the family's softcap."""
-        if "lm_head" in self.model:
-            logits = self.model.lm_head(hidden)
+    def logits(self, hidden: mx.array, columns: list[int] | None = None) -> mx.array:
+        """Logits of final-norm rows, after the family's softcap: of all tokens, or of the given ones."""
+        body = self._body()
+        tied = body.embed_tokens if "embed_tokens" in body else body.get("wte")
+        head = self.model.lm_head if "lm_head" in self.model else None
+        if columns is not None and "scales" not in (head or tied):  # packed weights have no rows to pick
+            at = mx.array(columns)
+            logits = hidden @ (head or tied).weight[at].T
+            if head is not None and "bias" in head:
+                logits = logits + head.bias[at]
         else:
-            body = self._body()
-            logits = (body.embed_tokens if "embed_tokens" in body else body.wte).as_linear(hidden)
+            logits = tied.as_linear(hidden) if head is None else head(hidden)
+            logits = logits if columns is None else logits[..., mx.array(columns)]
         return logits if self.softcap is None else mx.tanh(logits / self.softcap) * self.softcap
 
     def _logits_row(self, slot: Slot, hidden: mx.array) -> mx.array:
         """The row of logits that a slot's metric reads, after the plan's edits there."""
         position = slot.sequence.metrics[0].position
         if _LOGITS in slot.plan.taps:
-            return self._tap_logits(slot, hidden)[0, position]
-        return self._head(hidden[slot.batch : slot.batch + 1, position : position + 1])[0, 0]
+            return self.tap_logits(slot, hidden)[0, position]
+        return self.logits(hidden[slot.batch : slot.batch + 1, position : position + 1])[0, 0]
 
-    def _tap_logits(self, slot: Slot, hidden: mx.array) -> mx.array:
-        """One sequence at a time: a whole batch's logits would be the largest tensor of all."""
-        logits = self._head(hidden[slot.batch : slot.batch + 1, : slot.stop])
-        part = Slot(slot.sequence, 0, 0, slot.stop, 0, slot.tokens, conditions=slot.conditions)
+    def tap_logits(self, slot: Slot, hidden: mx.array) -> mx.array:
+        """[1, row, vocab] after a slot's edits. One sequence at a time: a whole batch's logits would be the largest tensor of all."""
+        logits = self.logits(hidden[slot.batch : slot.batch + 1, : slot.stop])
+        part = Slot(slot.sequence, 0, 0, slot.stop, slot.position, slot.tokens, conditions=slot.conditions)
         logits = self.executor.tap(_LOGITS, logits, slots=[part], owner=slot)
         slot.error = slot.error or part.error
         return logits

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional
 
 from ...protos.errors import FailedPrecondition, Unsupported
@@ -170,8 +171,8 @@ class TorchBackend:
     def logits(self, hidden: torch.Tensor, columns: list[int] | None = None) -> torch.Tensor:
         """Logits of final-norm rows, after the family's softcap: of all tokens, or of the given ones."""
         head = self.model.lm_head
-        if columns is None:
-            logits = head(hidden)
+        if columns is None or type(head) is not nn.Linear:
+            logits = head(hidden) if columns is None else head(hidden)[..., columns]
         else:
             at = torch.tensor(columns, device=hidden.device)
             logits = functional.linear(hidden, head.weight[at], None if head.bias is None else head.bias[at])
