@@ -29,6 +29,8 @@ _RESEARCHER = _VIEWER | {
     "Models.Weights",
     "Inference.Generate",
     "Inference.Run",
+    "Inference.Gradients",
+    "Inference.Sweep",
     "Sessions.Create",
     "Sessions.Update",
     "Sessions.Get",
@@ -44,7 +46,7 @@ PERMITTED: dict[Role, frozenset[str]] = {"viewer": _VIEWER, "researcher": _RESEA
 RECHECK_S = 1.0
 """A revoked key ends its streams with the first message after so long."""
 
-COUNTED = frozenset({"Inference.Generate", "Inference.Run"})
+COUNTED = frozenset({"Inference.Generate", "Inference.Run", "Inference.Gradients", "Inference.Sweep"})
 """Operations that take a model's time: they count against a user's limits."""
 
 
@@ -74,7 +76,9 @@ class Visit:
     captured_bytes: int = 0
     messages: int = 0
     task: asyncio.Task[Any] | None = field(default_factory=_current_task)
-    """What serves it: cancelled when the key ends while its reader takes nothing."""
+    """What serves it now (HTTP streams change it once they have begun): cancelled when the key ends."""
+    revoked: bool = False
+    """It was cancelled for that."""
     checked_s: float = field(default_factory=time.monotonic)
     """When the key was last looked at."""
 
@@ -128,23 +132,12 @@ class Desk:
         prompts: Sequence[str] = (),
     ) -> Generator[Visit]:
         """An operation from its beginning to its end. Raises PermissionDenied and ResourceExhausted."""
-        try:
-            self.check(operation)
-        except PermissionDenied as error:
-            caller = current_caller()
-            self.audit.write(
-                request=caller.request_id,
-                user=caller.user.name,
-                peer=caller.peer,
-                operation=operation,
-                code=error.code.name,
-            )
-            raise
-        visit = Visit(self.check(operation), operation, model, tuple(sites), session, prompts=tuple(prompts))
-        user = visit.caller.user
-        self.metrics.began(user.name)
+        caller = current_caller()
+        visit = Visit(caller, operation, model, tuple(sites), session, prompts=tuple(prompts))
+        self.metrics.began(caller.user.name)
         code = "OK"
         try:
+            self.check(operation)
             self._check_limits(visit)
             self._visits[id(visit)] = visit
             yield visit
@@ -152,6 +145,9 @@ class Desk:
             code = error.code.name
             raise
         except BaseException as error:
+            if visit.revoked and not isinstance(error, Exception):  # `sweep` did it, and nobody else would say why
+                code = Code.UNAUTHENTICATED.name
+                raise _ended_key() from None
             code = Code.INTERNAL.name if isinstance(error, Exception) else Code.CANCELLED.name
             raise
         finally:
@@ -161,15 +157,18 @@ class Desk:
     def sweep(self) -> None:
         """End what runs for callers whose keys have ended and who take no more messages, and would hold their slots."""
         for visit in self.visits:
-            if visit.task is not None and not self.access.still_in(visit.caller):
+            if visit.task is None or visit.revoked or self.access.still_in(visit.caller):
+                continue
+            visit.revoked = visit.task.cancel()
+            if visit.revoked:  # else between the two tasks of an HTTP stream: `took` or the next sweep ends it
                 log.info("request %s of %s is ended with its key", visit.caller.request_id, visit.caller.user.name)
-                visit.task.cancel()
 
     def took(self, visit: Visit, message: bytes) -> None:
         """A message of the visit's stream is about to go out. Raises Unauthenticated when its key has ended."""
         found, user = tally(message) if visit.operation in COUNTED else Tally(), visit.caller.user
         if found.tokens and not visit.tokens:
             self.metrics.first_token(visit.model, time.monotonic() - visit.began_s)
+        visit.task = _current_task()
         visit.messages += 1
         visit.tokens += found.tokens
         visit.captured_bytes += found.tensor_bytes
@@ -186,7 +185,7 @@ class Desk:
             return
         visit.checked_s = now
         if not self.access.still_in(visit.caller):
-            raise Unauthenticated("your key was revoked or replaced while the request ran")
+            raise _ended_key()
 
     def _check_limits(self, visit: Visit) -> None:
         if visit.operation not in COUNTED:
@@ -227,6 +226,10 @@ class Desk:
             captured_bytes=visit.captured_bytes,
             seconds=round(seconds, 4),
         )
+
+
+def _ended_key() -> Unauthenticated:
+    return Unauthenticated("your key was revoked or replaced while the request ran")
 
 
 class _Bucket:

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
-import time
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import grpc
 import httpx
 import psutil
 import pytest
+from serve_process import DEADLINE_S, ready, started
 
 from probewire.cli.__main__ import main
 from probewire.cli.serve import check_host, load_requests
@@ -27,39 +21,11 @@ from probewire.protos.loading import LoadRequest
 from probewire.protos.model import GenerateRequest, Input, Sampling
 from probewire.protos.wire import to_proto
 
-SERVER_TESTS = Path(__file__).parents[1] / "server"
-
-DEADLINE_S = 40.0
-
 
 def request_bytes(n: int, **script: object) -> bytes:
     """A generation by the fake, whose script is its prompt."""
     request = GenerateRequest((Input(json.dumps(script)),), sampling=Sampling(max_new_tokens=n))
     return to_proto(request).SerializeToString()
-
-
-@contextmanager
-def started(*arguments: str) -> Generator[subprocess.Popen[str]]:
-    """The command with a fake factory; killed on leaving if it still runs."""
-    path = os.pathsep.join([str(SERVER_TESTS), *filter(None, sys.path)])
-    command = [sys.executable, "-m", "probewire.cli", "serve", "--factory", "fake_worker:make", *arguments]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"PYTHONPATH": path}
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def ready(process: subprocess.Popen[str], file: Path) -> dict[str, Any]:
-    """What the ready file says, once it is there."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not file.exists():
-        assert process.poll() is None, process.stdout and process.stdout.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return json.loads(file.read_bytes())
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.faces.hostile_box import Box
 from tests.faces.serving import BACKENDS, Served, serving
 from tests.tiny_models import tiny_checkpoint
 
@@ -28,3 +30,16 @@ def served(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Genera
 def model(request: pytest.FixtureRequest) -> str:
     """Each backend in turn; the model's id is its backend's name."""
     return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def truth(box: Box) -> tuple[Any, ...]:
+    """What a good request says before anybody has attacked the module's own box, and who says it."""
+    return box.truth(), box.pids()
+
+
+@pytest.fixture
+def unharmed(box: Box, truth: tuple[Any, ...]) -> Generator[None]:
+    """After each attack a good request is answered as before it, by the same processes."""
+    yield
+    assert (box.truth(), box.pids()) == truth

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -174,3 +176,39 @@ def test_the_audit_follows_logrotate(desk: Desk, become: Callable[..., None], tm
     with desk.visit("Inference.Run"):
         pass
     assert len(file.read_text().splitlines()) == 1
+
+
+def test_an_audit_that_cannot_be_written_fails_no_request(
+    desk: Desk, become: Callable[..., None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    become("ada")
+    with desk.visit("Inference.Run"):
+        pass
+    file = tmp_path / "audit.jsonl"
+    file.rename(tmp_path / "audit.jsonl.1")
+    file.mkdir()  # where the new file should be
+    for _ in range(2):
+        with caplog.at_level(logging.ERROR), desk.visit("Inference.Run"):
+            pass
+        assert "the audit cannot be written" in caplog.text
+        caplog.clear()
+    file.rmdir()
+    with desk.visit("Inference.Run"):
+        pass
+    assert len(file.read_text().splitlines()) == 1, "it goes on as soon as it can"
+
+
+def test_the_audit_is_its_owners_alone_whatever_the_umask(
+    desk: Desk, become: Callable[..., None], tmp_path: Path
+) -> None:
+    become("ada")
+    file = tmp_path / "audit.jsonl"
+    assert file.stat().st_mode & 0o777 == 0o600
+    before = os.umask(0)
+    try:
+        file.rename(tmp_path / "audit.jsonl.1")
+        with desk.visit("Inference.Run"):
+            pass
+    finally:
+        os.umask(before)
+    assert file.stat().st_mode & 0o777 == 0o600

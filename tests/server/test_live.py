@@ -29,8 +29,10 @@ from probewire.protos.sessions import CreateSessionRequest, UpdateSessionRequest
 from probewire.protos.spec import Capture, Condition, Hook, Mean, Plan, Span, Where
 from probewire.protos.tensors import Tensor
 from probewire.server.config import WorkerConfig
+from probewire.server.delivery import Job
 from probewire.server.inprocess import InProcessService
 from probewire.server.local import LocalModel
+from probewire.server.scheduler import Scheduler
 from tests.tiny_models import tiny_checkpoint
 
 PROMPT = "When Mary and John went to"
@@ -179,6 +181,46 @@ def test_a_queued_generation_starts_with_the_latest_revision(service: InProcessS
     assert {e.revision for e in events if isinstance(e, (Token, TensorFrame))} == {2}
     alone = list(service.generate(request(session.id, 8)))
     assert [e.id for e in events if isinstance(e, Token)] == [e.id for e in alone if isinstance(e, Token)]
+
+
+def updated_on_the_way(monkeypatch: pytest.MonkeyPatch, service: InProcessService, session: str, plan: Plan) -> None:
+    """The session changes once the next request is made ready, and before the model's thread accepts it."""
+    submit = Scheduler.submit
+
+    def late(scheduler: Scheduler, job: Job) -> None:
+        monkeypatch.setattr(Scheduler, "submit", submit)
+        assert job.prepared.started.revision == 1
+        service.update_session(UpdateSessionRequest(session, plan))
+        submit(scheduler, job)
+
+    monkeypatch.setattr(Scheduler, "submit", late)
+
+
+def test_an_update_between_the_check_and_the_queue_holds_from_the_first_step(
+    service: InProcessService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = service.create_session(CreateSessionRequest(Plan((steer(FIRST),))))
+    before = [e.id for e in service.generate(request(session.id, 8)) if isinstance(e, Token)]
+    updated_on_the_way(monkeypatch, service, session.id, Plan((steer(SECOND),)))
+    events = list(service.generate(request(session.id, 8)))
+    after = [e.id for e in service.generate(request(session.id, 8)) if isinstance(e, Token)]
+    started = events[0]
+    assert isinstance(started, Started)
+    assert started.revision == 2
+    assert not [e for e in events if isinstance(e, Revised)]
+    assert {e.revision for e in events if isinstance(e, (Token, TensorFrame))} == {2}
+    assert [e.id for e in events if isinstance(e, Token)] == after != before
+
+
+def test_an_update_on_the_way_that_the_request_cannot_follow_refuses_it(
+    service: InProcessService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = service.create_session(CreateSessionRequest(Plan((steer(FIRST),))))
+    outside = steer(FIRST, where=Where(positions=(400,)))
+    updated_on_the_way(monkeypatch, service, session.id, Plan((outside,)))
+    with pytest.raises(InvalidArgument, match="400"):
+        list(service.generate(request(session.id, 8)))
+    assert service.session(session.id).revision == 2
 
 
 def test_an_update_that_one_generation_cannot_follow_changes_nothing(service: InProcessService) -> None:
