@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import traceback
 
@@ -54,4 +55,8 @@ class JsonFormatter(logging.Formatter):
             "user": getattr(record, "user", None),
             "error": "".join(traceback.format_exception(*record.exc_info)) if record.exc_info else None,
         }
-        return orjson.dumps({key: value for key, value in line.items() if value is not None}).decode()
+        told = {key: value for key, value in line.items() if value is not None}
+        try:
+            return orjson.dumps(told).decode()
+        except TypeError:  # half a surrogate pair, which is no text
+            return json.dumps(told)

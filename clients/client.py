@@ -131,7 +131,9 @@ class Client:
     def run(self, prompt: Prompts, *, capture: Captured = (), hooks: Hooks = (), model: str = "") -> Run:
         """One forward pass over each input, and what the hooks read in it."""
         request = RunRequest(to_inputs(prompt), model, to_plan(hooks, capture))
-        return Run(*collect(self._transport.run(request), [item.name for item in request.inputs if not item.source_only]))
+        return Run(
+            *collect(self._transport.run(request), [item.name for item in request.inputs if not item.source_only])
+        )
 
     def gradients(
         self,

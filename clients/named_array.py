@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,12 +46,12 @@ class NamedArray:
         for name, wanted in labels.items():
             axis, known = list(axes).index(name) if name in axes else self.axis(name), axes[name]
             many = isinstance(wanted, (list, tuple)) and wanted not in known
-            unknown = [label for label in (wanted if many else [wanted]) if label not in known]
+            chosen: tuple[Any, ...] = tuple(cast("Sequence[Any]", wanted)) if many else (wanted,)
+            unknown = [label for label in chosen if label not in known]
             if unknown:
                 raise InvalidArgument(f"axis {name!r} has no {unknown}; it has {_few(known)}")
             if many:
-                values = values.take([known.index(label) for label in wanted], axis)
-                axes[name] = tuple(wanted)
+                values, axes[name] = values.take([known.index(label) for label in chosen], axis), chosen
             else:
                 values = values.take(known.index(wanted), axis)
                 del axes[name]

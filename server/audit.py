@@ -19,6 +19,11 @@ log = logging.getLogger(__name__)
 class _PrivateFile(WatchedFileHandler):
     """For its owner alone, also after a rotation."""
 
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
+        """`write` tells, without the line's prompts."""
+        del record
+        raise  # noqa: PLE0704 - called while the error is handled
+
     def _open(self) -> Any:
         opened = super()._open()
         os.fchmod(opened.fileno(), 0o600)
@@ -45,7 +50,8 @@ class Audit:
             try:
                 self._logger.info(orjson.dumps(line, default=str).decode())
             except OSError as error:  # no request fails for want of its audit line; the log tells
-                log.error("the audit cannot be written: %s; lost: %s", error, line)
+                told = {key: value for key, value in line.items() if key != "prompts"}
+                log.error("the audit cannot be written: %s; lost: %s", error, told)
 
     def close(self) -> None:
         """Let go of the file."""

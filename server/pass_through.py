@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,7 @@ class PassThrough:
                 async for piece in messages:
                     gateway.desk.took(visit, piece)
                     yield piece
+                    visit.task = asyncio.current_task()  # an HTTP stream goes on in another once it has begun
 
 
 def sites_of(plan: Plan) -> tuple[str, ...]:

@@ -40,8 +40,10 @@ class Norms:
         own = type(module)
 
         def call(this: Any, x: mx.array) -> mx.array:
-            exact = formula is not None and x.dtype == mx.float64  # the kernel would go through float32
-            value = _apply(formula, this, _Differentiable, x) if exact else own.__call__(this, x)
+            if formula is not None and x.dtype == mx.float64:  # the kernel would go through float32
+                value = _apply(formula, this, _Differentiable, x)
+            else:
+                value = own.__call__(this, x)
             if not self.linear or formula is None:
                 return value
             return stand_in(self.ops, value, _apply(formula, this, self.ops, x).astype(value.dtype))
@@ -60,9 +62,10 @@ def _formula(module: Any, ops: Ops) -> Formula | None:
     x = (mx.random.normal((2, weight.shape[-1]), key=mx.random.key(0)) * 3 + 1).astype(weight.dtype)
     tolerance = 2e-2 if weight.dtype in (mx.bfloat16, mx.float16) else 1e-4
     wanted = ops.f32(module(x))
+    scale: Any = mx.abs(wanted).max().item()
     for formula in LINEAR_NORMS:
         found = ops.f32(_apply(formula, module, ops, x))
-        if mx.allclose(found, wanted, rtol=tolerance, atol=tolerance * mx.abs(wanted).max().item()):
+        if mx.allclose(found, wanted, rtol=tolerance, atol=tolerance * scale):
             return formula
     return None
 

@@ -175,7 +175,7 @@ class TorchBackend:
             logits = head(hidden) if columns is None else head(hidden)[..., columns]
         else:
             at = torch.tensor(columns, device=hidden.device)
-            logits = functional.linear(hidden, head.weight[at], None if head.bias is None else head.bias[at])
+            logits = functional.linear(hidden, head.weight[at], _picked(head.bias, at))
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
     def _logits_row(self, slot: Slot, hidden: torch.Tensor) -> torch.Tensor:
@@ -210,6 +210,10 @@ class TorchBackend:
         self.model = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _picked(bias: torch.Tensor | None, at: torch.Tensor) -> torch.Tensor | None:
+    return None if bias is None else bias[at]
 
 
 def _fitting(limits: Limits, config: Any) -> Limits:

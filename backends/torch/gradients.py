@@ -103,4 +103,9 @@ class TorchGradients:
             return {key: torch.zeros_like(tensor) for key, tensor in watched.items()}
         found = torch.autograd.grad(total, list(watched.values()), allow_unused=True)
         pairs = zip(watched.items(), found, strict=True)
-        return {key: torch.zeros_like(tensor) if grad is None else grad for (key, tensor), grad in pairs}
+        return {key: _or_zeros(grad, tensor) for (key, tensor), grad in pairs}
+
+
+def _or_zeros(grad: torch.Tensor | None, tensor: torch.Tensor) -> torch.Tensor:
+    """Autograd says None of what the metric does not depend on."""
+    return torch.zeros_like(tensor) if grad is None else grad
