@@ -64,14 +64,30 @@ def rules_of(family: Family | None, activation: str, *, norms: bool) -> tuple[st
 
 
 class Backward(ABC):
-    """One forward that a backward follows. A backend says how a tensor is watched and a gradient stopped."""
+    """One forward that a backward follows. A backend says how a tensor is watched and a gradient stopped.
 
-    def __init__(self, ops: Ops, how: BoundBackward, slots: SequenceOf[Slot], info: ModelInfo, activation: str) -> None:
+    Each slot has its own metric; or there is one slot, and all `metrics` are measured on it.
+    """
+
+    def __init__(
+        self,
+        ops: Ops,
+        how: BoundBackward,
+        slots: SequenceOf[Slot],
+        info: ModelInfo,
+        activation: str,
+        metrics: SequenceOf[BoundMetric] | None = None,
+    ) -> None:
         self.ops, self.how, self.slots, self.info, self.activation = ops, how, slots, info, activation
         self.watched: dict[tuple[Site, int], Any] = {}
         """(site, slot index; −1 for the whole batch) → what a backend needs to tell its gradient."""
         self.coordinates: dict[int, Any] = {}
-        """Slot index → the metric's value, for metrics that are coordinates of a site."""
+        """Metric → its value, for those that are coordinates of a site."""
+        self.shared = metrics is not None
+        """All metrics are of the one slot."""
+        self.metrics = [slot.sequence.metrics[0] for slot in slots] if metrics is None else list(metrics)
+        self.cuts: dict[int, tuple[Any, Any]] = {}
+        """Shared and direct: layer → what reaches its MLP, and what the MLP goes on with, of which no gradient returns."""
         self.branches: dict[Site, Any] = {}
         """mlp_gate and mlp_up of the layer under way."""
         self.until: tuple[int, int] | None = None
@@ -81,11 +97,9 @@ class Backward(ABC):
         plans = {id(slot.plan): slot.plan for slot in slots}
         self.wanted = {site for plan in plans.values() for site in _gradient_sites(plan)}
         self.targets: dict[Site, list[tuple[int, BoundMetric]]] = {}
-        for index, slot in enumerate(slots):
-            metric = slot.sequence.metrics[0]
+        for index, metric in enumerate(self.metrics):
             if metric.site is not None:
                 self.targets.setdefault(metric.site, []).append((index, metric))
-        self.own_mlp = [slot.sequence.metrics[0].mlp_layer for slot in slots]
 
     @property
     def sites(self) -> set[Site]:
@@ -105,7 +119,7 @@ class Backward(ABC):
     @property
     def last(self) -> tuple[int, int] | None:
         """The order of the last site that matters, when no metric reads the logits."""
-        if any(slot.sequence.metrics[0].site is None for slot in self.slots):
+        if any(metric.site is None for metric in self.metrics):
             return None
         captured = [site for slot in self.slots for site in slot.plan.taps if site not in self.wanted]
         orders = [site.order for site in (*self.targets, *captured)]
@@ -134,7 +148,7 @@ class Backward(ABC):
         if site in self.wanted or site in self.targets:
             value = self._watch(site, -1 if slot is None else self._index(slot), value, in_place=in_place)
         for index, metric in self.targets.get(site, ()):
-            at = self.slots[index]
+            at = self.slots[0 if self.shared else index]
             row = value[at.batch, at.start + metric.position - at.position]
             self.coordinates[index] = measure_coordinate(self.ops, metric, row)
         if self.until is not None and site.order == self.until:
@@ -144,7 +158,7 @@ class Backward(ABC):
         if site.name in ("q", "k") and "ah" in self.how.rules:
             return self.ops.stop(value)
         if site.name == "mlp_in" and self.how.direct:
-            return self._blocked(site, value)
+            return self._cut(site, value) if self.shared else self._blocked(site, value)
         return value
 
     def _index(self, slot: Slot) -> int:
@@ -152,12 +166,19 @@ class Backward(ABC):
 
     def _blocked(self, site: Site, value: Any) -> Any:
         """No gradient into this layer's MLP, but for sequences whose metric is in it."""
-        own = [self.slots[i].batch for i, layer in enumerate(self.own_mlp) if layer == site.layer]
+        own = [self.slots[i].batch for i, metric in enumerate(self.metrics) if metric.mlp_layer == site.layer]
         if not own:
             return self.ops.stop(value)
         keep = np.zeros((value.shape[0], 1, 1), dtype=np.float32)
         keep[own] = 1.0
         return self.ops.where(self.ops.device(keep) > 0, value, self.ops.stop(value))
+
+    def _cut(self, site: Site, value: Any) -> Any:
+        """Part the MLP from what reaches it, so that a metric's own MLP can be crossed and no other."""
+        assert site.layer is not None
+        below = self._leaf(site, value)
+        self.cuts[site.layer] = value, below
+        return below
 
     def _on_path(self, site: Site, value: Any) -> Any:
         assert self.how.path is not None
@@ -173,6 +194,10 @@ class Backward(ABC):
             result[slot.batch, slot.start : slot.stop] = other + self.shares[index] * (own - other)
         del site
         return result
+
+    @abstractmethod
+    def _leaf(self, site: Site, value: Any) -> Any:
+        """The same values, of which gradients can be told, and which pass none on."""
 
     @abstractmethod
     def _watch(self, site: Site, index: int, value: Any, *, in_place: bool) -> Any:

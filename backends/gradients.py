@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from ..protos.sites import Site
+from ..protos.spec import Hook
 from .base import Sequence, StepResult
 from .captures import flush_reductions
 from .executor import Executor, Slot
 
-__all__ = ["finish", "rows_of", "slots_of"]
+__all__ = ["finish", "one_prompt", "rows_of", "slots_of", "spread"]
 
 
 def rows_of(sequence: Sequence) -> int:
@@ -33,6 +34,29 @@ def slots_of(sequences: SequenceOf[Sequence]) -> tuple[list[Slot], list[float], 
             slots.append(Slot(sequence, len(slots), 0, len(tokens), 0, tokens))
             shares.append(k / steps)
     return slots, shares, (len(slots), max(slot.stop for slot in slots))
+
+
+def one_prompt(sequences: SequenceOf[Sequence]) -> bool:
+    """Whether they are one prompt with several targets, read and edited in no other way: one forward serves them all."""
+    first = sequences[0]
+    if len(sequences) < 2 or (first.backward is not None and first.backward.path is not None):
+        return False
+    return all(s.tokens == first.tokens and all(_only_gradient(b.hook) for b in s.plan.hooks) for s in sequences)
+
+
+def _only_gradient(hook: Hook) -> bool:
+    return hook.edit is None and hook.capture is not None and hook.capture.gradient
+
+
+def spread(executor: Executor, slot: Slot, sequences: SequenceOf[Sequence]) -> list[Slot]:
+    """A slot of its own for each sequence that one forward served, as if it had been a batch."""
+    slots = [
+        Slot(sequence, i, slot.start, slot.stop, slot.position, slot.tokens) for i, sequence in enumerate(sequences)
+    ]
+    for each in slots:
+        each.error = slot.error
+    executor.slots = slots
+    return slots
 
 
 def finish(

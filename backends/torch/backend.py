@@ -21,6 +21,7 @@ from ..captures import flush_reductions
 from ..executor import Executor, Slot
 from ..families import generation_note, run_only_sites
 from ..limits import Limits
+from ..metrics import BoundMetric
 from ..plan import BoundPlan
 from ..rules import activation_name
 from ..sites import dims_of, family_of, site_infos
@@ -144,8 +145,10 @@ class TorchBackend:
         """See Backend."""
         return self._gradients(sequences, self.device)
 
-    def _backward_of(self, how: BoundBackward, slots: list[Slot]) -> TorchBackward:
-        return TorchBackward(self.executor.ops, how, slots, self.info, self.activation)
+    def _backward_of(
+        self, how: BoundBackward, slots: list[Slot], metrics: list[BoundMetric] | None = None
+    ) -> TorchBackward:
+        return TorchBackward(self.executor.ops, how, slots, self.info, self.activation, metrics)
 
     @torch.inference_mode()
     def trunk(self, base: Sequence) -> Trunk:
@@ -178,9 +181,8 @@ class TorchBackend:
             logits = functional.linear(hidden, head.weight[at], _picked(head.bias, at))
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
-    def _logits_row(self, slot: Slot, hidden: torch.Tensor) -> torch.Tensor:
-        """The row of logits that a slot's metric reads, after the plan's edits there."""
-        position = slot.sequence.metrics[0].position
+    def _logits_row(self, slot: Slot, hidden: torch.Tensor, position: int) -> torch.Tensor:
+        """A row of a slot's logits, after the plan's edits there."""
         if _LOGITS in slot.plan.taps:
             return self.tap_logits(slot, hidden)[0, position]
         return self.logits(hidden[slot.batch, position : position + 1])[0]

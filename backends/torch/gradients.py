@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...protos.sites import Site
+from ...protos.sites import ATTENTION_SITES, Site
 from ..backward import Backward, BoundBackward, Enough
 from ..base import Sequence, StepResult
 from ..executor import Executor, Slot
-from ..gradients import finish, slots_of
-from ..metrics import measure_logits
+from ..gradients import finish, one_prompt, slots_of, spread
+from ..metrics import BoundMetric, measure_logits
 from .norms import Norms
 from .taps import Taps
 
@@ -24,6 +24,10 @@ _LOGITS = Site("logits")
 
 class TorchBackward(Backward):
     """Watches tensors as autograd has them."""
+
+    def _leaf(self, site: Site, value: torch.Tensor) -> torch.Tensor:
+        del site
+        return value.detach().requires_grad_()
 
     def _watch(self, site: Site, index: int, value: torch.Tensor, *, in_place: bool) -> torch.Tensor:
         if not value.requires_grad:
@@ -43,10 +47,10 @@ class TorchGradients:
         taps: Taps,
         norms: Norms,
         body: Callable[[torch.Tensor], torch.Tensor],
-        head: Callable[[Slot, torch.Tensor], torch.Tensor],
-        make: Callable[[BoundBackward, list[Slot]], TorchBackward],
+        head: Callable[[Slot, torch.Tensor, int], torch.Tensor],
+        make: Callable[[BoundBackward, list[Slot], list[BoundMetric] | None], TorchBackward],
     ) -> None:
-        """`body`: token ids to final-norm rows. `head`: these, for one slot, to the logits that its metric reads: [vocab]."""
+        """`body`: token ids to final-norm rows. `head`: these, for one slot, to its logits at a position: [vocab]."""
         self.executor, self.taps, self.norms = executor, taps, norms
         self.body, self.head, self.make = body, head, make
 
@@ -54,8 +58,9 @@ class TorchGradients:
         """See Backend.gradients."""
         how = sequences[0].backward
         assert how is not None
-        slots, shares, layout = slots_of(sequences)
-        backward = self.make(how, slots)
+        shared = one_prompt(sequences)
+        slots, shares, layout = slots_of(sequences[:1] if shared else sequences)
+        backward = self.make(how, slots, [s.metrics[0] for s in sequences] if shared else None)
         backward.shares = dict(enumerate(shares))
         ids = np.zeros(layout, dtype=np.int64)
         for slot in slots:
@@ -64,8 +69,10 @@ class TorchGradients:
         with torch.enable_grad():
             hidden = self._forward(backward, slots, torch.from_numpy(ids).to(device), layout)
             values = self._values(backward, slots, hidden)
-            grads = self._backward(backward, values)
+            grads = self._of_each(backward, values) if shared else self._backward(backward, values)
         self.executor.backward = None
+        if shared:
+            slots = spread(self.executor, slots[0], sequences)
         return finish(self.executor, slots, {k: v.detach() for k, v in values.items()}, grads)
 
     def _forward(self, backward: TorchBackward, slots: list[Slot], ids: torch.Tensor, layout: tuple[int, int]) -> Any:
@@ -85,16 +92,60 @@ class TorchGradients:
     def _values(self, backward: TorchBackward, slots: list[Slot], hidden: Any) -> dict[int, torch.Tensor]:
         """Slot index → its metric."""
         values: dict[int, torch.Tensor] = {}
-        for index, slot in enumerate(slots):
+        for index, metric in enumerate(backward.metrics):
+            slot = slots[0 if backward.shared else index]
             if slot.error is not None:
                 continue
-            [metric] = slot.sequence.metrics
-            row = self.head(slot, hidden) if metric.site is None or _LOGITS in slot.plan.taps else None
-            if metric.site is not None:
-                values[index] = backward.coordinates[index]
-            else:
+            if metric.site is None:
+                row = self.head(slot, hidden, metric.position)
                 values[index] = measure_logits(self.executor.ops, metric, self.executor.ops.f32(row))
+            else:
+                values[index] = backward.coordinates[index]
+                if _LOGITS in slot.plan.taps:
+                    self.head(slot, hidden, metric.position)
         return values
+
+    def _of_each(self, backward: TorchBackward, values: dict[int, torch.Tensor]) -> dict[Any, Any]:
+        """Gradients of many metrics of one forward: site → [metric, row, …], as if each were a batch's own."""
+        watched = {key: tensor for key, tensor in backward.watched.items() if key[0] in backward.wanted}
+        outputs, cotangents = self._ends(backward, values)
+        found: SequenceOf[torch.Tensor | None] = [None] * len(watched)
+        if watched and outputs:
+            found = torch.autograd.grad(
+                outputs, list(watched.values()), cotangents, is_grads_batched=True, allow_unused=True
+            )
+        n, out = len(values), dict[Any, Any]()
+        for ((site, _), tensor), grad in zip(watched.items(), found, strict=True):
+            whole = tensor.new_zeros((n, *tensor.shape)) if grad is None else grad
+            if site.name in ATTENTION_SITES or site == _LOGITS:
+                out.update({(site, i): whole[i] for i in range(n)})
+            else:
+                out[site, -1] = whole[:, 0]
+        return out
+
+    def _ends(
+        self, backward: TorchBackward, values: dict[int, torch.Tensor]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Where the backward pass starts, and with what for each metric: [metric, …the tensor's shape]."""
+        n, outputs, cotangents = len(values), list[torch.Tensor](), list[torch.Tensor]()
+        for layer, (above, below) in backward.cuts.items():
+            own = [i for i in values if backward.metrics[i].mlp_layer == layer and values[i].requires_grad]
+            if not own or not above.requires_grad:
+                continue
+            stacked = torch.stack([values[i] for i in own])
+            eye = torch.eye(len(own), dtype=stacked.dtype, device=stacked.device)
+            [into] = torch.autograd.grad(stacked, [below], eye, is_grads_batched=True, retain_graph=True)
+            cotangent = above.new_zeros((n, *above.shape))
+            cotangent[torch.tensor(own, device=above.device)] = into
+            outputs.append(above)
+            cotangents.append(cotangent)
+        rest = [i for i in values if values[i].requires_grad and backward.metrics[i].mlp_layer not in backward.cuts]
+        for i in rest:
+            one = values[i].new_zeros(n)
+            one[i] = 1.0
+            outputs.append(values[i])
+            cotangents.append(one)
+        return outputs, cotangents
 
     def _backward(self, backward: TorchBackward, values: dict[int, torch.Tensor]) -> dict[Any, Any]:
         watched = {key: tensor for key, tensor in backward.watched.items() if key[0] in backward.wanted}

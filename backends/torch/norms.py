@@ -36,7 +36,7 @@ class Norms:
 
     def attach(self) -> None:
         """Let gradients take every norm's scale as constant, until `detach`."""
-        self.handles = [m.register_forward_hook(self._stand_in) for m in self.modules]
+        self.handles = [m.register_forward_hook(self._stand_in, prepend=True) for m in self.modules]
 
     def detach(self) -> None:
         """As it was."""
