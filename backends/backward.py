@@ -121,8 +121,7 @@ class Backward(ABC):
         """The order of the last site that matters, when no metric reads the logits."""
         if any(metric.site is None for metric in self.metrics):
             return None
-        captured = [site for slot in self.slots for site in slot.plan.taps if site not in self.wanted]
-        orders = [site.order for site in (*self.targets, *captured)]
+        orders = [site.order for site in (*self.targets, *(site for slot in self.slots for site in slot.plan.taps))]
         return None if any(order is None for order in orders) else max(order for order in orders if order is not None)
 
     def enter(self, site: Site, value: Any) -> Any:

@@ -16,9 +16,9 @@ from ..protos.spec import Capture, Hook, Where
 from .ops import Ops
 from .plan import BoundHook
 
-__all__ = ["BoundMetric", "bind_metric", "measure_coordinate", "measure_logits"]
+__all__ = ["INSIDE_MLP", "BoundMetric", "bind_metric", "measure_coordinate", "measure_logits"]
 
-MLP_SITES = frozenset({"mlp_resid", "mlp_in", "mlp_gate", "mlp_up", "mlp_act", "mlp_out", "router_logits"})
+INSIDE_MLP = frozenset({"mlp_gate", "mlp_up", "mlp_act", "mlp_out"})
 """A coordinate here belongs to its layer's MLP, which `direct` does not block."""
 
 
@@ -41,7 +41,7 @@ class BoundMetric:
     def mlp_layer(self) -> int | None:
         """The layer whose MLP the metric is part of."""
         site = self.site
-        return site.layer if site is not None and site.name in MLP_SITES else None
+        return site.layer if site is not None and site.name in INSIDE_MLP else None
 
 
 def bind_metric(

@@ -19,6 +19,7 @@ from ..captures import flush_reductions
 from ..executor import Executor, Slot
 from ..families import generation_note, run_only_sites
 from ..limits import Limits
+from ..metrics import BoundMetric
 from ..plan import BoundPlan
 from ..rules import activation_name
 from ..sites import dims_of, family_of, site_infos
@@ -155,8 +156,10 @@ class MlxBackend:
         """See Backend."""
         return self._gradients(sequences)
 
-    def _backward_of(self, how: BoundBackward, slots: list[Slot]) -> MlxBackward:
-        return MlxBackward(self.executor.ops, how, slots, self.info, self.activation)
+    def _backward_of(
+        self, how: BoundBackward, slots: list[Slot], metrics: list[BoundMetric] | None = None
+    ) -> MlxBackward:
+        return MlxBackward(self.executor.ops, how, slots, self.info, self.activation, metrics)
 
     def _body(self) -> Any:
         return self.model.model
@@ -184,9 +187,8 @@ class MlxBackend:
             logits = logits if columns is None else logits[..., mx.array(columns)]
         return logits if self.softcap is None else mx.tanh(logits / self.softcap) * self.softcap
 
-    def _logits_row(self, slot: Slot, hidden: mx.array) -> mx.array:
-        """The row of logits that a slot's metric reads, after the plan's edits there."""
-        position = slot.sequence.metrics[0].position
+    def _logits_row(self, slot: Slot, hidden: mx.array, position: int) -> mx.array:
+        """A row of a slot's logits, after the plan's edits there."""
         if _LOGITS in slot.plan.taps:
             return self.tap_logits(slot, hidden)[0, position]
         return self.logits(hidden[slot.batch : slot.batch + 1, position : position + 1])[0, 0]

@@ -12,8 +12,8 @@ from ...protos.sites import ATTENTION_SITES, Site
 from ..backward import Backward, BoundBackward
 from ..base import Sequence, StepResult
 from ..executor import Executor, Slot
-from ..gradients import finish, slots_of
-from ..metrics import measure_logits
+from ..gradients import finish, one_prompt, slots_of, spread
+from ..metrics import INSIDE_MLP, BoundMetric, measure_logits
 from .attention import Attention
 from .norms import Norms
 from .taps import Taps
@@ -29,6 +29,12 @@ class MlxBackward(Backward):
     """Adds a zero at each watched tensor: the derivative with respect to it is the tensor's gradient."""
 
     zeros: dict[Key, mx.array]
+    leaves: dict[int, mx.array]
+    """Layer → the zero added to what its MLP goes on with, where a metric is in that MLP."""
+
+    def _leaf(self, site: Site, value: mx.array) -> mx.array:
+        zero = self.leaves.get(site.layer) if site.layer is not None else None
+        return mx.stop_gradient(value) if zero is None else mx.stop_gradient(value) + zero
 
     def _watch(self, site: Site, index: int, value: mx.array, *, in_place: bool) -> mx.array:
         zero = self.zeros.get((site, index))
@@ -51,10 +57,10 @@ class MlxGradients:
         norms: Norms,
         dtype: mx.Dtype,
         body: Callable[[mx.array], mx.array],
-        head: Callable[[Slot, mx.array], mx.array],
-        make: Callable[[BoundBackward, list[Slot]], MlxBackward],
+        head: Callable[[Slot, mx.array, int], mx.array],
+        make: Callable[[BoundBackward, list[Slot], list[BoundMetric] | None], MlxBackward],
     ) -> None:
-        """`body`: token ids to final-norm rows. `head`: these, for one slot, to the logits that its metric reads: [vocab]."""
+        """`body`: token ids to final-norm rows. `head`: these, for one slot, to its logits at a position: [vocab]."""
         self.executor, self.taps, self.attention, self.norms, self.dtype = executor, taps, attention, norms, dtype
         self.body, self.head, self.make = body, head, make
 
@@ -62,28 +68,90 @@ class MlxGradients:
         """See Backend.gradients."""
         how = sequences[0].backward
         assert how is not None
-        slots, shares, layout = slots_of(sequences)
-        backward = self.make(how, slots)
+        shared = one_prompt(sequences)
+        slots, shares, layout = slots_of(sequences[:1] if shared else sequences)
+        backward = self.make(how, slots, [s.metrics[0] for s in sequences] if shared else None)
         backward.shares = dict(enumerate(shares))
         ids = np.zeros(layout, dtype=np.int64)
         for slot in slots:
             assert slot.tokens is not None
             ids[slot.batch, : slot.stop] = slot.tokens
-        keys = _keys(backward)
+        try:
+            values, grads = (self._of_each if shared else self._of_batch)(backward, slots, mx.array(ids), layout)
+        finally:
+            self.norms.linear, self.executor.backward = False, None
+        if shared:
+            slots = spread(self.executor, slots[0], sequences)
+        return finish(self.executor, slots, values, grads)
+
+    def _of_batch(
+        self, backward: MlxBackward, slots: list[Slot], ids: mx.array, layout: tuple[int, int]
+    ) -> tuple[dict[int, mx.array], dict[Key, mx.array]]:
+        """Each slot's metric, and the gradient of their sum: rows of a batch do not meet, so each has its own."""
         values: dict[int, mx.array] = {}
+        keys = _keys(backward)
 
         def total(zeros: list[mx.array]) -> mx.array:
             backward.zeros = dict(zip(keys, zeros, strict=True))
             values.clear()
-            values.update(self._values(backward, slots, self._forward(backward, slots, mx.array(ids), layout)))
+            values.update(self._values(backward, slots, self._forward(backward, slots, ids, layout)))
             return mx.stack(list(values.values())).sum() if values else mx.array(0.0)
 
-        start = [mx.zeros(_shape(backward.info, site, slots, index, layout), self.dtype) for site, index in keys]
-        try:
-            grads = mx.grad(total)(start) if keys else [total([])][:0]
-        finally:
-            self.norms.linear, self.executor.backward = False, None
-        return finish(self.executor, slots, values, dict(zip(keys, grads, strict=True)))
+        start = self._zeros(backward, keys, slots, layout)
+        grads = mx.grad(total)(start) if keys else [total([])][:0]
+        return values, dict(zip(keys, grads, strict=True))
+
+    def _of_each(
+        self, backward: MlxBackward, slots: list[Slot], ids: mx.array, layout: tuple[int, int]
+    ) -> tuple[dict[int, mx.array], dict[Key, mx.array]]:
+        """Many metrics of one forward, and the gradient of each: site → [metric, row, …]."""
+        keys, info = _keys(backward), backward.info
+        layers = (
+            sorted({m.mlp_layer for m in backward.metrics if m.mlp_layer is not None}) if backward.how.direct else []
+        )
+        belows = [mx.zeros((*layout, info.d_model), self.dtype) for _ in layers]
+        start, values = self._zeros(backward, keys, slots, layout), dict[int, mx.array]()
+
+        def ends(zeros: list[mx.array], below: list[mx.array]) -> list[mx.array]:
+            """What reaches the MLPs that hold metrics, then every metric."""
+            backward.zeros = dict(zip(keys, zeros, strict=True))
+            backward.leaves = dict(zip(layers, below, strict=True))
+            values.clear()
+            values.update(self._values(backward, slots, self._forward(backward, slots, ids, layout)))
+            return [backward.cuts[layer][0] for layer in layers] + list(values.values())
+
+        n = len(backward.metrics)
+        eye = mx.eye(n, dtype=self.dtype)
+        none = [mx.zeros((n, *layout, info.d_model), self.dtype) for _ in layers]
+        own = np.array([[m.mlp_layer == layer for layer in layers] for m in backward.metrics]).reshape(n, len(layers))
+
+        def back(given: list[mx.array]) -> tuple[list[mx.array], list[mx.array]]:
+            _, found = mx.vjp(lambda *x: ends(list(x[: len(keys)]), list(x[len(keys) :])), [*start, *belows], given)
+            return found[: len(keys)], found[len(keys) :]
+
+        starts = [eye[:, i] for i in range(n)]
+        within: list[mx.array] = []
+        if layers:
+            within, into = mx.vmap(back)([*none, *starts])
+            inside = mx.array(own.any(axis=1))
+            none = [mx.where(mx.array(own[:, i])[:, None, None, None], into[i], 0.0) for i in range(len(layers))]
+            starts = [mx.where(inside, 0.0, start) for start in starts]
+        grads, _ = mx.vmap(back)([*none, *starts])
+        out: dict[Key, mx.array] = {}
+        for i, ((site, _), grad) in enumerate(zip(keys, grads, strict=True)):
+            if site.layer in layers and site.name in INSIDE_MLP:  # before the start, inside the metrics' own MLP
+                belongs = mx.array(own[:, layers.index(site.layer)]).reshape(n, *(1,) * (grad.ndim - 1))
+                grad = grad + mx.where(belongs, within[i], 0.0)
+            if site.name in ATTENTION_SITES or site == _LOGITS:
+                out.update({(site, i): grad[i] for i in range(n)})
+            else:
+                out[site, -1] = grad[:, 0]
+        return values, out
+
+    def _zeros(
+        self, backward: MlxBackward, keys: list[Key], slots: list[Slot], layout: tuple[int, int]
+    ) -> list[mx.array]:
+        return [mx.zeros(_shape(backward.info, site, slots, index, layout), self.dtype) for site, index in keys]
 
     def _forward(self, backward: MlxBackward, slots: list[Slot], ids: mx.array, layout: tuple[int, int]) -> mx.array:
         self.executor.begin(slots, layout, backward)
@@ -95,15 +163,16 @@ class MlxGradients:
     def _values(self, backward: MlxBackward, slots: list[Slot], hidden: mx.array) -> dict[int, mx.array]:
         """Slot index → its metric."""
         ops, values = self.executor.ops, dict[int, mx.array]()
-        for index, slot in enumerate(slots):
+        for index, metric in enumerate(backward.metrics):
+            slot = slots[0 if backward.shared else index]
             if slot.error is not None:
                 continue
-            [metric] = slot.sequence.metrics
-            row = self.head(slot, hidden) if metric.site is None or _LOGITS in slot.plan.taps else None
-            if metric.site is not None:
-                values[index] = backward.coordinates[index]
+            if metric.site is None:
+                values[index] = measure_logits(ops, metric, ops.f32(self.head(slot, hidden, metric.position)))
             else:
-                values[index] = measure_logits(ops, metric, ops.f32(row))
+                values[index] = backward.coordinates[index]
+                if _LOGITS in slot.plan.taps:
+                    self.head(slot, hidden, metric.position)
         return values
 
 

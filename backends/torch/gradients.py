@@ -13,7 +13,7 @@ from ..backward import Backward, BoundBackward, Enough
 from ..base import Sequence, StepResult
 from ..executor import Executor, Slot
 from ..gradients import finish, one_prompt, slots_of, spread
-from ..metrics import BoundMetric, measure_logits
+from ..metrics import INSIDE_MLP, BoundMetric, measure_logits
 from .norms import Norms
 from .taps import Taps
 
@@ -108,7 +108,7 @@ class TorchGradients:
     def _of_each(self, backward: TorchBackward, values: dict[int, torch.Tensor]) -> dict[Any, Any]:
         """Gradients of many metrics of one forward: site → [metric, row, …], as if each were a batch's own."""
         watched = {key: tensor for key, tensor in backward.watched.items() if key[0] in backward.wanted}
-        outputs, cotangents = self._ends(backward, values)
+        outputs, cotangents, inside = self._ends(backward, values)
         found: SequenceOf[torch.Tensor | None] = [None] * len(watched)
         if watched and outputs:
             found = torch.autograd.grad(
@@ -117,6 +117,8 @@ class TorchGradients:
         n, out = len(values), dict[Any, Any]()
         for ((site, _), tensor), grad in zip(watched.items(), found, strict=True):
             whole = tensor.new_zeros((n, *tensor.shape)) if grad is None else grad
+            for own, within in inside.get(site, ()):
+                whole = whole.index_add(0, own, within)
             if site.name in ATTENTION_SITES or site == _LOGITS:
                 out.update({(site, i): whole[i] for i in range(n)})
             else:
@@ -125,8 +127,12 @@ class TorchGradients:
 
     def _ends(
         self, backward: TorchBackward, values: dict[int, torch.Tensor]
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Where the backward pass starts, and with what for each metric: [metric, …the tensor's shape]."""
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor], dict[Site, list[tuple[torch.Tensor, torch.Tensor]]]]:
+        """Where the backward pass starts, and with what for each metric: [metric, …the tensor's shape].
+
+        Then gradients inside the metrics' own MLPs, which lie before that start: (metrics, theirs) by site.
+        """
+        inside: dict[Site, list[tuple[torch.Tensor, torch.Tensor]]] = {}
         n, outputs, cotangents = len(values), list[torch.Tensor](), list[torch.Tensor]()
         for layer, (above, below) in backward.cuts.items():
             own = [i for i in values if backward.metrics[i].mlp_layer == layer and values[i].requires_grad]
@@ -134,9 +140,22 @@ class TorchGradients:
                 continue
             stacked = torch.stack([values[i] for i in own])
             eye = torch.eye(len(own), dtype=stacked.dtype, device=stacked.device)
-            [into] = torch.autograd.grad(stacked, [below], eye, is_grads_batched=True, retain_graph=True)
+            within = {
+                site: tensor
+                for (site, _), tensor in backward.watched.items()
+                if site.layer == layer and site.name in INSIDE_MLP and site in backward.wanted
+            }
+            into, *rest = torch.autograd.grad(
+                stacked, [below, *within.values()], eye, is_grads_batched=True, retain_graph=True, allow_unused=True
+            )
+            at = torch.tensor(own, device=above.device)
+            for site, grad in zip(within, rest, strict=True):
+                if grad is not None:
+                    inside.setdefault(site, []).append((at, grad))
+            if into is None:
+                continue
             cotangent = above.new_zeros((n, *above.shape))
-            cotangent[torch.tensor(own, device=above.device)] = into
+            cotangent[at] = into
             outputs.append(above)
             cotangents.append(cotangent)
         rest = [i for i in values if values[i].requires_grad and backward.metrics[i].mlp_layer not in backward.cuts]
@@ -145,7 +164,7 @@ class TorchGradients:
             one[i] = 1.0
             outputs.append(values[i])
             cotangents.append(one)
-        return outputs, cotangents
+        return outputs, cotangents, inside
 
     def _backward(self, backward: TorchBackward, values: dict[int, torch.Tensor]) -> dict[Any, Any]:
         watched = {key: tensor for key, tensor in backward.watched.items() if key[0] in backward.wanted}
