@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -15,14 +14,14 @@ from typing import Any
 import httpx
 import ml_dtypes
 import numpy as np
-from child import BUILD, log_file
+from child import log_file
+from environments import environment
 from numpy.typing import NDArray
 from servers import START_S, stop
 
 __all__ = ["PEER", "Peer", "peer", "peer_python"]
 
 PEER = "interp-engine[server]==1.14.2"
-TORCH = "torch==2.13.0"
 TIMEOUT_S = 600.0
 
 
@@ -74,17 +73,7 @@ def _array(payload: dict[str, Any]) -> NDArray[Any]:
 
 def peer_python(given: str) -> str:
     """An interpreter that has the peer: the one given, or one in build/bench that is made now if it is not there."""
-    if given:
-        return given
-    folder = BUILD / "interp-engine"
-    python, made = folder / "bin" / "python", folder / ".made"
-    if not made.exists():
-        print(f"    installing {PEER} into {folder}: some minutes", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        for package in (TORCH, PEER):
-            subprocess.run([str(python), "-m", "pip", "install", "--quiet", package], check=True)
-        made.touch()
-    return str(python)
+    return given or environment("interp-engine", PEER)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import replace
 
+from attribution import gradients_cost, patching
 from machine import load_warning, machine_line
 from memory import mlx_memory, torch_memory
 from peer import against_peer
@@ -31,6 +32,8 @@ SECTIONS: dict[str, tuple[str, Callable[[Sizes], list[Figure]]]] = {
     "wire": ("(c) The wire: one tensor, encode to array", wire),
     "sharing": ("(e) Fairness between users, PyTorch, CPU, bfloat16", fairness),
     "cost": ("(f) What keys, roles, metrics and the audit cost, PyTorch, CPU, bfloat16", cost),
+    "patching": ("(h) A patching grid against TransformerLens 4.3, PyTorch, CPU, float32", patching),
+    "gradients": ("(i) Gradients and neuron graphs, PyTorch, CPU, float32", gradients_cost),
     "memory": ("(d) Memory over a long captured generation, PyTorch", torch_memory),
     "memory-mlx": ("(d) Memory over a long captured generation, MLX", mlx_memory),
 }

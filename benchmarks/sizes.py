@@ -26,11 +26,22 @@ class Sizes:
     wire_repeats: int = 20
     """Tensors, one after the other, in a round of the wire."""
     memory_tokens: int = 2000
+    analysis_rounds: int = 3
+    """Of patching grids and graphs, which take a minute each."""
     peer_python: str = ""
     """An interpreter that has interp-engine; empty: one is made in build/bench."""
 
 
 QUICK = Sizes(
-    rounds=1, n_new=8, n_steady=12, mlx_n_new=4, mlx_rounds=1, n_prompt=50, repeats=1, wire_repeats=3, memory_tokens=200
+    rounds=1,
+    n_new=8,
+    n_steady=12,
+    mlx_n_new=4,
+    mlx_rounds=1,
+    n_prompt=50,
+    repeats=1,
+    wire_repeats=3,
+    memory_tokens=200,
+    analysis_rounds=1,
 )
 """To see that everything runs; its figures say little."""
