@@ -122,6 +122,7 @@ class Backward(ABC):
         if any(metric.site is None for metric in self.metrics):
             return None
         orders = [site.order for site in (*self.targets, *(site for slot in self.slots for site in slot.plan.taps))]
+        orders = [None if order == Site("logits").order else order for order in orders]  # made once the forward is done
         return None if any(order is None for order in orders) else max(order for order in orders if order is not None)
 
     def enter(self, site: Site, value: Any) -> Any:

@@ -41,7 +41,12 @@ def one_prompt(sequences: SequenceOf[Sequence]) -> bool:
     first = sequences[0]
     if len(sequences) < 2 or (first.backward is not None and first.backward.path is not None):
         return False
-    return all(s.tokens == first.tokens and all(_only_gradient(b.hook) for b in s.plan.hooks) for s in sequences)
+    return all(
+        s.tokens == first.tokens
+        and s.plan.taps == first.plan.taps  # the one forward watches the first one's sites
+        and all(_only_gradient(b.hook) for b in s.plan.hooks)
+        for s in sequences
+    )
 
 
 def _only_gradient(hook: Hook) -> bool:

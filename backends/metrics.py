@@ -114,8 +114,9 @@ def measure_logits(ops: Ops, bound: BoundMetric, row: Any) -> Any:
         correct, wrong = (ops.take(row, ops.index(np.array(ids)), 0).mean() for ids in (metric.correct, metric.wrong))
         return correct - wrong
     if isinstance(metric, TopLogits):
-        values, _ = ops.top_k(row[None], metric.k)
-        return values.sum() - metric.k * row.mean() if metric.centred else values.sum()
+        _, largest = ops.top_k(ops.stop(row)[None], metric.k)
+        total = ops.take(row, largest[0], 0).sum()
+        return total - metric.k * row.mean() if metric.centred else total
     logprobs = ops.log_softmax(row[None])[0]
     if isinstance(metric, LogProb):
         return logprobs[metric.token]

@@ -46,7 +46,7 @@ class NamedArray:
         for name, wanted in labels.items():
             axis, known = list(axes).index(name) if name in axes else self.axis(name), axes[name]
             many = isinstance(wanted, (list, tuple)) and wanted not in known
-            chosen: tuple[Any, ...] = tuple(cast("Sequence[Any]", wanted)) if many else (wanted,)
+            chosen = tuple(cast("Sequence[Any]", wanted) if many else (cast("Any", wanted),))
             unknown = [label for label in chosen if label not in known]
             if unknown:
                 raise InvalidArgument(f"axis {name!r} has no {unknown}; it has {_few(known)}")

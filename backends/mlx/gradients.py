@@ -133,7 +133,7 @@ class MlxGradients:
         within: list[mx.array] = []
         if layers:
             within, into = mx.vmap(back)([*none, *starts])
-            inside = mx.array(own.any(axis=1))
+            inside = mx.array(own.sum(axis=1)) > 0
             none = [mx.where(mx.array(own[:, i])[:, None, None, None], into[i], 0.0) for i in range(len(layers))]
             starts = [mx.where(inside, 0.0, start) for start in starts]
         grads, _ = mx.vmap(back)([*none, *starts])

@@ -145,11 +145,13 @@ class TorchGradients:
                 for (site, _), tensor in backward.watched.items()
                 if site.layer == layer and site.name in INSIDE_MLP and site in backward.wanted
             }
-            into, *rest = torch.autograd.grad(
-                stacked, [below, *within.values()], eye, is_grads_batched=True, retain_graph=True, allow_unused=True
+            found: list[torch.Tensor | None] = list(
+                torch.autograd.grad(
+                    stacked, [below, *within.values()], eye, is_grads_batched=True, retain_graph=True, allow_unused=True
+                )
             )
-            at = torch.tensor(own, device=above.device)
-            for site, grad in zip(within, rest, strict=True):
+            into, at = found[0], torch.tensor(own, device=above.device)
+            for site, grad in zip(within, found[1:], strict=True):
                 if grad is not None:
                     inside.setdefault(site, []).append((at, grad))
             if into is None:
