@@ -45,7 +45,8 @@ class NamedArray:
         values, axes = self.values, dict(self.axes)
         for name, wanted in labels.items():
             axis, known = list(axes).index(name) if name in axes else self.axis(name), axes[name]
-            many = isinstance(wanted, (list, tuple)) and wanted not in known
+            wanted = wanted.tolist() if isinstance(wanted, np.ndarray) else wanted
+            many = isinstance(wanted, range) or (isinstance(wanted, (list, tuple)) and wanted not in known)
             chosen = tuple(cast("Sequence[Any]", wanted) if many else (cast("Any", wanted),))
             unknown = [label for label in chosen if label not in known]
             if unknown:
@@ -70,16 +71,20 @@ class NamedArray:
         return self._reduced(np.max, names)
 
     def _reduced(self, reduce: Any, names: Sequence[str]) -> NamedArray:
-        gone = names or self.dims
+        gone = tuple(dict.fromkeys(names)) or self.dims
         kept = {name: labels for name, labels in self.axes.items() if name not in gone}
         return NamedArray(reduce(self.values, axis=tuple(self.axis(name) for name in gone)), kept)
 
     def transpose(self, *names: str) -> NamedArray:
-        """The axes in another order."""
+        """The axes in another order: every name once. Raises InvalidArgument otherwise."""
+        if sorted(names) != sorted(self.dims):
+            raise InvalidArgument(f"transpose needs each axis once, got {names}; there are {self._described()}")
         return NamedArray(self.values.transpose([self.axis(n) for n in names]), {n: self.axes[n] for n in names})
 
     def item(self) -> float:
-        """The one value of an array without axes, or with one entry."""
+        """The one value of an array without axes, or with one entry. Raises InvalidArgument when there are more."""
+        if self.values.size != 1:
+            raise InvalidArgument(f"there are {self.values.size} values, not one; choose with sel: {self._described()}")
         return float(self.values.item())
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:

@@ -60,6 +60,9 @@ def _input_rows(item: InputResult) -> list[tuple[str, str]]:
             f"{revised.revision} from token {_first(item, revised.revision)}" for revised in item.revisions
         )
         rows.append(("session", f"revision {turns}"))
+    if item.measured:
+        rows.append(("metric", ", ".join(f"{value:.6g}" for value in item.measured)))
+    rows += [(f"∂ {label}", value) for label, value in _site_rows(item.gradients)]
     rows += _site_rows(item.captures)
     return rows + [("stored", f"{kept.id}  {kept.site} {list(kept.shape)} {kept.dtype}") for kept in item.stored]
 

@@ -40,13 +40,13 @@ class Sweep:
 
     def array(self, input: str | None = None, target: int = 0) -> NamedArray:  # noqa: A002 - the word of the contract
         """One metric over the sweep's axes: of one input, or with a first axis `input` over all of them."""
-        for values in self.measured.values():
+        if input is not None and input not in self.measured:
+            raise InvalidArgument(f"no input {input!r} was measured; there are {', '.join(self.measured)}")
+        for values in self.measured.values() if input is None else (self.measured[input],):
             if not 0 <= target < values.shape[1]:
                 raise InvalidArgument(f"no target {target}; inputs were measured by {values.shape[1]}")
         shape = tuple(len(labels) for labels in self.axes.values())
         if input is not None:
-            if input not in self.measured:
-                raise InvalidArgument(f"no input {input!r} was measured; there are {', '.join(self.measured)}")
             return NamedArray(self.measured[input][:, target].reshape(shape), self.axes)
         if len(self.measured) == 1:
             return self.array(self.inputs[0], target)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 from matplotlib.colors import LogNorm
-from plots import SEQUENTIAL, annotate_tokens, colorbar, new, save, title
+from plots import save
 from serving import arguments, connected
 
+from probewire.analysis.plots.style import SEQUENTIAL, colorbar, new, title, token_axis
 from probewire.clients import Generation
 
 MESSAGES = [{"role": "user", "content": "Name three colours of the rainbow."}]
@@ -36,7 +37,7 @@ def plot(result: Generation) -> None:
     image = axes.imshow(norms, origin="lower", aspect="auto", cmap=SEQUENTIAL, norm=LogNorm())
     axes.axvline(n_prompt - 0.5, color="white", linewidth=1.5)
     axes.text(n_prompt - 0.2, len(norms) - 1, "generated →", color="white", fontsize=8, va="top")
-    annotate_tokens(axes, tokens)
+    token_axis(axes, tokens)
     axes.set_ylabel("layer")
     title(
         axes,

@@ -12,9 +12,10 @@ from itertools import pairwise
 
 import matplotlib.patheffects as effects
 import numpy as np
-from plots import SEQUENTIAL, annotate_tokens, colorbar, new, save, title
+from plots import save
 from serving import arguments, connected
 
+from probewire.analysis.plots.style import SEQUENTIAL, colorbar, new, title, token_axis
 from probewire.clients import Client, TopK, capture, patch
 
 TEXT = "The Eiffel Tower is located in the city of Paris"
@@ -55,7 +56,7 @@ def plot(tokens: tuple[str, ...], words: np.ndarray, logprobs: np.ndarray, model
             word = words[layer, pos].replace("\n", "⏎").strip() or "␣"
             text = axes.text(pos, layer, word[:14], ha="center", va="center", fontsize=6.5, color="white")
             text.set_path_effects(outline)
-    annotate_tokens(axes, [f"{token}→{following}" for token, following in pairwise(tokens)], rotation=25)
+    token_axis(axes, [f"{token}→{following}" for token, following in pairwise(tokens)], rotation=25)
     axes.set_ylabel("layer whose stream is read")
     title(
         axes,

@@ -9,9 +9,10 @@ row of resid_pre from `clean`, inside the server: no activation crosses the wire
 from __future__ import annotations
 
 import numpy as np
-from plots import DIVERGING, annotate_tokens, colorbar, new, save, title
+from plots import save
 from serving import arguments, connected
 
+from probewire.analysis.plots.style import DIVERGING, colorbar, new, title, token_axis
 from probewire.clients import Client, Gather, Hook, capture, patch
 
 CLEAN = "When Mary and John went to the store, John gave a drink to"
@@ -63,7 +64,7 @@ def plot(restored: np.ndarray, tokens: tuple[str, ...], model: str) -> None:
     """Share of the clean answer that one patched row brings back."""
     figure, axes = new(8, 6)
     image = axes.imshow(restored, origin="lower", aspect="auto", cmap=DIVERGING, vmin=-1, vmax=1)
-    annotate_tokens(axes, tokens)
+    token_axis(axes, tokens)
     axes.set_xlabel("position patched (tokens of the corrupt prompt)")
     axes.set_ylabel("layer of resid_pre")
     title(

@@ -6,9 +6,10 @@ python examples/steering_vector.py [--url grpc://host:50051]
 from __future__ import annotations
 
 import numpy as np
-from plots import BLUE, GREY, ORANGE, new, save, title
+from plots import save
 from serving import arguments, connected
 
+from probewire.analysis.plots.style import BLUE, GREY, ORANGE, new, title
 from probewire.clients import Client, Gather, capture, steer
 
 GOOD = [

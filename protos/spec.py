@@ -63,7 +63,7 @@ __all__ = [
     "Zeros",
 ]
 
-MAX_HOOKS = 256
+MAX_HOOKS = 1024
 MAX_TOP_K = 4096
 MAX_NAME = 500
 """Letters of a site's name, which is remembered once parsed, and of a hook's id, which comes back with each tensor."""

@@ -35,6 +35,12 @@ class FakeOperations:
     def run(self, request: Any) -> AsyncIterator[list[Event]]:
         return _steps(self.service.run(request))
 
+    def gradients(self, request: Any) -> AsyncIterator[list[Event]]:
+        return _steps(self.service.gradients(request))
+
+    def sweep(self, request: Any) -> AsyncIterator[list[Event]]:
+        return _steps(self.service.sweep(request))
+
     async def load(self, request: Any) -> AsyncIterator[Any]:
         for progress in self.service.load(request):
             yield progress

@@ -4,6 +4,9 @@ A token is a character and its id the character's code. The value at a site is `
 coordinate, plus alpha·v for each `add` there. The next token is the previous one plus 1, plus the first coordinate of
 every `add` at resid_post (alpha·v[0]). Rows come in one frame a hook and step, before the step's token. A generation
 takes over its session's next revision between steps; `before_step` is called there, for tests that change it.
+
+A gradient is −value, and its metric the sum of the token ids, plus k at point k of a path. A sweep measures that sum
+plus 10·plan + target, and tells the last plans first, some at a time; `before_step` is called before each time.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from fake_sessions import N_LAYERS, FakeSessions, Followed, hook_id, resolved
@@ -19,7 +22,9 @@ from fake_sessions import N_LAYERS, FakeSessions, Followed, hook_id, resolved
 from probewire.protos.activity import ActivityReport
 from probewire.protos.edits import Add
 from probewire.protos.errors import Code, InvalidArgument, NotFound, error_from_code
+from probewire.protos.gradients import GradientsRequest, targets_of
 from probewire.protos.loading import HealthReport, LoadProgress, LoadRequest
+from probewire.protos.metrics import Measured
 from probewire.protos.model import (
     Event,
     Finished,
@@ -40,9 +45,11 @@ from probewire.protos.model import (
     TokenLogprob,
     Usage,
 )
+from probewire.protos.service import InferenceRequest
 from probewire.protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from probewire.protos.sites import AXES, LAYER_SITES, Site, SitePattern
 from probewire.protos.spec import Hook, Last, Mean, Norm, Plan, TopK
+from probewire.protos.sweeps import SweepRequest
 from probewire.protos.tensors import Array, Tensor, numpy_dtype
 
 D_MODEL, N_HEADS, VOCAB = 4, 2, 256
@@ -74,7 +81,7 @@ class FakeService:
     cancelled: threading.Event = field(default_factory=threading.Event)
     closed: bool = False
     stored: dict[str, tuple[StoredCapture, Array]] = field(default_factory=dict)
-    requests: list[GenerateRequest | RunRequest] = field(default_factory=list)
+    requests: list[InferenceRequest] = field(default_factory=list)
     live: FakeSessions = field(default_factory=FakeSessions)
     before_step: Callable[[int], None] = lambda index: None
     report: ActivityReport = ActivityReport()
@@ -131,6 +138,43 @@ class FakeService:
             yield from self._held(item, request.plan, held, 0)
             stored = self._store(item, request.plan, list(tokens), len(tokens))
             yield Finished(item.name, "run", Usage(len(tokens)), Timings(0.0, 0.25, 0.25), stored)
+
+    def gradients(self, request: GradientsRequest) -> Iterator[Event]:
+        self.requests.append(request)
+        followed = Followed(GenerateRequest(request.inputs, plan=request.plan), self.live)
+        yield self._started(request.inputs, request.plan)
+        for item in request.inputs:
+            if item.source_only:
+                continue
+            tokens, points = list(prompt_ids(item)), range(1 if request.path is None else request.path.steps)
+            yield Measured(item.name, Tensor.of(np.array([[sum(tokens) + k] for k in points], dtype=np.float64)))
+            for frame in self._frames(item, followed, tokens, range(len(tokens)), len(tokens), 0, {}):
+                capture = request.plan.hooks[frame.hook].capture
+                if capture is not None and capture.gradient:
+                    part = "_".join(filter(None, ("gradient", frame.part)))
+                    yield replace(frame, part=part, tensor=Tensor.of(-frame.tensor.numpy()))
+                else:
+                    yield frame
+            yield Finished(item.name, "run", Usage(len(tokens)), Timings(0.0, 0.25, 0.25))
+
+    def sweep(self, request: SweepRequest) -> Iterator[Event]:
+        self.requests.append(request)
+        finished = False
+        try:
+            yield self._started(request.inputs, request.base)
+            for item in (item for item in request.inputs if not item.source_only):
+                total, targets = sum(prompt_ids(item)), targets_of(item, request.targets)
+                left = list(range(len(request.plans)))
+                while left:
+                    self.before_step(len(left))
+                    plans, left = left[-3:], left[:-3]
+                    values = [[total + 10 * plan + target for target in range(len(targets))] for plan in plans]
+                    yield Measured(item.name, Tensor.of(np.array(values, dtype=np.float64)), tuple(plans))
+                finished = True
+                yield Finished(item.name, "run", Usage(len(prompt_ids(item))), Timings(0.0, 0.25, 0.25))
+        finally:
+            if not finished:
+                self.cancelled.set()
 
     def _started(self, inputs: tuple[Input, ...], plan: Plan, revision: int = 0) -> Started:
         for item in inputs:

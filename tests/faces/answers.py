@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from probewire.protos.assemble import CaptureKey, assemble
+from probewire.protos.metrics import Measured
 from probewire.protos.model import Event, Finished, Started, TensorFrame, Token
 from probewire.protos.tensors import Array, Tensor, numpy_dtype
 from probewire.protos.wire import from_json
@@ -39,6 +40,8 @@ class Answer:
     tokens: dict[str, list[Token]]
     arrays: dict[CaptureKey, Rows]
     finished: dict[str, tuple[Any, ...]]
+    measured: dict[str, Array]
+    """Input → [plan, target] (gradients: [point, 1]), float64."""
 
 
 def from_events(events: Iterable[Event]) -> Answer:
@@ -56,6 +59,7 @@ def from_events(events: Iterable[Event]) -> Answer:
         tokens,
         {key: Rows(capture.id, capture.positions, capture.array) for key, capture in captures.items()},
         {event.input: _ending(event) for event in found if isinstance(event, Finished)},
+        _metrics(event for event in found if isinstance(event, Measured)),
     )
 
 
@@ -65,6 +69,7 @@ def from_parts(
     tokens: Sequence[dict[str, Any]],
     arrays: dict[CaptureKey, Rows],
     finished: Sequence[dict[str, Any]],
+    measured: Sequence[dict[str, Any]] = (),
 ) -> Answer:
     """An answer out of the JSON of a whole answer."""
     given: dict[str, list[Token]] = {}
@@ -73,8 +78,24 @@ def from_parts(
         given.setdefault(token.input, []).append(token)
     endings = [from_json(Finished, item) for item in finished]
     return Answer(
-        _about(from_json(Started, started)), texts, given, arrays, {item.input: _ending(item) for item in endings}
+        _about(from_json(Started, started)),
+        texts,
+        given,
+        arrays,
+        {item.input: _ending(item) for item in endings},
+        _metrics(from_json(Measured, item) for item in measured),
     )
+
+
+def _metrics(events: Iterable[Measured]) -> dict[str, Array]:
+    """Every plan exactly once, in the order of the request, however they were sent."""
+    rows: dict[str, dict[int, Array]] = {}
+    for event in events:
+        values, own = event.values.numpy(), rows.setdefault(event.input, {})
+        for plan, row in zip(event.plans or range(len(values)), values, strict=True):
+            assert plan not in own, f"plan {plan} came twice"
+            own[plan] = row
+    return {name: np.stack([own[plan] for plan in range(len(own))]) for name, own in rows.items()}
 
 
 def _about(started: Started) -> tuple[Any, ...]:
@@ -125,6 +146,10 @@ def require_same(found: Answer, expected: Answer, *, openai: bool = False) -> No
     assert found.started == expected.started
     assert found.texts == expected.texts
     assert found.finished == expected.finished
+    assert found.measured.keys() == expected.measured.keys()
+    for name, values in expected.measured.items():
+        assert (found.measured[name].dtype, values.dtype) == (np.float64, np.float64)
+        assert found.measured[name].tolist() == values.tolist(), name
     fields = OPENAI_FIELDS if openai else TOKEN_FIELDS
     assert _told(found, fields) == _told(expected, fields)
     assert found.arrays.keys() == expected.arrays.keys()

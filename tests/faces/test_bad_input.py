@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import grpc
 import httpx
 import numpy as np
 import pytest
 
-from probewire.clients import Tensor
 from probewire.protos import probewire_pb2 as pb
-from probewire.protos.wire import to_json
-from tests.faces.serving import DEADLINE_S, LIMITS, Served
-
-PROMPT = "When Mary and John"
-GOOD_HOOK: dict[str, Any] = {"site": "resid_post.1", "capture": {}}
-
-
-def add(values: Any, **where: Any) -> dict[str, Any]:
-    """A hook that steers the middle layer."""
-    return {
-        "site": "resid_post.1",
-        "edit": {"add": {"vector": to_json(Tensor.of(np.array(values, np.float32)))}},
-        "where": where,
-    }
+from tests.faces.asking import GOOD_HOOK, PROMPT, add, called, fill, posted
+from tests.faces.serving import LIMITS, Served
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +61,6 @@ NEVER = Asked(max_new_tokens=6, stop="a stop string that never comes")
 # ---- faces: each sends what is asked and gives (code, message), or ("OK", the text or nothing) -----------------------
 
 Send = Callable[[Served, str, Asked], tuple[str, str]]
-STATUS = {"OK": 200, "INVALID_ARGUMENT": 422, "RESOURCE_EXHAUSTED": 413}
 
 
 def contract(model: str, asked: Asked, *, generates: bool) -> dict[str, Any]:
@@ -90,32 +74,6 @@ def contract(model: str, asked: Asked, *, generates: bool) -> dict[str, Any]:
     return body
 
 
-def fill(message: Any, data: dict[str, Any]) -> Any:
-    """The contract's JSON as a message, unchecked: no value class of ours sees it."""
-    for name, value in data.items():
-        field, part = message.DESCRIPTOR.fields_by_name[name], getattr(message, name)
-        if field.message_type is None:
-            if field.is_repeated:
-                part.extend(value)
-            else:
-                setattr(message, name, base64.b64decode(value) if field.type == field.TYPE_BYTES else value)
-        elif field.is_repeated:
-            for item in value:
-                fill(part.add(), item)
-        else:
-            part.SetInParent()
-            fill(part, {"values": value} if isinstance(value, list) else value)
-    return message
-
-
-def called(served: Served, method: str, request: bytes) -> tuple[str, list[bytes] | str]:
-    """A call with bytes as they are: the messages of the answer, or what the status says."""
-    try:
-        return "OK", list(served.channel.unary_stream(f"/probewire.v1.{method}")(request, timeout=DEADLINE_S))
-    except grpc.RpcError as error:
-        return error.code().name, error.details() or ""
-
-
 def over_grpc(served: Served, model: str, asked: Asked, *, generates: bool) -> tuple[str, str]:
     message = fill(pb.GenerateRequest() if generates else pb.RunRequest(), contract(model, asked, generates=generates))
     code, answer = called(served, f"Inference/{'Generate' if generates else 'Run'}", message.SerializeToString())
@@ -124,19 +82,6 @@ def over_grpc(served: Served, model: str, asked: Asked, *, generates: bool) -> t
     events = [event for data in answer for event in pb.Events.FromString(data).events]
     assert events[-1].WhichOneof("kind") == "finished"
     return code, "".join(event.token.text for event in events)
-
-
-def posted(served: Served, path: str, body: object, read: Callable[[Any], str] = lambda body: "") -> tuple[str, str]:
-    """Post JSON, or bytes as they are."""
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    response = served.web.post(path, content=content)
-    if response.status_code == 200:
-        return "OK", read(response)
-    error = response.json()["error"]
-    assert response.status_code == STATUS[error["code"]], response.text
-    assert error["type"] == "invalid_request_error" or response.status_code == 413
-    assert error["request_id"] == response.headers["x-request-id"]
-    return error["code"], error["message"]
 
 
 def over_rest(served: Served, model: str, asked: Asked, *, operation: str, answer: str) -> tuple[str, str]:
@@ -216,6 +161,8 @@ def test_a_stop_string_that_never_comes_is_no_error(served: Served, model: str, 
 PATHS = (
     "/v1/generate",
     "/v1/run",
+    "/v1/gradients",
+    "/v1/sweep",
     "/v1/tokenize",
     "/v1/models/load",
     "/v1/models/unload",
@@ -228,6 +175,8 @@ PATHS = (
 METHODS = (
     "Inference/Generate",
     "Inference/Run",
+    "Inference/Gradients",
+    "Inference/Sweep",
     "Models/List",
     "Models/Load",
     "Models/Unload",
@@ -262,6 +211,7 @@ def test_malformed_json_is_refused(served: Served, name: str) -> None:
 def test_unknown_fields_are_refused_by_name(served: Served, path: str) -> None:
     body = {"text": PROMPT, "model": "torch", "prompt": PROMPT, "messages": [{"role": "user", "content": PROMPT}]}
     kept = {"/v1/generate": "text", "/v1/run": "text", "/v1/tokenize": "text", "/v1/completions": "prompt"}
+    kept |= {"/v1/gradients": "text", "/v1/sweep": "text"}
     body = {name: body[name] for name in (kept.get(path, "messages"), "model")}
     if path.startswith("/v1/models"):
         body = {"model": "torch"}

@@ -24,7 +24,11 @@ from probewire.clients import (
     capture,
     steer,
 )
+from probewire.protos.gradients import GradientsRequest, IntegratedPath
+from probewire.protos.metrics import Coordinate, Kl, LogitDifference, LogProb, Target, TopLogits
 from probewire.protos.model import GenerateRequest, RunRequest
+from probewire.protos.spec import Capture
+from probewire.protos.sweeps import SweepRequest
 from probewire.server.config import WorkerConfig
 from probewire.server.inprocess import InProcessService
 from probewire.server.local import LocalModel
@@ -53,13 +57,47 @@ PATCHED = Plan(
     )
 )
 
+GRADIENTS = Plan(
+    (
+        steer("resid_post.0", VECTOR, alpha=0.5),
+        capture("mlp_act.*", id="value"),
+        Hook("mlp_act.*", capture=Capture(gradient=True), id="gradient"),
+        Hook("attn_scores.1", capture=Capture(gradient=True, dtype="float16"), where=Where(positions=(3, -1))),
+        Hook("logits", capture=Capture(gradient=True, reduce=TopK(4)), id="top"),
+        Hook("embed", capture=Capture(gradient=True, reduce=Mean()), id="mean"),
+    )
+)
+ALONG = Plan(tuple(Hook(site, capture=Capture(gradient=True), id=site) for site in ("embed", "z.2")))
+PAIR = (Input(CLEAN, name="0"), Input(CORRUPT, name="1"))
+SOURCED = (Input(CLEAN, name="0"), Input(CORRUPT, name="1", source_only=True))
+SWEPT = tuple(
+    Plan((Hook(f"resid_pre.{layer}", edit=Replace(FromInput("1")), where=Where(positions=(position,))),))
+    for layer in range(3)
+    for position in range(1, 20, 3)
+)
+
 REQUESTS: dict[str, Request] = {
     "text": GenerateRequest((Input(CLEAN),), plan=STEERED, sampling=SAMPLING),
     "chat": GenerateRequest((Input(messages=(Message("user", CLEAN),)),), plan=STEERED, sampling=SAMPLING),
     "patched": GenerateRequest((Input(CLEAN, name="0"), Input(CORRUPT, name="1")), plan=PATCHED, sampling=SAMPLING),
     "run": RunRequest((Input(CLEAN, name="0"), Input(CORRUPT, name="1")), plan=PATCHED),
+    "gradients": GradientsRequest(
+        PAIR,
+        (Target(TopLogits(5, -2, centred=True), ("0",)), Target(Coordinate("mlp_act.1", 4, 9), ("1",))),
+        plan=GRADIENTS,
+        rules=("ln", "half"),
+        direct=True,
+    ),
+    "path": GradientsRequest(SOURCED, (Target(Kl("1")),), plan=ALONG, path=IntegratedPath("1", 3)),
+    "sweep": SweepRequest(
+        SOURCED,
+        (Target(LogitDifference((5,), (9, 30))), Target(LogProb(7, -3))),
+        (*SWEPT, Plan()),
+        base=Plan((steer("resid_post.0", VECTOR, alpha=0.5),)),
+    ),
 }
 """The names of two prompts are those that OpenAI's completions give them."""
+MEASURES = ("gradients", "path", "sweep")
 PAIRS = [
     pytest.param(way, name, id=f"{way}-{name}")
     for name, request in REQUESTS.items()
@@ -90,6 +128,8 @@ def inprocess(request: pytest.FixtureRequest, served: Served) -> Generator[Clien
 
 def test_the_requests_do_what_they_say(expected: dict[tuple[str, str], Answer]) -> None:
     for (_, name), answer in expected.items():
+        if name in MEASURES:
+            continue
         assert {rows.id for rows in answer.arrays.values()} >= {"stream", "mean"}
         sites = [key.site for key in answer.arrays if key.input == next(iter(REQUESTS[name].inputs)).name]
         assert len(sites) == 3 + 1 + 1 + 2 + 1
@@ -98,6 +138,24 @@ def test_the_requests_do_what_they_say(expected: dict[tuple[str, str], Answer]) 
             for token in (token for tokens in answer.tokens.values() for token in tokens):
                 assert token.id in [top.id for top in token.top], "the sampled token is named, likeliest or not"
                 assert len(token.top) in (3, 4)
+
+
+def test_what_is_measured_is_there(expected: dict[tuple[str, str], Answer]) -> None:
+    for model in BACKENDS:
+        found = expected[model, "gradients"]
+        parts = [(key.site, key.part) for key in found.arrays if key.input == "0"]
+        values, gradients = ([(f"mlp_act.{layer}", part) for layer in range(3)] for part in ("", "gradient"))
+        whole = [("attn_scores.1", "gradient"), ("embed", "gradient")]
+        top = [("logits", "gradient_value"), ("logits", "gradient_index")]
+        assert sorted(parts) == sorted([*values, *gradients, *whole, *top])
+        assert {name: values.shape for name, values in found.measured.items()} == {"0": (1, 1), "1": (1, 1)}
+        assert expected[model, "path"].measured["0"].shape == (3, 1)
+        assert expected[model, "path"].measured["0"][0, 0] == pytest.approx(0.0, abs=1e-5), "it begins at the other"
+        swept = expected[model, "sweep"].measured
+        assert {name: values.shape for name, values in swept.items()} == {"0": (len(SWEPT) + 1, 2)}
+        assert (swept["0"].std(axis=0) > 1e-3).all()
+        for answer in (expected[model, name] for name in MEASURES):
+            assert all(np.isfinite(rows.array.astype(np.float64)).all() for rows in answer.arrays.values())
 
 
 @pytest.mark.parametrize(("way", "name"), PAIRS)

@@ -21,6 +21,7 @@ import trustme
 from probewire.clients import Client
 from probewire.protos.edits import Add
 from probewire.protos.errors import NotFound, PermissionDenied, ProbewireError, Unauthenticated
+from probewire.protos.metrics import Logit
 from probewire.protos.model import GenerateRequest, Input, Sampling, Started, Token
 from probewire.protos.sessions import CreateSessionRequest, UpdateSessionRequest
 from probewire.protos.spec import Capture, Hook, Plan
@@ -97,8 +98,15 @@ def test_http_says_how_to_authenticate(box: Served) -> None:
 def test_roles(connect: Callable[[str], Client]) -> None:
     with connect("vic") as viewer, connect("ada") as researcher:
         assert {info.id for info in viewer.models()} == {"torch", "mlx"}
-        with pytest.raises(PermissionDenied, match="vic is a viewer"):
-            viewer.generate(PROMPT, model="torch")
+        for forbidden in (
+            lambda: viewer.generate(PROMPT, model="torch"),
+            lambda: viewer.gradients(PROMPT, Logit(5), at="embed", model="torch"),
+            lambda: viewer.sweep(PROMPT, Logit(5), [[]], model="torch", progress=False),
+        ):
+            with pytest.raises(PermissionDenied, match="vic is a viewer"):
+                forbidden()
+        assert researcher.gradients(PROMPT, Logit(5), at="embed", model="torch").gradients["embed"].any()
+        assert researcher.sweep(PROMPT, Logit(5), [[]], model="torch", progress=False).array().shape == (1,)
         with pytest.raises(PermissionDenied, match=r"Models\.Unload needs the role admin"):
             researcher.unload("torch")
         with pytest.raises(PermissionDenied, match="admin"):

@@ -14,7 +14,11 @@ from probewire.clients import Client
 from probewire.protos import probewire_pb2 as pb
 from probewire.protos.delimited import iter_delimited
 from probewire.protos.events import FrameAssembler, decode_events
+from probewire.protos.gradients import GradientsRequest
+from probewire.protos.metrics import Measured
 from probewire.protos.model import Event, Finished, GenerateRequest, RunRequest, Started, TensorFrame, Token
+from probewire.protos.service import InferenceRequest
+from probewire.protos.sweeps import SweepRequest
 from probewire.protos.tensors import Tensor
 from probewire.protos.wire import from_json, to_json, to_proto
 from tests.faces.answers import Answer, Rows, frame_of, from_events, from_parts, key_of, rows_of
@@ -22,13 +26,19 @@ from tests.faces.serving import DEADLINE_S, Served
 
 __all__ = ["GENERATE_ONLY", "WAYS", "Request", "Way", "raw_grpc"]
 
-Request = GenerateRequest | RunRequest
+Request = InferenceRequest
+OPERATIONS: dict[type, str] = {
+    GenerateRequest: "generate",
+    RunRequest: "run",
+    GradientsRequest: "gradients",
+    SweepRequest: "sweep",
+}
 Way = Callable[[Served, Request], Answer]
 
 
 def raw_grpc(served: Served, request: Request) -> Answer:
     """No code of ours but the stubs and the decoder."""
-    method = "Generate" if isinstance(request, GenerateRequest) else "Run"
+    method = OPERATIONS[type(request)].capitalize()
     assembler = FrameAssembler()
     call = served.channel.unary_stream(f"/probewire.v1.Inference/{method}", None, pb.Events.FromString)
     messages = call(to_proto(request).SerializeToString(), timeout=DEADLINE_S)
@@ -49,8 +59,7 @@ def http_client(served: Served, request: Request) -> Answer:
 
 def client_answer(client: Client, request: Request) -> Answer:
     """What a client's transport hands on."""
-    transport = client._transport
-    return from_events(transport.generate(request) if isinstance(request, GenerateRequest) else transport.run(request))
+    return from_events(getattr(client._transport, OPERATIONS[type(request)])(request))
 
 
 def rest_json(served: Served, request: Request) -> Answer:
@@ -68,14 +77,14 @@ def rest_safetensors(served: Served, request: Request) -> Answer:
     body = _posted(served, request, format="safetensors").content
     head = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
     told = {name: json.loads(text) for name, text in head["__metadata__"].items()}
-    dtypes = {"F32": "float32", "I64": "int64", "I32": "int32"}
+    dtypes = {"F32": "float32", "F16": "float16", "I64": "int64", "I32": "int32"}
     files: Any = safetensors  # not annotated
     arrays: dict[Any, Rows] = {}
     for name, found in files.deserialize(body):
         about = told["tensors"][name]
         tensor = Tensor(dtypes[found["dtype"]], tuple(found["shape"]), bytes(found["data"]))
         arrays[key_of(about)] = Rows(about["id"], tuple(about["positions"]), tensor.numpy())
-    return from_parts(told["started"], told["text"], told["tokens"], arrays, told["finished"])
+    return from_parts(told["started"], told["text"], told["tokens"], arrays, told["finished"], told["measured"])
 
 
 def rest_event_stream(served: Served, request: Request) -> Answer:
@@ -98,20 +107,21 @@ def rest_binary_stream(served: Served, request: Request) -> Answer:
 
 
 def _posted(served: Served, request: Request, **options: str) -> httpx.Response:
-    path = "/v1/generate" if isinstance(request, GenerateRequest) else "/v1/run"
-    response = served.web.post(path, json={**to_json(request), **options})
+    response = served.web.post(f"/v1/{OPERATIONS[type(request)]}", json={**to_json(request), **options})
     assert response.status_code == 200, response.text
     return response
 
 
 def _whole(body: dict[str, Any]) -> Answer:
-    return from_parts(body["started"], body["text"], body["tokens"], rows_of(body["tensors"]), body["finished"])
+    arrays = rows_of(body["tensors"])
+    return from_parts(body["started"], body["text"], body["tokens"], arrays, body["finished"], body["measured"])
 
 
 _KINDS: dict[str, type[Any]] = {
     "started": Started,
     "token": Token,
     "tensor_frame": TensorFrame,
+    "measured": Measured,
     "finished": Finished,
 }
 

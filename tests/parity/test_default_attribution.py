@@ -18,7 +18,7 @@ RELP = ("ln", "identity", "half", "ah")
 
 RANK = 0.999
 """Least Spearman correlation."""
-ERROR = 2e-3
+ERROR = 1e-4
 """Greatest relative error of whole tensors (their largest difference over their largest value), float32."""
 
 

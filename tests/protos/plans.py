@@ -1,7 +1,8 @@
-"""Hypothesis strategies for plans: every edit, source, reduction and filter that the contract has."""
+"""Hypothesis strategies for plans and what is measured under them: everything that the contract has."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,18 @@ from probewire.protos.edits import (
     Stored,
     Zeros,
 )
+from probewire.protos.gradients import RULES, GradientsRequest, IntegratedPath
+from probewire.protos.metrics import (
+    Coordinate,
+    Kl,
+    Logit,
+    LogitDifference,
+    LogProb,
+    Measured,
+    Target,
+    TopLogits,
+)
+from probewire.protos.model import Input
 from probewire.protos.sites import GLOBAL_SITES, LAYER_SITES
 from probewire.protos.spec import (
     Capture,
@@ -38,6 +51,7 @@ from probewire.protos.spec import (
     TopK,
     Where,
 )
+from probewire.protos.sweeps import SweepRequest
 from probewire.protos.tensors import DTYPES, FLOAT_DTYPES, Tensor
 
 numbers = st.floats(-1e6, 1e6, allow_nan=False, width=64)
@@ -95,9 +109,13 @@ reductions = st.one_of(
     st.builds(Gather, st.lists(positive, min_size=1, max_size=3, unique=True).map(tuple)),
     st.builds(NextLogprob),
 )
-captures = st.builds(
-    Capture, st.booleans(), st.none() | st.sampled_from(FLOAT_DTYPES), st.none() | reductions
-) | st.just(Capture(store=True))
+captures = st.builds(Capture, st.booleans(), st.none() | st.sampled_from(FLOAT_DTYPES), st.none() | reductions)
+captures |= st.just(Capture(store=True)) | st.builds(
+    Capture,
+    dtype=st.none() | st.sampled_from(FLOAT_DTYPES),
+    reduce=st.none() | reductions.filter(lambda reduce: not isinstance(reduce, NextLogprob)),
+    gradient=st.just(True),
+)
 sites = st.one_of(
     st.sampled_from(list(GLOBAL_SITES)),
     st.tuples(st.sampled_from(list(LAYER_SITES)), st.sampled_from(["0", "31", "*", "2:9", ":4", "7:"])).map(".".join),
@@ -128,3 +146,57 @@ hooks = st.builds(
     st.none() | st.lists(names, min_size=1, max_size=2).map(tuple),
 )
 plans = st.builds(Plan, st.lists(hooks, max_size=4).map(tuple))
+
+positions = st.integers(-50, 50)
+token_lists = st.lists(positive, min_size=1, max_size=3, unique=True).map(tuple)
+metrics = st.one_of(
+    st.builds(Logit, positive, positions, st.booleans()),
+    st.builds(LogitDifference, token_lists, token_lists, positions),
+    st.builds(TopLogits, st.integers(1, 100), positions, st.booleans()),
+    st.builds(LogProb, positive, positions),
+    st.builds(Kl, names, positions, st.none() | positions),
+    st.builds(Coordinate, st.sampled_from(["mlp_act.3", "embed"]), positions, positive, st.none() | positive),
+    st.builds(Coordinate, st.just("z.1"), positions, head=positive, direction=tensors(1)),
+)
+paths = st.builds(IntegratedPath, names, st.integers(1, 64), st.sampled_from(["embed", "resid_mid.2"]))
+rules = st.lists(st.sampled_from(RULES), max_size=4).map(tuple)
+_inputs = st.lists(names, min_size=1, max_size=3, unique=True).map(
+    lambda found: tuple(Input(token_ids=(1, i), name=name, source_only=i > 1) for i, name in enumerate(found))
+)
+
+
+def _targets(inputs: tuple[Input, ...], most: int) -> st.SearchStrategy[tuple[Target, ...]]:
+    """For each input that is measured some of its own, or now and then the same for all."""
+    measured = [item.name for item in inputs if not item.source_only]
+    each = [
+        st.lists(st.builds(Target, metrics, st.just((name,))), min_size=1, max_size=most).map(tuple)
+        for name in measured
+    ]
+    return st.tuples(*each).map(lambda found: sum(found, ())) | metrics.map(lambda metric: (Target(metric),))
+
+
+gradients_requests = _inputs.flatmap(
+    lambda inputs: st.builds(
+        GradientsRequest,
+        st.just(inputs),
+        _targets(inputs, 1),
+        names,
+        plans,
+        rules,
+        st.booleans(),
+        st.none() | paths,
+    )
+)
+edit_plans = st.builds(Plan, st.lists(hooks.map(lambda hook: replace(hook, capture=None)), max_size=3).map(tuple))
+sweep_requests = _inputs.flatmap(
+    lambda inputs: st.builds(
+        SweepRequest,
+        st.just(inputs),
+        _targets(inputs, 3),
+        st.lists(edit_plans, min_size=1, max_size=3).map(tuple),
+        names,
+        edit_plans,
+        st.booleans(),
+    )
+)
+measured = st.builds(Measured, names, tensors(2, dtypes=("float64",)), st.lists(positive, max_size=4).map(tuple))

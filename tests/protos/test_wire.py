@@ -13,11 +13,14 @@ from hypothesis import given, settings, strategies as st
 from probewire.protos import probewire_pb2 as pb
 from probewire.protos.edits import Add, Scale
 from probewire.protos.errors import InvalidArgument
+from probewire.protos.gradients import GradientsRequest
+from probewire.protos.metrics import Logit, Measured, Target
 from probewire.protos.model import GenerateRequest, Input, Message, RunRequest, Sampling
 from probewire.protos.spec import Capture, Hook, Plan, Where
+from probewire.protos.sweeps import SweepRequest
 from probewire.protos.tensors import DTYPES, Tensor
 from probewire.protos.wire import from_json, from_proto, parse, to_json, to_proto
-from tests.protos.plans import plans, tensors
+from tests.protos.plans import gradients_requests, measured, plans, sweep_requests, tensors
 
 
 @settings(max_examples=150, deadline=None)
@@ -32,6 +35,18 @@ def test_any_plan_survives_protobuf(plan: Plan) -> None:
 def test_any_plan_survives_json(plan: Plan, style: Any) -> None:
     data = json.loads(json.dumps(to_json(plan, tensors=style), allow_nan=False))
     assert from_json(Plan, data) == plan
+
+
+@settings(max_examples=100, deadline=None)
+@given(gradients_requests | sweep_requests | measured, st.sampled_from(["base64", "list"]))
+def test_what_is_measured_survives(value: GradientsRequest | SweepRequest | Measured, style: Any) -> None:
+    kind = type(value)
+    message = getattr(pb, kind.__name__)
+    assert from_proto(kind, parse(message, to_proto(value).SerializeToString())) == value
+    found = from_json(kind, json.loads(json.dumps(to_json(value, tensors=style), allow_nan=False)))
+    assert found == value
+    if isinstance(found, Measured):
+        assert found.values.dtype == "float64"
 
 
 @settings(max_examples=60, deadline=None)
@@ -104,6 +119,19 @@ def test_absent_fields_take_their_defaults() -> None:
     assert hook == Hook("resid_post.1", edit=Scale(2.0))
     assert from_proto(Sampling, pb.Sampling()) == Sampling()
     assert from_proto(Add, pb.Add(vector=to_proto(Tensor.of([1.0])))).alpha == 1.0
+
+
+def test_absent_fields_of_what_is_measured_take_their_defaults() -> None:
+    target = pb.Target(metric=pb.Metric(logit=pb.Logit(token=5)))
+    inputs = [pb.Input(name="a", text="x")]
+    asked = from_proto(GradientsRequest, pb.GradientsRequest(inputs=inputs, targets=[target]))
+    assert asked == GradientsRequest((Input("x", name="a"),), (Target(Logit(5)),))
+    assert (asked.targets[0].metric, asked.targets[0].inputs, asked.path) == (Logit(5, -1), None, None)
+    swept = from_proto(SweepRequest, pb.SweepRequest(inputs=inputs, targets=[target], plans=[pb.Plan()]))
+    assert (swept.share, swept.plans, swept.base) == (True, (Plan(),), Plan())
+    body = {"inputs": [{"text": "x"}], "targets": [{"metric": {"logit": {"token": 5}}}], "plans": [{}]}
+    assert from_json(SweepRequest, body).share is True
+    assert from_json(SweepRequest, {**body, "share": False}).share is False
 
 
 @pytest.mark.parametrize(

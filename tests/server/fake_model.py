@@ -15,7 +15,9 @@ import ml_dtypes
 import numpy as np
 
 from probewire.protos.errors import Code, FailedPrecondition, InvalidArgument, NotFound, error_from_code
+from probewire.protos.gradients import GradientsRequest, targets_of
 from probewire.protos.loading import HealthReport, LoadProgress, LoadRequest
+from probewire.protos.metrics import Measured
 from probewire.protos.model import (
     Event,
     Finished,
@@ -35,8 +37,10 @@ from probewire.protos.model import (
     TokenLogprob,
     Usage,
 )
+from probewire.protos.service import InferenceRequest
 from probewire.protos.sites import ATTENTION_SITES, LAYER_SITES, Site, SitePattern
 from probewire.protos.spec import Hook, Last, Mean, Plan
+from probewire.protos.sweeps import SweepRequest
 from probewire.protos.tensors import Array, Tensor
 
 N_LAYERS, D_MODEL, N_HEADS, D_HEAD, VOCAB = 3, 4, 2, 2, 128
@@ -106,7 +110,7 @@ def render(item: Input) -> list[int]:
 class FakeOperations:
     """What it was asked is in `requests`; how many streams were closed before their end is in `cancelled`."""
 
-    requests: list[GenerateRequest | RunRequest | LoadRequest] = field(default_factory=list)
+    requests: list[InferenceRequest | LoadRequest] = field(default_factory=list)
     cancelled: int = 0
     running: int = 0
     ready: bool = True
@@ -125,8 +129,16 @@ class FakeOperations:
         async for events in self._guarded(request, self._run(request)):
             yield events
 
+    async def gradients(self, request: GradientsRequest) -> AsyncIterator[list[Event]]:
+        async for events in self._guarded(request, self._gradients(request)):
+            yield events
+
+    async def sweep(self, request: SweepRequest) -> AsyncIterator[list[Event]]:
+        async for events in self._guarded(request, self._sweep(request)):
+            yield events
+
     async def _guarded(
-        self, request: GenerateRequest | RunRequest, stream: AsyncIterator[list[Event]]
+        self, request: InferenceRequest, stream: AsyncIterator[list[Event]]
     ) -> AsyncIterator[list[Event]]:
         self.requests.append(request)
         self._info(request.model)
@@ -171,7 +183,28 @@ class FakeOperations:
             found: list[Event] = [*frames(request.plan, item, list(range(n)), n, 0)]
             yield [*found, Finished(item.name, "run", Usage(n))]
 
-    async def _trick(self, request: GenerateRequest | RunRequest, step: int | None) -> None:
+    async def _gradients(self, request: GradientsRequest) -> AsyncIterator[list[Event]]:
+        await self._trick(request, None)
+        yield [self._started(request, request.plan, self._info(request.model))]
+        for item in (item for item in request.inputs if not item.source_only):
+            ids = render(item)
+            found = frames(request.plan, item, list(range(len(ids))), len(ids), 0)
+            measured = Measured(item.name, Tensor.of(np.array([[sum(ids)]], dtype=np.float64)))
+            yield [measured, *found, Finished(item.name, "run", Usage(len(ids)))]
+
+    async def _sweep(self, request: SweepRequest) -> AsyncIterator[list[Event]]:
+        """Each plan's own index, a step a plan; target t adds t/10."""
+        await self._trick(request, None)
+        yield [self._started(request, request.base, self._info(request.model))]
+        for item in (item for item in request.inputs if not item.source_only):
+            n_targets = len(targets_of(item, request.targets))
+            for plan in range(len(request.plans)):
+                await self._trick(request, plan)
+                values = np.array([[plan + target / 10 for target in range(n_targets)]])
+                yield [Measured(item.name, Tensor.of(values), (plan,))]
+            yield [Finished(item.name, "run", Usage(len(render(item))))]
+
+    async def _trick(self, request: InferenceRequest, step: int | None) -> None:
         for item in request.inputs:
             match = _TRICK.search("".join(map(chr, render(item))))
             if match is None or (None if match["after"] is None else int(match["after"])) != step:
@@ -182,7 +215,7 @@ class FakeOperations:
                 raise RuntimeError("a secret of the server")
             await asyncio.Event().wait()
 
-    def _started(self, request: GenerateRequest | RunRequest, plan: Plan, info: ModelInfo) -> Started:
+    def _started(self, request: InferenceRequest, plan: Plan, info: ModelInfo) -> Started:
         hooks = [
             ResolvedHook(i, hook.id or f"hook{i}", tuple(str(s) for s in SitePattern.parse(hook.site).expand(N_LAYERS)))
             for i, hook in enumerate(plan.hooks)

@@ -1,7 +1,7 @@
 """A model that is none, for worker processes: operations whose behaviour a test writes into the prompt.
 
 The prompt is JSON: `bytes` a token, `interval_s` between tokens, `fail` (a code, or "bug") after the first token, and
-`hang` to stop answering health probes. The model's name may ask for trouble while loading: `fake/slow`, `fake/broken`,
+`hang` to stop answering health probes; a sweep takes `interval_s` a plan. The model's name may ask for trouble while loading: `fake/slow`, `fake/broken`,
 `fake/bug`.
 """
 
@@ -13,7 +13,9 @@ import sys
 from collections.abc import AsyncIterator
 
 from probewire.protos.errors import Code, InvalidArgument, NotFound, error_from_code
+from probewire.protos.gradients import GradientsRequest
 from probewire.protos.loading import HealthReport, LoadProgress, LoadRequest
+from probewire.protos.metrics import Measured
 from probewire.protos.model import (
     Event,
     Finished,
@@ -29,6 +31,7 @@ from probewire.protos.model import (
     TokenizeRequest,
     Usage,
 )
+from probewire.protos.sweeps import SweepRequest
 from probewire.protos.tensors import Tensor
 from probewire.server.config import Report, WorkerConfig
 
@@ -87,6 +90,27 @@ class FakeOperations:
 
     async def run(self, request: RunRequest) -> AsyncIterator[list[Event]]:
         yield [self._started(), *self._step(0, 4), Finished("input", "run", Usage(3))]
+
+    async def gradients(self, request: GradientsRequest) -> AsyncIterator[list[Event]]:
+        frame = TensorFrame("input", 0, "h", ("embed",), (0,), 0, Tensor("uint8", (1, 4), pattern(0, 4)), "gradient")
+        measured = Measured("input", Tensor("float64", (1, 1), bytes(8)))
+        yield [self._started(), measured, frame, Finished("input", "run", Usage(3))]
+
+    async def sweep(self, request: SweepRequest) -> AsyncIterator[list[Event]]:
+        script = json.loads(request.inputs[0].text or "{}")
+        self.active += 1
+        try:
+            yield [self._started()]
+            for plan in range(len(request.plans)):
+                await asyncio.sleep(script.get("interval_s", 0))
+                self.steps += 1
+                yield [Measured("input", Tensor("float64", (1, 1), bytes(8)), (plan,))]
+            yield [Finished("input", "run", Usage(3))]
+        except (asyncio.CancelledError, GeneratorExit):
+            self.cancelled += 1
+            raise
+        finally:
+            self.active -= 1
 
     async def models(self) -> list[ModelInfo]:
         return [await self.describe("")]

@@ -105,6 +105,8 @@ def test_errors_survive_the_way_as_json() -> None:
         ("/v1/generate", {"text": "hang"}),
         ("/v1/generate", {"text": "hang@1"}),
         ("/v1/run", {"text": "hang@0"}),
+        ("/v1/gradients", {"text": "hang", "metric": {"logit": {"token": 1}}}),
+        ("/v1/sweep", {"text": "hang@1", "metric": {"logit": {"token": 1}}, "plans": [{}, {}]}),
         ("/v1/completions", {"prompt": "hang@1"}),
         ("/v1/activations/patch", {"prompt": "hang@1", "interventions": [{"layer_name": "model.layers.0"}]}),
     ],

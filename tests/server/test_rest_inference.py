@@ -1,4 +1,4 @@
-"""Generate and run over REST, in every form that an answer has."""
+"""What runs a model over REST, in every form that an answer has."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from rest_caller import HOOK, SAFETENSORS, Caller, error_of, safetensors_of, sse
 
 from probewire.protos.assemble import assemble
 from probewire.protos.delimited import MEDIA_TYPE, iter_delimited
+from probewire.protos.gradients import GradientsRequest
+from probewire.protos.metrics import Logit, LogProb, Measured, Target
 from probewire.protos.model import Finished, GenerateRequest, RunRequest, Started, TensorFrame, Token
-from probewire.protos.spec import Capture, Hook
+from probewire.protos.spec import Capture, Hook, Plan
+from probewire.protos.sweeps import SweepRequest
 from probewire.protos.wire import from_json
 
 
@@ -153,3 +156,63 @@ def test_an_answer_that_cannot_be_is_refused(call: Caller, body: dict[str, Any],
     assert response.status_code == 422
     assert message in error_of(response)["message"]
     assert call.operations.requests == []
+
+
+# ---- gradients and sweeps --------------------------------------------------------------------------------------------
+
+GRADIENT = {"site": "resid_post.1", "capture": {"gradient": True}}
+METRIC = {"logit": {"token": 5}}
+
+
+def test_the_short_forms_of_what_is_measured(call: Caller) -> None:
+    call.post("/v1/gradients", {"text": "Hi", "hooks": [GRADIENT], "metric": METRIC, "rules": ["ln"]})
+    long = {"inputs": [{"text": "Hi"}], "plan": {"hooks": [GRADIENT]}, "targets": [{"metric": METRIC}], "rules": ["ln"]}
+    call.post("/v1/gradients", long)
+    scale = {"site": "embed", "edit": {"scale": {"factor": 0.5}}}
+    call.post("/v1/sweep", {"text": "Hi", "hooks": [scale], "metric": METRIC, "plans": [{"hooks": [scale]}, {}]})
+    short, written, sweep = call.operations.requests
+    assert short == written
+    assert isinstance(short, GradientsRequest)
+    assert (short.targets, short.rules) == ((Target(Logit(5)),), ("ln",))
+    assert short.plan.hooks == (Hook("resid_post.1", capture=Capture(gradient=True)),)
+    assert isinstance(sweep, SweepRequest)
+    assert [len(plan.hooks) for plan in (sweep.base, *sweep.plans)] == [1, 1, 0]
+    assert sweep.targets == (Target(Logit(5)),)
+
+
+def test_a_whole_answer_tells_what_was_measured(call: Caller) -> None:
+    answer = call.post("/v1/gradients", {"text": "Hi", "hooks": [GRADIENT], "metric": METRIC}).json()
+    assert (answer["tokens"], answer["text"]) == ([], {})
+    [found] = (from_json(Measured, item) for item in answer["measured"])
+    assert (found.input, found.values.numpy().tolist(), found.plans) == ("input", [[72 + 105]], ())
+    assert [tensor["site"] for tensor in answer["tensors"]] == ["resid_post.1"]
+    targets = [{"metric": METRIC}, {"metric": {"log_prob": {"token": 6}}}]
+    body = {"text": "Hi", "targets": targets, "plans": [{}, {}, {}]}
+    for form in ("json", "safetensors"):
+        response = call.post("/v1/sweep", {**body, "format": form})
+        told = response.json() if form == "json" else safetensors_of(response)[1]
+        found = [from_json(Measured, item) for item in told["measured"]]
+        assert [event.plans for event in found] == [(0,), (1,), (2,)]
+        assert [event.values.numpy().tolist() for event in found] == [[[0.0, 0.1]], [[1.0, 1.1]], [[2.0, 2.1]]]
+    request = call.operations.requests[-1]
+    assert isinstance(request, SweepRequest)
+    assert request.targets == (Target(Logit(5)), Target(LogProb(6)))
+    assert request.plans == (Plan(), Plan(), Plan())
+
+
+def test_a_sweep_is_told_as_it_goes(call: Caller) -> None:
+    body = {"text": "Hi", "metric": METRIC, "plans": [{}, {}], "stream": True}
+    events = sse(call.post("/v1/sweep", body))
+    assert [name for name, _ in events] == ["started", "measured", "measured", "finished"]
+    assert [from_json(Measured, data).plans for name, data in events if name == "measured"] == [(0,), (1,)]
+    lines = [json.loads(line) for line in call.post("/v1/sweep", {**body, "format": "ndjson"}).text.splitlines()]
+    assert [next(iter(line)) for line in lines] == ["started", "measured", "measured", "finished"]
+    events = list(iter_delimited([call.post("/v1/sweep", {**body, "format": "protobuf"}).content]))
+    assert [type(event) for event in events] == [Started, Measured, Measured, Finished]
+
+
+def test_a_sweep_that_fails_midway_says_so(call: Caller) -> None:
+    body = {"text": "raise:RESOURCE_EXHAUSTED@1", "metric": METRIC, "plans": [{}, {}]}
+    assert call.post("/v1/sweep", body).status_code == 429
+    *_, (name, data) = sse(call.post("/v1/sweep", {**body, "stream": True}))
+    assert (name, data["error"]["code"]) == ("error", "RESOURCE_EXHAUSTED")

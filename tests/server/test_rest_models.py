@@ -164,6 +164,12 @@ def test_openapi_describes_the_bodies_that_we_parse(call: Caller) -> None:
     body = document["paths"]["/v1/generate"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert {"inputs", "text", "plan", "hooks", "sampling", "stream", "tensors", "format"} <= set(body["properties"])
     assert body["additionalProperties"] is False
+    for path, fields in (("gradients", {"plan", "rules", "direct", "path"}), ("sweep", {"base", "plans", "share"})):
+        asked = document["paths"][f"/v1/{path}"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        assert {"inputs", "text", "targets", "metric", "hooks", "format"} | fields <= set(asked["properties"])
+    assert {"logit", "logit_difference", "top_logits", "log_prob", "kl", "coordinate"} == {
+        next(iter(choice["properties"])) for choice in schemas["Target"]["properties"]["metric"]["oneOf"]
+    }
     assert schemas["Hook"]["required"] == ["site"]
     assert {"$ref": "#/components/schemas/Add"} in [
         next(iter(choice["properties"].values())) for choice in schemas["Hook"]["properties"]["edit"]["oneOf"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
@@ -19,7 +20,12 @@ from serving import GENERATE, Served, drained, eventually, request_bytes, served
 from probewire.protos import probewire_pb2 as pb
 from probewire.protos.errors import Code, FailedPrecondition
 from probewire.protos.events import FrameAssembler, decode_events
-from probewire.protos.model import Event, Finished, Started, TensorFrame, Token
+from probewire.protos.gradients import GradientsRequest
+from probewire.protos.metrics import Logit, Measured, Target
+from probewire.protos.model import Event, Finished, Input, Started, TensorFrame, Token
+from probewire.protos.spec import Plan
+from probewire.protos.sweeps import SweepRequest
+from probewire.protos.wire import to_proto
 from probewire.server.rpc import RpcServer, admit_from_the_gateway
 
 CHECK = "/grpc.health.v1.Health/Check"
@@ -50,6 +56,45 @@ def test_a_generation_streams_its_events_in_order() -> None:
     async def scenario(server: Served) -> None:
         events = decoded(await drained(server.generate(n=2, bytes=8)))
         assert [type(event) for event in events] == [Started, Token, TensorFrame, Token, TensorFrame, Finished]
+
+    over_fake(scenario)
+
+
+MEASURED = GradientsRequest((Input("{}"),), (Target(Logit(1)),))
+
+
+def swept(n: int, interval_s: float = 0.0) -> bytes:
+    """A sweep of n plans, each of which takes a while."""
+    inputs = (Input(json.dumps({"interval_s": interval_s})),)
+    return to_proto(SweepRequest(inputs, (Target(Logit(1)),), (Plan(),) * n)).SerializeToString()
+
+
+def test_gradients_and_sweeps_stream_their_events_in_order() -> None:
+    async def scenario(server: Served) -> None:
+        asked = to_proto(MEASURED).SerializeToString()
+        events = decoded(await drained(server.channel.unary_stream("/probewire.v1.Inference/Gradients")(asked)))
+        assert [type(event) for event in events] == [Started, Measured, TensorFrame, Finished]
+        assert [event.part for event in events if isinstance(event, TensorFrame)] == ["gradient"]
+        events = decoded(await drained(server.channel.unary_stream("/probewire.v1.Inference/Sweep")(swept(3))))
+        assert [type(event) for event in events] == [Started, Measured, Measured, Measured, Finished]
+        assert [event.plans for event in events if isinstance(event, Measured)] == [(0,), (1,), (2,)]
+
+    over_fake(scenario)
+
+
+def test_a_caller_that_leaves_a_sweep_cancels_it() -> None:
+    async def scenario(server: Served) -> None:
+        call = server.channel.unary_stream("/probewire.v1.Inference/Sweep")(swept(10_000, 0.01))
+        for _ in range(3):
+            assert await call.read()
+        assert server.operations.active == 1
+        call.cancel()
+
+        async def ended() -> bool:
+            return (server.operations.cancelled, server.operations.active) == (1, 0)
+
+        await eventually(ended, "the sweep is cancelled")
+        assert server.operations.steps < 10_000
 
     over_fake(scenario)
 
@@ -129,6 +174,8 @@ def test_a_bug_is_internal_logged_and_not_told(caplog: pytest.LogCaptureFixture)
         ("Models/Weights", pb.WeightsRequest),
         ("Inference/Generate", pb.GenerateRequest),
         ("Inference/Run", pb.RunRequest),
+        ("Inference/Gradients", pb.GradientsRequest),
+        ("Inference/Sweep", pb.SweepRequest),
         ("Captures/Get", pb.CaptureRequest),
     ],
 )
@@ -136,7 +183,7 @@ def test_a_bug_is_internal_logged_and_not_told(caplog: pytest.LogCaptureFixture)
 def test_what_the_contract_does_not_know_is_refused(method: str, request_type: type[Message], data: bytes) -> None:
     async def scenario(server: Served) -> None:
         path = f"/probewire.v1.{method}"
-        if method in {"Models/Load", "Models/Weights", "Inference/Generate", "Inference/Run", "Captures/Get"}:
+        if method in {"Models/Load", "Models/Weights", "Captures/Get"} or method.startswith("Inference/"):
             error = await status_of(drained(server.channel.unary_stream(path)(data)))
         else:
             error = await status_of(server.unary(path, data))

@@ -1,0 +1,1 @@
+"""Functions over a client and arrays: which parts of a model do what."""
