@@ -24,7 +24,7 @@ from .metrics import BoundMetric, measure_logits
 from .ops import Ops
 from .plan import BoundPlan, chosen_positions
 
-__all__ = ["Start", "Sweeps", "Trunk", "grouped", "hooks_in", "start_of"]
+__all__ = ["WHOLE", "Start", "Sweeps", "Trunk", "grouped", "hooks_in", "start_of"]
 
 _LOGITS = Site("logits")
 
@@ -43,6 +43,10 @@ class Start:
     def nowhere(self) -> bool:
         """It changes nothing."""
         return self.position >= NOWHERE
+
+
+WHOLE = Start(-1, 0)
+"""Of a plan with raw modules: they may lie anywhere, so it shares nothing."""
 
 
 @dataclass(eq=False, slots=True)
@@ -72,6 +76,8 @@ def start_of(plan: BoundPlan, base: frozenset[int], tokens: list[int], n_layers:
             layer = min(layer, *(_layer(site, n_layers) for site in bound.sites))
     if position == NOWHERE:
         return Start(NOWHERE, NOWHERE)
+    if any(site.name == "module" for site in plan.taps):
+        return WHOLE
     for bound in plan.hooks:  # conditions of any hook must be seen where they read
         when = bound.hook.where.when
         if when is not None:
@@ -82,8 +88,6 @@ def start_of(plan: BoundPlan, base: frozenset[int], tokens: list[int], n_layers:
 
 
 def _layer(site: Site, n_layers: int) -> int:
-    if site.name == "module":
-        return 0  # it may lie anywhere
     if site.layer is None:
         return 0 if site.name == "embed" else n_layers - 1
     return site.layer
@@ -160,6 +164,10 @@ class Sweeps(ABC):
             return [_result(slot, found) for slot, found in zip(slots, values, strict=True)]
         results: dict[int, StepResult] = {}
         for position, entering in grouped(variants, trunk, self.n_layers).items():
+            if position == WHOLE.position:
+                whole = zip(entering, *self._whole_forwards([variants[index] for _, index in entering]), strict=True)
+                results.update({index: _result(slot, found) for (_, index), slot, found in whole})
+                continue
             slots = [_slot(variants[index], row, position) for row, (_, index) in enumerate(entering)]
             self._begin(slots, (len(slots), trunk.n_tokens - position))
             hidden = self._rest(trunk, position, [layer for layer, _ in entering], slots)

@@ -82,7 +82,8 @@ class Forwards:
                 break
             kind = own_kind
             self._queue.pop(user)
-            self._queue.ledger.charge(user, rows)
+            if not sweep:  # charged by the plans that it takes
+                self._queue.ledger.charge(user, rows)
             if sequence is item.sequence and not sequence.begun:
                 job.admitted(item)
             batch.append((job, item, sequence))
@@ -110,7 +111,9 @@ class Forwards:
         if job.prepared.share and id(item) not in self._trunks:
             self._trunks[id(item)] = backend.trunk(sequence)
         results = backend.sweep(variants, self._trunks.get(id(item)))
-        self._tempo.ran(sum(rows for rows, _ in item.order[item.n_swept : item.n_swept + len(chosen)]))
+        rows = sum(rows for rows, _ in item.order[item.n_swept : item.n_swept + len(chosen)])
+        self._queue.ledger.charge(job.caller.user.name, rows)
+        self._tempo.ran(rows)
         for bound in (bound for variant in variants for bound in variant.plan.hooks):
             bound.device = bound.source = None  # measured plans keep no tensors
         item.n_swept += len(chosen)

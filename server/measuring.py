@@ -167,7 +167,7 @@ def _order(
         return [(len(tokens), index) for index in range(len(variants))]
     starts = [start_of(variant, hooks_in(base), tokens, n_layers) for variant in variants]
     order = sorted(range(len(variants)), key=lambda index: starts[index])
-    return [(max(len(tokens) - starts[index].position, 0), index) for index in order]
+    return [(max(len(tokens) - max(starts[index].position, 0), 0), index) for index in order]
 
 
 def _bound_plans(

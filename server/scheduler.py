@@ -225,7 +225,7 @@ class Scheduler:
                         item.source_queued = True
                         self._push(self._runs, job, item, len(item.source.tokens))
                     still.append(item)
-                elif item.sequence is not None and not self._fill(job, item.sequence, item.variants):
+                elif item.sequence is not None and not item.n_swept and not self._fill(job, item.sequence, item.variants):
                     still.append(item)
                 else:
                     self._enqueue_sequence(job, item)

@@ -72,6 +72,7 @@ STYLE: dict[str, Any] = {
     "axes.linewidth": 0.8,
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "axes.titlelocation": "left",
     "axes.grid": False,
     "axes.prop_cycle": _mpl.cycler(color=list(PALETTE)),
     "grid.color": LIGHT,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from probewire.clients import Client, hook
-from probewire.protos.edits import LowRank
+from probewire.protos.edits import LowRank, Scale
 from probewire.protos.errors import InvalidArgument
 from probewire.protos.metrics import Coordinate, Kl, Logit, LogitDifference, LogProb, Metric, TopLogits
 from probewire.protos.model import Input
@@ -93,7 +93,7 @@ def test_so_is_an_edited_one(opened: Opened, family: str, backend: str) -> None:
     ):
         if client.describe().site(site.split(".")[0]) is None:
             continue
-        edits, read = [hook(site, Scale(-1.5), positions=[4, 9, -1])], ["logits", site]
+        edits, read = [hook(site, Scale(-1.5), positions=[4, 9, -1])], list(dict.fromkeys(("logits", site)))
         plain, untouched = client.run(TOKENS, capture=read, hooks=edits), client.run(TOKENS, capture=read)
         assert not np.array_equal(plain["logits"], untouched["logits"])
         for rules in ((), client.describe().rules):

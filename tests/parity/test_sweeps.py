@@ -198,6 +198,7 @@ def test_raw_modules(opened: Opened, backend: str) -> None:
     plans += [[*plans[1], hook("resid_post.0", Scale(0.5), positions=[11])]]
     found = _require_same(client, [*plans, []])
     assert (np.abs(found[:-1] - found[-1]).max(axis=1) > 1e-3).all()
+    _require_same(client, [[hook("resid_post.1", Scale(0.5), positions=[7])], []], base=plans[1])
 
 
 @both
