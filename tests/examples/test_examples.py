@@ -51,6 +51,24 @@ def test_patch_one_site(url: str) -> None:
     assert "at ' Mary' restores most: 10" in said
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("lens", "its parts sum to +6.120"),
+        ("head_roles", "induction        18.6"),
+        ("patching", "clean +"),
+        ("attribution", "strongest edges by EAP-IG"),
+        ("neuron_graph", "pruned to 80 % of the influence"),
+        ("ablation", "mean ablation, change of the logit difference"),
+        ("localise_feature", "plot: "),
+        ("circuit", "random circuits of that size"),
+    ],
+)
+def test_analyses(url: str, name: str, says: str) -> None:
+    assert says in run(name, url)
+
+
 def run(name: str, url: str | None = None) -> str:
     """What an example prints; its plot must be new and a picture."""
     began = time.time()
