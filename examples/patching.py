@@ -94,7 +94,9 @@ def fact(client: Client, model: str) -> None:
     found = trace(
         client, FACT, SUBJECT, answer=ANSWER, sites=["resid_post", "mlp_out"], layers=layers, seeds=3, model=model
     )
-    print(f"\np({ANSWER!r}) after {FACT!r}: {found.clean:.2f}; with noise on {SUBJECT!r}: {np.mean(found.corrupt.values):.3f}")
+    print(
+        f"\np({ANSWER!r}) after {FACT!r}: {found.clean:.2f}; with noise on {SUBJECT!r}: {np.mean(found.corrupt.values):.3f}"
+    )
     for site in ("resid_post", "mlp_out"):
         effect = found.effect.sel(site=site)
         layer, position = np.unravel_index(effect.values.argmax(), effect.shape)

@@ -45,6 +45,9 @@ HEAD_SITES = frozenset({"q", "k", "v", "z", "attn_scores", "attn_probs"})
 ATTENTION_SITES = frozenset({"attn_scores", "attn_probs"})
 """Sites whose last axis is the absolute key position."""
 
+MAX_SITE = 500
+"""Letters of a site's name: it is remembered once parsed."""
+
 _LAYER_ORDER = {name: index for index, name in enumerate(LAYER_SITES)}
 _PATTERN = re.compile(r"(?P<name>[a-z_]+)(?:\.(?P<layer>\d+|\*|\d*:\d*))?")
 _RAW = re.compile(r"module:(?P<path>[A-Za-z_][\w.]*):(?P<side>input|output)")
@@ -127,6 +130,8 @@ class SitePattern:
         """Parse a canonical name, a pattern, a raw module name, or a TransformerLens alias."""
         if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance] - JSON can hold anything
             raise InvalidArgument(f"a site is a string such as 'resid_post.10', got {text!r}")
+        if len(text) > MAX_SITE:
+            raise InvalidArgument(f"a site has at most {MAX_SITE} characters, got {len(text):,}: {text[:60]!r}…")
         return _parse(text)
 
     def expand(self, n_layers: int) -> tuple[Site, ...]:

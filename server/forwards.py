@@ -102,7 +102,7 @@ class Forwards:
 
     def _sweep(self, backend: Backend, job: Job, item: PreparedInput, most: int) -> None:
         """The next plans of a sweep; the rest queues again, behind others' work."""
-        sequence = item.sequence
+        sequence, item.queued = item.sequence, False
         assert sequence is not None
         chosen = _next_plans(item, most)
         variants = [_variant(job, sequence, item.variants[i], f"{sequence.id}.{i}") for i in chosen]

@@ -35,6 +35,8 @@ class PreparedInput:
     n_swept: int = 0
     """How many of them are measured."""
     source_queued: bool = False
+    queued: bool = False
+    """Its next forward waits for its turn."""
     ended: bool = False
     """Its last token is out: a live session changes nothing for it any more."""
 

@@ -220,12 +220,16 @@ class Scheduler:
         try:
             still: list[PreparedInput] = []
             for item in job.pending:
+                if item.variants and item.n_swept == len(item.variants):
+                    continue
                 if item.source is not None and item.item.name not in job.prepared.rows:
                     if not item.source_queued and self._fill(job, item.source):
                         item.source_queued = True
                         self._push(self._runs, job, item, len(item.source.tokens))
                     still.append(item)
-                elif item.sequence is not None and not item.n_swept and not self._fill(job, item.sequence, item.variants):
+                elif (
+                    item.sequence is not None and not item.n_swept and not self._fill(job, item.sequence, item.variants)
+                ):
                     still.append(item)
                 else:
                     self._enqueue_sequence(job, item)
@@ -251,7 +255,8 @@ class Scheduler:
 
     def _enqueue_sequence(self, job: Job, item: PreparedInput) -> None:
         job.start()
-        if item.sequence is not None:
+        if item.sequence is not None and not item.queued:
+            item.queued = True
             queue = self._waiting if item.generates else self._runs
             self._push(queue, job, item, item.sequence.plan.n_rows)
 

@@ -5,7 +5,7 @@ causal_battery(client, fitted, layer=29, neurons=713)
 found = localise(client, texts, labels); ablate_feature(client, found)
 """
 
-from .battery import Battery, causal_battery
+from .battery import MEASURES, Battery, causal_battery
 from .controls import matched_controls
 from .feature_test import FeatureTest, ablate_feature
 from .localise import LayerFeature, Localisation, localise
@@ -16,6 +16,7 @@ from .reference import Reference, measure, tokenized
 from .sweep import ablation_sweep, measure_plans
 
 __all__ = [
+    "MEASURES",
     "Ablation",
     "Battery",
     "FeatureTest",

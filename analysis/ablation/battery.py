@@ -39,7 +39,10 @@ class Battery:
     sufficiency: float
     """Rise of the metric when it is doubled."""
     specificity: float
-    """|Δ| of the logits of the predicted tokens ÷ Σ|Δ| over the vocabulary when it is zeroed, at the last position."""
+    """|Δ| of the logits of the predicted tokens ÷ Σ|Δ| over the vocabulary when it is zeroed, at the last position.
+
+    Chance is the predicted tokens' share of the vocabulary. Of neurons that move no logit beyond rounding it is noise.
+    """
     z: Mapping[str, float]
     """Measure → deviations above the mean of the controls."""
     controls: Mapping[str, NDArray[np.float64]]

@@ -233,7 +233,11 @@ MEASURE_FACES: dict[str, Callable[[Served, str, dict[str, Any]], tuple[str, str]
 }
 
 
-@pytest.mark.parametrize("face", MEASURE_FACES)
+PLACES = [*(("torch", face) for face in MEASURE_FACES), ("mlx", "grpc")]
+"""What is refused, both backends' workers refuse alike: one face is enough for the second."""
+
+
+@pytest.mark.parametrize(("model", "face"), PLACES)
 @pytest.mark.parametrize("name", BAD_MEASURES)
 def test_what_cannot_be_measured_is_refused(served: Served, model: str, face: str, name: str) -> None:
     operation, change, given, allowed = BAD_MEASURES[name]

@@ -213,7 +213,29 @@ def adding(dtype: str, shape: list[int], data: str) -> dict[str, Any]:
     return hooked(edit={"add": {"vector": {"dtype": dtype, "shape": shape, "data": data}}})
 
 
+def measuring(metric: Any, **more: Any) -> dict[str, Any]:
+    return {"text": "x", "metric": metric, **more}
+
+
+NUMBERS = (1e30, 2**63, 10**400, -1, 0.5, DEEP)
 BEYOND: tuple[tuple[str, Any], ...] = (
+    *(("/v1/gradients", measuring({"logit": {"token": n}})) for n in NUMBERS),
+    *(("/v1/sweep", measuring({"top_logits": {"k": n}}, plans=[{}])) for n in NUMBERS),
+    *(("/v1/gradients", measuring({"logit": {"token": 1, "position": n}})) for n in (2**63, -(2**63), 1e30, DEEP)),
+    *(("/v1/gradients", measuring({"logit": {"token": 1}}, path={"source": "input", "steps": n})) for n in NUMBERS),
+    ("/v1/gradients", measuring({"coordinate": {"site": "z.1", "position": 0, "unit": 2**62, "head": 2**62}})),
+    ("/v1/gradients", measuring({"coordinate": {"site": "resid_post." + "1" * 5000, "position": 0, "unit": 1}})),
+    (
+        "/v1/gradients",
+        measuring({"logit": {"token": 1}}, path={"source": "input", "site": "resid_post." + "1" * 5000}),
+    ),
+    ("/v1/gradients", measuring({"kl": {"baseline": "input", "baseline_position": 2**62}})),
+    ("/v1/gradients", measuring({"logit": {"token": 1}}, rules=["x" * 5000])),
+    ("/v1/gradients", measuring(DEEP)),
+    ("/v1/sweep", measuring({"logit": {"token": 1}}, plans=DEEP)),
+    ("/v1/sweep", measuring({"logit": {"token": 1}}, plans=[{"hooks": DEEP}])),
+    ("/v1/sweep", measuring({"logit": {"token": 1}}, plans=[{"hooks": [{"site": "z.1", "edit": {"scale": DEEP}}]}])),
+    ("/v1/sweep", measuring({"logit_difference": {"correct": [1, 2**64], "wrong": [2]}}, plans=[{}])),
     *(("/v1/run", {"token_ids": [n]}) for n in (1e30, 2**63, 10**400, -1, DEEP)),
     ("/v1/run", hooked(where={"positions": [2**63]})),
     ("/v1/run", hooked(where={"spans": [{"start": -(2**63), "stop": 2**64 - 1}]})),

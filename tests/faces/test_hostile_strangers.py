@@ -84,6 +84,7 @@ def ways_to_ask(name: str) -> dict[str, bytes]:
     inputs, sampling = [pb.Input(name="input", text="x")], pb.Sampling(max_new_tokens=1)
     stored = pb.Edit(replace=pb.Replace(source=pb.Source(stored=pb.Stored(capture_id=name))))
     hooks = [pb.Hook(site="resid_post.1", edit=stored, where=pb.Where(positions=pb.Indices(values=[0])))]
+    target = pb.Target(metric=pb.Metric(logit=pb.Logit(token=1, position=-1)))
     requests: dict[str, Any] = {
         "Captures/Get": pb.CaptureRequest(id=name),
         "Captures/Delete": pb.CaptureRequest(id=name),
@@ -95,6 +96,8 @@ def ways_to_ask(name: str) -> dict[str, bytes]:
         "Models/Tokenize": pb.TokenizeRequest(model=name, input=inputs[0]),
         "Inference/Generate": pb.GenerateRequest(inputs=inputs, sampling=sampling, session=name),
         "Inference/Run": pb.RunRequest(inputs=inputs, plan=pb.Plan(hooks=hooks)),
+        "Inference/Gradients": pb.GradientsRequest(inputs=inputs, targets=[target], plan=pb.Plan(hooks=hooks)),
+        "Inference/Sweep": pb.SweepRequest(inputs=inputs, targets=[target], plans=[pb.Plan(hooks=hooks)]),
     }
     return {method: request.SerializeToString() for method, request in requests.items()}
 

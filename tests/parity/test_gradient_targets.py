@@ -8,14 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+from probewire.backends.backward import BoundBackward
+from probewire.backends.base import Sequence
+from probewire.backends.metrics import bind_metric
+from probewire.backends.plan import bind
 from probewire.clients import capture, hook, patch
-from probewire.protos.edits import Scale
+from probewire.protos.edits import LowRank, Scale
 from probewire.protos.errors import InvalidArgument
 from probewire.protos.gradients import IntegratedPath
 from probewire.protos.metrics import Coordinate, Kl, Logit, LogitDifference, LogProb, Metric, TopLogits
 from probewire.protos.model import Input
-from probewire.protos.spec import Hook
-from tests.parity.opened import OTHER, RULES, TOKENS, Opened, both, gap
+from probewire.protos.spec import Hook, Plan
+from probewire.protos.tensors import Tensor
+from tests.parity.opened import OTHER, RULES, TOKENS, Opened, backend_of, both, gap
 
 EXACT = 1e-12
 """Relative error of identities in float64."""
@@ -202,3 +207,35 @@ def test_kl_is_the_divergence_from_the_baseline(opened: Opened, backend: str) ->
 def _log_softmax(logits: Any) -> np.ndarray[Any, Any]:
     shifted = np.asarray(logits, dtype=np.float64) - np.max(logits, axis=-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def _sequence(backend: Any, hooks: list[Hook], tokens: list[int], metric: Metric) -> Sequence:
+    """A bound sequence, as the scheduler makes it."""
+    n = len(tokens)
+    plan = bind(
+        Plan(tuple(hooks)), backend.info, mode="gradients", input_name="x", tokens=tokens, prompt_length=n, n_rows=n
+    )
+    backend.bind(plan)
+    made = Sequence("s", list(tokens), n, plan, backward=BoundBackward())
+    made.metrics = (bind_metric(metric, backend.info, n_tokens=n, prompt_length=n, input_lengths={}, what="target"),)
+    return made
+
+
+@both
+def test_a_hook_that_fails_fails_its_own_request_alone(opened: Opened, backend: str) -> None:
+    """Requests of several users meet in one batch."""
+    client = opened("llama", backend)
+    misfit = LowRank(Tensor.of(np.ones((5, 1), np.float32)), Tensor.of(np.ones((1, 64), np.float32)))
+    read, fails = Hook("embed", capture=_gradient()), hook("attn_out.1", misfit)
+    asked = [([read], TOKENS, Logit(7)), ([read, fails], OTHER, Logit(7)), ([read], OTHER[:6], LogProb(9, -2))]
+    transport: Any = client._transport
+    held = backend_of(client)
+    found = transport._service._model.scheduler.call(
+        lambda: held.gradients([_sequence(held, hooks, tokens, metric) for hooks, tokens, metric in asked])
+    )
+    assert isinstance(found[1].error, InvalidArgument)
+    for (_, tokens, metric), result in ((asked[0], found[0]), (asked[2], found[2])):
+        alone = client.gradients(tokens, metric, at="embed")
+        assert result.error is None
+        assert result.measured == pytest.approx((alone.metric,), rel=EXACT)
+        assert gap(result.rows[0].values[0], alone.gradients["embed"]) <= EXACT

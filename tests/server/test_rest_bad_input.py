@@ -97,6 +97,14 @@ FIELDS = st.sampled_from(
         "tools",
         "baseline_prompt",
         "stream_options",
+        "targets",
+        "metric",
+        "plans",
+        "base",
+        "rules",
+        "direct",
+        "path",
+        "share",
     ]
 )
 
@@ -107,6 +115,8 @@ FIELDS = st.sampled_from(
         [
             "generate",
             "run",
+            "gradients",
+            "sweep",
             "tokenize",
             "chat/completions",
             "completions",

@@ -87,14 +87,14 @@ def test_a_caller_that_leaves_a_sweep_cancels_it() -> None:
         call = server.channel.unary_stream("/probewire.v1.Inference/Sweep")(swept(10_000, 0.01))
         for _ in range(3):
             assert await call.read()
-        assert server.operations.active == 1
+        assert (await server.counts())[:2] == (1, 0)
         call.cancel()
 
         async def ended() -> bool:
-            return (server.operations.cancelled, server.operations.active) == (1, 0)
+            return (await server.counts())[:2] == (0, 1)
 
         await eventually(ended, "the sweep is cancelled")
-        assert server.operations.steps < 10_000
+        assert (await server.counts())[2] < 10_000
 
     over_fake(scenario)
 

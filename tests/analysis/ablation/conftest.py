@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -13,9 +14,14 @@ from tests.tiny_models import tiny_checkpoint
 
 
 @pytest.fixture(scope="session")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("planted")
-    with client_of(plant(tiny_checkpoint("llama", folder), folder / "planted")) as made:
+    return plant(tiny_checkpoint("llama", folder), folder / "planted")
+
+
+@pytest.fixture(scope="session")
+def client(planted: Path) -> Iterator[Client]:
+    with client_of(planted) as made:
         yield made
 
 

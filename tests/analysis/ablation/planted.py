@@ -24,8 +24,8 @@ SAYS = "t"
 """What it writes: this letter's row of the unembedding."""
 
 
-def client_of(folder: Path) -> Client:
-    return Client.inprocess(InProcessService.create(str(folder), dtype="float32", device="cpu"))
+def client_of(folder: Path, backend: str = "torch") -> Client:
+    return Client.inprocess(InProcessService.create(str(folder), backend=backend, dtype="float32", device="cpu"))
 
 
 def texts(n: int, end: str, seed: int = 0) -> list[str]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from probewire.analysis.attribution.attribution_patching import attribution_patching
+from probewire.analysis.attribution.patching import patch
 from probewire.analysis.attribution.relp import GRAPH_RULES, PATCHING_RULES, relp, relp_patching
-from probewire.clients import Client, InvalidArgument, Logit, TopLogits
+from probewire.clients import Client, InvalidArgument, Logit, LogitDifference, TopLogits
 
 PROMPT = "abcdefgh"
 
@@ -54,3 +56,20 @@ def test_bad_input(tiny: Client) -> None:
         relp(tiny, ["abc", "abd"], "mlp_out", [Logit(70)])
     with pytest.raises(InvalidArgument, match="unknown rules"):
         relp(tiny, "abc", "mlp_out", Logit(70), rules=("LN",))
+
+
+def test_it_tracks_patching_of_the_default_model(default_client: Client) -> None:
+    """IOI, every layer and position of mlp_out: floors of the reference figures, on one prompt."""
+    clean = "When Mary and John went to the store, John gave a drink to"
+    corrupt = "When Mary and John went to the store, Mary gave a drink to"
+    metric = LogitDifference((default_client.token(" Mary"),), (default_client.token(" John"),))
+    exact = patch(default_client, clean, corrupt, "mlp_out", metric, progress=False)
+    assert exact.clean.item() == pytest.approx(6.12, abs=0.05)
+    assert exact.corrupt.item() == pytest.approx(-5.49, abs=0.05)
+    found = {
+        "AtP": attribution_patching(default_client, clean, corrupt, "mlp_out", metric),
+        "RelP": relp_patching(default_client, clean, corrupt, "mlp_out", metric),
+    }
+    r = {name: np.corrcoef(one.effect.values.ravel(), exact.effect.values.ravel())[0, 1] for name, one in found.items()}
+    assert r["RelP"] >= 0.9
+    assert r["RelP"] > r["AtP"] + 0.05

@@ -9,7 +9,7 @@ from probewire.analysis.attribution.edges import edge_attribution
 from probewire.analysis.attribution.patching import patch
 from probewire.analysis.attribution.path_patching import path_patching
 from probewire.analysis.circuits.edge_circuits import acdc_edges, edge_circuits
-from probewire.analysis.circuits.faithfulness import FRACTIONS, mib
+from probewire.analysis.circuits.faithfulness import FRACTIONS, area_from_one, curve, mib
 from probewire.clients import Client, InvalidArgument, Kl, LogitDifference
 
 CLEAN, CORRUPT = "abcdefgh", "abxdefyh"
@@ -101,3 +101,23 @@ def test_bad_input(tiny: Client) -> None:
         model.space.top(np.zeros((2, 2)), 1)
     with pytest.raises(InvalidArgument, match="the edges of the graph"):
         model.space.top(np.zeros(model.space.shape), 10**6)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_rankings_of_the_default_models_edges(default_client: Client) -> None:
+    """As MIB finds on other models: the area between faithfulness and 1 shrinks from random to EAP to EAP-IG."""
+    clean = "When Mary and John went to the store, John gave a drink to"
+    corrupt = "When Mary and John went to the store, Mary gave a drink to"
+    metric = LogitDifference((default_client.token(" Mary"),), (default_client.token(" John"),))
+    model = edge_circuits(default_client, clean, corrupt, metric)
+    rankings = [
+        np.random.default_rng(0).normal(size=model.space.shape),
+        edge_attribution(default_client, clean, corrupt, metric).importance.values,
+        edge_attribution(default_client, clean, corrupt, metric, steps=5).importance.values,
+    ]
+    fractions = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+    cmd = [area_from_one(curve(model, scores, fractions=fractions, absolute=True)) for scores in rankings]
+    assert cmd[0] > 0.6
+    assert cmd[0] > cmd[1] + 0.1
+    assert cmd[1] > cmd[2] + 0.05

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from probewire.analysis.attribution.attribution_patching import attribution_patching
+from probewire.analysis.attribution.relp import GRAPH_RULES
 from probewire.analysis.circuits.ablated import ablated
 from probewire.analysis.circuits.circuit import Circuit
 from probewire.analysis.circuits.faithfulness import (
@@ -120,3 +122,23 @@ def test_the_identities_hold_on_a_real_model(tiny: Client) -> None:
     assert circuit.origin.ablation == "patch"
     with pytest.raises(InvalidArgument, match="the circuit is of Space"):
         faithfulness(ablated(tiny, "ab", "ac", LogitDifference((65,), (80,)), head_space(tiny.describe())), circuit)
+
+
+def test_few_neurons_keep_a_behaviour_of_the_default_model(default_client: Client) -> None:
+    """IOI, patch ablation: one neuron in a hundred is enough where RelP with all rules ranks them."""
+    clean = "When Mary and John went to the store, John gave a drink to"
+    corrupt = "When Mary and John went to the store, Mary gave a drink to"
+    metric = LogitDifference((default_client.token(" Mary"),), (default_client.token(" John"),))
+    space = neuron_space(default_client.describe(), 14)
+    model = ablated(default_client, clean, corrupt, metric, space)
+    kept: dict[str, np.ndarray] = {}
+    for name, rules in {"AtP": (), "RelP": GRAPH_RULES}.items():
+        scores = attribution_patching(
+            default_client, clean, corrupt, "mlp_act", metric, units=True, rules=rules, direction="noise"
+        ).importance
+        kept[name] = curve(model, scores, fractions=(0.005, 0.01), absolute=True).faithfulness
+    random = curve(model, np.random.default_rng(0).normal(size=space.shape), fractions=(0.005, 0.01)).faithfulness
+    assert kept["RelP"][1] >= 0.8
+    assert kept["RelP"][0] > kept["AtP"][0] + 0.1
+    assert kept["AtP"][0] > random[0] + 0.5
+    assert np.abs(random).max() < 0.05
