@@ -76,7 +76,8 @@ class Edits:
         if isinstance(edit, LowRank):
             if linear_input is None:
                 raise InvalidArgument(f"low_rank cannot be used at {site}: its linear module's input is not at hand")
-            delta = edit.alpha * ((ops.f32(linear_input) @ device["a"]) @ device["b"])
+            read = ops.f32(linear_input)
+            delta = edit.alpha * ((read @ ops.like(device["a"], read)) @ ops.like(device["b"], read))
             return rows + delta.reshape(rows.shape)
         units = self._units(edit, device, rows)
         part = rows if edit.heads is None else ops.take(rows, device["heads"], 1)
@@ -106,12 +107,14 @@ class Edits:
         if isinstance(edit, Scale):
             return x * edit.factor
         if isinstance(edit, ProjectOut):
-            return x - (x @ ops.transpose_last(device["basis"])) @ device["basis"]
+            basis = ops.like(device["basis"], x)
+            return x - (x @ ops.transpose_last(basis)) @ basis
         if isinstance(edit, Clamp):
             if edit.directions is None:
                 return ops.clip(x, edit.min, edit.max)
-            coordinates = x @ ops.transpose_last(device["basis"])
-            return x + (ops.clip(coordinates, edit.min, edit.max) - coordinates) @ device["basis"]
+            basis = ops.like(device["basis"], x)
+            coordinates = x @ ops.transpose_last(basis)
+            return x + (ops.clip(coordinates, edit.min, edit.max) - coordinates) @ basis
         if isinstance(edit, Noise):
             return x + edit.std * self._noise(edit, site, rows, positions)
         assert isinstance(edit, Replace)

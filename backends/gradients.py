@@ -41,6 +41,8 @@ def one_prompt(sequences: SequenceOf[Sequence]) -> bool:
     first = sequences[0]
     if len(sequences) < 2 or (first.backward is not None and first.backward.path is not None):
         return False
+    if Site("logits") in first.plan.taps:
+        return False  # a metric's row of logits is made of its own
     return all(
         s.tokens == first.tokens
         and s.plan.taps == first.plan.taps  # the one forward watches the first one's sites

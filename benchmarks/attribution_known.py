@@ -152,9 +152,10 @@ def edges(client: Client) -> None:
     print(f"### Edges: {len(task)} prompts, {model.space.size:,} edges, fractions {EDGE_FRACTIONS}\n")
     print("| ranking | CPR | CMD |\n| --- | --- | --- |")
     rankings = {"random": np.random.default_rng(0).normal(size=model.space.shape)}
-    for name, options in {"EAP": {}, "EAP-IG": {"steps": 5}, "RelP": {"rules": PATCHING_RULES}}.items():
-        found = edge_attribution(client, task.clean, task.corrupt, task.metrics, **options)
-        rankings[name] = found.importance.values
+    prompts = (client, task.clean, task.corrupt, task.metrics)
+    rankings["EAP"] = edge_attribution(*prompts).importance.values
+    rankings["EAP-IG"] = edge_attribution(*prompts, steps=5).importance.values
+    rankings["EAP, RelP's rules"] = edge_attribution(*prompts, rules=PATCHING_RULES).importance.values
     for name, scores in rankings.items():
         measured = mib(model, scores, fractions=EDGE_FRACTIONS)
         print(f"| {name} | {measured.cpr:.3f} | {measured.cmd:.3f} |", flush=True)

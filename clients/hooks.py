@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral
 from typing import Any, Literal, TypedDict, Unpack, cast
 
 from ..protos.edits import Add, Constant, Edit, FromInput, Inline, ProjectOut, Replace, Source, Stored, Zeros
@@ -210,7 +211,7 @@ def _plain(value: Any) -> Any:
 def _indices(value: int | Sequence[int] | None) -> tuple[int, ...] | None:
     if value is None:
         return None
-    return (value,) if isinstance(value, int) else tuple(value)
+    return (int(value),) if isinstance(value, Integral) else tuple(cast("Sequence[int]", value))
 
 
 def _reduction(value: Reduction | str | None) -> Reduction | None:

@@ -81,8 +81,8 @@ def edges(client: Client, metric: LogitDifference, model: str) -> None:
     """The strongest edges by EAP-IG, each then path-patched."""
     found = edge_attribution(client, CLEAN, CORRUPT, metric, steps=5, model=model).effect
     print("\nstrongest edges by EAP-IG, and what path patching says:")
-    for index in np.argsort(-np.abs(found.values), axis=None)[:6]:
-        s, r = np.unravel_index(index, found.shape)
+    for index in np.argsort(-np.abs(found.values), axis=None)[:6].tolist():
+        s, r = divmod(index, found.shape[1])
         sender, receiver = found.axes["sender"][s], found.axes["receiver"][r]
         true = path_patching(client, CLEAN, CORRUPT, [sender], [receiver], metric, progress=False, model=model)
         print(f"  {sender:>11} → {receiver:<13} {found.values[s, r]:+6.2f}   {true.effect.item():+6.2f}")

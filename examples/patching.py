@@ -70,12 +70,11 @@ def heads(client: Client, metric: LogitDifference, model: str) -> tuple[int, int
         label="share of the answer restored",
         path=OUTPUT / "patching_heads.png",
     )
-    best = np.argsort(-share.values, axis=None)[:5]
+    best = [divmod(index, share.shape[1]) for index in np.argsort(-share.values, axis=None)[:5].tolist()]
     print("\nheads that restore most at the last position:")
-    for layer, head in zip(*np.unravel_index(best, share.shape), strict=True):
+    for layer, head in best:
         print(f"  {layer}.{head}: {share.values[layer, head]:+.0%}")
-    layer, head = np.unravel_index(best[0], share.shape)
-    return int(layer), int(head)
+    return best[0]
 
 
 def senders(client: Client, metric: LogitDifference, model: str, layer: int, head: int) -> None:
@@ -99,7 +98,7 @@ def fact(client: Client, model: str) -> None:
     )
     for site in ("resid_post", "mlp_out"):
         effect = found.effect.sel(site=site)
-        layer, position = np.unravel_index(effect.values.argmax(), effect.shape)
+        layer, position = divmod(int(effect.values.argmax()), effect.shape[1])
         what = f"{site} of layer {layers[layer]}" + (" and around" if site == "mlp_out" else "")
         print(f"  {what} at {found.tokens[position]!r} restores {effect.values[layer, position]:+.2f}")
     heat_map(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import index
 
 from .edits import float_tensor, indices
 from .errors import InvalidArgument
@@ -25,9 +26,27 @@ MAX_TARGETS = 256
 MAX_TOP_LOGITS = 100
 
 
-def _token(token: object, what: str) -> None:
-    if isinstance(token, bool) or not isinstance(token, int) or token < 0:
-        raise InvalidArgument(f"{what} must be a token id of 0 or more, got {token!r}")
+def _integer(metric: object, name: str, what: str) -> int:
+    """A field made a plain integer, from numpy's too; raises InvalidArgument for anything else."""
+    value = getattr(metric, name)
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        found = index(value)
+    except TypeError:
+        raise InvalidArgument(f"{what}, got {value!r}") from None
+    object.__setattr__(metric, name, found)
+    return found
+
+
+def _position(metric: object, kind: str, name: str = "position") -> None:
+    _integer(metric, name, f"{kind}.{name} must be an integer (negative: from the prompt's end)")
+
+
+def _token(metric: object, kind: str) -> None:
+    what = f"{kind}.token must be a token id of 0 or more"
+    if (token := _integer(metric, "token", what)) < 0:
+        raise InvalidArgument(f"{what}, got {token}")
 
 
 def _tokens(values: tuple[int, ...], what: str) -> tuple[int, ...]:
@@ -48,7 +67,8 @@ class Logit:
     """Minus the mean logit of the row."""
 
     def __post_init__(self) -> None:
-        _token(self.token, "logit.token")
+        _token(self, "logit")
+        _position(self, "logit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +82,7 @@ class LogitDifference:
     def __post_init__(self) -> None:
         for name in ("correct", "wrong"):
             object.__setattr__(self, name, _tokens(getattr(self, name), f"logit_difference.{name}"))
+        _position(self, "logit_difference")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +95,10 @@ class TopLogits:
     """Each minus the mean logit of the row."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.k, bool) or not isinstance(self.k, int) or not 1 <= self.k <= MAX_TOP_LOGITS:  # pyright: ignore[reportUnnecessaryIsInstance] - JSON can hold anything
-            raise InvalidArgument(f"top_logits.k must be in 1 … {MAX_TOP_LOGITS}, got {self.k!r}")
+        what = f"top_logits.k must be in 1 … {MAX_TOP_LOGITS}"
+        if not 1 <= (k := _integer(self, "k", what)) <= MAX_TOP_LOGITS:
+            raise InvalidArgument(f"{what}, got {k}")
+        _position(self, "top_logits")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +109,8 @@ class LogProb:
     position: int = -1
 
     def __post_init__(self) -> None:
-        _token(self.token, "log_prob.token")
+        _token(self, "log_prob")
+        _position(self, "log_prob")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +122,11 @@ class Kl:
     position: int = -1
     baseline_position: int | None = None
     """None: `position`, counted in the other input."""
+
+    def __post_init__(self) -> None:
+        _position(self, "kl")
+        if self.baseline_position is not None:
+            _position(self, "kl", "baseline_position")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +145,11 @@ class Coordinate:
         object.__setattr__(self, "site", str(Site.parse(self.site)))
         if (self.unit is None) == (self.direction is None):
             raise InvalidArgument("coordinate needs exactly one of unit and direction")
+        _position(self, "coordinate")
         for name in ("unit", "head"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-                raise InvalidArgument(f"coordinate.{name} must be an integer of 0 or more, got {value!r}")
+            what = f"coordinate.{name} must be an integer of 0 or more"
+            if getattr(self, name) is not None and (value := _integer(self, name, what)) < 0:
+                raise InvalidArgument(f"{what}, got {value}")
         if self.direction is not None:
             object.__setattr__(self, "direction", float_tensor(self.direction, "coordinate.direction", 1))
 

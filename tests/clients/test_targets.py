@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from probewire.clients import (
     TopLogits,
 )
 from probewire.clients.targets import to_targets
+from probewire.protos.wire import to_json
 
 METRICS = [
     Logit(5),
@@ -67,9 +69,31 @@ def test_anything_else_is_refused(value: Any) -> None:
         (lambda: Coordinate("mlp_act.1", 0, -3), "coordinate.unit must be an integer of 0 or more"),
         (lambda: Coordinate("mlp_act.1", 0, direction=Tensor.of([np.nan])), "NaN"),
         (lambda: Coordinate("mlp_act.1", 0, direction=Tensor.of([[1.0]])), "it needs 1 axes"),
+        (lambda: Logit(1, 1.5), r"logit\.position must be an integer .*, got 1\.5"),
+        (lambda: LogProb(1, None), "log_prob.position must be an integer"),
+        (lambda: LogitDifference((1,), (2,), "x"), "logit_difference.position must be an integer"),
+        (lambda: TopLogits(3, True), "top_logits.position must be an integer"),
+        (lambda: TopLogits("all"), "1 … 100, got 'all'"),
+        (lambda: Kl("a", [1]), "kl.position must be an integer"),
+        (lambda: Kl("a", 1, 0.5), "kl.baseline_position must be an integer"),
+        (lambda: Coordinate("mlp_act.1", 0.5, 3), "coordinate.position must be an integer"),
         (lambda: Target(Logit(1), ()), "target.inputs is empty"),
     ],
 )
 def test_metrics_check_themselves(make: Any, why: str) -> None:
     with pytest.raises(InvalidArgument, match=why):
         make()
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    one = np.int64(1)
+    for made, plain in (
+        (Logit(one, one), Logit(1, 1)),
+        (LogProb(one), LogProb(1)),
+        (LogitDifference((one,), (np.int32(2),), one), LogitDifference((1,), (2,), 1)),
+        (TopLogits(one), TopLogits(1)),
+        (Kl("a", one, one), Kl("a", 1, 1)),
+        (Coordinate("z.1", one, one, one), Coordinate("z.1", 1, 1, 1)),
+    ):
+        assert made == plain
+        assert json.dumps(to_json(made)) == json.dumps(to_json(plain))

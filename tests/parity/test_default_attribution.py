@@ -49,9 +49,7 @@ def test_gradients_and_scores(clients: dict[str, Client], rules: tuple[str, ...]
 
 @pytest.mark.slow
 def test_graphs(clients: dict[str, Client]) -> None:
-    one, other = (
-        neuron_graph(c, IOI, metric=_metric(c), threshold=0.03, progress=False) for c in clients.values()
-    )
+    one, other = (neuron_graph(c, IOI, metric=_metric(c), threshold=0.03, progress=False) for c in clients.values())
     assert [(n.kind, n.layer, n.position, n.unit, n.token) for n in one.nodes] == [
         (n.kind, n.layer, n.position, n.unit, n.token) for n in other.nodes
     ]

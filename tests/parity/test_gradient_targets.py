@@ -97,19 +97,7 @@ def test_several_targets_of_one_prompt(
                 _require_equal(found[name].gradients[site], alone.gradients[site], (names, name, site))
 
 
-@pytest.mark.parametrize(
-    "backend",
-    [
-        "mlx",
-        pytest.param(
-            "torch",
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="backends/torch/gradients.py: _values taps logits once a metric, and the last one is watched",
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("backend", ["torch", "mlx"])
 def test_several_targets_of_one_prompt_and_the_gradient_at_logits(opened: Opened, backend: str) -> None:
     client, targets = opened("llama", backend), {"a": Logit(7), "b": LogProb(3, -2), "c": Coordinate("mlp_act.1", 4, 9)}
     found = client.gradients(dict.fromkeys("abc", TOKENS), targets, at=["logits"]).inputs
