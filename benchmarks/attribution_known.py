@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from machine import load_warning, machine_line
@@ -35,8 +35,8 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "LN alone": ("ln",),
 }
 """Of the backward pass; "RelP" alone is LN, identity and half."""
-Cells = dict[tuple[str, str], np.ndarray]
-"""(kind, estimate) → [(estimate, patching), cell]."""
+Cells = dict[tuple[str, str], list[np.ndarray]]
+"""(kind, estimate) → of each prompt [(estimate, patching), cell]."""
 FLOORS = {"resid_pre": 0.78, "attn_out": 0.95, "mlp_out": 0.85}
 KEPT = (0.001, 0.002, 0.005, 0.01, 0.02)
 EDGE_FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def correlations(client: Client, n_templates: int, n_prompts: int) -> None:
-    """Pearson's r between each estimate and true patching in the same direction, over prompts × layers × positions."""
+    """Pearson's r between each estimate and true patching in the same direction, over layers × positions."""
     pooled: dict[Direction, Cells] = {"denoise": {}, "noise": {}}
     rows: dict[Direction, list[str]] = {"denoise": [], "noise": []}
     began = time.perf_counter()
@@ -69,44 +69,47 @@ def correlations(client: Client, n_templates: int, n_prompts: int) -> None:
         for direction, cells in pooled.items():
             found = _cells(client, task, direction)
             for key, values in found.items():
-                cells[key] = np.concatenate([cells[key], values], axis=1) if key in cells else values
+                cells.setdefault(key, []).extend(values)
             rows[direction].append(_row(f"{template}: {len(task)} prompts of {task.lengths[0]} tokens", found))
-            print(f"<!-- {direction} {rows[direction][-1]} -->", flush=True)
     for direction, cells in pooled.items():
-        print(f"### Correlation with activation patching, {direction}\n")
+        print(f"### Correlation with activation patching, {direction}: mean over prompts (all cells pooled)\n")
         print(f"| template | {' | '.join(f'{kind} {name}' for kind in KINDS for name in RULES)} |")
         print("| --- " * (1 + len(KINDS) * len(RULES)) + "|")
         print("\n".join([*rows[direction], _row("**all**", cells)]), end="\n\n")
         for kind, floor in FLOORS.items():
-            r = _r(cells[kind, "RelP"])
+            r = _mean_r(cells[kind, "RelP"])
             print(f"- {kind}: RelP {r:.3f}, floor {floor}: {'met' if r >= floor else 'NOT MET'}")
-        gap = _r(cells["mlp_out", "RelP"]) - _r(cells["mlp_out", "AtP"])
+        gap = _mean_r(cells["mlp_out", "RelP"]) - _mean_r(cells["mlp_out", "AtP"])
         print(f"- mlp_out: RelP − AtP {gap:+.3f}, floor +0.4: {'met' if gap >= 0.4 else 'NOT MET'}\n")
-    print(f"{time.perf_counter() - began:.0f} s\n")
+    print(f"{time.perf_counter() - began:.0f} s\n", flush=True)
 
 
 def _cells(client: Client, task: FittedTask, direction: Direction) -> Cells:
-    """What each estimate and patching say of every cell."""
-    found: dict[tuple[str, str], list[np.ndarray]] = {}
-    for example in task.examples:
-        prompts = (list(example.clean), list(example.corrupt))
-        exact = patch(client, *prompts, KINDS, example.metric, direction=direction).effect
-        for name, rules in RULES.items():
-            estimate = attribution_patching(
-                client, *prompts, KINDS, example.metric, rules=rules, direction=direction
-            ).effect
-            for kind in KINDS:
-                both = [one.sel(site=kind).values.ravel() for one in (estimate, exact)]
-                found.setdefault((kind, name), []).append(np.stack(both))
-    return {key: np.concatenate(values, axis=1) for key, values in found.items()}
+    """What each estimate and patching say of every cell, prompt by prompt."""
+    prompts = (client, task.clean, task.corrupt, KINDS, task.metrics)
+    exact = patch(*prompts, direction=direction).per_pair_effect
+    found: Cells = {}
+    for name, rules in RULES.items():
+        estimate = attribution_patching(*prompts, rules=rules, direction=direction).per_pair
+        for kind in KINDS:
+            grids = [one.sel(site=kind).values.reshape(len(task), -1) for one in (estimate, exact)]
+            found[kind, name] = list(np.stack(grids, axis=1))
+    return found
 
 
-def _r(both: np.ndarray) -> float:
-    return float(np.corrcoef(both)[0, 1])
+def _mean_r(prompts: Sequence[np.ndarray]) -> float:
+    return float(np.mean([np.corrcoef(both)[0, 1] for both in prompts]))
 
 
-def _row(title: str, found: Mapping[tuple[str, str], np.ndarray]) -> str:
-    return f"| {title} | {' | '.join(f'{_r(found[kind, name]):.3f}' for kind in KINDS for name in RULES)} |"
+def _pooled_r(prompts: Sequence[np.ndarray]) -> float:
+    return float(np.corrcoef(np.concatenate(prompts, axis=1))[0, 1])
+
+
+def _row(title: str, found: Cells) -> str:
+    cells = [
+        f"{_mean_r(found[kind, name]):.3f} ({_pooled_r(found[kind, name]):.3f})" for kind in KINDS for name in RULES
+    ]
+    return f"| {title} | {' | '.join(cells)} |"
 
 
 def circuits(client: Client, n_pairs: int) -> None:

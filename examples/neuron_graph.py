@@ -46,9 +46,9 @@ def main() -> None:
 
 def strongest(graph: Graph) -> None:
     """The neurons with the highest scores, and who says most to each."""
-    neurons = graph.indices("neuron")
+    neurons = [int(index) for index in graph.indices("neuron")]
     print("\nneurons that say most to the metric, and who says most to them:")
-    for target in sorted(neurons.tolist(), key=lambda index: -abs(graph.nodes[index].score))[:6]:
+    for target in sorted(neurons, key=lambda index: -abs(graph.nodes[index].score))[:6]:
         source = int(np.abs(graph.adjacency[target]).argmax())
         share = graph.adjacency[target, source] / (graph.nodes[target].activation or 1.0)
         print(f"  {graph.label(target):<32} {graph.scores[target]:+.2f}   {share:4.0%} from {graph.label(source)}")

@@ -41,11 +41,16 @@ class Patching:
         return self.per_pair.mean("pair")
 
     @property
+    def per_pair_effect(self) -> NamedArray:
+        """Patched − unpatched of each pair: [pair, site?, layer?, position?, head?]."""
+        base = (self.corrupt if self.direction == "denoise" else self.clean).values
+        own = base.reshape(-1, *[1] * (self.per_pair.values.ndim - 1))
+        return NamedArray(self.per_pair.values - own, self.per_pair.axes)
+
+    @property
     def effect(self) -> NamedArray:
         """Mean over pairs of patched − unpatched: what attribution methods estimate."""
-        metric = self.metric
-        base = self.corrupt if self.direction == "denoise" else self.clean
-        return NamedArray(metric.values - np.mean(base.values), metric.axes)
+        return self.per_pair_effect.mean("pair")
 
     @property
     def normalised(self) -> NamedArray:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import spearmanr
 
 from probewire.analysis.attribution import neuron_graph
 from probewire.clients import Client, LogitDifference
@@ -43,7 +43,7 @@ def test_gradients_and_scores(clients: dict[str, Client], rules: tuple[str, ...]
         ours, theirs = one.gradients.stack(name), other.gradients.stack(name)
         assert relative_error(ours, theirs) < ERROR, name
         scores = [found.gradients.stack(name) * found.captures.stack(name) for found in (one, other)]
-        assert spearmanr(scores[0].ravel(), scores[1].ravel()).statistic > RANK, name
+        assert _spearman(*scores) > RANK, name
         assert relative_error(*scores) < ERROR, name
 
 
@@ -56,5 +56,11 @@ def test_graphs(clients: dict[str, Client]) -> None:
     assert len(one.nodes) > 40
     ours, theirs = np.asarray(one.adjacency), np.asarray(other.adjacency)
     drawn = (ours != 0) | (theirs != 0)
-    assert spearmanr(ours[drawn], theirs[drawn]).statistic > RANK
+    assert _spearman(ours[drawn], theirs[drawn]) > RANK
     assert relative_error(ours, theirs) < ERROR
+
+
+def _spearman(one: Any, other: Any) -> float:
+    """The correlation of ranks; ties in order of place, of which float32 gradients have hardly any."""
+    ranks = [np.argsort(np.argsort(np.ravel(values))) for values in (one, other)]
+    return float(np.corrcoef(*ranks)[0, 1])

@@ -71,6 +71,8 @@ def test_several_pairs_are_averaged(tiny: Client) -> None:
     single = [patch(tiny, a, b, "resid_mid", m) for a, b, m in zip(clean, corrupt, metrics, strict=True)]
     mean = np.mean([one.metric.values for one in single], axis=0)
     assert np.abs(both.metric.values - mean).max() <= 1e-10
+    alone = np.concatenate([one.per_pair_effect.values for one in single])
+    assert np.abs(both.per_pair_effect.values - alone).max() <= 1e-10
     low, high = (np.mean([getattr(one, side).item() for one in single]) for side in ("corrupt", "clean"))
     assert both.normalised.values == pytest.approx((mean - low) / (high - low), abs=1e-9)
 
