@@ -156,7 +156,7 @@ class Edits:
             raise InvalidArgument(
                 f"replace: source rows have shape {list(taken.shape[1:])}, the site's part has {list(x.shape[1:])}"
             )
-        return taken
+        return ops.like(taken, x)
 
 
 def _below(units: tuple[int, ...], width: int) -> NDArray[np.int64]:

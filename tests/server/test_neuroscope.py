@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from probewire.protos.model import GenerateRequest, RunRequest
 from probewire.protos.sites import Site
 from probewire.protos.spec import (
+    MAX_HOOKS,
     Add,
     Capture,
     Constant,
@@ -280,7 +281,7 @@ def test_hooks_that_cannot_be_served_are_not_registered(client: Client) -> None:
 
 
 def test_what_callers_register_is_bounded(client: Client) -> None:
-    many = [{**MLP, "hook_id": str(i)} for i in range(257)]
+    many = [{**MLP, "hook_id": str(i)} for i in range(MAX_HOOKS + 1)]
     assert "DELETE" in message_of(client("POST", HOOKS, {"hooks": many}), 429)
     assert client.chat()["activations"] == {}
     registry = Registry()
