@@ -66,7 +66,7 @@ def neuron_graph(
     origin = GraphInfo(
         model=info.id,
         n_layers=info.n_layers,
-        metric=_in_words(metric),
+        metric=_in_words(client, metric, model),
         value=scored.value,
         model_hash=info.model_hash,
         rules=tuple(rules),
@@ -212,14 +212,17 @@ def _position(metric: Metric, n_tokens: int) -> int:
     return position
 
 
-def _in_words(metric: Metric) -> str:
+def _in_words(client: Client, metric: Metric, model: str) -> str:
+    def words(*tokens: int) -> str:
+        return ", ".join(repr(text) for text in client.tokenize(list(tokens), model=model).tokens)
+
     where = f"at position {getattr(metric, 'position', -1)}"
     if isinstance(metric, TopLogits):
         return f"sum of the {metric.k} largest{' centred' if metric.centred else ''} logits {where}"
     if isinstance(metric, Logit):
-        return f"{'centred ' if metric.centred else ''}logit {metric.token} {where}"
+        return f"{'centred ' if metric.centred else ''}logit {words(metric.token)} {where}"
     if isinstance(metric, LogitDifference):
-        return f"mean logit of {list(metric.correct)} minus that of {list(metric.wrong)} {where}"
+        return f"logit {words(*metric.correct)} minus {words(*metric.wrong)} {where}"
     if isinstance(metric, LogProb):
-        return f"log-probability of {metric.token} {where}"
+        return f"log-probability of {words(metric.token)} {where}"
     return f"{type(metric).__name__} {where}"

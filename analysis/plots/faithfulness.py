@@ -28,7 +28,7 @@ def faithfulness_curves(
 ) -> Figure:
     """`curves` maps a method to its faithfulness at each of `fractions` (0 … 1, ascending), drawn on a log axis.
 
-    The legend gives CPR, the area under the curve (more is better), and CMD, the area between it and 1 (less is
+    Where the fractions reach 1 the legend gives CPR, the area under the curve (more is better), and CMD, the area between it and 1 (less is
     better), over linear fractions as MIB (Mueller et al. 2025) has them: CPR of units ranked by signed score, CMD of
     units ranked by magnitude, so only one of the two is MIB's for a given ranking. `what`, `how` and `path` as in `heat_map`.
     Raises InvalidArgument for fractions that do not ascend within 0 … 1, or curves of another length.
@@ -46,10 +46,7 @@ def faithfulness_curves(
         if found.shape != kept.shape:
             raise InvalidArgument(f"curve {name!r} has {len(found)} points for {len(kept)} fractions")
         colour, marker = PALETTE[index % len(PALETTE)], _MARKERS[index % len(_MARKERS)]
-        cpr, cmd = float(np.trapezoid(found, kept)), float(np.trapezoid(np.abs(1 - found), kept))
-        axes.plot(
-            kept, found, color=colour, marker=marker, label=plain(f"{name}\nCPR {cpr:.2f}, CMD {cmd:.2f}"), zorder=3
-        )
+        axes.plot(kept, found, color=colour, marker=marker, label=plain(name + _areas(found, kept)), zorder=3)
     axes.set_xscale("log" if kept[0] > 0 else "symlog", **({} if kept[0] > 0 else {"linthresh": kept[1]}))
     _percent_axis(axes, kept)
     axes.set(xlabel=x_label, ylabel="faithfulness")
@@ -57,6 +54,14 @@ def faithfulness_curves(
     cast("Any", figure).legend(loc="outside right upper", borderaxespad=1.5)
     title(axes, what, how)
     return finished(figure, path)
+
+
+def _areas(found: Any, kept: Any) -> str:
+    """CPR and CMD; of a part of the axis they would mean nothing."""
+    if kept[-1] < 1:
+        return ""
+    cpr, cmd = float(np.trapezoid(found, kept)), float(np.trapezoid(np.abs(1 - found), kept))
+    return f"\nCPR {cpr:.2f}, CMD {cmd:.2f}"
 
 
 def _percent_axis(axes: Any, kept: Any) -> None:

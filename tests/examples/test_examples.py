@@ -57,12 +57,12 @@ def test_patch_one_site(url: str) -> None:
     [
         ("lens", "its parts sum to +6.120"),
         ("head_roles", "induction        18.6"),
-        ("patching", "clean +"),
+        ("patching", "23.3: +"),
         ("attribution", "strongest edges by EAP-IG"),
-        ("neuron_graph", "pruned to 80 % of the influence"),
-        ("ablation", "mean ablation, change of the logit difference"),
-        ("localise_feature", "plot: "),
-        ("circuit", "random circuits of that size"),
+        ("neuron_graph", "for Neuronpedia's viewer"),
+        ("ablation", "where the two disagree most"),
+        ("localise_feature", "random directions"),
+        ("circuit", "saved: "),
     ],
 )
 def test_analyses(url: str, name: str, says: str) -> None:
