@@ -48,8 +48,8 @@ def logged() -> None:
 def test_a_line_is_an_object_whatever_was_logged(capsys: pytest.CaptureFixture[str]) -> None:
     start_log(as_json=True)
     Context().run(logged)
-    logging.getLogger("uvicorn.error").warning("theirs")
-    logging.getLogger("uvicorn.error").info("of other libraries only what went wrong")
+    logging.getLogger("another.library").warning("theirs")
+    logging.getLogger("another.library").info("of other libraries only what went wrong")
     told = capsys.readouterr()
     assert told.out == ""
     first, second, third = lines_of(told.err)
@@ -62,7 +62,7 @@ def test_a_line_is_an_object_whatever_was_logged(capsys: pytest.CaptureFixture[s
     assert (second["request"], second["user"], second["level"]) == ("req-1", "ada", "ERROR")
     assert second["error"].startswith("Traceback")
     assert second["error"].endswith("ValueError: what went\nwrong\n")
-    assert (third["logger"], third["message"]) == ("uvicorn.error", "theirs")
+    assert (third["logger"], third["message"]) == ("another.library", "theirs")
 
 
 def test_the_command_logs_a_failed_request_under_the_id_that_its_caller_saw(tmp_path: Path) -> None:
