@@ -63,4 +63,4 @@ def test_graphs(clients: dict[str, Client]) -> None:
 def _spearman(one: Any, other: Any) -> float:
     """The correlation of ranks; ties in order of place, of which float32 gradients have hardly any."""
     ranks = [np.argsort(np.argsort(np.ravel(values))) for values in (one, other)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
