@@ -122,17 +122,17 @@ class Backward(ABC):
         if any(metric.site is None for metric in self.metrics):
             return None
         orders = [site.order for site in (*self.targets, *(site for slot in self.slots for site in slot.plan.taps))]
-        orders = [None if order == Site("logits").order else order for order in orders]  # made once the forward is done
+        unfit = {Site("logits").name, *ATTENTION_SITES}  # made after the forward, or one sequence at a time
+        if any(site.name in unfit for slot in self.slots for site in slot.plan.taps):
+            return None
         return None if any(order is None for order in orders) else max(order for order in orders if order is not None)
 
     def enter(self, site: Site, value: Any) -> Any:
         """Before the edits at a site."""
-        if self.how.path is not None and str(site) == self.how.path.path.site:
-            return self._on_path(site, value)
         if site.name == "mlp_act" and self.how.rules & {"identity", "half"}:
             gate = self.branches.pop(Site("mlp_gate", site.layer))
             up = self.branches.pop(Site("mlp_up", site.layer), None)
-            return gated(
+            value = gated(
                 self.ops,
                 self.activation,
                 value,
@@ -141,6 +141,8 @@ class Backward(ABC):
                 identity="identity" in self.how.rules,
                 half="half" in self.how.rules,
             )
+        if self.how.path is not None and str(site) == self.how.path.path.site:
+            return self._on_path(value)
         return value
 
     def leave(self, site: Site, value: Any, *, in_place: bool = False, slot: Slot | None = None) -> Any:
@@ -180,7 +182,7 @@ class Backward(ABC):
         self.cuts[site.layer] = value, below
         return below
 
-    def _on_path(self, site: Site, value: Any) -> Any:
+    def _on_path(self, value: Any) -> Any:
         assert self.how.path is not None
         ops, result = self.ops, self.ops.copy(value)
         for index, slot in enumerate(self.slots):
@@ -189,10 +191,9 @@ class Backward(ABC):
             assert source.other.source is not None
             rows = np.asarray(source.other.source)
             rows = rows[0] if source.other.per_site else rows
-            other = ops.like(ops.device(rows.astype(np.float32)), value)
+            other = ops.like(ops.device(rows), value)
             own = value[slot.batch, slot.start : slot.stop]
             result[slot.batch, slot.start : slot.stop] = other + self.shares[index] * (own - other)
-        del site
         return result
 
     @abstractmethod

@@ -128,7 +128,11 @@ class Executor:
             self.reached[site] += 1
         start_s = time.perf_counter()
         if self.backward is not None:
-            value = self.backward.enter(site, value)
+            entered = self.backward.enter(site, value)
+            if in_place and entered is not value:
+                value[...] = entered  # what else holds the tensor goes on with it too
+            else:
+                value = entered
         result, plain = value, list[tuple[Slot, BoundHook]]()
         for slot in self.slots if slots is None else slots:
             plan = slot.plan

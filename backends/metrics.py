@@ -127,7 +127,7 @@ def measure_logits(ops: Ops, bound: BoundMetric, row: Any) -> Any:
     shifted = given - given.max()
     baseline = shifted - np.log(np.exp(shifted).sum())
     p = np.exp(baseline)
-    return float((p * baseline).sum()) - (ops.like(ops.device(p.astype(np.float32)), logprobs) * logprobs).sum()
+    return float((p * baseline).sum()) - (ops.like(ops.device(p), logprobs) * logprobs).sum()
 
 
 def measure_coordinate(ops: Ops, bound: BoundMetric, row: Any) -> Any:

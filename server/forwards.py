@@ -16,7 +16,7 @@ from .fair_queue import FairQueue
 from .prepared import PreparedInput
 from .tempo import Tempo
 
-__all__ = ["Forwards"]
+__all__ = ["GRADIENT_COST", "Forwards", "as_internal"]
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Forwards:
             log.exception("a run failed")
             self._trunks.pop(id(item), None)
             for each, _, _ in batch:
-                self._drop(each, _internal("run", error))
+                self._drop(each, as_internal("run", error))
             return
         self._tempo.ran(sum(len(sequence.tokens) for sequence in sequences))
         for (job, item, sequence), result in zip(batch, results, strict=True):
@@ -152,7 +152,8 @@ def _variant(job: Job, base: Sequence, plan: BoundPlan, name: str) -> Sequence:
     return Sequence(name, base.tokens, base.prompt_length, plan, metrics=base.metrics)
 
 
-def _internal(what: str, error: Exception) -> ProbewireError:
+def as_internal(what: str, error: Exception) -> ProbewireError:
+    """Ours as it is; any other named as a fault of what failed."""
     return (
         error if isinstance(error, ProbewireError) else Internal(f"the {what} failed: {type(error).__name__}: {error}")
     )

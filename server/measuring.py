@@ -7,6 +7,7 @@ from itertools import chain
 
 from ..backends.backward import BoundBackward, BoundPath, without_gradient
 from ..backends.base import Backend, Sequence
+from ..backends.gradients import rows_of
 from ..backends.metrics import BoundMetric, bind_metric
 from ..backends.plan import BoundHook, BoundPlan, bind
 from ..backends.sweeping import hooks_in, start_of
@@ -20,6 +21,7 @@ from ..protos.spec import Capture, Hook, Plan, Where
 from ..protos.sweeps import SweepRequest
 from ..protos.tensors import Array
 from .config import RequestLimits
+from .forwards import GRADIENT_COST
 from .prepared import Prepared, PreparedInput
 from .request_bytes import check_bytes
 from .requests import input_sequence, started_of, tokens_of
@@ -55,11 +57,22 @@ def prepare_gradients(
             sequence.metrics = _metrics(item, request.targets, info, lengths)
             path = _path(request, item, info, lengths)
             sequence.backward = BoundBackward(frozenset(request.rules), request.direct, path)
+            _check_room(sequence, item.item.name, backend.limits.max_run_tokens // GRADIENT_COST)
             item.sequence = sequence
     set_sources(request_id, request.plan, inputs, info, lengths, stored)
     store_bytes = check_bytes(inputs, info, limits)
     started = started_of(request_id, request.plan, inputs, info, tokenizer)
     return Prepared(request_id, "gradients", request.plan, inputs, started, store_bytes)
+
+
+def _check_room(sequence: Sequence, name: str, most: int) -> None:
+    """One that does not fit in a batch by itself would take more memory than anybody has set aside."""
+    rows = rows_of(sequence)
+    if rows > most:
+        raise ResourceExhausted(
+            f"the gradient of input {name!r} takes {rows:,} token rows (its tokens times the points of its path); at "
+            f"most {most:,} are allowed: shorten the prompt, or lower path.steps"
+        )
 
 
 def _check_rules(request: GradientsRequest, info: ModelInfo) -> None:

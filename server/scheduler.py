@@ -13,12 +13,12 @@ from typing import Any
 from ..backends.base import Backend, Sequence
 from ..backends.plan import BoundPlan, give_rows
 from ..protos.activity import WorkerStatus
-from ..protos.errors import Cancelled, Internal, ProbewireError, ResourceExhausted, Unavailable
+from ..protos.errors import Cancelled, ProbewireError, ResourceExhausted, Unavailable
 from .admission import Item, admit_next
 from .config import RequestLimits
 from .delivery import Job
 from .fair_queue import FairQueue, Ledger
-from .forwards import Forwards
+from .forwards import Forwards, as_internal
 from .prepared import PreparedInput
 from .tempo import Tempo
 
@@ -208,7 +208,7 @@ class Scheduler:
                     if sequence is not None and not any(b.needs for b in sequence.plan.hooks):
                         self.backend.bind(sequence.plan)
         except Exception as error:  # noqa: BLE001 - one request's fault must not end the thread that serves all
-            self.drop(job, _internal("plan", error))
+            self.drop(job, as_internal("plan", error))
             return
         job.pending = sorted(prepared.inputs, key=lambda item: item.level)
         if not any(item.source is not None for item in prepared.inputs):
@@ -237,7 +237,7 @@ class Scheduler:
                         still.append(item)
             job.pending = still
         except Exception as error:  # noqa: BLE001 - as in `_accept`
-            self.drop(job, _internal("patch", error))
+            self.drop(job, as_internal("patch", error))
 
     def _fill(self, job: Job, sequence: Sequence, variants: SequenceOf[BoundPlan] = ()) -> bool:
         """Give a sequence the rows that it reads of other inputs; False while some have not run."""
@@ -279,7 +279,7 @@ class Scheduler:
         running = self._running()
         while len(self._waiting) and (found := admit_next(self._waiting, self.backend, running)) is not None:
             if found.error is not None:
-                self.drop(found.job, _internal("admission", found.error))
+                self.drop(found.job, as_internal("admission", found.error))
             elif found.item.sequence is not None and not found.job.ended:
                 self._jobs[found.item.sequence.id] = found.job
                 found.job.admitted(found.item)
@@ -307,7 +307,7 @@ class Scheduler:
         except Exception as error:
             log.exception("a step failed")
             for job in {id(j): j for j in self._jobs.values()}.values():
-                self.drop(job, _internal("generation step", error))
+                self.drop(job, as_internal("generation step", error))
             return
         self.tempo.stepped(len(results), sum(result.token is not None for result in results))
         touched: dict[str, Job] = {}
@@ -350,9 +350,3 @@ class Scheduler:
             command()
         for job in self.jobs:
             self.drop(job, error)
-
-
-def _internal(what: str, error: Exception) -> ProbewireError:
-    return (
-        error if isinstance(error, ProbewireError) else Internal(f"the {what} failed: {type(error).__name__}: {error}")
-    )

@@ -57,7 +57,14 @@ def _is_norm(module: Any) -> bool:
 
 
 def _formula(module: Any, ops: Ops) -> Formula | None:
-    """The formula that gives what the module gives, found by trying; None when there is none."""
+    """The formula that gives what the module gives, found by trying; None when there is none, or it cannot be tried."""
+    try:
+        return _tried(module, ops)
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):  # a norm of another make: no rule ln
+        return None
+
+
+def _tried(module: Any, ops: Ops) -> Formula | None:
     weight = module.weight
     x = (mx.random.normal((2, weight.shape[-1]), key=mx.random.key(0)) * 3 + 1).astype(weight.dtype)
     tolerance = 2e-2 if weight.dtype in (mx.bfloat16, mx.float16) else 1e-4

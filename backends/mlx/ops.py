@@ -41,7 +41,7 @@ class MlxOps:
     """See backends/ops.py for each method."""
 
     def device(self, array: Array) -> mx.array:
-        double = array.dtype == np.float64
+        double = array.dtype == np.float64 and mx.default_device().type == mx.cpu  # GPUs have none
         return mx.array(np.array(array, dtype=np.float64 if double else np.float32), mx.float64 if double else None)
 
     def index(self, array: NDArray[np.int64]) -> mx.array:

@@ -56,11 +56,19 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def _eps(module: Any) -> float:
-    return next(float(getattr(module, n)) for n in ("variance_epsilon", "eps", "epsilon") if hasattr(module, n))
+    [name] = [n for n in ("variance_epsilon", "eps", "epsilon") if hasattr(module, n)]
+    return float(getattr(module, name))
 
 
 def _formula(module: Any, ops: Ops) -> Callable[..., torch.Tensor] | None:
-    """The formula that gives what the module gives, found by trying; None when there is none."""
+    """The formula that gives what the module gives, found by trying; None when there is none, or it cannot be tried."""
+    try:
+        return _tried(module, ops)
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):  # a norm of another make: no rule ln
+        return None
+
+
+def _tried(module: Any, ops: Ops) -> Callable[..., torch.Tensor] | None:
     weight = module.weight.detach()
     x = (torch.randn(2, weight.shape[-1], generator=torch.Generator().manual_seed(0)) * 3 + 1).to(weight)
     tolerance = 2e-2 if weight.dtype in (torch.bfloat16, torch.float16) else 1e-4

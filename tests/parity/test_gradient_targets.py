@@ -14,7 +14,7 @@ from probewire.backends.metrics import bind_metric
 from probewire.backends.plan import bind
 from probewire.clients import capture, hook, patch
 from probewire.protos.edits import LowRank, Scale
-from probewire.protos.errors import InvalidArgument
+from probewire.protos.errors import InvalidArgument, ResourceExhausted
 from probewire.protos.gradients import IntegratedPath
 from probewire.protos.metrics import Coordinate, Kl, Logit, LogitDifference, LogProb, Metric, TopLogits
 from probewire.protos.model import Input
@@ -155,7 +155,7 @@ def _gradient(**options: Any) -> Any:
 
 
 @both
-@pytest.mark.parametrize("site", ["embed", "resid_post.1"])
+@pytest.mark.parametrize("site", ["embed", "resid_mid.1", "mlp_act.1", "resid_post.1"])
 @pytest.mark.parametrize("rules", [(), ("ln", "half")])
 def test_a_path_is_the_mean_over_its_points(opened: Opened, backend: str, site: str, rules: tuple[str, ...]) -> None:
     client, at, steps = opened("llama", backend), [site, "mlp_act.2", "v.2", "attn_scores.2"], 4
@@ -175,6 +175,24 @@ def test_a_path_is_the_mean_over_its_points(opened: Opened, backend: str, site: 
     for name in points[0].gradients.sites:
         mean = np.mean([point.gradients[name] for point in points], axis=0)
         assert gap(found.gradients[name], mean) <= CLOSE, name
+
+
+@both
+def test_what_lies_past_an_early_target_comes_back_too(opened: Opened, backend: str) -> None:
+    client, target = opened("llama", backend), Coordinate("mlp_act.0", 4, 9)
+    found = client.gradients(TOKENS, target, at=["attn_probs.2", "mlp_act.0"], capture=["attn_probs.1"])
+    assert not found.gradients["attn_probs.2"].any()
+    assert found.gradients["mlp_act.0"][4, 9] == 1
+    plain = client.run(TOKENS, capture="attn_probs.1")["attn_probs.1"]
+    assert gap(found.captures["attn_probs.1"], plain) <= CLOSE
+
+
+@both
+def test_a_gradient_that_fits_in_no_batch_is_refused(opened: Opened, backend: str) -> None:
+    client = opened("llama", backend)
+    inputs: dict[str, Any] = {"own": [7] * 100, "other": Input(token_ids=(9,) * 100, source_only=True)}
+    with pytest.raises(ResourceExhausted, match=r"takes 6,400 token rows .* lower path.steps"):
+        client.gradients(inputs, Logit(7), at="embed", path=IntegratedPath("other", 64))
 
 
 @both
