@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..protos.latents import ReadLatents
 from ..protos.sites import ATTENTION_SITES, Site
 from ..protos.spec import Capture, Gather, Last, Mean, NextLogprob, Norm, Project, Reduction, TopK
 from ..protos.tensors import Array, numpy_dtype
 from .base import Rows
 from .ops import Ops
 from .plan import BoundHook, BoundPlan
+from .saes.latent_maths import LatentMaths
 
 if TYPE_CHECKING:
     from .executor import Slot
@@ -64,6 +66,7 @@ class Collector:
 
     def __init__(self, ops: Ops) -> None:
         self.ops = ops
+        self.latents = LatentMaths(ops)
         self.entries: list[_Entry] = []
         self.whole: dict[tuple[Any, ...], _Whole] = {}
         """By (takers, shape, dtype)."""
@@ -92,8 +95,13 @@ class Collector:
         rows: Any,
         chosen: NDArray[np.int64] | None,
         mask: Any,
+        *,
+        encoded: Any = None,
     ) -> None:
-        """Take the chosen rows of a site's value; nothing leaves the device yet."""
+        """Take the chosen rows of a site's value; nothing leaves the device yet.
+
+        `encoded`: where `rows` are a gradient by which an SAE's latents are asked for, the values themselves.
+        """
         ops, capture = self.ops, bound.hook.capture
         assert capture is not None
         if isinstance(capture.reduce, NextLogprob):
@@ -104,19 +112,24 @@ class Collector:
             picked = ops.index(chosen)
             rows, positions = ops.take(rows, picked, 0), positions[chosen]
             mask = None if mask is None else ops.take(mask, picked, 0)
-        reduced = self._reduce(capture.reduce, rows, bound)
+            encoded = None if encoded is None else ops.take(encoded, picked, 0)
+        reduced = self._reduce(capture.reduce, rows, bound, encoded)
         parts = {_part(capture, name): self._cast(part, capture.dtype) for name, part in reduced}
         self.entries.append(_Entry(slot, bound, index, site, positions, parts, mask))
 
     def _cast(self, part: Any, dtype: str | None) -> Any:
         return part if dtype is None else self.ops.cast(part, dtype)
 
-    def _reduce(self, reduce: Reduction | None, rows: Any, bound: BoundHook) -> list[tuple[str, Any]]:
+    def _reduce(self, reduce: Reduction | None, rows: Any, bound: BoundHook, encoded: Any) -> list[tuple[str, Any]]:
         ops = self.ops
         if reduce is None:
             return [("", rows)]
         if isinstance(reduce, Last):
             return [("", rows[-1:] if bound.hook.where.when is None else rows)]
+        if isinstance(reduce, ReadLatents):
+            on = bound.device["saes"][reduce.sae]
+            read = self.latents.read
+            return read(reduce, on, rows) if encoded is None else self.latents.read_gradient(reduce, on, encoded, rows)
         rows = ops.f32(rows)
         if isinstance(reduce, Norm):
             return [("", ops.norm(rows)[..., 0])]

@@ -7,13 +7,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..protos.edits import Add, Clamp, Constant, Edit, Inline, LowRank, Noise, ProjectOut, Replace, Scale, Zeros
+from ..protos.edits import (
+    Add,
+    Clamp,
+    Constant,
+    Edit,
+    Inline,
+    Latents,
+    LowRank,
+    Noise,
+    ProjectOut,
+    Replace,
+    Scale,
+    Zeros,
+)
 from ..protos.errors import InvalidArgument
 from ..protos.sites import ATTENTION_SITES, Site
 from .linear import gram_schmidt, span_basis
 from .noise import noise_row
 from .ops import Ops
 from .plan import BoundHook
+from .saes.latent_maths import LatentMaths
 
 __all__ = ["Edits"]
 
@@ -23,11 +37,14 @@ class Edits:
 
     def __init__(self, ops: Ops) -> None:
         self.ops = ops
+        self.latents = LatentMaths(ops)
 
     def prepare(self, bound: BoundHook) -> None:
         """Put what an edit and its condition need on the device, once a sequence."""
         when = bound.hook.where.when
         tensors: dict[str, Any] = {}
+        if bound.saes:
+            tensors["saes"] = {name: self.latents.device(sae) for name, sae in bound.saes.items()}
         if when is not None and when.direction is not None:
             tensors["when"] = self.ops.device(when.direction.floats())
         if bound.hook.edit is not None:
@@ -79,6 +96,8 @@ class Edits:
             read = ops.f32(linear_input)
             delta = edit.alpha * ((read @ ops.like(device["a"], read)) @ ops.like(device["b"], read))
             return rows + delta.reshape(rows.shape)
+        if isinstance(edit, Latents):
+            return self.latents.edited(edit, device["saes"][edit.sae], rows)
         units = self._units(edit, device, rows)
         part = rows if edit.heads is None else ops.take(rows, device["heads"], 1)
         inner = part if units is None else ops.take(part, units, -1)

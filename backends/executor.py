@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..protos.errors import Internal, InvalidArgument, ProbewireError
+from ..protos.latents import ReadLatents
 from ..protos.sites import ATTENTION_SITES, Site
 from .base import Rows, Sequence
 from .captures import Collector
@@ -51,6 +52,8 @@ class Slot:
     """Set when a hook of this sequence failed; its later hooks are skipped."""
     conditions: dict[tuple[int, int], Any] = field(default_factory=dict[tuple[int, int], Any])
     """(hook, site index) → boolean row mask, read at an earlier site."""
+    encoded: dict[tuple[int, int], Any] = field(default_factory=dict[tuple[int, int], Any])
+    """(hook, site index) → the rows whose latents' gradients are asked for."""
     choices: dict[tuple[int, str], Any] = field(default_factory=dict[tuple[int, str], Any])
     plan: BoundPlan = field(init=False)
     """The sequence's when this forward began: a live session may give the sequence another for the next one."""
@@ -198,7 +201,14 @@ class Executor:
                 self.collector.add(slot, bound, index, site, value, chosen, mask)
         for bound, index in plan.conditions.get(site, ()):
             slot.conditions[bound.index, index] = self._evaluate(slot, bound, index, current)
+        if self.backward is not None:
+            self._keep_encoded(site, slot, current)
         return current
+
+    def _keep_encoded(self, site: Site, slot: Slot, rows: Any) -> None:
+        for bound, index in slot.plan.by_site.get(site, ()):
+            if (capture := bound.hook.capture) and capture.gradient and isinstance(capture.reduce, ReadLatents):
+                slot.encoded[bound.index, index] = self.ops.stop(rows)
 
     def _chosen(self, slot: Slot, bound: BoundHook, site: Site) -> NDArray[np.int64] | None:
         """Row numbers within the slot that the hook applies to; None for all of them."""
@@ -274,7 +284,8 @@ class Executor:
             if bound.hook.capture is not None and bound.hook.capture.gradient:
                 chosen = self._chosen(slot, bound, site)
                 if chosen is None or len(chosen):
-                    self.collector.add(slot, bound, index, site, rows, chosen, None)
+                    encoded = slot.encoded.get((bound.index, index))
+                    self.collector.add(slot, bound, index, site, rows, chosen, None, encoded=encoded)
 
     def collect(self) -> dict[int, list[Rows]]:
         """End the forward: every captured row on the host, by id of the slot's sequence."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..protos.latents import ReadLatents
 from ..protos.sites import Site
 from ..protos.spec import Hook
 from .base import Sequence, StepResult
@@ -52,7 +53,9 @@ def one_prompt(sequences: SequenceOf[Sequence]) -> bool:
 
 
 def _only_gradient(hook: Hook) -> bool:
-    return hook.edit is None and hook.capture is not None and hook.capture.gradient
+    capture = hook.capture
+    latents = capture is not None and isinstance(capture.reduce, ReadLatents)  # which need rows of their own
+    return hook.edit is None and capture is not None and capture.gradient and not latents
 
 
 def spread(executor: Executor, slot: Slot, sequences: SequenceOf[Sequence]) -> list[Slot]:

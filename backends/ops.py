@@ -28,6 +28,26 @@ class Ops(Protocol):
         """Row or unit numbers as an index tensor."""
         ...
 
+    def exact(self, array: Array) -> T:
+        """A tensor of the array's own dtype on the model's device."""
+        ...
+
+    def int32(self, x: T) -> T:
+        """Cast to 32-bit integers."""
+        ...
+
+    def pad_last(self, x: T, n: int, value: float) -> T:
+        """The last axis longer by n entries of one value."""
+        ...
+
+    def mark_last(self, x: T, index: T) -> T:
+        """In x's shape and dtype: 1 at x[i, index[i, j]], else 0."""
+        ...
+
+    def take_last(self, x: T, index: T) -> T:
+        """x[i, index[i, j]]."""
+        ...
+
     def f32(self, x: T) -> T:
         """Cast to float32."""
         ...

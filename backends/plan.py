@@ -19,6 +19,8 @@ from ..protos.sites import Site
 from ..protos.spec import Hook, Plan, Where
 from ..protos.tensors import Array
 from .checks import check_hook, expand
+from .saes.sae import Sae, check_latents, saes_of
+from .saes.shelf import EMPTY, Shelf
 
 __all__ = ["BoundHook", "BoundPlan", "Mode", "bind", "choose", "chosen_positions", "give_rows", "succeed"]
 
@@ -42,6 +44,8 @@ class BoundHook:
     """Absolute position → source row."""
     device: Any = None
     """The backend's own tensors for the edit, made once by its executor."""
+    saes: dict[str, Sae] = field(default_factory=dict[str, Sae])
+    """The SAEs that it names."""
     latch: dict[int, Any] = field(default_factory=dict[int, Any])
     """Site index → what the prompt has decided so far (device scalars)."""
 
@@ -108,13 +112,13 @@ def bind(
     prompt_length: int,
     n_rows: int,
     input_lengths: Mapping[str, int] | None = None,
-    stored: Mapping[str, Array] | None = None,
+    shelf: Shelf = EMPTY,
     applied_last: int = 0,
 ) -> BoundPlan:
     """Check the hooks of a plan that apply to one input and make them concrete.
 
     `input_lengths` holds the token counts of the request's inputs, for hooks that read another one: they come back
-    with `needs` set, to be filled by `give_rows`. `stored` holds stored captures by id. The first `applied_last` hooks
+    with `needs` set, to be filled by `give_rows`. `shelf` holds stored captures and SAEs. The first `applied_last` hooks
     apply after all others: a request's own, which see what its session has edited. Raises InvalidArgument with the hook's index, the reason and the fix.
     """
     hooks: list[BoundHook] = []
@@ -126,7 +130,7 @@ def bind(
         where = f"hook {index} ({hook.site})"
         sites = expand(hook, info, where)
         check_hook(hook, sites, info, mode, where, tokens=len(tokens), prompt_length=prompt_length, n_rows=n_rows)
-        bound = BoundHook(index, hook, sites)
+        bound = BoundHook(index, hook, sites, saes=_saes(hook, sites, shelf, where))
         hooks.append(bound)
     by_site: dict[Site, list[tuple[BoundHook, int]]] = {}
     conditions: dict[Site, list[tuple[BoundHook, int]]] = {}
@@ -144,8 +148,20 @@ def bind(
     }
     bound_plan = BoundPlan(mode, prompt_length, n_rows, tuple(hooks), by_site, conditions, plain)
     for bound in hooks:
-        _attach_source(bound, bound_plan, tokens, input_lengths or {}, stored or {})
+        _attach_source(bound, bound_plan, tokens, input_lengths or {}, shelf.captures)
     return bound_plan
+
+
+def _saes(hook: Hook, sites: tuple[Site, ...], shelf: Shelf, where: str) -> dict[str, Sae]:
+    """The SAEs that a hook names, checked against what it asks of them."""
+    found: dict[str, Sae] = {}
+    for name in saes_of(hook):
+        if name not in shelf.saes:
+            known = ", ".join(shelf.saes) or "none"
+            raise NotFound(f"{where}: no SAE {name!r} is loaded for you on this model; loaded: {known}; load it first")
+        found[name] = shelf.saes[name]
+        check_latents(hook, sites, found[name], where)
+    return found
 
 
 def succeed(old: BoundPlan, new: BoundPlan) -> None:

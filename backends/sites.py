@@ -201,6 +201,8 @@ def _site_info(name: str, family: Family, dims: Dims, run_only: str) -> SiteInfo
     tap = family.taps.get(name)
     if tap is not None and tap.linear:
         edits = (*edits, "low_rank")
+    if name not in (*ATTENTION_SITES, "logits", "router_logits"):
+        edits = (*edits, "latents")
     if name == "expert_weights":
         edits = ()  # they follow from router_logits, which can be edited
     return SiteInfo(

@@ -63,8 +63,9 @@ def _streams(backend: str, sizes: Sizes) -> list[Figure]:
             ONE: {"capture": [f"resid_post.{LAYER}"]},
             STEERED: {"hooks": [steering(client)]},
         }
-        timed = {name: partial(eight_streams, client, eight, sizes.n_new, asked) for name, asked in variants.items()}
-        timed[BARE] = partial(_bare, bare, eight, sizes.n_new)
+        # What is compared stands side by side: a shared machine's speed changes within a round.
+        timed = {BARE: partial(_bare, bare, eight, sizes.n_new)}
+        timed |= {name: partial(eight_streams, client, eight, sizes.n_new, asked) for name, asked in variants.items()}
         timed[PLAIN_LONG] = partial(eight_streams, client, eight, sizes.n_steady, {})
         timed[BARE_LONG] = partial(_bare, bare, eight, sizes.n_steady)
         samples = interleaved(timed, rounds=sizes.rounds)

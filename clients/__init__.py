@@ -29,8 +29,10 @@ from ..protos.errors import (
     Unsupported,
 )
 from ..protos.gradients import IntegratedPath
+from ..protos.latents import LatentChange, Latents, ReadLatents
 from ..protos.metrics import Coordinate, Kl, Logit, LogitDifference, LogProb, Target, TopLogits
 from ..protos.model import Input, Message, ModelInfo, Sampling
+from ..protos.saes import SaeInfo
 from ..protos.sites import Site
 from ..protos.spec import (
     Capture,
@@ -51,7 +53,8 @@ from ..protos.tensors import Tensor
 from .archive import load
 from .captures import Captures
 from .client import Client
-from .hooks import ablate, capture, hook, patch, steer
+from .hooks import ablate, capture, edit_latents, hook, patch, reconstruct, steer
+from .latents import LatentRows
 from .named_array import NamedArray
 from .results import Generation, Gradients, InputResult, Run
 from .session import LiveSession
@@ -83,6 +86,9 @@ __all__ = [
     "InvalidArgument",
     "Kl",
     "Last",
+    "LatentChange",
+    "LatentRows",
+    "Latents",
     "LiveSession",
     "LogProb",
     "Logit",
@@ -101,9 +107,11 @@ __all__ = [
     "ProbewireError",
     "Project",
     "ProjectOut",
+    "ReadLatents",
     "Replace",
     "ResourceExhausted",
     "Run",
+    "SaeInfo",
     "Sampling",
     "Scale",
     "Site",
@@ -123,8 +131,10 @@ __all__ = [
     "Zeros",
     "ablate",
     "capture",
+    "edit_latents",
     "hook",
     "load",
     "patch",
+    "reconstruct",
     "steer",
 ]

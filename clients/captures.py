@@ -11,6 +11,7 @@ from ..protos.assemble import AssembledCapture
 from ..protos.errors import InvalidArgument, NotFound
 from ..protos.sites import Site, SitePattern
 from ..protos.tensors import Array
+from .latents import LatentRows
 
 __all__ = ["Captures", "joined", "parted"]
 
@@ -57,6 +58,17 @@ class Captures:
     def top_k(self, site: str) -> tuple[Array, Array]:
         """(values, indices), each [pos, k] ([pos, head, k] at head sites)."""
         return self.array(site, "value"), self.array(site, "index")
+
+    def latents(self, site: str) -> LatentRows:
+        """The latents of an SAE that a hook read at a site, with `top_k`; from `gradients`, their gradients too.
+
+        Raises NotFound when none was read, InvalidArgument when several hooks read there: `hook(id).latents(site)`.
+        """
+        parts = {entry.key.part: entry for entry in self._matching(site, None)}
+        found = [self._entry(site, part) for part in ("value", "index", "count")]
+        extra = [None if part not in parts else self._entry(site, part).array for part in ("gradient", "error", "bias")]
+        values, ids, counts = (entry.array for entry in found)
+        return LatentRows(found[0].positions, ids, values, counts, *extra)
 
     def hook(self, key: str | int) -> Captures:
         """What one hook read: by its id, or by its index in the plan (hooks first, then captures)."""

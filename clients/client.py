@@ -12,6 +12,7 @@ from ..protos.errors import Internal, InvalidArgument
 from ..protos.gradients import GradientsRequest, IntegratedPath
 from ..protos.loading import HealthReport, LoadRequest
 from ..protos.model import GenerateRequest, ModelInfo, RunRequest, StoredCapture, Token, Tokenized, TokenizeRequest
+from ..protos.saes import LoadSaeRequest, SaeInfo
 from ..protos.service import Service
 from ..protos.sessions import CreateSessionRequest
 from ..protos.spec import Plan
@@ -23,6 +24,7 @@ from .inprocess import InProcessTransport
 from .progress import progress_bar
 from .prompts import Prompt, Prompts, to_input, to_inputs
 from .results import Generation, Gradients, Run, collect
+from .sae_files import sae_files
 from .sampling import SamplingOptions, to_sampling
 from .session import LiveSession
 from .stream import Stream
@@ -291,6 +293,43 @@ class Client:
     def delete_capture(self, capture_id: str, *, model: str = "") -> None:
         """Forget a stored capture."""
         self._transport.delete_capture(capture_id, model)
+
+    # ---- sparse autoencoders on the server ----
+
+    def load_sae(
+        self,
+        source: str | Path,
+        *,
+        site: str = "",
+        name: str = "",
+        shared: bool = False,
+        dtype: str = "auto",
+        upload: bool | None = None,
+        model: str = "",
+    ) -> SaeInfo:
+        """Load an SAE, as sae-lens saves it, onto a site: hooks then name it (`capture(site, latents=name, top_k=32)`).
+
+        `source`: a folder, or `owner/repo[@revision]/path` on the Hugging Face hub. A folder of this machine is read by
+        a server that runs on it, and sent along to any other; `upload` says which. `site`: left out, as the SAE's config
+        says (TransformerLens names too). `dtype`: in which it works; auto: as saved. `shared`: all users may use it.
+        """
+        folder = Path(source).expanduser()
+        if upload is None:
+            upload = folder.is_dir() and not self._transport.is_here
+        if upload:
+            request = LoadSaeRequest(name or folder.name, model, "", sae_files(folder), site, dtype, shared)
+        else:
+            told = str(folder.resolve()) if folder.is_dir() else str(source)
+            request = LoadSaeRequest(name, model, told, None, site, dtype, shared)
+        return self._transport.load_sae(request)
+
+    def saes(self, *, model: str = "") -> list[SaeInfo]:
+        """Your SAEs, and those that others share."""
+        return self._transport.saes(model)
+
+    def unload_sae(self, name: str, *, model: str = "") -> None:
+        """Forget an SAE; requests that run with it go on."""
+        self._transport.unload_sae(name, model)
 
     # ---- the server and the connection ----
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypedDict, Unpack, cast
 
 from ..protos.edits import Add, Constant, Edit, FromInput, Inline, ProjectOut, Replace, Source, Stored, Zeros
 from ..protos.errors import InvalidArgument
+from ..protos.latents import LatentChange, Latents, ReadLatents
 from ..protos.spec import Capture, Condition, Hook, Last, Mean, NextLogprob, Norm, Plan, Reduction, Span, Where
 from ..protos.tensors import Array, Tensor
 from ..protos.wire import from_json, to_json
@@ -20,8 +21,10 @@ __all__ = [
     "Values",
     "ablate",
     "capture",
+    "edit_latents",
     "hook",
     "patch",
+    "reconstruct",
     "steer",
     "to_gradient_plan",
     "to_plan",
@@ -128,10 +131,51 @@ def capture(
     dtype: str | None = None,
     before: bool = False,
     store: bool = False,
+    latents: str | None = None,
+    top_k: int | None = None,
+    latent_ids: Sequence[int] | None = None,
     **options: Unpack[Options],
 ) -> Hook:
-    """Read a site. `reduce` runs on the server, so that bytes nobody needs never move; `before`: before any edit."""
-    return hook(site, None, Capture(before, dtype, _reduction(reduce), store), **options)
+    """Read a site. `reduce` runs on the server, so that bytes nobody needs never move; `before`: before any edit.
+
+    `latents`: the name of an SAE loaded onto the site, of which come the `top_k` most active latents of each row (read
+    them with `captures.latents(site)`), those of `latent_ids` ([pos, n]), or, with neither, all ([pos, d_sae]).
+    """
+    if latents is None:
+        if top_k is not None or latent_ids is not None:
+            raise InvalidArgument('top_k and latent_ids are of an SAE: name it, latents="…" (or give reduce=TopK(k))')
+        return hook(site, None, Capture(before, dtype, _reduction(reduce), store), **options)
+    if reduce is not None:
+        raise InvalidArgument("capture takes reduce or latents, not both; write two hooks for both")
+    return hook(site, None, Capture(before, dtype, ReadLatents(latents, top_k, _indices(latent_ids)), store), **options)
+
+
+def edit_latents(
+    site: str,
+    sae: str,
+    changes: Mapping[int, float | Mapping[str, Any]],
+    *,
+    error: bool = True,
+    **options: Unpack[Options],
+) -> Hook:
+    """Change latents of an SAE loaded onto the site; what it does not explain of each row stays as it is.
+
+    `changes`: latent → the activation it is set to, or {"set" | "add" | "scale": x}, or {"min": x, "max": y}; with
+    "active": True only at rows where it fires. Without `error` the SAE's reconstruction takes the row's place.
+    """
+    listed = tuple(_change(latent, change) for latent, change in changes.items())
+    return hook(site, Latents(sae, listed, error), **options)
+
+
+def reconstruct(site: str, sae: str, **options: Unpack[Options]) -> Hook:
+    """Put the reconstruction of an SAE loaded onto the site in the row's place."""
+    return hook(site, Latents(sae, (), error=False), **options)
+
+
+def _change(latent: int, change: float | Mapping[str, Any]) -> LatentChange:
+    if isinstance(change, Mapping):
+        return from_json(LatentChange, {"id": int(latent), **change})
+    return LatentChange(int(latent), set=float(change))
 
 
 def hook(site: str, edit: Edit | None = None, capture: Capture | None = None, **options: Unpack[Options]) -> Hook:

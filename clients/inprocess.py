@@ -11,6 +11,7 @@ from ..protos.errors import Internal, InvalidArgument, ProbewireError
 from ..protos.gradients import GradientsRequest
 from ..protos.loading import HealthReport, LoadProgress, LoadRequest
 from ..protos.model import Event, GenerateRequest, ModelInfo, RunRequest, StoredCapture, Tokenized, TokenizeRequest
+from ..protos.saes import LoadSaeRequest, SaeInfo
 from ..protos.service import Service
 from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from ..protos.sweeps import SweepRequest
@@ -26,6 +27,7 @@ class InProcessTransport:
     """Calls a handed service directly; nothing is encoded. Closing it closes the service."""
 
     address = "in process"
+    is_here = True
 
     def __init__(self, service: Service) -> None:
         if not isinstance(service, Service):  # pyright: ignore[reportUnnecessaryIsInstance] - notebooks hand anything
@@ -88,6 +90,18 @@ class InProcessTransport:
     def delete_capture(self, capture_id: str, model: str = "") -> None:
         with _translated():
             self._service.delete_capture(capture_id, model)
+
+    def load_sae(self, request: LoadSaeRequest) -> SaeInfo:
+        with _translated():
+            return self._service.load_sae(request)
+
+    def saes(self, model: str = "") -> list[SaeInfo]:
+        with _translated():
+            return self._service.saes(model)
+
+    def unload_sae(self, name: str, model: str = "") -> None:
+        with _translated():
+            self._service.unload_sae(name, model)
 
     def create_session(self, request: CreateSessionRequest) -> Session:
         with _translated():

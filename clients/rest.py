@@ -19,6 +19,7 @@ from ..protos.errors import DeadlineExceeded, Internal, NotFound
 from ..protos.gradients import GradientsRequest
 from ..protos.loading import HealthReport, LoadProgress, LoadRequest
 from ..protos.model import Event, GenerateRequest, ModelInfo, RunRequest, StoredCapture, Tokenized, TokenizeRequest
+from ..protos.saes import LoadSaeRequest, SaeInfo
 from ..protos.service import InferenceRequest
 from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from ..protos.sweeps import SweepRequest
@@ -61,6 +62,7 @@ class RestTransport:
         timeout_s: float | None = None,
         tls: Tls | None = None,
     ) -> None:
+        self.is_here = is_loopback(host)
         self.address = f"{'https' if secure else 'http'}://{host}:{port}{path}"
         self._timeout_s = timeout_s
         self._http = httpx.Client(
@@ -138,6 +140,21 @@ class RestTransport:
         if not capture_id:
             raise NotFound("delete_capture needs an id; captures() lists them")
         self._json("DELETE", f"/v1/captures/{quote(capture_id)}", model=model)
+
+    def load_sae(self, request: LoadSaeRequest) -> SaeInfo:
+        answer = self._json("POST", "/v1/saes", to_json(request))
+        with readable(self.address):
+            return from_json(SaeInfo, answer)
+
+    def saes(self, model: str = "") -> list[SaeInfo]:
+        answer = self._json("GET", f"/v1/saes?model={quote(model, safe='')}")
+        with readable(self.address):
+            return [from_json(SaeInfo, item) for item in answer["saes"]]
+
+    def unload_sae(self, name: str, model: str = "") -> None:
+        if not name:
+            raise NotFound("an SAE has a name; saes() lists them")
+        self._json("DELETE", f"/v1/saes/{quote(name, safe='')}?model={quote(model, safe='')}")
 
     def create_session(self, request: CreateSessionRequest) -> Session:
         return self._session("POST", "/v1/sessions", to_json(request))

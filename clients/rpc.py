@@ -27,6 +27,7 @@ from ..protos.model import (
     Tokenized,
     TokenizeRequest,
 )
+from ..protos.saes import LoadSaeRequest, SaeInfo
 from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from ..protos.sweeps import SweepRequest
 from ..protos.tensors import Array, Tensor, numpy_dtype
@@ -64,6 +65,7 @@ class RpcTransport:
         tls: Tls | None = None,
     ) -> None:
         self.address = f"{'grpcs' if secure else 'grpc'}://{host}:{port}"
+        self.is_here = is_loopback(host)
         self._timeout_s = timeout_s
         self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
         target, options = f"{host}:{port}", _options(host)
@@ -133,6 +135,15 @@ class RpcTransport:
 
     def delete_capture(self, capture_id: str, model: str = "") -> None:
         self._unary("Captures/Delete", pb.CaptureRequest(model=model, id=capture_id), pb.Empty)
+
+    def load_sae(self, request: LoadSaeRequest) -> SaeInfo:
+        return self._values(SaeInfo, [self._unary("Saes/Load", to_proto(request), pb.SaeInfo)])[0]
+
+    def saes(self, model: str = "") -> list[SaeInfo]:
+        return self._values(SaeInfo, self._unary("Saes/List", pb.ModelRequest(model=model), pb.SaeList).saes)
+
+    def unload_sae(self, name: str, model: str = "") -> None:
+        self._unary("Saes/Unload", pb.SaeRequest(name=name, model=model), pb.Empty)
 
     def create_session(self, request: CreateSessionRequest) -> Session:
         return self._values(Session, [self._unary("Sessions/Create", to_proto(request), pb.Session)])[0]

@@ -29,6 +29,8 @@ class Transport(Service, Protocol):
 
     address: str
     """As the user wrote it, for messages."""
+    is_here: bool
+    """Whether the server is on this machine, as far as its address says: a tunnel looks the same."""
 
     def weights(self, name: str, model: str = "", watch: Watch | None = None) -> Array:
         """One weight, named and shaped as in the checkpoint."""

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .errors import InvalidArgument
+from .latents import Latents
+from .numbers import finite, indices
 from .tensors import FLOAT_DTYPES, Tensor, require_finite
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "Edit",
     "FromInput",
     "Inline",
+    "Latents",
     "LowRank",
     "Noise",
     "ProjectOut",
@@ -29,13 +32,8 @@ __all__ = [
     "Source",
     "Stored",
     "Zeros",
-    "finite",
     "float_tensor",
-    "indices",
 ]
-
-
-MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 def float_tensor(value: Tensor, what: str, ndim: int | tuple[int, ...] | None = None) -> Tensor:
@@ -53,30 +51,6 @@ def float_tensor(value: Tensor, what: str, ndim: int | tuple[int, ...] | None = 
         raise InvalidArgument(f"{what} is empty (shape {list(tensor.shape)})")
     require_finite(tensor, what)
     return tensor
-
-
-def finite(value: object, what: str) -> float:
-    """A Python float that is finite in float32, in which edits are computed; raises InvalidArgument otherwise."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= MAX_FLOAT32:
-        raise InvalidArgument(f"{what} must be a finite number of float32, got {value!r}")
-    return float(value)
-
-
-def indices(value: tuple[int, ...] | None, what: str, *, negative: bool = False) -> tuple[int, ...] | None:
-    """Distinct integers, or None for "all"; raises InvalidArgument for an empty list, repeats or negatives."""
-    if value is None:
-        return None
-    result = tuple(value)
-    if not result:
-        raise InvalidArgument(f"{what} is empty; leave it out to mean all, or name at least one")
-    if any(isinstance(i, bool) or not hasattr(i, "__index__") for i in result):
-        raise InvalidArgument(f"{what} must be integers, got {list(result)}")
-    result = tuple(int(i) for i in result)
-    if len(set(result)) != len(result):
-        raise InvalidArgument(f"{what} names the same index twice: {list(result)}")
-    if not negative and min(result) < 0:
-        raise InvalidArgument(f"{what} must be 0 or more, got {min(result)}")
-    return result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,4 +235,4 @@ class LowRank(_Part):
             raise InvalidArgument("low_rank edits the whole output; leave out units and heads (zero columns of b)")
 
 
-Edit = Add | Scale | Replace | ProjectOut | Clamp | Noise | LowRank
+Edit = Add | Scale | Replace | ProjectOut | Clamp | Noise | LowRank | Latents

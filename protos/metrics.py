@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from operator import index
 
-from .edits import float_tensor, indices
+from .edits import float_tensor
 from .errors import InvalidArgument
+from .numbers import indices
 from .sites import Site
 from .tensors import Tensor
 

@@ -103,7 +103,7 @@ class Condition(_message.Message):
     def __init__(self, threshold: _Optional[float] = ..., site: _Optional[str] = ..., op: _Optional[str] = ..., unit: _Optional[int] = ..., head: _Optional[int] = ..., direction: _Optional[_Union[Tensor, _Mapping]] = ..., latch: _Optional[str] = ...) -> None: ...
 
 class Edit(_message.Message):
-    __slots__ = ("add", "scale", "replace", "project_out", "clamp", "noise", "low_rank")
+    __slots__ = ("add", "scale", "replace", "project_out", "clamp", "noise", "low_rank", "latents")
     ADD_FIELD_NUMBER: _ClassVar[int]
     SCALE_FIELD_NUMBER: _ClassVar[int]
     REPLACE_FIELD_NUMBER: _ClassVar[int]
@@ -111,6 +111,7 @@ class Edit(_message.Message):
     CLAMP_FIELD_NUMBER: _ClassVar[int]
     NOISE_FIELD_NUMBER: _ClassVar[int]
     LOW_RANK_FIELD_NUMBER: _ClassVar[int]
+    LATENTS_FIELD_NUMBER: _ClassVar[int]
     add: Add
     scale: Scale
     replace: Replace
@@ -118,7 +119,8 @@ class Edit(_message.Message):
     clamp: Clamp
     noise: Noise
     low_rank: LowRank
-    def __init__(self, add: _Optional[_Union[Add, _Mapping]] = ..., scale: _Optional[_Union[Scale, _Mapping]] = ..., replace: _Optional[_Union[Replace, _Mapping]] = ..., project_out: _Optional[_Union[ProjectOut, _Mapping]] = ..., clamp: _Optional[_Union[Clamp, _Mapping]] = ..., noise: _Optional[_Union[Noise, _Mapping]] = ..., low_rank: _Optional[_Union[LowRank, _Mapping]] = ...) -> None: ...
+    latents: Latents
+    def __init__(self, add: _Optional[_Union[Add, _Mapping]] = ..., scale: _Optional[_Union[Scale, _Mapping]] = ..., replace: _Optional[_Union[Replace, _Mapping]] = ..., project_out: _Optional[_Union[ProjectOut, _Mapping]] = ..., clamp: _Optional[_Union[Clamp, _Mapping]] = ..., noise: _Optional[_Union[Noise, _Mapping]] = ..., low_rank: _Optional[_Union[LowRank, _Mapping]] = ..., latents: _Optional[_Union[Latents, _Mapping]] = ...) -> None: ...
 
 class Add(_message.Message):
     __slots__ = ("vector", "alpha", "norm_match", "units", "heads")
@@ -248,6 +250,34 @@ class LowRank(_message.Message):
     heads: Indices
     def __init__(self, a: _Optional[_Union[Tensor, _Mapping]] = ..., b: _Optional[_Union[Tensor, _Mapping]] = ..., alpha: _Optional[float] = ..., units: _Optional[_Union[Indices, _Mapping]] = ..., heads: _Optional[_Union[Indices, _Mapping]] = ...) -> None: ...
 
+class Latents(_message.Message):
+    __slots__ = ("sae", "changes", "error")
+    SAE_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    sae: str
+    changes: _containers.RepeatedCompositeFieldContainer[LatentChange]
+    error: bool
+    def __init__(self, sae: _Optional[str] = ..., changes: _Optional[_Iterable[_Union[LatentChange, _Mapping]]] = ..., error: _Optional[bool] = ...) -> None: ...
+
+class LatentChange(_message.Message):
+    __slots__ = ("id", "set", "add", "scale", "min", "max", "active")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    SET_FIELD_NUMBER: _ClassVar[int]
+    ADD_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
+    MIN_FIELD_NUMBER: _ClassVar[int]
+    MAX_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    set: float
+    add: float
+    scale: float
+    min: float
+    max: float
+    active: bool
+    def __init__(self, id: _Optional[int] = ..., set: _Optional[float] = ..., add: _Optional[float] = ..., scale: _Optional[float] = ..., min: _Optional[float] = ..., max: _Optional[float] = ..., active: _Optional[bool] = ...) -> None: ...
+
 class Capture(_message.Message):
     __slots__ = ("before", "dtype", "reduce", "store", "gradient")
     BEFORE_FIELD_NUMBER: _ClassVar[int]
@@ -263,7 +293,7 @@ class Capture(_message.Message):
     def __init__(self, before: _Optional[bool] = ..., dtype: _Optional[str] = ..., reduce: _Optional[_Union[Reduction, _Mapping]] = ..., store: _Optional[bool] = ..., gradient: _Optional[bool] = ...) -> None: ...
 
 class Reduction(_message.Message):
-    __slots__ = ("last", "mean", "norm", "top_k", "project", "gather", "next_logprob")
+    __slots__ = ("last", "mean", "norm", "top_k", "project", "gather", "next_logprob", "latents")
     LAST_FIELD_NUMBER: _ClassVar[int]
     MEAN_FIELD_NUMBER: _ClassVar[int]
     NORM_FIELD_NUMBER: _ClassVar[int]
@@ -271,6 +301,7 @@ class Reduction(_message.Message):
     PROJECT_FIELD_NUMBER: _ClassVar[int]
     GATHER_FIELD_NUMBER: _ClassVar[int]
     NEXT_LOGPROB_FIELD_NUMBER: _ClassVar[int]
+    LATENTS_FIELD_NUMBER: _ClassVar[int]
     last: Last
     mean: Mean
     norm: Norm
@@ -278,7 +309,8 @@ class Reduction(_message.Message):
     project: Project
     gather: Gather
     next_logprob: NextLogprob
-    def __init__(self, last: _Optional[_Union[Last, _Mapping]] = ..., mean: _Optional[_Union[Mean, _Mapping]] = ..., norm: _Optional[_Union[Norm, _Mapping]] = ..., top_k: _Optional[_Union[TopK, _Mapping]] = ..., project: _Optional[_Union[Project, _Mapping]] = ..., gather: _Optional[_Union[Gather, _Mapping]] = ..., next_logprob: _Optional[_Union[NextLogprob, _Mapping]] = ...) -> None: ...
+    latents: ReadLatents
+    def __init__(self, last: _Optional[_Union[Last, _Mapping]] = ..., mean: _Optional[_Union[Mean, _Mapping]] = ..., norm: _Optional[_Union[Norm, _Mapping]] = ..., top_k: _Optional[_Union[TopK, _Mapping]] = ..., project: _Optional[_Union[Project, _Mapping]] = ..., gather: _Optional[_Union[Gather, _Mapping]] = ..., next_logprob: _Optional[_Union[NextLogprob, _Mapping]] = ..., latents: _Optional[_Union[ReadLatents, _Mapping]] = ...) -> None: ...
 
 class Last(_message.Message):
     __slots__ = ()
@@ -313,6 +345,16 @@ class Gather(_message.Message):
 class NextLogprob(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class ReadLatents(_message.Message):
+    __slots__ = ("sae", "top_k", "ids")
+    SAE_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    sae: str
+    top_k: int
+    ids: Indices
+    def __init__(self, sae: _Optional[str] = ..., top_k: _Optional[int] = ..., ids: _Optional[_Union[Indices, _Mapping]] = ...) -> None: ...
 
 class SiteInfo(_message.Message):
     __slots__ = ("name", "axes", "widths", "layers", "run", "generate", "gradients", "edits", "note")
@@ -1037,3 +1079,75 @@ class ActivityReport(_message.Message):
     requests: _containers.RepeatedCompositeFieldContainer[RequestActivity]
     uptime_s: float
     def __init__(self, models: _Optional[_Iterable[_Union[ModelActivity, _Mapping]]] = ..., requests: _Optional[_Iterable[_Union[RequestActivity, _Mapping]]] = ..., uptime_s: _Optional[float] = ...) -> None: ...
+
+class LoadSaeRequest(_message.Message):
+    __slots__ = ("name", "model", "source", "files", "site", "dtype", "shared")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    model: str
+    source: str
+    files: SaeFiles
+    site: str
+    dtype: str
+    shared: bool
+    def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., source: _Optional[str] = ..., files: _Optional[_Union[SaeFiles, _Mapping]] = ..., site: _Optional[str] = ..., dtype: _Optional[str] = ..., shared: _Optional[bool] = ...) -> None: ...
+
+class SaeFiles(_message.Message):
+    __slots__ = ("config", "weights")
+    CONFIG_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    config: str
+    weights: bytes
+    def __init__(self, config: _Optional[str] = ..., weights: _Optional[bytes] = ...) -> None: ...
+
+class SaeInfo(_message.Message):
+    __slots__ = ("name", "model", "site", "architecture", "d_in", "d_sae", "k", "dtype", "hash", "shared", "owner", "source", "n_bytes", "created_s")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
+    D_IN_FIELD_NUMBER: _ClassVar[int]
+    D_SAE_FIELD_NUMBER: _ClassVar[int]
+    K_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    HASH_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    N_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CREATED_S_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    model: str
+    site: str
+    architecture: str
+    d_in: int
+    d_sae: int
+    k: int
+    dtype: str
+    hash: str
+    shared: bool
+    owner: str
+    source: str
+    n_bytes: int
+    created_s: float
+    def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., site: _Optional[str] = ..., architecture: _Optional[str] = ..., d_in: _Optional[int] = ..., d_sae: _Optional[int] = ..., k: _Optional[int] = ..., dtype: _Optional[str] = ..., hash: _Optional[str] = ..., shared: _Optional[bool] = ..., owner: _Optional[str] = ..., source: _Optional[str] = ..., n_bytes: _Optional[int] = ..., created_s: _Optional[float] = ...) -> None: ...
+
+class SaeList(_message.Message):
+    __slots__ = ("saes",)
+    SAES_FIELD_NUMBER: _ClassVar[int]
+    saes: _containers.RepeatedCompositeFieldContainer[SaeInfo]
+    def __init__(self, saes: _Optional[_Iterable[_Union[SaeInfo, _Mapping]]] = ...) -> None: ...
+
+class SaeRequest(_message.Message):
+    __slots__ = ("name", "model")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    model: str
+    def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...

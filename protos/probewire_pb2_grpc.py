@@ -26,9 +26,7 @@ if _version_not_supported:
 
 
 class ModelsStub:
-    """---- services ------------------------------------------------------------------------------------------------
-
-    """
+    """Missing associated documentation comment in .proto file."""
 
     def __init__(self, channel):
         """Constructor.
@@ -69,9 +67,7 @@ class ModelsStub:
 
 
 class ModelsServicer:
-    """---- services ------------------------------------------------------------------------------------------------
-
-    """
+    """Missing associated documentation comment in .proto file."""
 
     def List(self, request, context):
         """Missing associated documentation comment in .proto file."""
@@ -151,9 +147,7 @@ def add_ModelsServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Models:
-    """---- services ------------------------------------------------------------------------------------------------
-
-    """
+    """Missing associated documentation comment in .proto file."""
 
     @staticmethod
     def List(request,
@@ -665,6 +659,164 @@ class Captures:
             target,
             '/probewire.v1.Captures/Delete',
             probewire_dot_protos_dot_probewire__pb2.CaptureRequest.SerializeToString,
+            probewire_dot_protos_dot_probewire__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class SaesStub:
+    """Missing associated documentation comment in .proto file."""
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Load = channel.unary_unary(
+                '/probewire.v1.Saes/Load',
+                request_serializer=probewire_dot_protos_dot_probewire__pb2.LoadSaeRequest.SerializeToString,
+                response_deserializer=probewire_dot_protos_dot_probewire__pb2.SaeInfo.FromString,
+                _registered_method=True)
+        self.List = channel.unary_unary(
+                '/probewire.v1.Saes/List',
+                request_serializer=probewire_dot_protos_dot_probewire__pb2.ModelRequest.SerializeToString,
+                response_deserializer=probewire_dot_protos_dot_probewire__pb2.SaeList.FromString,
+                _registered_method=True)
+        self.Unload = channel.unary_unary(
+                '/probewire.v1.Saes/Unload',
+                request_serializer=probewire_dot_protos_dot_probewire__pb2.SaeRequest.SerializeToString,
+                response_deserializer=probewire_dot_protos_dot_probewire__pb2.Empty.FromString,
+                _registered_method=True)
+
+
+class SaesServicer:
+    """Missing associated documentation comment in .proto file."""
+
+    def Load(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def List(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Unload(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_SaesServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Load': grpc.unary_unary_rpc_method_handler(
+                    servicer.Load,
+                    request_deserializer=probewire_dot_protos_dot_probewire__pb2.LoadSaeRequest.FromString,
+                    response_serializer=probewire_dot_protos_dot_probewire__pb2.SaeInfo.SerializeToString,
+            ),
+            'List': grpc.unary_unary_rpc_method_handler(
+                    servicer.List,
+                    request_deserializer=probewire_dot_protos_dot_probewire__pb2.ModelRequest.FromString,
+                    response_serializer=probewire_dot_protos_dot_probewire__pb2.SaeList.SerializeToString,
+            ),
+            'Unload': grpc.unary_unary_rpc_method_handler(
+                    servicer.Unload,
+                    request_deserializer=probewire_dot_protos_dot_probewire__pb2.SaeRequest.FromString,
+                    response_serializer=probewire_dot_protos_dot_probewire__pb2.Empty.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'probewire.v1.Saes', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('probewire.v1.Saes', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Saes:
+    """Missing associated documentation comment in .proto file."""
+
+    @staticmethod
+    def Load(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/probewire.v1.Saes/Load',
+            probewire_dot_protos_dot_probewire__pb2.LoadSaeRequest.SerializeToString,
+            probewire_dot_protos_dot_probewire__pb2.SaeInfo.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def List(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/probewire.v1.Saes/List',
+            probewire_dot_protos_dot_probewire__pb2.ModelRequest.SerializeToString,
+            probewire_dot_protos_dot_probewire__pb2.SaeList.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Unload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/probewire.v1.Saes/Unload',
+            probewire_dot_protos_dot_probewire__pb2.SaeRequest.SerializeToString,
             probewire_dot_protos_dot_probewire__pb2.Empty.FromString,
             options,
             channel_credentials,

@@ -29,8 +29,6 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ModelsStub:
-    """---- services ------------------------------------------------------------------------------------------------"""
-
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
@@ -44,8 +42,6 @@ class ModelsStub:
 
 @_typing.type_check_only
 class ModelsAsyncStub(ModelsStub):
-    """---- services ------------------------------------------------------------------------------------------------"""
-
     def __init__(self, channel: _aio.Channel) -> None: ...
     List: _aio.UnaryUnaryMultiCallable[_probewire_pb2.ListRequest, _probewire_pb2.ModelList]  # type: ignore[assignment]
     Load: _aio.UnaryStreamMultiCallable[_probewire_pb2.LoadRequest, _probewire_pb2.LoadProgress]  # type: ignore[assignment]
@@ -55,8 +51,6 @@ class ModelsAsyncStub(ModelsStub):
     Weights: _aio.UnaryStreamMultiCallable[_probewire_pb2.WeightsRequest, _probewire_pb2.WeightChunk]  # type: ignore[assignment]
 
 class ModelsServicer(metaclass=_abc_1.ABCMeta):
-    """---- services ------------------------------------------------------------------------------------------------"""
-
     @_abc_1.abstractmethod
     def List(
         self,
@@ -189,6 +183,46 @@ class CapturesServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_probewire_pb2.Empty, _abc.Awaitable[_probewire_pb2.Empty]]: ...
 
 def add_CapturesServicer_to_server(servicer: CapturesServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class SaesStub:
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> SaesAsyncStub: ...
+    Load: _grpc.UnaryUnaryMultiCallable[_probewire_pb2.LoadSaeRequest, _probewire_pb2.SaeInfo]
+    List: _grpc.UnaryUnaryMultiCallable[_probewire_pb2.ModelRequest, _probewire_pb2.SaeList]
+    Unload: _grpc.UnaryUnaryMultiCallable[_probewire_pb2.SaeRequest, _probewire_pb2.Empty]
+
+@_typing.type_check_only
+class SaesAsyncStub(SaesStub):
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    Load: _aio.UnaryUnaryMultiCallable[_probewire_pb2.LoadSaeRequest, _probewire_pb2.SaeInfo]  # type: ignore[assignment]
+    List: _aio.UnaryUnaryMultiCallable[_probewire_pb2.ModelRequest, _probewire_pb2.SaeList]  # type: ignore[assignment]
+    Unload: _aio.UnaryUnaryMultiCallable[_probewire_pb2.SaeRequest, _probewire_pb2.Empty]  # type: ignore[assignment]
+
+class SaesServicer(metaclass=_abc_1.ABCMeta):
+    @_abc_1.abstractmethod
+    def Load(
+        self,
+        request: _probewire_pb2.LoadSaeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_probewire_pb2.SaeInfo, _abc.Awaitable[_probewire_pb2.SaeInfo]]: ...
+
+    @_abc_1.abstractmethod
+    def List(
+        self,
+        request: _probewire_pb2.ModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_probewire_pb2.SaeList, _abc.Awaitable[_probewire_pb2.SaeList]]: ...
+
+    @_abc_1.abstractmethod
+    def Unload(
+        self,
+        request: _probewire_pb2.SaeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_probewire_pb2.Empty, _abc.Awaitable[_probewire_pb2.Empty]]: ...
+
+def add_SaesServicer_to_server(servicer: SaesServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class SessionsStub:
     @_typing.overload

@@ -9,6 +9,7 @@ from .activity import ActivityReport
 from .gradients import GradientsRequest
 from .loading import HealthReport, LoadProgress, LoadRequest
 from .model import Event, GenerateRequest, ModelInfo, RunRequest, StoredCapture, Tokenized, TokenizeRequest
+from .saes import LoadSaeRequest, SaeInfo
 from .sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from .sweeps import SweepRequest
 from .tensors import Array
@@ -77,6 +78,18 @@ class Service(Protocol):
 
     def delete_capture(self, capture_id: str, model: str = "") -> None:
         """Forget a stored capture."""
+        ...
+
+    def load_sae(self, request: LoadSaeRequest) -> SaeInfo:
+        """Load a sparse autoencoder onto a site of a model."""
+        ...
+
+    def saes(self, model: str = "") -> list[SaeInfo]:
+        """The caller's SAEs and those that are shared; of one model, or (empty) of all."""
+        ...
+
+    def unload_sae(self, name: str, model: str = "") -> None:
+        """Forget an SAE; requests that run with it go on."""
         ...
 
     def create_session(self, request: CreateSessionRequest) -> Session:

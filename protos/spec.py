@@ -20,11 +20,11 @@ from .edits import (
     Source,
     Stored,
     Zeros,
-    finite,
     float_tensor,
-    indices,
 )
 from .errors import InvalidArgument
+from .latents import LatentChange, Latents, ReadLatents
+from .numbers import finite, indices
 from .sites import AXES, Site, SitePattern
 from .tensors import FLOAT_DTYPES, Tensor
 
@@ -41,6 +41,8 @@ __all__ = [
     "Hook",
     "Inline",
     "Last",
+    "LatentChange",
+    "Latents",
     "LowRank",
     "Mean",
     "NextLogprob",
@@ -49,6 +51,7 @@ __all__ = [
     "Plan",
     "Project",
     "ProjectOut",
+    "ReadLatents",
     "Reduction",
     "Replace",
     "Scale",
@@ -134,7 +137,7 @@ class NextLogprob:
     """At `logits`: the float32 log-probability of the token that follows; absent for the last row of a run."""
 
 
-Reduction = Last | Mean | Norm | TopK | Project | Gather | NextLogprob
+Reduction = Last | Mean | Norm | TopK | Project | Gather | NextLogprob | ReadLatents
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from . import probewire_pb2 as pb
 from .errors import InvalidArgument
 from .tensors import Tensor, numpy_dtype
 
-__all__ = ["from_json", "from_proto", "parse", "to_json", "to_proto"]
+__all__ = ["from_json", "from_proto", "parse", "snake", "to_json", "to_proto"]
 
 T = TypeVar("T")
 _MISSING: Any = dataclasses.MISSING
@@ -81,8 +81,9 @@ def _single(hint: Any, optional: bool) -> _Shape:
 
 
 @lru_cache(maxsize=256)
-def _snake(cls: type) -> str:
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__).lower()
+def snake(cls: type) -> str:
+    """A class's name in a union: in snake case, unless it has another there."""
+    return getattr(cls, "wire_name", "") or re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__).lower()
 
 
 # ---- protobuf ----------------------------------------------------------------------------------------------------
@@ -134,7 +135,7 @@ def _put_scalar(name: str, put: Callable[[Any], None], item: Any) -> None:
 
 
 def _fill_member(message: Any, item: object, shape: _Shape) -> None:
-    _fill(getattr(message, _snake(type(item))) if shape.kind == "union" else message, item)
+    _fill(getattr(message, snake(type(item))) if shape.kind == "union" else message, item)
 
 
 def parse(message_type: Callable[[], Any], data: bytes) -> Any:
@@ -197,7 +198,7 @@ def _tensor(dtype: str, shape: tuple[int, ...], data: bytes) -> Tensor:
 
 def _require_default(field: dataclasses.Field[Any], cls: type) -> None:
     if field.default is _MISSING and field.default_factory is _MISSING:
-        raise InvalidArgument(f"{_snake(cls)}.{field.name} is missing; it has no default")
+        raise InvalidArgument(f"{snake(cls)}.{field.name} is missing; it has no default")
 
 
 def _get(message: Any, name: str, shape: _Shape) -> Any:
@@ -219,7 +220,7 @@ def _member(message: Any, shape: _Shape, name: str) -> Any:
     if shape.kind != "union":
         return from_proto(shape.type, message)
     chosen = message.WhichOneof("kind")
-    by_name = {_snake(cls): cls for cls in shape.type}
+    by_name = {snake(cls): cls for cls in shape.type}
     if chosen is None:
         raise InvalidArgument(f"{name} is empty; give one of {', '.join(by_name)}")
     return from_proto(by_name[chosen], getattr(message, chosen))
@@ -246,7 +247,7 @@ def _json_item(item: Any, shape: _Shape, tensors: Literal["base64", "list"]) -> 
         one = dataclasses.replace(shape, many=False)
         return list(item) if shape.kind == "scalar" else [_json_item(i, one, tensors) for i in item]
     if shape.kind == "scalar":
-        return item
+        return base64.b64encode(item).decode() if shape.type is bytes else item
     if shape.kind == "map":
         return dict(item)
     return _json_value(item, shape, tensors)
@@ -254,7 +255,7 @@ def _json_item(item: Any, shape: _Shape, tensors: Literal["base64", "list"]) -> 
 
 def _json_value(item: object, shape: _Shape, tensors: Literal["base64", "list"]) -> Any:
     encoded = to_json(item, tensors=tensors)
-    return {_snake(type(item)): encoded} if shape.kind == "union" else encoded
+    return {snake(type(item)): encoded} if shape.kind == "union" else encoded
 
 
 def _jsonable(tensor: Tensor) -> Any:
@@ -278,10 +279,10 @@ def from_json(cls: type[T], data: Any, path: str = "") -> T:
     fields = {field.name: (field, shape) for field, shape in _fields(cls)}
     given = {} if isinstance(data, str) and not fields else _object(data)
     if given is None:
-        raise InvalidArgument(f"{path or _snake(cls)} must be an object, got {_brief(data)}")
+        raise InvalidArgument(f"{path or snake(cls)} must be an object, got {_brief(data)}")
     unknown = [key for key in given if key not in fields]
     if unknown:
-        raise InvalidArgument(f"{path or _snake(cls)} has unknown fields {unknown}; allowed: {', '.join(fields)}")
+        raise InvalidArgument(f"{path or snake(cls)} has unknown fields {unknown}; allowed: {', '.join(fields)}")
     kwargs: dict[str, Any] = {}
     for name, (field, shape) in fields.items():
         if given.get(name) is None:
@@ -315,7 +316,7 @@ def _value_from_json(data: Any, shape: _Shape, path: str) -> Any:
 
 
 def _union_from_json(data: Any, shape: _Shape, path: str) -> Any:
-    by_name = {_snake(cls): cls for cls in shape.type}
+    by_name = {snake(cls): cls for cls in shape.type}
     given: dict[str, Any] | None = {data: {}} if isinstance(data, str) else _object(data)
     if given is None or len(given) != 1 or next(iter(given)) not in by_name:
         raise InvalidArgument(f"{path} must be an object with one key of {', '.join(by_name)}; got {_brief(data)}")
@@ -330,11 +331,20 @@ def _scalar(data: Any, kind: type, path: str) -> Any:
         return float(data)
     if kind is int and isinstance(data, float) and data.is_integer():
         data = int(data)
+    if kind is bytes:
+        return _bytes(data, path)
     if not isinstance(data, kind) or (isinstance(data, bool) and kind is not bool):
         raise InvalidArgument(f"{path} must be a {kind.__name__}, got {_brief(data)}")
     if kind is int and not MIN_INT <= data <= MAX_INT:
         raise InvalidArgument(f"{path} must be an integer of 64 bits, got {_brief(data)}")
     return data
+
+
+def _bytes(data: Any, path: str) -> bytes:
+    try:
+        return base64.b64decode(data, validate=True)
+    except (ValueError, TypeError) as error:  # binascii's own, or that of letters outside ASCII; no string at all
+        raise InvalidArgument(f"{path} is not base64: {error}") from None
 
 
 def _tensor_from_json(data: Any, path: str) -> Tensor:
@@ -348,11 +358,7 @@ def _tensor_from_json(data: Any, path: str) -> Tensor:
     shape = _value_from_json(given["shape"], _Shape("scalar", int, True, False), f"{path}.shape")
     dtype = _scalar(given["dtype"], str, f"{path}.dtype")
     if isinstance(given["data"], str):
-        try:
-            decoded = base64.b64decode(given["data"], validate=True)
-        except ValueError as error:  # binascii's own, or that of letters outside ASCII
-            raise InvalidArgument(f"{path}.data is not base64: {error}") from None
-        return _tensor(dtype, shape, decoded)
+        return _tensor(dtype, shape, _bytes(given["data"], f"{path}.data"))
     try:
         numbers = [float(x) for x in np.ravel(np.array(given["data"], dtype=object))]  # float() reads the names too
         array = np.array(numbers, dtype=np.float64).astype(numpy_dtype(dtype)).reshape(shape)

@@ -29,7 +29,7 @@ from ..protos.errors import Internal, NotFound, ProbewireError, ResourceExhauste
 from ..protos.model import StoredCapture
 from ..protos.tensors import Array, Tensor
 from ..protos.wire import from_json, to_json
-from .state import State
+from .state import State, write_whole
 
 __all__ = ["CaptureStore", "Kept", "Reservation"]
 
@@ -148,7 +148,7 @@ class CaptureStore:
         data = save({kept.site: np.ascontiguousarray(kept.array)}, {"owner": owner, "probewire": meta})
         path = self._path(item.id)
         try:
-            _write(path, data)
+            write_whole(path, data)
             row = (item.id, owner, kept.model, meta, len(data), zlib.crc32(data), now, item.expires_s)
             with self._state.transaction() as database:
                 database.execute("INSERT INTO captures VALUES (?,?,?,?,?,?,?,?)", row)
@@ -267,21 +267,6 @@ class _Owned(Mapping[str, Array]):
 
     def __len__(self) -> int:
         return len(self._store.list(self._owner))
-
-
-def _write(path: Path, data: bytes) -> None:
-    """All of it under its name, or nothing."""
-    draft = path.with_name(f"{path.stem}.{os.getpid()}.draft")
-    try:
-        with draft.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
-        raise
 
 
 def _failed(error: BaseException) -> ProbewireError:

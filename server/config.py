@@ -44,6 +44,10 @@ class RequestLimits:
     """Captures kept with `store`, all users together."""
     store_ttl_s: int = 7 * 24 * 3600
     """How long a stored capture is kept."""
+    max_sae_bytes: int = 8 << 30
+    """Weights of one SAE."""
+    max_saes: int = 64
+    """SAEs that one user may have loaded."""
     max_queued: int = 512
     """Inputs that wait in a worker for their turn; no user may fill more than half."""
     max_wait_s: int = 600
@@ -79,6 +83,8 @@ class WorkerConfig:
     """How long requests in flight may go on once the worker is told to end."""
     state_dir: str = ""
     """The gateway's state folder, for stored captures; empty: a folder of the worker's own, gone with it."""
+    sae_folders: tuple[str, ...] = ()
+    """Where users who are not admins may load SAEs from, besides sending them along."""
     factory: str = LOCAL_FACTORY
     """`module:function` that builds the worker's Operations; tests put a fake here."""
 

@@ -39,6 +39,9 @@ _RESEARCHER = _VIEWER | {
     "Captures.Get",
     "Captures.List",
     "Captures.Delete",
+    "Saes.Load",
+    "Saes.List",
+    "Saes.Unload",
 }
 _ADMIN = _RESEARCHER | {"Models.Load", "Models.Unload"}
 PERMITTED: dict[Role, frozenset[str]] = {"viewer": _VIEWER, "researcher": _RESEARCHER, "admin": _ADMIN}

@@ -30,6 +30,7 @@ from ..protos.events import FrameAssembler, decode_events
 from ..protos.gradients import GradientsRequest
 from ..protos.loading import HealthReport, LoadProgress, LoadRequest
 from ..protos.model import Event, GenerateRequest, ModelInfo, RunRequest, StoredCapture, Tokenized, TokenizeRequest
+from ..protos.saes import LoadSaeRequest, SaeInfo
 from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from ..protos.sweeps import SweepRequest
 from ..protos.tensors import Tensor
@@ -41,6 +42,7 @@ from .config import DTYPES, GatewayConfig, WorkerConfig, choose_backend
 from .desk import Desk
 from .metrics import Metrics, is_up
 from .pass_through import PassThrough, sites_of
+from .sae_store import SaeStore
 from .session_store import SessionStore
 from .sessions import Sessions
 from .state import State
@@ -72,6 +74,7 @@ class Gateway:
         self._runtime = Path(tempfile.mkdtemp(prefix="probewire-", dir=short if short.is_dir() else None))
         self._state = State(Path(config.state_dir) if config.state_dir else self._runtime / "state")
         self.store = CaptureStore(self._state, max_bytes=config.limits.max_store_bytes, ttl_s=config.limits.store_ttl_s)
+        self.sae_store = SaeStore(self._state, max_bytes=config.limits.max_sae_bytes, max_saes=config.limits.max_saes)
         self.users = Users(self._state)
         self.metrics = Metrics()
         self._audit = Audit(Path(config.audit) if config.audit else None, prompts=config.audit_prompts)
@@ -290,6 +293,23 @@ class Gateway:
     async def delete_capture(self, capture_id: str, model: str) -> None:
         with self.desk.visit("Captures.Delete") as visit:
             self.store.delete(visit.caller.user.name, capture_id)
+
+    # ---- SAEs ----
+
+    async def load_sae(self, request: LoadSaeRequest) -> SaeInfo:
+        with self.desk.visit("Saes.Load", sites=(request.site,) if request.site else ()) as visit:
+            worker = await self.ready(request.model)
+            visit.model = worker.config.id
+            answer = await worker.unary("/probewire.v1.Saes/Load", _serialised(request), visit.caller)
+            return from_proto(SaeInfo, pb.SaeInfo.FromString(answer))
+
+    async def saes(self, model: str) -> list[SaeInfo]:
+        return self.sae_store.list(self.desk.check("Saes.List").user, model)
+
+    async def unload_sae(self, name: str, model: str) -> None:
+        """The worker lets go of its weights when it next loads one; what runs with it goes on."""
+        with self.desk.visit("Saes.Unload") as visit:
+            visit.model = self.sae_store.delete(visit.caller.user, name, model).model
 
     # ---- sessions ----
 

@@ -12,6 +12,7 @@ from ..protos.errors import Unsupported
 from ..protos.gradients import GradientsRequest
 from ..protos.loading import HealthReport, LoadProgress, LoadRequest
 from ..protos.model import Event, GenerateRequest, ModelInfo, RunRequest, StoredCapture, Tokenized, TokenizeRequest
+from ..protos.saes import LoadSaeRequest, SaeInfo
 from ..protos.service import InferenceRequest
 from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from ..protos.sweeps import SweepRequest
@@ -107,6 +108,18 @@ class InProcessService:
     def delete_capture(self, capture_id: str, model: str = "") -> None:
         """See Service."""
         self._model.store.delete(LOCAL.name, capture_id)
+
+    def load_sae(self, request: LoadSaeRequest) -> SaeInfo:
+        """See Service."""
+        return self._model.load_sae(request, local_caller())
+
+    def saes(self, model: str = "") -> list[SaeInfo]:
+        """See Service."""
+        return self._model.saes.list(LOCAL, model)
+
+    def unload_sae(self, name: str, model: str = "") -> None:
+        """See Service."""
+        self._model.saes.delete(LOCAL, name, model)
 
     def create_session(self, request: CreateSessionRequest) -> Session:
         """See Service."""

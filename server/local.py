@@ -15,6 +15,7 @@ from ..backends import free_bytes, load_backend
 from ..backends.base import Backend
 from ..backends.checkpoints import resolve_model
 from ..backends.footprint import check_room
+from ..backends.saes import Shelf
 from ..backends.tokenizer import Tokenizer
 from ..protos.activity import ActivityReport, ModelActivity, WorkerStatus
 from ..protos.errors import Internal, InvalidArgument, NotFound, ProbewireError, Unavailable, Unsupported
@@ -30,11 +31,12 @@ from ..protos.model import (
     Tokenized,
     TokenizeRequest,
 )
+from ..protos.saes import LoadSaeRequest, SaeInfo
 from ..protos.service import InferenceRequest
 from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from ..protos.spec import Plan
 from ..protos.sweeps import SweepRequest
-from ..protos.tensors import Array, Tensor
+from ..protos.tensors import Tensor
 from .callers import Caller, current_caller
 from .capture_store import CaptureStore
 from .config import WorkerConfig
@@ -43,6 +45,8 @@ from .live import LiveSessions
 from .measuring import prepare_gradients, prepare_sweep
 from .prepared import Prepared
 from .requests import prepare_generate, prepare_run
+from .sae_loading import load_sae
+from .sae_store import SaeStore
 from .scheduler import Scheduler
 from .sinks import AsyncSink
 from .state import State
@@ -91,6 +95,7 @@ class LocalModel:
         self.sessions = LiveSessions()
         self.state, self._own_folder = self._open_state()
         self.store = CaptureStore(self.state, max_bytes=config.limits.max_store_bytes, ttl_s=config.limits.store_ttl_s)
+        self.saes = SaeStore(self.state, max_bytes=config.limits.max_sae_bytes, max_saes=config.limits.max_saes)
 
     def _open_state(self) -> tuple[State, tempfile.TemporaryDirectory[str] | None]:
         """The gateway's state folder; in process, one of our own that goes when we do."""
@@ -124,8 +129,8 @@ class LocalModel:
         return job
 
     def _prepare(self, request: InferenceRequest, caller: Caller) -> Prepared:
-        stored = self.store.of(caller.user.name)
-        parts = (self.backend, self.tokenizer, self.config.limits, stored)
+        shelf = Shelf(self.store.of(caller.user.name), self.saes.of(caller.user, self.info))
+        parts = (self.backend, self.tokenizer, self.config.limits, shelf)
         if isinstance(request, RunRequest):
             return prepare_run(request, *parts, request_id=caller.request_id)
         if isinstance(request, GradientsRequest):
@@ -142,6 +147,11 @@ class LocalModel:
             self.sessions.put(caller.user.name, session, self.scheduler.jobs, self.backend)
 
         self.scheduler.call(put)
+
+    def load_sae(self, request: LoadSaeRequest, caller: Caller) -> SaeInfo:
+        """Load an SAE onto a site of this model."""
+        self.check_model(request.model)
+        return load_sae(request, caller.user, self.info, self.saes, self.config.sae_folders)
 
     def status(self) -> WorkerStatus:
         """The engine and the queue as they are now, read between steps."""
@@ -166,7 +176,7 @@ class LocalModel:
         """Run a real forward between two steps; while a step or run is under way, that it moves is the answer."""
         prepared = prepare_run(
             RunRequest((Input(token_ids=(0,)),), plan=Plan()),
-            *(self.backend, self.tokenizer, self.config.limits, dict[str, Array]()),
+            *(self.backend, self.tokenizer, self.config.limits, Shelf()),
             request_id="probe",
         )
         sequences = [item.sequence for item in prepared.inputs if item.sequence is not None]
@@ -295,6 +305,20 @@ class LocalOperations:
         """See Operations."""
         self._model.check_model(model)
         self._model.store.delete(_owner(), capture_id)
+
+    async def load_sae(self, request: LoadSaeRequest) -> SaeInfo:
+        """See Operations."""
+        return await asyncio.to_thread(self._model.load_sae, request, current_caller())
+
+    async def saes(self, model: str) -> list[SaeInfo]:
+        """See Operations."""
+        self._model.check_model(model)
+        return self._model.saes.list(current_caller().user, self._model.info.id)
+
+    async def unload_sae(self, name: str, model: str) -> None:
+        """See Operations."""
+        self._model.check_model(model)
+        self._model.saes.delete(current_caller().user, name, self._model.info.id)
 
     async def create_session(self, request: CreateSessionRequest) -> Session:
         """See Operations."""

@@ -10,6 +10,7 @@ from ..backends.base import Backend, Sequence
 from ..backends.gradients import rows_of
 from ..backends.metrics import BoundMetric, bind_metric
 from ..backends.plan import BoundHook, BoundPlan, bind
+from ..backends.saes import Shelf
 from ..backends.sweeping import hooks_in, start_of
 from ..backends.tokenizer import Tokenizer
 from ..protos.errors import InvalidArgument, ResourceExhausted
@@ -19,7 +20,6 @@ from ..protos.model import ModelInfo
 from ..protos.sites import Site
 from ..protos.spec import Capture, Hook, Plan, Where
 from ..protos.sweeps import SweepRequest
-from ..protos.tensors import Array
 from .config import RequestLimits
 from .forwards import GRADIENT_COST
 from .prepared import Prepared, PreparedInput
@@ -38,7 +38,7 @@ def prepare_gradients(
     backend: Backend,
     tokenizer: Tokenizer,
     limits: RequestLimits,
-    stored: Mapping[str, Array],
+    shelf: Shelf,
     *,
     request_id: str,
 ) -> Prepared:
@@ -52,14 +52,14 @@ def prepare_gradients(
     for index, item in enumerate(inputs):
         if not item.item.source_only:
             sequence = input_sequence(
-                f"{request_id}.{index}", "gradients", request, item, backend, lengths, stored, 0, 0
+                f"{request_id}.{index}", "gradients", request, item, backend, lengths, shelf, 0, 0
             )
             sequence.metrics = _metrics(item, request.targets, info, lengths)
             path = _path(request, item, info, lengths)
             sequence.backward = BoundBackward(frozenset(request.rules), request.direct, path)
             _check_room(sequence, item.item.name, backend.limits.max_run_tokens // GRADIENT_COST)
             item.sequence = sequence
-    set_sources(request_id, request.plan, inputs, info, lengths, stored)
+    set_sources(request_id, request.plan, inputs, info, lengths, shelf)
     store_bytes = check_bytes(inputs, info, limits)
     started = started_of(request_id, request.plan, inputs, info, tokenizer)
     return Prepared(request_id, "gradients", request.plan, inputs, started, store_bytes)
@@ -141,7 +141,7 @@ def prepare_sweep(
     backend: Backend,
     tokenizer: Tokenizer,
     limits: RequestLimits,
-    stored: Mapping[str, Array],
+    shelf: Shelf,
     *,
     request_id: str,
 ) -> Prepared:
@@ -160,14 +160,14 @@ def prepare_sweep(
     set_levels(inputs, chain(request.base.hooks, *(plan.hooks for plan in request.plans)))
     for index, item in enumerate(inputs):
         if not item.item.source_only:
-            base, *variants = _bound_plans(request, item, info, lengths, stored)
+            base, *variants = _bound_plans(request, item, info, lengths, shelf)
             sequence = Sequence(f"{request_id}.{index}", list(item.tokens), base.prompt_length, base)
             sequence.metrics = _metrics(item, request.targets, info, lengths)
             if any(metric.site is not None for metric in sequence.metrics):
                 raise InvalidArgument("a sweep measures logits; for a coordinate of a site use a run or gradients")
             item.sequence, item.variants = sequence, variants
             item.order = _order(base, variants, item.tokens, info.n_layers, share=request.share)
-    set_sources(request_id, request.base, inputs, info, lengths, stored)
+    set_sources(request_id, request.base, inputs, info, lengths, shelf)
     started = started_of(request_id, request.base, inputs, info, tokenizer)
     return Prepared(request_id, "sweep", request.base, inputs, started, share=request.share)
 
@@ -184,7 +184,7 @@ def _order(
 
 
 def _bound_plans(
-    request: SweepRequest, item: PreparedInput, info: ModelInfo, lengths: Mapping[str, int], stored: Mapping[str, Array]
+    request: SweepRequest, item: PreparedInput, info: ModelInfo, lengths: Mapping[str, int], shelf: Shelf
 ) -> list[BoundPlan]:
     """The base alone, then with each plan. Raises InvalidArgument, naming the plan."""
     found: list[BoundPlan] = []
@@ -200,7 +200,7 @@ def _bound_plans(
                     prompt_length=item.item.prompt_length or len(item.tokens),
                     n_rows=len(item.tokens),
                     input_lengths=lengths,
-                    stored=stored,
+                    shelf=shelf,
                 )
             )
         except InvalidArgument as error:

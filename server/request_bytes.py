@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..backends.plan import BoundPlan, chosen_positions
+from ..backends.plan import BoundHook, BoundPlan, chosen_positions
 from ..protos.errors import ResourceExhausted
+from ..protos.latents import ReadLatents
 from ..protos.model import ModelInfo
 from ..protos.spec import Capture, Gather, Last, Mean, NextLogprob, Norm, Project, TopK
 from ..protos.tensors import numpy_dtype
@@ -32,7 +33,7 @@ def check_bytes(inputs: Iterable[PreparedInput], info: ModelInfo, limits: Reques
             if capture is None:
                 continue
             positions = chosen_positions(bound, plan, prepared.tokens)
-            size = _row_bytes(capture, bound.sites[0].name, info, plan) * len(positions) * len(bound.sites)
+            size = _row_bytes(bound, capture, info, plan) * len(positions) * len(bound.sites)
             stored, sent = (stored + size, sent) if capture.store else (stored, sent + size)
     if sent > limits.max_capture_bytes:
         raise ResourceExhausted(
@@ -42,8 +43,11 @@ def check_bytes(inputs: Iterable[PreparedInput], info: ModelInfo, limits: Reques
     return stored
 
 
-def _row_bytes(capture: Capture, name: str, info: ModelInfo, plan: BoundPlan) -> int:
-    reduce = capture.reduce
+def _row_bytes(bound: BoundHook, capture: Capture, info: ModelInfo, plan: BoundPlan) -> int:
+    reduce, name = capture.reduce, bound.sites[0].name
+    if isinstance(reduce, ReadLatents):
+        n = len(reduce.ids) if reduce.ids is not None else bound.saes[reduce.sae].d_sae
+        return 4 * n if reduce.top_k is None else 4 + 8 * reduce.top_k
     item = numpy_dtype(capture.dtype or info.dtype).itemsize
     offered = info.site(name)
     widths = offered.widths if offered is not None else (info.d_model,)

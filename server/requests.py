@@ -9,13 +9,13 @@ from functools import partial
 
 from ..backends.base import Backend, Sequence
 from ..backends.plan import BoundPlan, Mode, bind
+from ..backends.saes import Shelf
 from ..backends.tokenizer import Tokenizer
 from ..protos.errors import FailedPrecondition, InvalidArgument
 from ..protos.gradients import GradientsRequest
 from ..protos.model import GenerateRequest, Input, InputStarted, ModelInfo, RunRequest, Started
 from ..protos.sessions import Session
 from ..protos.spec import Plan
-from ..protos.tensors import Array
 from .config import RequestLimits
 from .prepared import Prepared, PreparedInput, resolved
 from .request_bytes import check_bytes
@@ -35,7 +35,7 @@ def prepare_generate(
     backend: Backend,
     tokenizer: Tokenizer,
     limits: RequestLimits,
-    stored: Mapping[str, Array],
+    shelf: Shelf,
     *,
     request_id: str,
     session: Session | None = None,
@@ -48,7 +48,7 @@ def prepare_generate(
         raise InvalidArgument(
             f"sampling.max_new_tokens {request.sampling.max_new_tokens} is above the limit of {limits.max_new_tokens}"
         )
-    return _prepare("generate", request, backend, tokenizer, limits, stored, request_id, session)
+    return _prepare("generate", request, backend, tokenizer, limits, shelf, request_id, session)
 
 
 def prepare_run(
@@ -56,12 +56,12 @@ def prepare_run(
     backend: Backend,
     tokenizer: Tokenizer,
     limits: RequestLimits,
-    stored: Mapping[str, Array],
+    shelf: Shelf,
     *,
     request_id: str,
 ) -> Prepared:
     """Check a run. Raises before anything runs."""
-    return _prepare("run", request, backend, tokenizer, limits, stored, request_id, None)
+    return _prepare("run", request, backend, tokenizer, limits, shelf, request_id, None)
 
 
 def _prepare(
@@ -70,7 +70,7 @@ def _prepare(
     backend: Backend,
     tokenizer: Tokenizer,
     limits: RequestLimits,
-    stored: Mapping[str, Array],
+    shelf: Shelf,
     request_id: str,
     session: Session | None,
 ) -> Prepared:
@@ -89,9 +89,9 @@ def _prepare(
     for index, prepared in enumerate(inputs):
         if not prepared.item.source_only:
             prepared.sequence = input_sequence(
-                f"{request_id}.{index}", mode, request, prepared, backend, lengths, stored, seed + index, n_own
+                f"{request_id}.{index}", mode, request, prepared, backend, lengths, shelf, seed + index, n_own
             )
-    set_sources(request_id, request.plan, inputs, info, lengths, stored, n_own)
+    set_sources(request_id, request.plan, inputs, info, lengths, shelf, n_own)
     for sequence in (s for item in inputs for s in (item.sequence, item.source) if s is not None):
         sequence.plan.revision = revision
     store_bytes = check_bytes(inputs, info, limits)
@@ -99,7 +99,7 @@ def _prepare(
     prepared = Prepared(request_id, mode, request.plan, inputs, started, store_bytes)
     if session is not None and isinstance(request, GenerateRequest):
         prepared.session, prepared.own_plan, prepared.plans[revision] = session.id, own_plan, request.plan
-        prepared.rebind = partial(_rebound, prepared, request, backend, lengths, stored, limits)
+        prepared.rebind = partial(_rebound, prepared, request, backend, lengths, shelf, limits)
     return prepared
 
 
@@ -108,7 +108,7 @@ def _rebound(
     request: GenerateRequest,
     backend: Backend,
     lengths: Mapping[str, int],
-    stored: Mapping[str, Array],
+    shelf: Shelf,
     limits: RequestLimits,
     item: PreparedInput,
     session: Session,
@@ -119,13 +119,13 @@ def _rebound(
     again = PreparedInput(item.item, item.tokens, item.generates, level=item.level)
     if item.sequence is not None:
         again.sequence = input_sequence(
-            item.sequence.id, prepared.mode, request, again, backend, lengths, stored, 0, n_own
+            item.sequence.id, prepared.mode, request, again, backend, lengths, shelf, 0, n_own
         )
         check_bytes([again], backend.info, limits)
         found.append((item.sequence, again.sequence.plan))
     if item.source is not None and item.item.name not in prepared.rows:
         source = source_sequence(
-            item.source.id, request.plan, item, prepared.inputs, backend.info, lengths, stored, n_own
+            item.source.id, request.plan, item, prepared.inputs, backend.info, lengths, shelf, n_own
         )
         assert source is not None
         found.append((item.source, source.plan))
@@ -166,7 +166,7 @@ def input_sequence(
     prepared: PreparedInput,
     backend: Backend,
     lengths: Mapping[str, int],
-    stored: Mapping[str, Array],
+    shelf: Shelf,
     seed: int,
     n_own: int,
 ) -> Sequence:
@@ -188,7 +188,7 @@ def input_sequence(
         prompt_length=prompt_length,
         n_rows=n_rows,
         input_lengths=lengths,
-        stored=stored,
+        shelf=shelf,
         applied_last=n_own,
     )
     sequence = Sequence(sequence_id, list(tokens), prompt_length, plan, seed=seed)

@@ -19,6 +19,7 @@ from .rest_face import Face
 from .rest_health import health_router
 from .rest_inference import inference_router
 from .rest_models import models_router
+from .rest_saes import saes_router
 from .rest_sessions import sessions_router
 from .service import Operations
 
@@ -46,6 +47,7 @@ def create_app(
         models_router(face),
         inference_router(face),
         arrays_router(face),
+        saes_router(face),
         sessions_router(face),
         health_router(face),
         openai_router(face),

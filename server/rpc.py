@@ -17,6 +17,7 @@ from ..protos import probewire_pb2 as pb
 from ..protos.errors import DeadlineExceeded, FailedPrecondition, Internal, InvalidArgument, ProbewireError
 from ..protos.loading import LoadRequest
 from ..protos.model import TokenizeRequest
+from ..protos.saes import LoadSaeRequest
 from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from ..protos.wire import from_proto, parse, to_proto
 from .access import Access
@@ -142,6 +143,11 @@ def _handlers(
             "List": _unary(calls.captures),
             "Delete": _unary(calls.delete_capture),
         },
+        "probewire.v1.Saes": {
+            "Load": _unary(calls.load_sae),
+            "List": _unary(calls.saes),
+            "Unload": _unary(calls.unload_sae),
+        },
         "probewire.v1.Sessions": {
             "Create": _unary(calls.create_session),
             "Update": _unary(calls.update_session),
@@ -196,6 +202,19 @@ class _Calls:
     async def delete_capture(self, request: bytes) -> bytes:
         asked = parse(pb.CaptureRequest, request)
         await self._operations.delete_capture(asked.id, asked.model)
+        return pb.Empty().SerializeToString()
+
+    async def load_sae(self, request: bytes) -> bytes:
+        asked = await asyncio.to_thread(lambda: from_proto(LoadSaeRequest, parse(pb.LoadSaeRequest, request)))
+        return to_proto(await self._operations.load_sae(asked)).SerializeToString()
+
+    async def saes(self, request: bytes) -> bytes:
+        found = await self._operations.saes(parse(pb.ModelRequest, request).model)
+        return pb.SaeList(saes=[to_proto(item) for item in found]).SerializeToString()
+
+    async def unload_sae(self, request: bytes) -> bytes:
+        asked = parse(pb.SaeRequest, request)
+        await self._operations.unload_sae(asked.name, asked.model)
         return pb.Empty().SerializeToString()
 
     async def create_session(self, request: bytes) -> bytes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
-import re
 import textwrap
 import types
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from itertools import pairwise
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from ..protos.tensors import DTYPES, Tensor
+from ..protos.wire import snake
 
 __all__ = ["Schemas", "object_schema"]
 
@@ -24,6 +24,7 @@ _SCALARS: dict[type, Schema] = {
     bool: {"type": "boolean"},
     int: {"type": "integer"},
     float: {"type": "number"},
+    bytes: {"type": "string", "format": "byte"},
 }
 
 _TENSOR: Schema = {
@@ -112,11 +113,6 @@ class Schemas:
         choices = [object_schema({snake(m): self.ref(m)}, (snake(m),)) for m in members]
         bare = [snake(member) for member in members if not dataclasses.fields(member)]
         return {"oneOf": [*choices, {"type": "string", "enum": bare}] if bare else choices}
-
-
-def snake(cls: type) -> str:
-    """A class's name as wire.py spells it in a union."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__).lower()
 
 
 @lru_cache(maxsize=256)

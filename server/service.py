@@ -12,6 +12,7 @@ from ..protos.activity import ActivityReport, WorkerStatus
 from ..protos.gradients import GradientsRequest
 from ..protos.loading import HealthReport, LoadProgress, LoadRequest
 from ..protos.model import Event, GenerateRequest, ModelInfo, RunRequest, StoredCapture, Tokenized, TokenizeRequest
+from ..protos.saes import LoadSaeRequest, SaeInfo
 from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from ..protos.sweeps import SweepRequest
 from ..protos.tensors import Tensor
@@ -76,6 +77,18 @@ class Operations(Protocol):
 
     async def delete_capture(self, capture_id: str, model: str) -> None:
         """Forget a stored capture."""
+        ...
+
+    async def load_sae(self, request: LoadSaeRequest) -> SaeInfo:
+        """Load a sparse autoencoder onto a site of a model."""
+        ...
+
+    async def saes(self, model: str) -> list[SaeInfo]:
+        """The caller's SAEs and those that are shared; of one model, or (empty) of all."""
+        ...
+
+    async def unload_sae(self, name: str, model: str) -> None:
+        """Forget an SAE; requests that run with it go on."""
         ...
 
     async def create_session(self, request: CreateSessionRequest) -> Session:

@@ -8,10 +8,10 @@ from dataclasses import replace
 from ..backends.base import Sequence
 from ..backends.checks import from_input
 from ..backends.plan import BoundHook, bind
+from ..backends.saes import Shelf
 from ..protos.errors import InvalidArgument
 from ..protos.model import ModelInfo
 from ..protos.spec import Capture, Hook, Plan, Where
-from ..protos.tensors import Array
 from .prepared import PreparedInput
 
 __all__ = ["check_hook_inputs", "set_levels", "set_sources", "source_sequence"]
@@ -53,7 +53,7 @@ def source_sequence(
     inputs: list[PreparedInput],
     info: ModelInfo,
     lengths: Mapping[str, int],
-    stored: Mapping[str, Array],
+    shelf: Shelf,
     n_own: int,
 ) -> Sequence | None:
     """The run of an input that other inputs read: its own hooks, and captures of the rows they need."""
@@ -85,7 +85,7 @@ def source_sequence(
         prompt_length=length,
         n_rows=len(tokens),
         input_lengths=lengths,
-        stored=stored,
+        shelf=shelf,
     )
     return Sequence(sequence_id, list(tokens), length, bound)
 
@@ -104,11 +104,11 @@ def set_sources(
     inputs: list[PreparedInput],
     info: ModelInfo,
     lengths: Mapping[str, int],
-    stored: Mapping[str, Array],
+    shelf: Shelf,
     n_own: int = 0,
 ) -> None:
     """Give every input that others read its run."""
     for index, prepared in enumerate(inputs):
         prepared.source = source_sequence(
-            f"{request_id}.{index}.source", plan, prepared, inputs, info, lengths, stored, n_own
+            f"{request_id}.{index}.source", plan, prepared, inputs, info, lengths, shelf, n_own
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import threading
@@ -12,7 +13,7 @@ from typing import Any
 
 from ..protos.errors import FailedPrecondition, ResourceExhausted
 
-__all__ = ["State", "default_state_folder"]
+__all__ = ["State", "default_state_folder", "write_whole"]
 
 _SCHEMA = """
 CREATE TABLE users (
@@ -53,7 +54,21 @@ CREATE TABLE reservations (
     pid INTEGER NOT NULL
 );
 """
-VERSION = 1
+_SAES = """
+CREATE TABLE saes (
+    key TEXT PRIMARY KEY,
+    owner TEXT NOT NULL,
+    shared INTEGER NOT NULL,
+    model TEXT NOT NULL,
+    model_hash TEXT NOT NULL,
+    name TEXT NOT NULL,
+    meta TEXT NOT NULL
+);
+CREATE INDEX saes_by_owner ON saes (owner)
+"""
+_MIGRATIONS = (_SCHEMA, _SAES)
+"""What each version of the schema adds to the one before."""
+VERSION = len(_MIGRATIONS)
 BUSY_S = 10.0
 """How long to wait for another process's write."""
 
@@ -63,9 +78,10 @@ class State:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.captures = folder / "captures"
+        self.captures, self.saes = folder / "captures", folder / "saes"
         try:
-            self.captures.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for inside in (self.captures, self.saes):
+                inside.mkdir(parents=True, exist_ok=True, mode=0o700)
             folder.chmod(0o700)  # key hashes and activations are nobody else's business
             self._lock = threading.RLock()
             self._database = sqlite3.connect(
@@ -83,8 +99,8 @@ class State:
     def _migrate(self) -> None:
         with self.transaction() as database:
             [(found,)] = database.execute("PRAGMA user_version").fetchall()
-            if found == 0:
-                for statement in _SCHEMA.split(";"):
+            if found < VERSION:
+                for statement in (part for script in _MIGRATIONS[found:] for part in script.split(";")):
                     database.execute(statement)
                 database.execute(f"PRAGMA user_version={VERSION}")
             elif found > VERSION:
@@ -131,3 +147,18 @@ def default_state_folder() -> Path:
     """Where a server of this user keeps its state."""
     base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(base) / "probewire"
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """All of it under its name, or nothing."""
+    draft = path.with_name(f"{path.stem}.{os.getpid()}.draft")
+    try:
+        with draft.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise

@@ -11,7 +11,7 @@ from typing import Any
 from ...protos.errors import FailedPrecondition, InvalidArgument, NotFound, ProbewireError, Unavailable
 from .progress import Progress, Report
 
-__all__ = ["hub_folder"]
+__all__ = ["hub_files", "hub_folder"]
 
 _PATTERNS = (
     "model.safetensors",
@@ -23,6 +23,7 @@ _PATTERNS = (
 )
 """Weights as transformers names them (no pickles, no variants), and all that a tokenizer may need."""
 _TRANSPORTS = ("huggingface_hub.", "httpx", "httpcore", "requests.")
+_NEEDS_HUB = "what is on Hugging Face needs the package huggingface_hub: pip install 'probewire[server]'"
 _SKIPPED = ("*/*",)
 """Sub-folders repeat the weights in other formats."""
 
@@ -32,9 +33,7 @@ def hub_folder(repo_id: str, revision: str | None, report: Report) -> Path:
     try:
         import huggingface_hub
     except ModuleNotFoundError as error:
-        raise FailedPrecondition(
-            "models from Hugging Face need the package huggingface_hub: pip install 'probewire[server]'"
-        ) from error
+        raise FailedPrecondition(_NEEDS_HUB) from error
     report(Progress("download", 0, None))
     with _translated(repo_id, revision):
         return Path(
@@ -46,6 +45,16 @@ def hub_folder(repo_id: str, revision: str | None, report: Report) -> Path:
                 tqdm_class=_reporting_bar(report),
             )
         )
+
+
+def hub_files(repo_id: str, revision: str | None, names: tuple[str, ...]) -> Path:
+    """The snapshot's folder with some files of it, those that there are. Raises as `hub_folder`."""
+    try:
+        import huggingface_hub
+    except ModuleNotFoundError as error:
+        raise FailedPrecondition(_NEEDS_HUB) from error
+    with _translated(repo_id, revision):
+        return Path(huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=list(names)))
 
 
 @contextmanager

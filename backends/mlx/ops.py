@@ -47,6 +47,23 @@ class MlxOps:
     def index(self, array: NDArray[np.int64]) -> mx.array:
         return mx.array(np.array(array, dtype=np.int64))
 
+    def exact(self, array: Array) -> mx.array:
+        name = str(array.dtype)
+        whole = mx.array(array.view(np.uint16)).view(mx.bfloat16) if name == "bfloat16" else mx.array(np.array(array))
+        return mx.array(np.array(array), mx.float64) if name == "float64" else whole
+
+    def int32(self, x: mx.array) -> mx.array:
+        return x.astype(mx.int32)
+
+    def pad_last(self, x: mx.array, n: int, value: float) -> mx.array:
+        return mx.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, n)], constant_values=value)
+
+    def mark_last(self, x: mx.array, index: mx.array) -> mx.array:
+        return mx.put_along_axis(mx.zeros_like(x), index, mx.array(1.0, x.dtype), axis=-1)
+
+    def take_last(self, x: mx.array, index: mx.array) -> mx.array:
+        return mx.take_along_axis(x, index, axis=-1)
+
     def f32(self, x: mx.array) -> mx.array:
         return x if x.dtype == mx.float64 else x.astype(mx.float32)  # float64 models are edited in float64
 

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from ...protos.edits import Add, Clamp, Constant, Edit, Inline, LowRank, Noise, ProjectOut, Replace, Scale, Zeros
+from ...protos.edits import (
+    Add,
+    Clamp,
+    Constant,
+    Edit,
+    Inline,
+    Latents,
+    LowRank,
+    Noise,
+    ProjectOut,
+    Replace,
+    Scale,
+    Zeros,
+)
 from ...protos.errors import InvalidArgument
 from ...protos.sites import HEAD_SITES, Site
 from ...protos.tensors import Array, Tensor
 from ..linear import gram_schmidt, span_basis
 from ..noise import noise_row
+from ..saes.sae import Sae
+from .latents import edit_latents, sae_named
 
 __all__ = ["MASKED", "Around", "edit_rows"]
 
@@ -32,6 +48,7 @@ class Around:
     """[row, d_in]: what the linear module behind the site read."""
     source: Array | None = None
     """[row, …]: what `replace` brings, unless it says so itself."""
+    saes: Mapping[str, Sae] = field(default_factory=dict[str, Sae])
 
 
 def edit_rows(edit: Edit, h: Array, around: Around) -> Array:
@@ -43,6 +60,8 @@ def edit_rows(edit: Edit, h: Array, around: Around) -> Array:
         raise InvalidArgument(f"{site} has no heads")
     if isinstance(edit, LowRank):
         return _low_rank(edit, h, around)
+    if isinstance(edit, Latents):
+        return edit_latents(edit, sae_named(around.saes, edit.sae), h)
     if around.visible is None:
         return _edit_part(edit, h, around)
     _check_at_attention(edit, site)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ...protos.errors import InvalidArgument
+from ...protos.latents import ReadLatents
 from ...protos.sites import ATTENTION_SITES, Site
 from ...protos.spec import Capture, Gather, Last, Mean, NextLogprob, Norm, Project, TopK
 from ...protos.tensors import Array, numpy_dtype
+from ..saes.sae import Sae
+from .latents import read_latents, sae_named
 
 __all__ = ["Captured", "captured_rows"]
 
@@ -26,7 +29,12 @@ class Captured:
 
 
 def captured_rows(
-    capture: Capture, site: Site, rows: Array, positions: Sequence[int], tokens: Sequence[int]
+    capture: Capture,
+    site: Site,
+    rows: Array,
+    positions: Sequence[int],
+    tokens: Sequence[int],
+    saes: Mapping[str, Sae] | None = None,
 ) -> dict[str, Captured]:
     """Part → what is sent of the rows [row, …] at `positions`. Empty for `last` and `mean` of no rows."""
     reduce, own = capture.reduce, capture.dtype or str(rows.dtype)
@@ -53,6 +61,10 @@ def captured_rows(
         index = np.argsort(-rows, axis=-1, kind="stable")[..., : reduce.k]
         values = np.take_along_axis(rows, index, axis=-1)
         return {"value": _captured(at, values, computed), "index": _captured(at, index, "int64")}
+    if isinstance(reduce, ReadLatents):
+        parts = read_latents(reduce, sae_named(saes or {}, reduce.sae), rows)
+        floats = {part: computed if values.dtype.kind == "f" else str(values.dtype) for part, values in parts.items()}
+        return {part: _captured(at, values, floats[part]) for part, values in parts.items()}
     if isinstance(reduce, Gather):
         return {"": _captured(at, rows[:, list(reduce.ids)], computed)}
     return {"": _next_logprob(rows, at, tokens, computed)}

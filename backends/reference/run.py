@@ -10,8 +10,9 @@ import numpy as np
 from ...protos.edits import Edit, FromInput, Inline, Replace, Stored
 from ...protos.errors import InvalidArgument, NotFound
 from ...protos.sites import ATTENTION_SITES, Site, SitePattern
-from ...protos.spec import Hook, Plan
+from ...protos.spec import Capture, Hook, Plan
 from ...protos.tensors import Array
+from ..saes.sae import Sae
 from .attention import visible_keys
 from .edits import Around, edit_rows
 from .model import ReferenceModel
@@ -41,13 +42,14 @@ def run(
     input_name: str = "",
     others: Mapping[str, Sequence[int]] | None = None,
     stored: Mapping[str, Array] | None = None,
+    saes: Mapping[str, Sae] | None = None,
 ) -> ReferenceResult:
     """Run tokens from position 0; those from `prompt_length` on (None: none) count as generated.
 
-    `others` are the request's other inputs by name, for FromInput; `stored` are captures by id. Raises
+    `others` are the request's other inputs by name, for FromInput; `stored` are captures by id, `saes` by name. Raises
     InvalidArgument for a plan that has no meaning on this model and these inputs.
     """
-    request = _Request(model, plan, {**(others or {}), input_name: token_ids}, stored or {})
+    request = _Request(model, plan, {**(others or {}), input_name: token_ids}, stored or {}, saes or {})
     n = len(token_ids)
     prompt_length = n if prompt_length is None else prompt_length
     if not 1 <= prompt_length <= n:
@@ -64,6 +66,7 @@ class _Request:
     plan: Plan
     inputs: Mapping[str, Sequence[int]]
     stored: Mapping[str, Array]
+    saes: Mapping[str, Sae]
     finals: dict[str, dict[Site, Array]] = field(default_factory=dict[str, dict[Site, Array]])
     """Input → its value at each site after all edits there, once it has run as a source."""
     running: list[str] = field(default_factory=list[str])
@@ -127,12 +130,15 @@ class _Input:
             capture = bound.hook.capture
             if capture is not None:
                 rows = rows_first(site, raw if capture.before else value)[sorted(positions)]
-                for part, sent in captured_rows(capture, site, rows, sorted(positions), self.tokens).items():
+                for part, sent in self._captured(capture, site, rows, positions).items():
                     if site.name in ATTENTION_SITES:
                         sent = Captured(sent.positions, rows_first(site, sent.values))
                     self.captures[bound.index, str(site), part] = sent
         self.finals[site] = value
         return value
+
+    def _captured(self, capture: Capture, site: Site, rows: Array, positions: list[int]) -> dict[str, Captured]:
+        return captured_rows(capture, site, rows, sorted(positions), self.tokens, self.request.saes)
 
     def _reached(self, bound: _Bound, site: Site, value: Array) -> list[int]:
         """The chosen positions where the hook's condition holds too."""
@@ -160,6 +166,7 @@ class _Input:
             visible=visible,
             linear_input=None if linear_input is None else linear_input[at],
             source=self._source(bound, edit, site, positions, visible),
+            saes=self.request.saes,
         )
         rows[at] = edit_rows(edit, rows[at], around)
         return rows_first(site, rows)

@@ -46,6 +46,23 @@ class TorchOps:
     def index(self, array: NDArray[np.int64]) -> torch.Tensor:
         return torch.from_numpy(np.array(array, dtype=np.int64)).to(self._device)
 
+    def exact(self, array: Array) -> torch.Tensor:
+        if str(array.dtype) == "bfloat16":
+            return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16).to(self._device)
+        return torch.from_numpy(np.array(array)).to(self._device)
+
+    def int32(self, x: torch.Tensor) -> torch.Tensor:
+        return x.to(torch.int32)
+
+    def pad_last(self, x: torch.Tensor, n: int, value: float) -> torch.Tensor:
+        return torch.nn.functional.pad(x, (0, n), value=value)
+
+    def mark_last(self, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(x).scatter_(-1, index, 1.0)
+
+    def take_last(self, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        return x.gather(-1, index.long())
+
     def f32(self, x: torch.Tensor) -> torch.Tensor:
         return x if x.dtype == torch.float64 else x.float()  # float64 models are edited in float64
 

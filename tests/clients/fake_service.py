@@ -45,6 +45,7 @@ from probewire.protos.model import (
     TokenLogprob,
     Usage,
 )
+from probewire.protos.saes import LoadSaeRequest, SaeInfo
 from probewire.protos.service import InferenceRequest
 from probewire.protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from probewire.protos.sites import AXES, LAYER_SITES, Site, SitePattern
@@ -81,6 +82,8 @@ class FakeService:
     cancelled: threading.Event = field(default_factory=threading.Event)
     closed: bool = False
     stored: dict[str, tuple[StoredCapture, Array]] = field(default_factory=dict)
+    loaded_saes: dict[str, SaeInfo] = field(default_factory=dict)
+    sae_requests: list[LoadSaeRequest] = field(default_factory=list)
     requests: list[InferenceRequest] = field(default_factory=list)
     live: FakeSessions = field(default_factory=FakeSessions)
     before_step: Callable[[int], None] = lambda index: None
@@ -267,6 +270,20 @@ class FakeService:
     def delete_capture(self, capture_id: str, model: str = "") -> None:
         self.capture(capture_id)
         del self.stored[capture_id]
+
+    def load_sae(self, request: LoadSaeRequest) -> SaeInfo:
+        self.sae_requests.append(request)
+        name, site = request.name or "sae", request.site or "resid_post.1"
+        self.loaded_saes[name] = SaeInfo(name, "fake/model", site, "topk", 8, 32, 4, "float32", "00")
+        return self.loaded_saes[name]
+
+    def saes(self, model: str = "") -> list[SaeInfo]:
+        return list(self.loaded_saes.values())
+
+    def unload_sae(self, name: str, model: str = "") -> None:
+        if name not in self.loaded_saes:
+            raise NotFound(f"no SAE {name!r}")
+        del self.loaded_saes[name]
 
     def create_session(self, request: CreateSessionRequest) -> Session:
         return self.live.create(request)

@@ -14,6 +14,7 @@ from probewire.backends.base import Backend, Rows, Sequence, StepResult
 from probewire.backends.captures import flush_reductions
 from probewire.backends.limits import Limits
 from probewire.backends.plan import bind
+from probewire.backends.saes import Sae, Shelf
 from probewire.protos.model import Sampling
 from probewire.protos.spec import Capture, Hook, Plan
 
@@ -52,6 +53,7 @@ def sequence(
     max_new: int = 8,
     name: str = "s",
     stored: Mapping[str, Array] | None = None,
+    saes: Mapping[str, Sae] | None = None,
     sampling: Sampling | None = None,
 ) -> Sequence:
     """A bound sequence, ready to run or to be admitted."""
@@ -64,7 +66,7 @@ def sequence(
         tokens=tokens,
         prompt_length=length,
         n_rows=len(tokens) if mode == "run" else len(tokens) + max_new - 1,
-        stored=stored or {},
+        shelf=Shelf(stored or {}, saes or {}),
     )
     backend.bind(bound)
     sampling = sampling or Sampling(max_new_tokens=max_new)

@@ -24,6 +24,7 @@ from probewire.protos.edits import (
     Zeros,
 )
 from probewire.protos.gradients import RULES, GradientsRequest, IntegratedPath
+from probewire.protos.latents import LatentChange, Latents, ReadLatents
 from probewire.protos.metrics import (
     Coordinate,
     Kl,
@@ -84,6 +85,12 @@ sources = st.one_of(
     st.builds(Stored, names),
     st.builds(FromInput, names, distinct(st.integers(-50, 50))),
 )
+changes = st.one_of(
+    st.builds(LatentChange, positive, set=numbers, active=st.booleans()),
+    st.builds(LatentChange, positive, add=numbers, active=st.booleans()),
+    st.builds(LatentChange, positive, scale=numbers),
+    st.builds(LatentChange, positive, min=st.floats(-5, 0), max=st.floats(0, 5) | st.none()),
+)
 edits = st.one_of(
     st.builds(Add, tensors(1, 2), numbers, st.booleans(), **parts),
     st.builds(Scale, numbers, **parts),
@@ -99,6 +106,13 @@ edits = st.one_of(
             numbers,
         )
     ),
+    st.builds(
+        Latents,
+        st.just("sae"),
+        st.lists(changes, min_size=1, max_size=3, unique_by=lambda c: c.id).map(tuple),
+        st.booleans(),
+    ),
+    st.just(Latents("sae", (), error=False)),
 )
 reductions = st.one_of(
     st.builds(Last),
@@ -108,6 +122,8 @@ reductions = st.one_of(
     st.builds(Project, tensors(1, 2)),
     st.builds(Gather, st.lists(positive, min_size=1, max_size=3, unique=True).map(tuple)),
     st.builds(NextLogprob),
+    st.builds(ReadLatents, st.just("sae"), st.none() | st.integers(1, 64)),
+    st.builds(ReadLatents, st.just("sae"), ids=distinct(positive)),
 )
 captures = st.builds(Capture, st.booleans(), st.none() | st.sampled_from(FLOAT_DTYPES), st.none() | reductions)
 captures |= st.just(Capture(store=True)) | st.builds(

@@ -37,6 +37,7 @@ from probewire.protos.model import (
     TokenLogprob,
     Usage,
 )
+from probewire.protos.saes import LoadSaeRequest, SaeInfo
 from probewire.protos.service import InferenceRequest
 from probewire.protos.sites import ATTENTION_SITES, LAYER_SITES, Site, SitePattern
 from probewire.protos.spec import Hook, Last, Mean, Plan
@@ -117,6 +118,7 @@ class FakeOperations:
     delay_s: float = 0.0
     loaded: dict[str, ModelInfo] = field(default_factory=lambda: {"fake/model": fake_info()})
     stored: dict[str, tuple[StoredCapture, Tensor]] = field(default_factory=dict)
+    loaded_saes: dict[str, SaeInfo] = field(default_factory=dict)
     health_delay_s: float = 0.0
 
     # ---- streams ----
@@ -289,6 +291,19 @@ class FakeOperations:
         if capture_id not in self.stored:
             raise NotFound(f"no capture {capture_id!r}")
         return self.stored[capture_id]
+
+    async def load_sae(self, request: LoadSaeRequest) -> SaeInfo:
+        name, site = request.name or "sae", request.site or "resid_post.1"
+        self.loaded_saes[name] = SaeInfo(name, "fake/model", site, "topk", 8, 32, 4, "float32", "00")
+        return self.loaded_saes[name]
+
+    async def saes(self, model: str) -> list[SaeInfo]:
+        return list(self.loaded_saes.values())
+
+    async def unload_sae(self, name: str, model: str) -> None:
+        if name not in self.loaded_saes:
+            raise NotFound(f"no SAE {name!r}")
+        del self.loaded_saes[name]
 
     async def delete_capture(self, capture_id: str, model: str) -> None:
         await self.capture(capture_id, model)

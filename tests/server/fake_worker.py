@@ -31,6 +31,7 @@ from probewire.protos.model import (
     TokenizeRequest,
     Usage,
 )
+from probewire.protos.saes import LoadSaeRequest, SaeInfo
 from probewire.protos.sweeps import SweepRequest
 from probewire.protos.tensors import Tensor
 from probewire.server.config import Report, WorkerConfig
@@ -50,6 +51,7 @@ class FakeOperations:
         self.cancelled = 0
         self.steps = 0
         self.hanging = False
+        self.loaded_saes = dict[str, SaeInfo]()
         self.stored = StoredCapture("c1", "resid_post.0", "input", (0, 1), "float32", (2, 3), model_id)
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[list[Event]]:
@@ -149,6 +151,19 @@ class FakeOperations:
         if capture_id != self.stored.id:
             raise NotFound(f"no capture {capture_id!r}")
         return self.stored, Tensor("float32", (2, 3), bytes(range(24)))
+
+    async def load_sae(self, request: LoadSaeRequest) -> SaeInfo:
+        name, site = request.name or "sae", request.site or "resid_post.1"
+        self.loaded_saes[name] = SaeInfo(name, "fake/model", site, "topk", 8, 32, 4, "float32", "00")
+        return self.loaded_saes[name]
+
+    async def saes(self, model: str) -> list[SaeInfo]:
+        return list(self.loaded_saes.values())
+
+    async def unload_sae(self, name: str, model: str) -> None:
+        if name not in self.loaded_saes:
+            raise NotFound(f"no SAE {name!r}")
+        del self.loaded_saes[name]
 
     async def delete_capture(self, capture_id: str, model: str) -> None:
         await self.capture(capture_id, model)

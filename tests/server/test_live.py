@@ -226,7 +226,7 @@ def test_an_update_on_the_way_that_the_request_cannot_follow_refuses_it(
 def test_an_update_that_one_generation_cannot_follow_changes_nothing(service: InProcessService) -> None:
     session = service.create_session(CreateSessionRequest(Plan((steer(FIRST),))))
     stream = iter(service.generate(request(session.id, 40)))
-    next(stream)
+    next(event for event in stream if isinstance(event, Token))  # it has begun
     latching = Hook(
         "resid_post.1",
         edit=Scale(2.0),

@@ -17,6 +17,7 @@ from probewire.protos.gradients import GradientsRequest
 from probewire.protos.loading import LoadRequest
 from probewire.protos.metrics import Logit, Target
 from probewire.protos.model import GenerateRequest, Input, RunRequest
+from probewire.protos.saes import LoadSaeRequest
 from probewire.protos.sessions import CreateSessionRequest, UpdateSessionRequest
 from probewire.protos.spec import Plan
 from probewire.protos.sweeps import SweepRequest
@@ -41,12 +42,14 @@ FORBIDDEN: dict[str, Call] = {
     "Models.Unload": lambda it: it.unload("fake"),
     "Captures.Get": lambda it: all_of(it.streams.capture(pb.CaptureRequest(id="cap-1").SerializeToString())),
     "Captures.Delete": lambda it: it.delete_capture("cap-1", ""),
+    "Saes.Load": lambda it: it.load_sae(LoadSaeRequest(source="x")),
+    "Saes.Unload": lambda it: it.unload_sae("x", ""),
     "Sessions.Create": lambda it: it.create_session(CreateSessionRequest()),
     "Sessions.Update": lambda it: it.update_session(UpdateSessionRequest("ses-1")),
     "Sessions.Delete": lambda it: it.delete_session("ses-1"),
 }
 """What a viewer may not, of all that the audit names."""
-ONLY_LOOKS = {"Captures.List", "Sessions.Get", "Sessions.List"}
+ONLY_LOOKS = {"Captures.List", "Saes.List", "Sessions.Get", "Sessions.List"}
 """Neither audited nor counted, allowed or not."""
 
 

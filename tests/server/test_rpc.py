@@ -246,6 +246,7 @@ def test_reflection_lists_the_services_and_describes_them() -> None:
             "probewire.v1.Activity",
             "probewire.v1.Inference",
             "probewire.v1.Captures",
+            "probewire.v1.Saes",
             "grpc.health.v1.Health",
             "grpc.reflection.v1alpha.ServerReflection",
         }

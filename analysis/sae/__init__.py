@@ -1,0 +1,1 @@
+"""Sparse autoencoders: activation datasets, training, evaluation, stability, dashboards, statistics, forgetting."""

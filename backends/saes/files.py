@@ -1,0 +1,235 @@
+"""An SAE as sae-lens saves it (cfg.json, sae_weights.safetensors), read, checked and refused with the reason."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import safetensors
+from safetensors import SafetensorError
+
+from ...protos.errors import InvalidArgument, NotFound
+from ...protos.model import ModelInfo
+from ...protos.sites import ATTENTION_SITES, HEAD_SITES, Site, SitePattern
+from ...protos.tensors import FLOAT_DTYPES, Array, Tensor, numpy_dtype
+from .sae import Sae
+
+__all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "SaeSource", "read_folder", "source_of_files"]
+
+CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "sae_weights.safetensors"
+MAX_CONFIG_BYTES = 1 << 20
+_PICKLES = (".pt", ".pth", ".pkl", ".bin", ".ckpt")
+_ENCODERS = {
+    "standard": ("b_enc",),
+    "topk": ("b_enc",),
+    "jumprelu": ("b_enc", "threshold"),
+    "gated": ("b_gate", "b_mag", "r_mag"),
+}
+_NORMS = ("none", "layer_norm", "constant_norm_rescale")
+_FOLDED = ("expected_average_only_in", "covariance_whitening")
+"""sae-lens folds these into the weights when training ends, and does nothing for them afterwards."""
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_st: Any = safetensors  # not annotated
+
+
+@dataclass(frozen=True, slots=True)
+class SaeSource:
+    """An SAE's two files, not yet put on a site."""
+
+    config: dict[str, Any]
+    weights: bytes
+    what: str
+    """How messages call it."""
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the weights file."""
+        return hashlib.sha256(self.weights).hexdigest()
+
+    def load(self, name: str, site: str, dtype: str, info: ModelInfo) -> Sae:
+        """Put it on a site of a model (empty: the one its config names). Raises InvalidArgument with the reason."""
+        found = _site(site or _own_site(self.config, self.what), info, self.what)
+        architecture = str(self.config.get("architecture") or "standard")
+        if architecture not in _ENCODERS:
+            raise InvalidArgument(
+                f"{self.what} has architecture {architecture!r}; allowed: {', '.join(_ENCODERS)} "
+                "(BatchTopK and Matryoshka SAEs are saved as jumprelu by sae-lens's save_inference_model)"
+            )
+        arrays = _weights(self.weights, self.what)
+        d_in, d_sae = _sizes(arrays, self.config, self.what)
+        wanted = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
+        wanted |= dict.fromkeys(_ENCODERS[architecture], (d_sae,))
+        _check_arrays(arrays, wanted, self.what)
+        _check_width(found, d_in, self.config, info, self.what)
+        chosen = _dtype(dtype, arrays["W_enc"], self.what)
+        kept = {key: arrays[key].astype(numpy_dtype(chosen)) for key in wanted}
+        if architecture == "gated":
+            kept["scale_mag"] = np.exp(arrays["r_mag"].astype(np.float64)).astype(numpy_dtype(chosen))
+            del kept["r_mag"]
+        return Sae(
+            name=name,
+            site=found,
+            architecture=architecture,
+            d_in=d_in,
+            d_sae=d_sae,
+            k=_k(self.config, d_sae, self.what) if architecture == "topk" else 0,
+            dtype=chosen,
+            subtract=bool(self.config.get("apply_b_dec_to_input", True)),
+            normalize=_norm(self.config, self.what),
+            rescale=architecture == "topk" and bool(self.config.get("rescale_acts_by_decoder_norm", False)),
+            arrays=kept,
+            hash=self.hash,
+        )
+
+
+def read_folder(folder: Path, max_bytes: int) -> SaeSource:
+    """An SAE's folder. Raises NotFound, or InvalidArgument for what is no SAE in the sae-lens format."""
+    if not folder.is_dir():
+        kind = "a file, not a folder" if folder.exists() else "not there"
+        raise NotFound(f"the SAE folder {folder} is {kind} on the server; give the folder with cfg.json in it")
+    missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]
+    if missing:
+        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
+        pickled = f"; {', '.join(pickles[:3])} may be a pickle, which is never opened" if pickles else ""
+        raise InvalidArgument(
+            f"{folder} has no {' and no '.join(missing)}{pickled}; save the SAE with sae-lens (save_model), "
+            f"which writes {CONFIG_FILE} and {WEIGHTS_FILE}"
+        )
+    size = (folder / WEIGHTS_FILE).stat().st_size
+    if size > max_bytes:
+        raise InvalidArgument(f"{folder / WEIGHTS_FILE} has {size:,} bytes; at most {max_bytes:,} are allowed")
+    return source_of_files((folder / CONFIG_FILE).read_bytes(), (folder / WEIGHTS_FILE).read_bytes(), str(folder))
+
+
+def source_of_files(config: bytes, weights: bytes, what: str) -> SaeSource:
+    """The two files as bytes. Raises InvalidArgument when the config is no JSON object."""
+    try:
+        if len(config) > MAX_CONFIG_BYTES:
+            raise ValueError(f"{len(config):,} bytes, more than a config has")
+        parsed: Any = json.loads(config)
+    except (ValueError, RecursionError) as error:
+        raise InvalidArgument(f"{CONFIG_FILE} of {what} is not JSON: {error}") from None
+    if not isinstance(parsed, dict):
+        raise InvalidArgument(f"{CONFIG_FILE} of {what} must hold an object, not {type(parsed).__name__}")
+    return SaeSource(_as_of_version_6(cast("dict[str, Any]", parsed)), weights, what)
+
+
+def _as_of_version_6(config: dict[str, Any]) -> dict[str, Any]:
+    """Configs from before sae-lens 6 keep everything at the top, and top-k among activation functions."""
+    if "metadata" in config:
+        return config
+    config = {{"hook_point": "hook_name", "activation_fn_str": "activation_fn"}.get(k, k): v for k, v in config.items()}
+    kwargs = config.get("activation_fn_kwargs")
+    if config.get("activation_fn") == "topk" and isinstance(kwargs, dict):
+        config = {**config, "architecture": "topk", "k": cast("dict[str, Any]", kwargs).get("k")}
+    if config.get("reshape_activations") is None and "hook_z" in str(config.get("hook_name", "")):
+        config = {**config, "reshape_activations": "hook_z"}
+    return {**config, "metadata": {"hook_name": config.get("hook_name")}}
+
+
+def _own_site(config: dict[str, Any], what: str) -> str:
+    metadata: Any = config.get("metadata")
+    name = cast("dict[str, Any]", metadata).get("hook_name") if isinstance(metadata, dict) else None
+    if not isinstance(name, str) or not name:
+        raise InvalidArgument(f"{what} does not say where it reads (metadata.hook_name); give a site: 'resid_post.15'")
+    return name
+
+
+def _site(name: str, info: ModelInfo, what: str) -> Site:
+    sites = SitePattern.parse(name).expand(info.n_layers)
+    if len(sites) != 1:
+        raise InvalidArgument(f"{what} can be loaded onto one site, not {name!r}; load it once a layer")
+    site = sites[0]
+    offered = info.site(site.name)
+    if site.name in (*ATTENTION_SITES, "module") or offered is None or "latents" not in offered.edits:
+        allowed = ", ".join(entry.name for entry in info.sites if "latents" in entry.edits)
+        raise InvalidArgument(f"{what}: no SAE can be loaded onto {site}; allowed kinds of site: {allowed}")
+    if offered.layers is not None and site.layer not in offered.layers:
+        raise InvalidArgument(f"{what}: {site.name} does not exist at layer {site.layer}")
+    return site
+
+
+def _weights(data: bytes, what: str) -> dict[str, Array]:
+    try:
+        found = dict(_st.deserialize(data))
+    except (SafetensorError, ValueError, OverflowError) as error:
+        raise InvalidArgument(
+            f"{WEIGHTS_FILE} of {what} is no safetensors file ({error}); pickles are never opened: save it with sae-lens"
+        ) from None
+    arrays: dict[str, Array] = {}
+    for key, entry in found.items():
+        if entry["dtype"] not in _DTYPES:
+            raise InvalidArgument(f"{what}: {key} has dtype {entry['dtype']}; allowed: {', '.join(FLOAT_DTYPES)}")
+        arrays[key] = Tensor(_DTYPES[entry["dtype"]], tuple(entry["shape"]), bytes(entry["data"])).numpy()
+    return arrays
+
+
+def _sizes(arrays: dict[str, Array], config: dict[str, Any], what: str) -> tuple[int, int]:
+    if "W_enc" not in arrays or arrays["W_enc"].ndim != 2:
+        raise InvalidArgument(
+            f"{what} has no matrix W_enc [d_in, d_sae]; it has {', '.join(sorted(arrays)) or 'nothing'}"
+        )
+    d_in, d_sae = arrays["W_enc"].shape
+    told = config.get("d_in", d_in), config.get("d_sae", d_sae)
+    if told != (d_in, d_sae):
+        raise InvalidArgument(f"{what}: its config says d_in, d_sae = {told}, its W_enc is [{d_in}, {d_sae}]")
+    return d_in, d_sae
+
+
+def _check_arrays(arrays: dict[str, Array], wanted: dict[str, tuple[int, ...]], what: str) -> None:
+    for key, shape in wanted.items():
+        if key not in arrays:
+            raise InvalidArgument(f"{what} has no {key}; an SAE of its architecture has {', '.join(wanted)}")
+        if arrays[key].shape != shape:
+            raise InvalidArgument(f"{what}: {key} has shape {list(arrays[key].shape)}, it must be {list(shape)}")
+        if not np.isfinite(arrays[key].astype(np.float32)).all():
+            raise InvalidArgument(
+                f"{what}: {key} holds NaN or infinite numbers; its training failed, or its file is damaged"
+            )
+    surplus = [key for key in arrays if key not in wanted]
+    if surplus:
+        raise InvalidArgument(
+            f"{what} has weights that its architecture does not use ({', '.join(surplus)}); its latents would be wrong "
+            "without them"
+        )
+
+
+def _check_width(site: Site, d_in: int, config: dict[str, Any], info: ModelInfo, what: str) -> None:
+    offered = info.site(site.name)
+    assert offered is not None
+    width = int(np.prod(offered.widths))
+    if d_in != width:
+        heads = f" ({offered.widths[0]} heads of {offered.widths[1]})" if site.name in HEAD_SITES else ""
+        raise InvalidArgument(f"{what} reads rows {d_in} wide, {site} of {info.id} is {width} wide{heads}")
+    if config.get("reshape_activations") not in (None, "none", "hook_z"):
+        raise InvalidArgument(f"{what}: reshape_activations {config['reshape_activations']!r}; allowed: none, hook_z")
+    if config.get("reshape_activations") == "hook_z" and site.name not in HEAD_SITES:
+        raise InvalidArgument(f"{what} reads the heads' outputs (hook_z); load it onto z, not {site}")
+
+
+def _dtype(asked: str, w_enc: Array, what: str) -> str:
+    if asked == "auto":
+        return str(w_enc.dtype)
+    if asked not in FLOAT_DTYPES:
+        raise InvalidArgument(f"{what}: dtype {asked!r}; allowed: auto, {', '.join(FLOAT_DTYPES)}")
+    return asked
+
+
+def _k(config: dict[str, Any], d_sae: int, what: str) -> int:
+    k = config.get("k")
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= d_sae:
+        raise InvalidArgument(f"{what}: k of a topk SAE must be in 1 … {d_sae}, its config says {k!r}")
+    return k
+
+
+def _norm(config: dict[str, Any], what: str) -> str:
+    found = config.get("normalize_activations") or "none"
+    if found in _FOLDED or isinstance(found, bool):
+        return "none"
+    if found not in _NORMS:
+        raise InvalidArgument(f"{what}: normalize_activations {found!r}; allowed: {', '.join((*_NORMS, *_FOLDED))}")
+    return str(found)

@@ -1,0 +1,60 @@
+"""/v1/saes: sparse autoencoders on the sites of models."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from ..protos.saes import LoadSaeRequest, SaeInfo
+from ..protos.wire import to_json
+from .rest_body import offload, parsed, query, read_object
+from .rest_errors import JsonResponse
+from .rest_face import Face, body_doc, ok
+from .rest_stream import unless_gone
+from .schema import object_schema
+
+__all__ = ["saes_router"]
+
+
+def saes_router(face: Face) -> APIRouter:
+    """Load, list and unload SAEs."""
+    router = APIRouter()
+    operations, schemas = face.operations, face.schemas
+
+    @router.post(
+        "/v1/saes",
+        tags=["saes"],
+        summary="Load a sparse autoencoder in the sae-lens format onto a site of a model, for hooks to name",
+        openapi_extra=body_doc(schemas.ref(LoadSaeRequest)),
+        responses=ok("The SAE", ("application/json", schemas.ref(SaeInfo))),
+    )
+    async def load(request: Request) -> Response:
+        body, size = await read_object(request, face.max_body_bytes)
+        wanted = await offload(size, parsed, LoadSaeRequest, body)
+        return JsonResponse(to_json(await unless_gone(request.receive, operations.load_sae(wanted))))
+
+    @router.get(
+        "/v1/saes",
+        tags=["saes"],
+        summary="Your SAEs, and those that others share",
+        responses=ok("The SAEs", ("application/json", object_schema({"saes": schemas.array(SaeInfo)}))),
+    )
+    async def saes(request: Request, model: str = "") -> Response:
+        query(request, "model")
+        return JsonResponse({"saes": [to_json(item) for item in await operations.saes(model)]})
+
+    @router.delete(
+        "/v1/saes/{name}",
+        tags=["saes"],
+        summary="Forget an SAE; requests that run with it go on",
+        responses=ok(
+            "Forgotten",
+            ("application/json", object_schema({"status": {"type": "string"}, "name": {"type": "string"}})),
+        ),
+    )
+    async def unload(request: Request, name: str, model: str = "") -> Response:
+        query(request, "model")
+        await operations.unload_sae(name, model)
+        return JsonResponse({"status": "unloaded", "name": name})
+
+    return router

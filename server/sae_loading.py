@@ -1,0 +1,49 @@
+"""A request to load an SAE, carried out in the worker: found, read, checked against the model, kept."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import PurePosixPath
+
+from ..backends.checkpoints.hub import hub_files
+from ..backends.saes import SaeSource, read_folder, source_of_files
+from ..backends.saes.files import CONFIG_FILE, WEIGHTS_FILE
+from ..protos.errors import InvalidArgument
+from ..protos.model import ModelInfo
+from ..protos.saes import LoadSaeRequest, SaeInfo
+from .sae_store import SaeStore, allowed_folder
+from .users import User
+
+__all__ = ["load_sae"]
+
+
+def load_sae(
+    request: LoadSaeRequest, user: User, info: ModelInfo, store: SaeStore, folders: tuple[str, ...]
+) -> SaeInfo:
+    """Load an SAE onto a site. Raises with the reason when it cannot act there exactly; then nothing is kept."""
+    source = _source(request, user, store, folders)
+    name = request.name or PurePosixPath(request.source.rstrip("/")).name
+    sae = source.load(name, request.site, request.dtype, info)
+    return store.put(user, source, sae, info, shared=request.shared, told=request.source or "sent along")
+
+
+def _source(request: LoadSaeRequest, user: User, store: SaeStore, folders: tuple[str, ...]) -> SaeSource:
+    if request.files is not None:
+        found = source_of_files(request.files.config.encode(), request.files.weights, f"SAE {request.name!r}")
+        if len(request.files.weights) > store.max_bytes:
+            raise InvalidArgument(f"the SAE has {len(request.files.weights):,} bytes; at most {store.max_bytes:,} fit")
+        return found
+    folder = allowed_folder(request.source, user, folders)
+    if folder is None:
+        repo, revision, path = _hub_parts(request.source)
+        inside = f"{path}/" if path else ""
+        snapshot = hub_files(repo, revision, (f"{inside}{CONFIG_FILE}", f"{inside}{WEIGHTS_FILE}"))
+        folder = snapshot / path if path else snapshot
+    return replace(read_folder(folder, store.max_bytes), what=f"the SAE {request.source}")
+
+
+def _hub_parts(source: str) -> tuple[str, str | None, str]:
+    """owner/repo[@revision]/path/in/it."""
+    parts = source.strip("/").split("/")
+    name, _, revision = parts[1].partition("@")
+    return f"{parts[0]}/{name}", revision or None, "/".join(parts[2:])

@@ -1,0 +1,197 @@
+"""Loaded SAEs: a folder each in the state folder, as sae-lens saves them, and a row that says whose it is and where it acts.
+
+A worker reads an SAE when a hook first names it and keeps it in memory from then on, so SAEs survive restarts and
+unloading. Gateway and workers use the same store, each through its own `State`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from threading import RLock
+
+import orjson
+
+from ..backends.saes import Sae, SaeSource, read_folder
+from ..backends.saes.files import CONFIG_FILE, WEIGHTS_FILE
+from ..protos.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, ResourceExhausted
+from ..protos.model import ModelInfo
+from ..protos.saes import SaeInfo
+from ..protos.wire import from_json, to_json
+from .state import State, write_whole
+from .users import User
+
+__all__ = ["SaeStore", "allowed_folder"]
+
+MEMORY_BYTES = 8 << 30
+"""Weights that a worker keeps ready; beyond it those used longest ago are read again when they are named."""
+
+
+class SaeStore:
+    """SAEs of every user. Used from several threads."""
+
+    def __init__(self, state: State, *, max_bytes: int, max_saes: int) -> None:
+        """`max_bytes`: of one SAE's weights. `max_saes`: of one user."""
+        self.max_bytes, self.max_saes = max_bytes, max_saes
+        self._state = state
+        self._ready: OrderedDict[str, Sae] = OrderedDict()
+        self._lock = RLock()
+
+    def put(self, user: User, source: SaeSource, sae: Sae, info: ModelInfo, *, shared: bool, told: str) -> SaeInfo:
+        """Keep an SAE under a name. Raises FailedPrecondition when the name is taken, ResourceExhausted past a limit."""
+        item = SaeInfo(
+            name=sae.name,
+            model=info.id,
+            site=str(sae.site),
+            architecture=sae.architecture,
+            d_in=sae.d_in,
+            d_sae=sae.d_sae,
+            k=sae.k,
+            dtype=sae.dtype,
+            hash=sae.hash,
+            shared=shared,
+            owner=user.name,
+            source=told,
+            n_bytes=sae.n_bytes,
+            created_s=time.time(),
+        )
+        key = f"sae-{time.time_ns():x}"
+        folder = self._state.saes / key
+        try:
+            folder.mkdir(mode=0o700)
+            write_whole(folder / CONFIG_FILE, orjson.dumps(source.config))
+            write_whole(folder / WEIGHTS_FILE, source.weights)
+            row = (
+                key,
+                user.name,
+                int(shared),
+                info.id,
+                info.model_hash,
+                sae.name,
+                orjson.dumps(to_json(item)).decode(),
+            )
+            with self._state.transaction() as database:
+                self._check(user, item)
+                database.execute("INSERT INTO saes VALUES (?,?,?,?,?,?,?)", row)
+        except BaseException as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise ResourceExhausted(f"the SAE could not be kept on the server: {error.strerror}") from None
+            raise
+        with self._lock:
+            self._keep(key, sae)
+        return item
+
+    def _check(self, user: User, item: SaeInfo) -> None:
+        taken = next((i for _, _, i in self._rows(user.name, item.model) if i.name == item.name), None)
+        if taken is not None:
+            whose = "you have" if taken.owner == user.name else f"{taken.owner} shares"
+            raise FailedPrecondition(
+                f"{whose} an SAE {item.name!r} on {item.model} (at {taken.site}); unload it first, or choose another name"
+            )
+        [(n,)] = self._state.rows("SELECT COUNT(*) FROM saes WHERE owner=?", user.name)
+        if n >= self.max_saes:
+            raise ResourceExhausted(f"{user.name} has {n} SAEs loaded, the most allowed; unload one first")
+
+    def list(self, user: User, model: str = "") -> list[SaeInfo]:
+        """A user's own, and those that are shared; of one model, or of all."""
+        return [item for _, _, item in self._rows(user.name, model)]
+
+    def of(self, user: User, info: ModelInfo) -> Mapping[str, Sae]:
+        """What a user may name in hooks on a model."""
+        return _Visible(self, user, info)
+
+    def get(self, user: User, name: str, info: ModelInfo) -> Sae:
+        """One of them, ready. Raises KeyError when there is none, FailedPrecondition when it is of another model."""
+        found = next((row for row in self._rows(user.name, info.id) if row[2].name == name), None)
+        if found is None:
+            raise KeyError(name)
+        key, model_hash, item = found
+        if model_hash != info.model_hash:
+            raise FailedPrecondition(
+                f"SAE {name!r} was loaded onto another model that was served as {info.id!r}; unload it, and load it again"
+            )
+        with self._lock:
+            if key not in self._ready:
+                source = read_folder(self._state.saes / key, self.max_bytes)
+                self._keep(key, source.load(item.name, item.site, item.dtype, info))
+            self._ready.move_to_end(key)
+            return self._ready[key]
+
+    def delete(self, user: User, name: str, model: str) -> SaeInfo:
+        """Forget one. Raises NotFound, PermissionDenied for another user's."""
+        found = [row for row in self._rows(user.name, model) if row[2].name == name]
+        if not found:
+            known = ", ".join(item.name for _, _, item in self._rows(user.name, model)) or "none"
+            raise NotFound(f"no SAE {name!r} is loaded for you{f' on {model}' if model else ''}; loaded: {known}")
+        if len(found) > 1:
+            models = ", ".join(item.model for _, _, item in found)
+            raise InvalidArgument(f"SAE {name!r} is loaded on several models ({models}); name one")
+        [(key, _, item)] = found
+        if item.owner != user.name and user.role != "admin":
+            raise PermissionDenied(f"SAE {name!r} belongs to {item.owner}; only its owner or an admin may unload it")
+        with self._state.transaction() as database:
+            database.execute("DELETE FROM saes WHERE key=?", (key,))
+        shutil.rmtree(self._state.saes / key, ignore_errors=True)
+        with self._lock:
+            self._ready.pop(key, None)
+        return item
+
+    def _keep(self, key: str, sae: Sae) -> None:
+        known = {row[0] for row in self._state.rows("SELECT key FROM saes")}
+        for gone in [k for k in self._ready if k not in known]:
+            del self._ready[gone]
+        self._ready[key] = sae
+        while len(self._ready) > 1 and sum(s.n_bytes for s in self._ready.values()) > MEMORY_BYTES:
+            self._ready.popitem(last=False)
+
+    def _rows(self, owner: str, model: str) -> list[tuple[str, str, SaeInfo]]:
+        """(key, model hash, info), a user's own before those shared with him."""
+        rows = self._state.rows(
+            "SELECT key, model_hash, meta FROM saes WHERE (owner=? OR shared=1) AND (?='' OR model=?) "
+            "ORDER BY owner<>?, rowid",
+            *(owner, model, model, owner),
+        )
+        return [(key, model_hash, from_json(SaeInfo, orjson.loads(meta))) for key, model_hash, meta in rows]
+
+
+class _Visible(Mapping[str, Sae]):
+    """What one user may name on one model."""
+
+    def __init__(self, store: SaeStore, user: User, info: ModelInfo) -> None:
+        self._store, self._user, self._info = store, user, info
+
+    def __getitem__(self, name: str) -> Sae:
+        return self._store.get(self._user, name, self._info)
+
+    def __contains__(self, name: object) -> bool:
+        return any(item.name == name for item in self._store.list(self._user, self._info.id))
+
+    def __iter__(self) -> Iterator[str]:
+        return (item.name for item in self._store.list(self._user, self._info.id))
+
+    def __len__(self) -> int:
+        return len(self._store.list(self._user, self._info.id))
+
+
+def allowed_folder(source: str, user: User, folders: tuple[str, ...]) -> Path | None:
+    """The folder that a source names on this machine; None for one on the hub. Raises PermissionDenied.
+
+    Others than admins reach the operator's SAE folders alone: a path is a way to look around on the server.
+    """
+    path = Path(source).expanduser()
+    is_path = path.is_absolute() or source.startswith(".") or path.exists()
+    if user.role == "admin":
+        return path if is_path or "/" not in source else None
+    inside = [Path(folder) / source for folder in folders] if not path.is_absolute() else [path]
+    for candidate in (found.resolve() for found in inside):
+        if any(candidate.is_relative_to(Path(folder).resolve()) for folder in folders) and candidate.exists():
+            return candidate
+    told = ", ".join(folders) or "none (the operator sets them with --sae-folder)"
+    raise PermissionDenied(
+        f"{source!r} is in none of the server's SAE folders: {told}; send the SAE along (load_sae(…, upload=True)), "
+        "or ask an admin"
+    )
