@@ -14,6 +14,7 @@ from ..protos.sites import ATTENTION_SITES, Site
 from ..protos.spec import Capture, Gather, Last, Mean, NextLogprob, Norm, Project, Reduction, TopK
 from ..protos.tensors import Array, numpy_dtype
 from .base import Rows
+from .latent_reads import LatentReads
 from .ops import Ops
 from .plan import BoundHook, BoundPlan
 from .saes.latent_maths import LatentMaths
@@ -67,6 +68,7 @@ class Collector:
     def __init__(self, ops: Ops) -> None:
         self.ops = ops
         self.latents = LatentMaths(ops)
+        self.together = LatentReads(ops)
         self.entries: list[_Entry] = []
         self.whole: dict[tuple[Any, ...], _Whole] = {}
         """By (takers, shape, dtype)."""
@@ -81,6 +83,7 @@ class Collector:
         """What some sequences captured, and nothing of the others."""
         part = Collector(self.ops)
         part.entries = [entry for entry in self.entries if entry.slot in slots]
+        part.together = self.together.part(slots)
         for (takers, *kind), whole in self.whole.items():
             if kept := tuple(taker for taker in takers if taker[0] in slots):
                 part.whole[kept, *kind] = whole
@@ -171,12 +174,15 @@ class Collector:
     def device_tensors(self) -> list[Any]:
         """Everything that `finish` will move, for backends that schedule lazily."""
         entries = [t for e in self.entries for t in (*e.parts.values(), *(() if e.mask is None else (e.mask,)))]
-        return [whole.tensor(self.ops) for whole in self.whole.values()] + entries
+        whole = [whole.tensor(self.ops) for whole in self.whole.values()]
+        return [*whole, *self.together.device_tensors(), *entries]
 
     def finish(self) -> dict[Slot, list[Rows]]:
         """Move everything to the host; rows of the same hook and positions are stacked over sites."""
         host = iter(self.ops.to_host(self.device_tensors()))
         out = self._parted(host)
+        for slot, rows in self.together.finish(host).items():
+            out.setdefault(slot, []).extend(rows)
         grouped: dict[tuple[Slot, int, str, tuple[int, ...]], list[tuple[_Entry, Array]]] = {}
         for entry in self.entries:
             arrays = {name: next(host) for name in entry.parts}

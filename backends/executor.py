@@ -21,6 +21,7 @@ from ..protos.sites import ATTENTION_SITES, Site
 from .base import Rows, Sequence
 from .captures import Collector
 from .edit import Edits
+from .latent_reads import Taker
 from .ops import Ops
 from .plan import BoundHook, BoundPlan, choose
 
@@ -136,7 +137,7 @@ class Executor:
                 value[...] = entered  # what else holds the tensor goes on with it too
             else:
                 value = entered
-        result, plain = value, list[tuple[Slot, BoundHook]]()
+        result, plain, takers = value, list[tuple[Slot, BoundHook]](), list[Taker]()
         for slot in self.slots if slots is None else slots:
             plan = slot.plan
             if (bound := plan.plain.get(site)) is not None:
@@ -146,6 +147,12 @@ class Executor:
                 if chosen is None or not len(chosen):
                     continue
             if slot.error is not None or (site not in plan.by_site and site not in plan.conditions):
+                continue
+            if (bound := plan.latents.get(site)) is not None:
+                chosen = self._chosen(slot, bound, site)
+                rows = np.arange(slot.n) if chosen is None else chosen
+                if len(rows):
+                    takers.append(Taker(slot, bound, rows))
                 continue
             rows = result[slot.batch, slot.start : slot.stop]
             if any(bound.hook.edit is not None for bound, _ in plan.by_site.get(site, ())):
@@ -165,8 +172,18 @@ class Executor:
             result = self.backward.leave(site, result, in_place=in_place, slot=owner)
         if plain:
             self.collector.add_whole(site, value, plain)
+        if takers:
+            self._read_latents(site, value, takers)
         self.hook_s += time.perf_counter() - start_s
         return result
+
+    def _read_latents(self, site: Site, value: Any, takers: list[Taker]) -> None:
+        for group in self.collector.together.groups(takers):
+            try:
+                self.collector.together.add(site, value, group)
+            except Exception as error:  # noqa: BLE001 - as in `tap`; these asked for the same
+                for taker in group:
+                    taker.slot.error = _as_error(error, site)
 
     def tap_one(self, site: Site, slot: Slot, rows: Any) -> Any:
         """Like `tap`, for a site that a backend computes one sequence at a time."""

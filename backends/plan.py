@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..protos.edits import Constant, FromInput, Inline, Replace, Stored
 from ..protos.errors import InvalidArgument, NotFound
+from ..protos.latents import ReadLatents
 from ..protos.model import ModelInfo
 from ..protos.sites import Site
 from ..protos.spec import Hook, Plan, Where
@@ -71,6 +72,8 @@ class BoundPlan:
     """Site that a condition reads → hooks that act at a later site."""
     plain: dict[Site, BoundHook]
     """Sites where one unconditional, unreduced capture is all that is asked: fast for forwards of which it takes all rows."""
+    latents: dict[Site, BoundHook] = field(default_factory=dict[Site, BoundHook])
+    """Sites where one unconditional reading of latents is all that is asked: sequences are then encoded together."""
     revision: int = 0
     """Of the session that the plan came from; 0 without one."""
     owner: Any = None
@@ -147,6 +150,11 @@ def bind(
         if len(found) == 1 and site not in conditions and _is_plain(found[0][0].hook, site)
     }
     bound_plan = BoundPlan(mode, prompt_length, n_rows, tuple(hooks), by_site, conditions, plain)
+    bound_plan.latents = {
+        site: found[0][0]
+        for site, found in by_site.items()
+        if len(found) == 1 and site not in conditions and _only_reads_latents(found[0][0].hook)
+    }
     for bound in hooks:
         _attach_source(bound, bound_plan, tokens, input_lengths or {}, shelf.captures)
     return bound_plan
@@ -189,6 +197,13 @@ def _is_plain(hook: Hook, site: Site) -> bool:
         return False
     capture = hook.capture
     return capture is not None and capture.reduce is None and capture.dtype is None and not capture.gradient
+
+
+def _only_reads_latents(hook: Hook) -> bool:
+    capture = hook.capture
+    if hook.edit is not None or hook.where.when is not None or capture is None or capture.gradient:
+        return False
+    return isinstance(capture.reduce, ReadLatents)
 
 
 def _reads_from(hook: Hook) -> str | None:

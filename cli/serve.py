@@ -93,6 +93,13 @@ def _add_sizes(group: argparse._ArgumentGroup) -> None:  # pyright: ignore[repor
 
 def _add_keeping(group: argparse._ArgumentGroup) -> None:  # pyright: ignore[reportPrivateUsage]  as above
     group.add_argument(
+        "--sae-folder",
+        type=Path,
+        action="append",
+        default=[],
+        help="where users who are not admins may load sparse autoencoders from; may be given several times",
+    )
+    group.add_argument(
         "--state", type=Path, default=default_state_folder(), help="folder of users, sessions and stored captures"
     )
     group.add_argument("--audit", type=Path, default=None, help="append a JSON line a request to this file")

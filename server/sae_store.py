@@ -183,12 +183,12 @@ def allowed_folder(source: str, user: User, folders: tuple[str, ...]) -> Path | 
     Others than admins reach the operator's SAE folders alone: a path is a way to look around on the server.
     """
     path = Path(source).expanduser()
-    is_path = path.is_absolute() or source.startswith(".") or path.exists()
     if user.role == "admin":
-        return path if is_path or "/" not in source else None
-    inside = [Path(folder) / source for folder in folders] if not path.is_absolute() else [path]
-    for candidate in (found.resolve() for found in inside):
-        if any(candidate.is_relative_to(Path(folder).resolve()) for folder in folders) and candidate.exists():
+        on_hub = "/" in source and not source.startswith(("/", ".", "~")) and not path.exists()
+        return None if on_hub else path
+    for folder in (Path(folder).resolve() for folder in folders):
+        candidate = (folder / path).resolve()  # an absolute path stays what it is
+        if candidate.is_relative_to(folder) and candidate.is_dir():
             return candidate
     told = ", ".join(folders) or "none (the operator sets them with --sae-folder)"
     raise PermissionDenied(

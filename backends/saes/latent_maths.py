@@ -49,7 +49,10 @@ class LatentMaths:
     def device(self, sae: Sae) -> DeviceSae:
         """The SAE's weights on the device, put there once."""
         if self.ops not in sae.device:
-            tensors = {name: self.ops.exact(array) for name, array in sae.arrays.items()}
+            tensors = {name: self.ops.exact(array) for name, array in sae.arrays.items() if name != "W_enc"}
+            # A product with few rows reads every weight once; read along rows of memory it is three times as fast.
+            across = self.ops.exact(np.ascontiguousarray(sae.arrays["W_enc"].T))
+            tensors["W_enc"] = self.ops.transpose_last(across)
             if sae.rescale:
                 norms = np.linalg.norm(sae.arrays["W_dec"].astype(np.float64), axis=-1)
                 tensors["norms"] = self.ops.exact(norms.astype(sae.arrays["W_dec"].dtype))
@@ -115,7 +118,7 @@ class LatentMaths:
         return x - on.tensors["b_dec"] if on.sae.subtract else x
 
     def _flat(self, on: DeviceSae, rows: Any) -> Any:
-        return self.ops.like(rows.reshape(rows.shape[0], -1), on.tensors["W_enc"])
+        return self.ops.like(rows.reshape(rows.shape[0], -1), on.tensors["W_dec"])
 
     def _normal(self, sae: Sae, x: Any) -> tuple[Any, Any, Any]:
         """Rows normalised, and the scale and offset that undo it."""

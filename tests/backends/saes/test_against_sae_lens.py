@@ -1,0 +1,121 @@
+"""Our encoding, decoding and sparse reading against sae-lens itself, on the same files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from probewire.backends.mlx.ops import MlxOps
+from probewire.backends.ops import Ops
+from probewire.backends.saes import LatentMaths, Sae, read_folder
+from probewire.backends.torch.ops import TorchOps
+from probewire.protos.latents import LatentChange, Latents
+from probewire.protos.model import ModelInfo, SiteInfo
+from tests.saes import ARCHITECTURES, write_sae
+
+TOLERANCE = 1e-6
+"""Relative to the largest number."""
+SITE = SiteInfo("resid_post", ("pos", "d_model"), (64,), (0, 1, 2), edits=("latents",))
+INFO = ModelInfo("m", "llama", "llama", "torch", "cpu", "float32", "sdpa", "h", 3, 64, 4, 2, 16, 96, 261, sites=(SITE,))
+ROWS = np.random.default_rng(1).standard_normal((40, 64)).astype(np.float32) * 3
+
+
+@pytest.fixture(params=["torch", "mlx"])
+def ops(request: pytest.FixtureRequest) -> Ops:
+    return TorchOps(torch.device("cpu")) if request.param == "torch" else MlxOps()
+
+
+def opened(folder: Path) -> tuple[Sae, Any]:
+    """Ours and theirs."""
+    from sae_lens import SAE
+
+    return read_folder(folder, 1 << 30).load("a", "", "auto", INFO), SAE.load_from_disk(str(folder))
+
+
+def on_host(ops: Ops, tensor: Any) -> np.ndarray[Any, Any]:
+    return ops.to_host([tensor])[0]
+
+
+def close(found: Any, expected: Any) -> bool:
+    return bool(np.abs(found - expected).max() <= TOLERANCE * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_encode_and_decode(kind: str, ops: Ops, tmp_path: Path) -> None:
+    sae, theirs = opened(write_sae(tmp_path / "sae", kind))
+    maths = LatentMaths(ops)
+    on, rows = maths.device(sae), ops.exact(ROWS)
+    with torch.no_grad():
+        expected = theirs.encode(torch.from_numpy(ROWS))
+        decoded = theirs.decode(expected).numpy()
+    f = maths.encode(on, rows)
+    assert close(on_host(ops, f), expected.numpy())
+    assert ((on_host(ops, f) > 0) == (expected.numpy() > 0)).all()
+    assert close(on_host(ops, maths.decode(on, f, rows)), decoded)
+    ids = (0, 7, 50, 95)
+    assert close(on_host(ops, maths.some(on, rows, ids)), expected.numpy()[:, ids])
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_sparse(kind: str, ops: Ops, tmp_path: Path) -> None:
+    sae, theirs = opened(write_sae(tmp_path / "sae", kind))
+    maths = LatentMaths(ops)
+    sparse = maths.sparse(maths.device(sae), ops.exact(ROWS), 8)
+    values, ids, count = (on_host(ops, part) for part in (sparse.values, sparse.ids, sparse.count))
+    with torch.no_grad():
+        expected = theirs.encode(torch.from_numpy(ROWS)).numpy()
+    assert ids.dtype == count.dtype == np.int32
+    np.testing.assert_array_equal(count, (expected > 0).sum(axis=1))
+    for row in range(len(ROWS)):
+        listed = ids[row] >= 0
+        assert listed.sum() == min(8, count[row])
+        assert (values[row][~listed] == 0).all()
+        assert close(values[row][listed], expected[row][ids[row][listed]])
+        assert close(np.sort(values[row])[::-1], np.sort(expected[row])[::-1][:8])
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_an_edit_keeps_the_error(kind: str, ops: Ops, tmp_path: Path) -> None:
+    sae, theirs = opened(write_sae(tmp_path / "sae", kind))
+    maths, edit = LatentMaths(ops), Latents("a", (LatentChange(7, set=2.0), LatentChange(9, scale=0.0)))
+    with torch.no_grad():
+        f = theirs.encode(torch.from_numpy(ROWS))
+        plain = theirs.decode(f)
+        theirs.encode(torch.from_numpy(ROWS))  # decoding drops the normalisation that encoding left behind
+        changed = f.clone()
+        changed[:, 7], changed[:, 9] = 2.0, 0.0
+        expected = ROWS + (theirs.decode(changed) - plain).numpy()
+    found = on_host(ops, maths.edited(edit, maths.device(sae), ops.exact(ROWS)))
+    assert close(found, expected)
+
+
+def test_what_sae_lens_saves_and_what_we_keep(tmp_path: Path) -> None:
+    """An SAE of sae-lens's own making, with everything that its save_model writes."""
+    from sae_lens import TopKSAE, TopKSAEConfig
+
+    torch.manual_seed(0)
+    config = TopKSAEConfig(d_in=64, d_sae=128, k=4)
+    config.metadata.hook_name = "blocks.2.hook_resid_post"
+    made = TopKSAE(config)
+    made.save_model(tmp_path / "saved")
+    sae, _ = opened(tmp_path / "saved")
+    assert (str(sae.site), sae.k, sae.d_sae, sae.dtype) == ("resid_post.2", 4, 128, "float32")
+    np.testing.assert_array_equal(sae.arrays["W_dec"], made.W_dec.detach().numpy())
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_another_dtype(dtype: str, ops: Ops, tmp_path: Path) -> None:
+    folder = write_sae(tmp_path / "sae", "topk")
+    sae = read_folder(folder, 1 << 30).load("a", "", dtype, INFO)
+    maths = LatentMaths(ops)
+    f = on_host(ops, ops.f32(maths.encode(maths.device(sae), ops.exact(ROWS)))).astype(np.float64)
+    whole = maths.device(read_folder(folder, 1 << 30).load("a", "", "auto", INFO))
+    expected = on_host(ops, maths.encode(whole, ops.exact(ROWS)))
+    bound = {"bfloat16": 2e-2, "float16": 3e-3, "float64": 1e-6}[dtype]  # some units in the last place
+    at = expected.argmax(axis=1)
+    rows = np.arange(len(ROWS))
+    assert np.abs(f[rows, at] - expected[rows, at]).max() < bound * expected.max()
