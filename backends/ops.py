@@ -128,6 +128,10 @@ class Ops(Protocol):
         """A tensor that later in-place writes to x cannot reach."""
         ...
 
+    def join(self, tensors: Sequence[T]) -> T:
+        """Tensors one after the other along their first axis."""
+        ...
+
     def stack(self, tensors: Sequence[T]) -> T:
         """Tensors of one shape and dtype along a new first axis."""
         ...

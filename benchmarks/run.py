@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from attribution import gradients_cost, patching
+from latents import latents_cost
 from machine import load_warning, machine_line
 from memory import mlx_memory, torch_memory
 from peer import against_peer
@@ -34,6 +35,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Sizes], list[Figure]]]] = {
     "cost": ("(f) What keys, roles, metrics and the audit cost, PyTorch, CPU, bfloat16", cost),
     "patching": ("(h) A patching grid against TransformerLens 4.3, PyTorch, CPU, float32", patching),
     "gradients": ("(i) Gradients and neuron graphs, PyTorch, CPU, float32", gradients_cost),
+    "latents": ("(k) Reading latents of an SAE in eight generations, PyTorch, CPU, bfloat16", latents_cost),
     "memory": ("(d) Memory over a long captured generation, PyTorch", torch_memory),
     "memory-mlx": ("(d) Memory over a long captured generation, MLX", mlx_memory),
 }

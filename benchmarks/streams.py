@@ -109,7 +109,7 @@ def one_stream(client: Client, prompt: list[int], *, n_new: int, asked: Asked) -
     with client.stream(prompt, max_new_tokens=n_new, ignore_eos=True, **asked) as stream:
         for step in stream:
             n_tokens += step.token is not None
-            n_rows += sum(len(step[site]) for site in step.captures)
+            n_rows += sum(len(step[site]) for site in step.captures) if asked.get("capture") else 0
         n_sites = sum(len(hook.sites) for hook in stream.started.hooks if asked.get("capture"))
     expected = n_sites * (len(prompt) + n_new - 1)
     if (n_tokens, n_rows) != (n_new, expected):

@@ -15,6 +15,7 @@ from ..backends.sweeping import hooks_in, start_of
 from ..backends.tokenizer import Tokenizer
 from ..protos.errors import InvalidArgument, ResourceExhausted
 from ..protos.gradients import GradientsRequest, targets_of
+from ..protos.latents import ReadLatents
 from ..protos.metrics import Target
 from ..protos.model import ModelInfo
 from ..protos.sites import Site
@@ -89,6 +90,11 @@ def _check_rules(request: GradientsRequest, info: ModelInfo) -> None:
         site = Site(hook.site.partition(".")[0])
         if hook.capture.gradient and (reason := without_gradient(site, frozenset(request.rules))):
             raise InvalidArgument(f"hook {index} ({hook.site}): {reason}; leave the rule or the site out")
+        if request.path is not None and isinstance(hook.capture.reduce, ReadLatents):
+            raise InvalidArgument(
+                f"hook {index} ({hook.site}): on a path a row's latents differ at each point; leave the path out, or "
+                "capture the whole gradient"
+            )
         if request.path is not None and not hook.capture.gradient:
             raise InvalidArgument(
                 f"hook {index} ({hook.site}): on a path values differ at each point; read them in a run"

@@ -53,9 +53,22 @@ class LoadedSae:
 
     @property
     def trained(self) -> bool:
-        """Whether it was trained, as far as its folder says: sae-lens notes its version when a trainer takes an SAE up."""
+        """Whether it was trained, as far as can be told: our run.json or sae-lens's final metadata say so, or its
+        weights are not those that sae-lens begins with (the encoder the decoder's transpose, every bias zero).
+
+        sae-lens notes its version in every SAE that it saves, trained or not, so that note says nothing.
+        """
         metadata = self.config.get("metadata", {})
-        return bool(metadata.get("sae_lens_training_version") or metadata.get("trained") or self._steps)
+        return bool(self._steps) or metadata.get("l0") is not None or not self._as_initialised
+
+    @property
+    def _as_initialised(self) -> bool:
+        biases = [getattr(self.sae, name, None) for name in ("b_enc", "b_dec", "b_gate", "b_mag")]
+        if any(bias is not None and _numpy(bias).any() for bias in biases):
+            return False
+        read, write = self.w_enc.T, self.w_dec
+        norms = np.linalg.norm(read, axis=1) * np.linalg.norm(write, axis=1)
+        return bool(((read * write).sum(axis=1) > (1 - 1e-5) * norms).all())
 
     @property
     def _steps(self) -> int:

@@ -130,6 +130,9 @@ class MlxOps:
     def copy(self, x: mx.array) -> mx.array:
         return mx.array(x)  # writes rebind one Python object, so another object on the same data is a copy
 
+    def join(self, tensors: Sequence[mx.array]) -> mx.array:
+        return mx.concatenate(list(tensors))
+
     def stack(self, tensors: Sequence[mx.array]) -> mx.array:
         return mx.stack(list(tensors))
 

@@ -14,6 +14,8 @@ from .sae import Sae
 
 __all__ = ["DeviceSae", "LatentMaths", "Sparse"]
 
+MAX_DENSE = 1 << 26
+"""Latents that are held at once: a long prompt on a wide SAE is taken in parts, where its result is sparse."""
 _EPS = 1e-5
 """sae-lens's, in layer_norm."""
 
@@ -63,6 +65,17 @@ class LatentMaths:
 
     def sparse(self, on: DeviceSae, rows: Any, k: int) -> Sparse:
         """The k most active latents of [row, …] rows: 0 and −1 where fewer fire."""
+        parts = [self._sparse(on, part, k) for part in self._parts(on, rows)]
+        if len(parts) == 1:
+            return parts[0]
+        join = self.ops.join
+        return Sparse(join([p.values for p in parts]), join([p.ids for p in parts]), join([p.count for p in parts]))
+
+    def _parts(self, on: DeviceSae, rows: Any) -> list[Any]:
+        n = max(1, MAX_DENSE // on.sae.d_sae)
+        return [rows] if len(rows) <= n else [rows[start : start + n] for start in range(0, len(rows), n)]
+
+    def _sparse(self, on: DeviceSae, rows: Any, k: int) -> Sparse:
         ops, sae = self.ops, on.sae
         if sae.architecture == "topk":
             values, ids = ops.top_k(self._before(on, rows), sae.k)
@@ -169,6 +182,10 @@ class LatentMaths:
 
     def edited(self, edit: Latents, on: DeviceSae, rows: Any) -> Any:
         """The rows after the edit, in their own shape and dtype."""
+        parts = [self._edited(edit, on, part) for part in self._parts(on, rows)]
+        return parts[0] if len(parts) == 1 else self.ops.join(parts)
+
+    def _edited(self, edit: Latents, on: DeviceSae, rows: Any) -> Any:
         ops = self.ops
         ids = tuple(change.id for change in edit.changes)
         if not edit.error:

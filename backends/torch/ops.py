@@ -124,6 +124,9 @@ class TorchOps:
     def copy(self, x: torch.Tensor) -> torch.Tensor:
         return x.clone()
 
+    def join(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        return torch.cat(list(tensors))
+
     def stack(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         return torch.stack(list(tensors))
 

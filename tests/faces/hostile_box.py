@@ -13,10 +13,12 @@ import grpc
 import httpx
 import psutil
 
+from probewire.clients import Client
 from probewire.protos import probewire_pb2 as pb
 from probewire.server.state import State
 from probewire.server.users import Users
 from tests.faces.serving import DEADLINE_S, Served, serving
+from tests.saes import write_sae
 
 __all__ = ["REFUSALS", "Box", "is_an_error", "open_box"]
 
@@ -100,6 +102,8 @@ def open_box(checkpoint: Path, scratch: Path) -> Generator[Box]:
     users.revoke("eve")
     state.close()
     with serving(checkpoint, scratch, "--slots", "4", backends=["torch"]) as served:
+        with Client(f"grpc://{served.grpc}", api_key=keys["root"]) as client:
+            client.load_sae(write_sae(scratch / "sae"), name="sae", shared=True)
         yield Box(served, keys, scratch)
 
 

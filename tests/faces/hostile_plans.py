@@ -135,10 +135,22 @@ def source(d: Dice, widths: Widths) -> pb.Source:
     return pb.Source(zeros=pb.Zeros()) if kind else pb.Source()
 
 
+SAES = ("sae", "sae", "sae", "none", "")
+"""One of them is loaded, onto resid_post.1."""
+
+
+def change(d: Dice) -> pb.LatentChange:
+    low, high = sorted((d.number(), d.number()))
+    what = d.odd(
+        ({"set": low}, {"add": low}, {"scale": high}, {"min": low, "max": high}), ({}, {"set": low, "add": high})
+    )
+    return pb.LatentChange(id=d.odd((0, 3, 95), (96, d.integer())), active=bool(d.below(2)), **what)
+
+
 def edit(d: Dice, widths: Widths) -> pb.Edit:
     part: dict[str, Any] = {"units": d.maybe(d.integers, 6), "heads": d.maybe(d.integers, 2 * 6 // len(widths))}
     flat = math.prod(widths)
-    kind = d.of(("add", "scale", "replace", "project_out", "clamp", "noise", "low_rank"))
+    kind = d.of(("add", "scale", "replace", "project_out", "clamp", "noise", "low_rank", "latents"))
     if kind == "add":
         width = (len(part["units"].values),) if part["units"] else widths
         made: Any = pb.Add(vector=vector(d, width), alpha=d.maybe(d.number), norm_match=not d.below(3), **part)
@@ -154,6 +166,10 @@ def edit(d: Dice, widths: Widths) -> pb.Edit:
         made = pb.Clamp(directions=d.maybe(lambda: matrix(d, widths), 2), **bounds, **part)
     elif kind == "noise":
         made = pb.Noise(std=d.odd((0.1, 1.0), ODD_FLOATS), seed=d.integer(), **part)
+    elif kind == "latents":
+        made = pb.Latents(
+            sae=d.of(SAES), changes=[change(d) for _ in range(d.below(4))], error=d.maybe(lambda: bool(d.below(2)))
+        )
     else:
         made = pb.LowRank(a=tensor(d, (64, 2), (96, 2)), b=tensor(d, (2, flat)), alpha=d.maybe(d.number))
     return pb.Edit(**{kind: made})
@@ -168,6 +184,9 @@ def capture(d: Dice, widths: Widths) -> pb.Capture:
         "project": lambda: pb.Project(directions=matrix(d, widths)),
         "gather": lambda: pb.Gather(ids=d.integers()),
         "next_logprob": pb.NextLogprob,
+        "latents": lambda: pb.ReadLatents(
+            sae=d.of(SAES), top_k=d.maybe(lambda: d.odd((1, 6, 96), INTEGERS)), ids=d.maybe(d.integers, 3)
+        ),
     }
     kind = d.odd(tuple(kinds), ("",))
     reduction = pb.Reduction(**{kind: kinds[kind]()}) if kind else pb.Reduction()
@@ -185,6 +204,8 @@ def site(d: Dice) -> tuple[str, Widths]:
     kind = d.below(12)
     if kind == 11:
         return d.odd(tuple(MODULES.items()), tuple((name, (64,)) for name in ODD_SITES))
+    if kind == 10:
+        return "resid_post.1", WIDTHS["resid_post"]  # where the SAE is
     name = d.of(tuple(WIDTHS))
     return name + (d.odd(LAYERS, ODD_LAYERS) if name in LAYER_SITES else ""), WIDTHS[name]
 

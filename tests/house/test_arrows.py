@@ -23,12 +23,12 @@ ARROWS: dict[str, set[str]] = {
 HOMES: dict[str, tuple[str, ...]] = {
     "mlx": ("backends/mlx",),
     "mlx_lm": ("backends/mlx",),
-    "torch": ("backends/torch",),
+    "torch": ("backends/torch", "analysis/sae"),
     # In backends/mlx for AutoConfig alone, which fills in what a config.json leaves to defaults (mlx-lm requires it).
     "transformers": ("backends/torch", "backends/mlx", "backends/tokenizer.py", "backends/checkpoints"),
     "tokenizers": ("backends/torch", "backends/mlx", "backends/tokenizer.py", "backends/checkpoints"),
 }
-"""Library -> the only folders and files that may import it. Add here the files of analysis/ that train."""
+"""Library -> the only folders and files that may import it. analysis/sae trains, and imports it late."""
 
 ANY_TRANSFORMERS = ("backends/torch",)
 """Where transformers' models may be imported; elsewhere only its tokenizers and configurations."""

@@ -11,7 +11,20 @@ import pytest
 
 from probewire.backends import reference
 from probewire.backends.saes import Sae, read_folder
-from probewire.clients import Client, Coordinate, Hook, LogProb, Tensor, capture, edit_latents, reconstruct, steer
+from probewire.clients import (
+    Client,
+    Coordinate,
+    Hook,
+    Input,
+    IntegratedPath,
+    InvalidArgument,
+    LogProb,
+    Tensor,
+    capture,
+    edit_latents,
+    reconstruct,
+    steer,
+)
 from probewire.protos.spec import Plan
 from tests.parity.opened import OTHER, TOKENS, Opened, both, gap
 from tests.saes import ARCHITECTURES, write_identity, write_sae
@@ -208,6 +221,13 @@ def test_gradients_go_through_an_edit(two: tuple[Client, Client], kind: str) -> 
 
     slope = (metric(STEP) - metric(-STEP)) / (2 * STEP)
     assert float(torch.gradients["resid_post.0"][3] @ direction) == pytest.approx(slope, rel=2e-4)
+
+
+def test_no_latents_along_a_path(loaded: Loaded) -> None:
+    inputs = {"own": TOKENS, "other": Input(token_ids=tuple(OTHER), source_only=True)}
+    at = capture(SITE, latents="topk", top_k=4)
+    with pytest.raises(InvalidArgument, match="on a path a row's latents differ"):
+        loaded.client.gradients(inputs, TARGET, at=at, path=IntegratedPath("other", 2))
 
 
 def latent_parts(found: Any) -> list[Any]:

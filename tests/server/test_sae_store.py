@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,10 +38,10 @@ def store(tmp_path: Path) -> SaeStore:
     return SaeStore(State(tmp_path / "state"), max_bytes=1 << 20, max_saes=3)
 
 
-def sent(folder: Path, name: str = "a", **options: object) -> LoadSaeRequest:
+def sent(folder: Path, name: str = "a", **options: Any) -> LoadSaeRequest:
     """An SAE that is sent along."""
     files = SaeFiles((folder / "cfg.json").read_text(), (folder / "sae_weights.safetensors").read_bytes())
-    return LoadSaeRequest(name, files=files, **options)  # pyright: ignore[reportArgumentType]
+    return LoadSaeRequest(name, files=files, **options)
 
 
 def put(store: SaeStore, user: User, folder: Path, name: str = "a", *, shared: bool = False) -> SaeInfo:
@@ -59,7 +61,8 @@ def test_what_was_loaded_is_there_after_a_restart(store: SaeStore, tmp_path: Pat
 
 def test_what_is_kept_loads_in_sae_lens(store: SaeStore, tmp_path: Path) -> None:
     import torch
-    from sae_lens import SAE
+
+    SAE: Any = import_module("sae_lens").SAE
 
     folder = write_sae(tmp_path / "sae", "jumprelu")
     put(store, ADA, folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from probewire.backends.mlx.ops import MlxOps
 from probewire.backends.ops import Ops
-from probewire.backends.saes import LatentMaths, Sae, read_folder
+from probewire.backends.saes import LatentMaths, Sae, latent_maths, read_folder
 from probewire.backends.torch.ops import TorchOps
 from probewire.protos.latents import LatentChange, Latents
 from probewire.protos.model import ModelInfo, SiteInfo
@@ -29,11 +30,14 @@ def ops(request: pytest.FixtureRequest) -> Ops:
     return TorchOps(torch.device("cpu")) if request.param == "torch" else MlxOps()
 
 
+def sae_lens() -> Any:
+    """Imported late: it takes seconds, and has no types."""
+    return import_module("sae_lens")
+
+
 def opened(folder: Path) -> tuple[Sae, Any]:
     """Ours and theirs."""
-    from sae_lens import SAE
-
-    return read_folder(folder, 1 << 30).load("a", "", "auto", INFO), SAE.load_from_disk(str(folder))
+    return read_folder(folder, 1 << 30).load("a", "", "auto", INFO), sae_lens().SAE.load_from_disk(str(folder))
 
 
 def on_host(ops: Ops, tensor: Any) -> np.ndarray[Any, Any]:
@@ -78,6 +82,21 @@ def test_sparse(kind: str, ops: Ops, tmp_path: Path) -> None:
         assert close(np.sort(values[row])[::-1], np.sort(expected[row])[::-1][:8])
 
 
+def test_long_prompts_are_taken_in_parts(ops: Ops, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sae, _ = opened(write_sae(tmp_path / "sae", "topk"))
+    maths, edit = LatentMaths(ops), Latents("a", (LatentChange(7, set=2.0),))
+    on, rows = maths.device(sae), ops.exact(ROWS)
+
+    def found() -> list[Any]:
+        sparse = maths.sparse(on, rows, 8)
+        return [on_host(ops, x) for x in (sparse.values, sparse.ids, sparse.count, maths.edited(edit, on, rows))]
+
+    whole = found()
+    monkeypatch.setattr(latent_maths, "MAX_DENSE", 96 * 7)
+    for part, expected in zip(found(), whole, strict=True):
+        np.testing.assert_allclose(part, expected, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_an_edit_keeps_the_error(kind: str, ops: Ops, tmp_path: Path) -> None:
     sae, theirs = opened(write_sae(tmp_path / "sae", kind))
@@ -95,12 +114,10 @@ def test_an_edit_keeps_the_error(kind: str, ops: Ops, tmp_path: Path) -> None:
 
 def test_what_sae_lens_saves_and_what_we_keep(tmp_path: Path) -> None:
     """An SAE of sae-lens's own making, with everything that its save_model writes."""
-    from sae_lens import TopKSAE, TopKSAEConfig
-
     torch.manual_seed(0)
-    config = TopKSAEConfig(d_in=64, d_sae=128, k=4)
+    config = sae_lens().TopKSAEConfig(d_in=64, d_sae=128, k=4)
     config.metadata.hook_name = "blocks.2.hook_resid_post"
-    made = TopKSAE(config)
+    made = sae_lens().TopKSAE(config)
     made.save_model(tmp_path / "saved")
     sae, _ = opened(tmp_path / "saved")
     assert (str(sae.site), sae.k, sae.d_sae, sae.dtype) == ("resid_post.2", 4, 128, "float32")

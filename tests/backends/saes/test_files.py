@@ -60,13 +60,13 @@ def only_a_pickle(folder: Path) -> None:
     (folder / "ae.pt").write_bytes(pickle.dumps({}))
 
 
-BAD: dict[str, tuple[Callable[[Path], None], str]] = {
+BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "NaN": (with_weights(nan_weights), "W_dec holds NaN"),
     "a pickle under the name": (pickled, "pickles are never opened"),
     "a pickle beside": (only_a_pickle, "ae.pt may be a pickle, which is never opened"),
     "no config": (lambda folder: (folder / "cfg.json").unlink(), "has no cfg.json"),
-    "a config that is none": (lambda folder: (folder / "cfg.json").write_text("[1]") and None, "must hold an object"),
-    "broken JSON": (lambda folder: (folder / "cfg.json").write_text("{") and None, "is not JSON"),
+    "a config that is none": (lambda folder: (folder / "cfg.json").write_text("[1]"), "must hold an object"),
+    "broken JSON": (lambda folder: (folder / "cfg.json").write_text("{"), "is not JSON"),
     "another architecture": (with_config(architecture="temporal"), "allowed: standard, topk, jumprelu, gated"),
     "a width that lies": (with_config(d_sae=12), "its config says d_in, d_sae"),
     "no k": (with_config(k=0), "k of a topk SAE must be in 1 … 96"),
