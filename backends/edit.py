@@ -44,7 +44,7 @@ class Edits:
         when = bound.hook.where.when
         tensors: dict[str, Any] = {}
         if bound.saes:
-            tensors["saes"] = {name: self.latents.device(sae) for name, sae in bound.saes.items()}
+            tensors["saes"] = {name: self.latents.prepared(sae, bound.hook) for name, sae in bound.saes.items()}
         if when is not None and when.direction is not None:
             tensors["when"] = self.ops.device(when.direction.floats())
         if bound.hook.edit is not None:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...protos.errors import FailedPrecondition, InvalidArgument
+from .configs import import_sae_lens
 
 __all__ = ["LoadedSae", "load", "require_trained"]
 
@@ -126,7 +127,7 @@ def load(folder: str | Path) -> LoadedSae:
         )
     try:
         config = json.loads((folder / "cfg.json").read_text())
-        found = import_module("sae_lens").SAE.load_from_disk(str(folder), device="cpu")
+        found = import_sae_lens().SAE.load_from_disk(str(folder), device="cpu")
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise InvalidArgument(f"the SAE in {folder} cannot be loaded: {error}") from None
     return LoadedSae(folder, found.eval(), config)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...protos.latents import LatentChange, Latents, ReadLatents
+from ...protos.spec import Hook
 from ..ops import Ops
 from .sae import Sae
 
@@ -27,7 +28,7 @@ class DeviceSae:
     sae: Sae
     tensors: dict[str, Any]
     columns: dict[tuple[int, ...], dict[str, Any]]
-    """Named latents → their part of the weights, gathered once."""
+    """Latents that a hook names → their part of the weights."""
 
 
 @dataclass(eq=False, slots=True)
@@ -60,6 +61,20 @@ class LatentMaths:
                 tensors["norms"] = self.ops.exact(norms.astype(sae.arrays["W_dec"].dtype))
             sae.device[self.ops] = DeviceSae(sae, tensors, {})
         return sae.device[self.ops]
+
+    def prepared(self, sae: Sae, hook: Hook) -> DeviceSae:
+        """The SAE for one hook, with what it names gathered once.
+
+        To be called outside a forward: torch would not differentiate past tensors that are made in one.
+        """
+        on = self.device(sae)
+        edit, reduce = hook.edit, hook.capture.reduce if hook.capture is not None else None
+        named: list[tuple[int, ...]] = []
+        if isinstance(edit, Latents) and edit.sae == sae.name and edit.changes:
+            named.append(tuple(change.id for change in edit.changes))
+        if isinstance(reduce, ReadLatents) and reduce.sae == sae.name and reduce.ids is not None:
+            named.append(reduce.ids)
+        return DeviceSae(sae, on.tensors, {ids: self._gathered(on, ids) for ids in named})
 
     # ---- encoding ----
 
@@ -169,14 +184,12 @@ class LatentMaths:
         return self._normal(on.sae, self._flat(on, rows))[1]
 
     def _columns(self, on: DeviceSae, ids: tuple[int, ...]) -> dict[str, Any]:
-        if ids not in on.columns:
-            at = self.ops.index(np.array(ids))
-            axes = {"W_enc": 1, "W_dec": 0}
-            tensors = {key: value for key, value in on.tensors.items() if key != "b_dec"}
-            on.columns[ids] = {key: self.ops.take(value, at, axes.get(key, 0)) for key, value in tensors.items()}
-            while len(on.columns) > 64:
-                on.columns.pop(next(iter(on.columns)))
-        return on.columns[ids]
+        return on.columns[ids] if ids in on.columns else self._gathered(on, ids)
+
+    def _gathered(self, on: DeviceSae, ids: tuple[int, ...]) -> dict[str, Any]:
+        at = self.ops.index(np.array(ids))
+        of_latents = {key: value for key, value in on.tensors.items() if key != "b_dec"}
+        return {key: self.ops.take(value, at, int(key == "W_enc")) for key, value in of_latents.items()}
 
     # ---- the edit and the reduction ----
 

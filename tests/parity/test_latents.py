@@ -230,6 +230,14 @@ def test_no_latents_along_a_path(loaded: Loaded) -> None:
         loaded.client.gradients(inputs, TARGET, at=at, path=IntegratedPath("other", 2))
 
 
+def test_what_a_run_made_ready_serves_a_gradient(two: tuple[Client, Client]) -> None:
+    """Torch makes tensors in a run that no gradient may pass; an SAE's weights must not be among them."""
+    edit = edit_latents(SITE, "standard", {17: 1.0, 18: {"scale": 3.0}})
+    for client in two:
+        client.run(TOKENS, hooks=edit, capture=[capture(SITE, latents="standard", latent_ids=[17, 18])])
+        assert client.gradients(TOKENS, TARGET, hooks=edit, at="resid_post.0").gradients["resid_post.0"].any()
+
+
 def latent_parts(found: Any) -> list[Any]:
     rows = found.gradients.hook("latents").latents(SITE)
     return [rows.values, rows.gradients, rows.error_attribution, rows.bias_attribution]

@@ -1,0 +1,107 @@
+"""(s) The activation store: batches off the disk against a bare sequential read of the same bytes."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from ratios import Figure, compare, interleaved
+from sizes import QUICK, Sizes
+
+from probewire.analysis.sae.store import ActivationStore, StoreWriter
+
+__all__ = ["store_reads"]
+
+D_IN = 576
+"""Of the default model."""
+ROWS = 900_000
+"""About 1 GiB in bfloat16."""
+QUICK_ROWS = 60_000
+BATCH = 4096
+_PIECE = 8 << 20
+BARE, LATER, FIRST, IN_ORDER = "bare sequential read", "shuffled, later epochs", "shuffled, first epoch", "in order"
+COLD = (
+    "before each timing the files' pages are dropped from this system's page cache (posix_fadvise), for both sides alike; "
+    "what a virtual machine's host keeps in its own cache stays there for both"
+)
+
+
+def store_reads(sizes: Sizes) -> list[Figure]:
+    """GB/s of a whole epoch of float32 batches out of bfloat16 shards, from the disk and from the page cache."""
+    with _store(QUICK_ROWS if sizes.n_new == QUICK.n_new else ROWS) as folder:
+        known = ActivationStore.open(folder)
+        known.verify()  # so that its shards count as read before
+        variants = {
+            BARE: partial(_bare, folder),
+            LATER: lambda: _epoch(known, shuffle=True),
+            FIRST: lambda: _epoch(ActivationStore.open(folder), shuffle=True),
+            IN_ORDER: lambda: _epoch(known, shuffle=False),
+        }
+        cold = interleaved({name: _from_disk(folder, once) for name, once in variants.items()}, rounds=sizes.rounds)
+        warm = interleaved(variants, rounds=sizes.rounds)
+    name = f"store, batches of {BATCH:,} × {D_IN}"
+    return [
+        compare(f"{name}, {LATER} / {BARE}", cold, (LATER, BARE), unit="GB/s", target=0.8, note=COLD),
+        compare(f"{name}, {FIRST} (CRC-32 of each shard) / {BARE}", cold, (FIRST, BARE), unit="GB/s", target=0.8),
+        compare(f"{name}, {IN_ORDER} / {BARE}", cold, (IN_ORDER, BARE), unit="GB/s", target=0.8),
+        compare(
+            f"{name}, {LATER} / {BARE}, all in the page cache",
+            warm,
+            (LATER, BARE),
+            unit="GB/s",
+            note="no disk is read: a copy of memory against shuffling and widening to float32",
+        ),
+    ]
+
+
+@contextmanager
+def _store(rows: int) -> Generator[Path]:
+    """A store of random rows on the disk that holds this repository."""
+    build = Path(__file__).parents[1] / "build"
+    build.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=build) as temporary:
+        folder = Path(temporary, "store")
+        writer = StoreWriter(folder, d_in=D_IN, dtype="bfloat16", model_hash="benchmark", site="resid_post.15")
+        rng = np.random.default_rng(0)
+        for start in range(0, rows, 30_000):
+            writer.append(rng.standard_normal((min(30_000, rows - start), D_IN), dtype=np.float32))
+        writer.finish()
+        yield folder
+
+
+def _from_disk(folder: Path, once: Callable[[], float]) -> Callable[[], float]:
+    def dropped() -> float:
+        for path in folder.iterdir():
+            file = os.open(path, os.O_RDONLY)
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(file)
+        return once()
+
+    return dropped
+
+
+def _bare(folder: Path) -> float:
+    """GB/s of reading every shard front to back into one buffer."""
+    piece, done, start = memoryview(bytearray(_PIECE)), 0, time.perf_counter()
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb", buffering=0) as file:
+            while n := file.readinto(piece):
+                done += n
+    return done / (time.perf_counter() - start) / 1e9
+
+
+def _epoch(store: ActivationStore, *, shuffle: bool) -> float:
+    """GB/s of the activations, as they lie on the disk, over one epoch of batches, from the first read to the last batch."""
+    rows = 0
+    with store.batches(BATCH, seed=0, shuffle=shuffle) as batches:
+        start = time.perf_counter()
+        while rows + BATCH <= store.n_tokens:
+            rows += len(next(batches))
+        seconds = time.perf_counter() - start
+    return rows * D_IN * 2 / seconds / 1e9

@@ -1,0 +1,64 @@
+"""Options of the actions that read a corpus through a server."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ..protos.errors import InvalidArgument
+
+__all__ = ["add_text_arguments", "add_window_arguments", "corpus_of"]
+
+
+def add_text_arguments(parser: argparse.ArgumentParser, *, needed: bool = True) -> None:
+    """Declare which texts."""
+    group = parser.add_argument_group("texts")
+    group.add_argument(
+        "--texts",
+        required=needed,
+        metavar="PATH",
+        help="a .jsonl, .txt, .parquet or .arrow file, a folder of .txt files, or a saved Hugging Face dataset",
+    )
+    group.add_argument(
+        "--dataset", action="store_true", help="--texts is the name of a Hugging Face dataset, to be fetched"
+    )
+    group.add_argument("--field", default="text", help="of a record that holds its text (%(default)s)")
+    group.add_argument("--split", default="train", help="of a dataset (%(default)s)")
+    group.add_argument("--skip-empty", action="store_true", help="pass over empty documents instead of refusing them")
+    group.add_argument(
+        "--hold-out",
+        type=float,
+        metavar="SHARE",
+        help="leave out this share of the documents, chosen by a hash of their text; --held-out of the same share reads them",
+    )
+    group.add_argument("--held-out", type=float, metavar="SHARE", help="only those")
+
+
+def add_window_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare how texts become the model's inputs."""
+    parser.add_argument("--context", type=int, default=128, metavar="N", help="tokens of an input (%(default)s)")
+    parser.add_argument("--pack", action="store_true", help="fill inputs with several documents")
+    parser.add_argument("--model", default="", help="which of the served models")
+
+
+def corpus_of(args: argparse.Namespace) -> Any:
+    """The corpus that the options name. Raises InvalidArgument or NotFound."""
+    from ..analysis.sae import corpus
+
+    if args.hold_out is not None and args.held_out is not None:
+        raise InvalidArgument("--hold-out leaves out what --held-out reads; give one of them")
+    found = _corpus(corpus, str(args.texts), args)
+    if args.hold_out is not None:
+        return found.split(args.hold_out)[0]
+    return found if args.held_out is None else found.split(args.held_out)[1]
+
+
+def _corpus(corpus: Any, path: str, args: argparse.Namespace) -> Any:
+    if args.dataset:
+        return corpus.dataset(path, args.field, split=args.split, skip_empty=args.skip_empty)
+    said = corpus.of(path).description
+    if said["kind"] == "jsonl":
+        return corpus.jsonl(path, args.field, skip_empty=args.skip_empty)
+    if said["kind"] == "folder":
+        return corpus.folder(said["path"], said["pattern"], skip_empty=args.skip_empty)
+    return corpus.dataset(path, args.field, split=args.split, skip_empty=args.skip_empty)
