@@ -21,6 +21,9 @@ from machine import load_warning, machine_line
 from memory import mlx_memory, torch_memory
 from peer import against_peer
 from ratios import Figure, report
+from sae_stability import sae_stability
+from sae_store import store_reads
+from sae_training import fed_from_a_store, fed_live
 from sharing import cost, fairness
 from sizes import QUICK, Sizes
 from streams import mlx_streams, torch_streams
@@ -36,6 +39,10 @@ SECTIONS: dict[str, tuple[str, Callable[[Sizes], list[Figure]]]] = {
     "patching": ("(h) A patching grid against TransformerLens 4.3, PyTorch, CPU, float32", patching),
     "gradients": ("(i) Gradients and neuron graphs, PyTorch, CPU, float32", gradients_cost),
     "latents": ("(k) Reading latents of an SAE in eight generations, PyTorch, CPU, bfloat16", latents_cost),
+    "store": ("(l) The activation store against a sequential read of its bytes", store_reads),
+    "fed": ("(m) Training SAEs from the store, against sae-lens from memory, CPU, float32", fed_from_a_store),
+    "live": ("(m) Training SAEs from the server's own stream, CPU", fed_live),
+    "stability": ("(o) Stability of SAEs across seeds, a planted dictionary, CPU, float32", sae_stability),
     "memory": ("(d) Memory over a long captured generation, PyTorch", torch_memory),
     "memory-mlx": ("(d) Memory over a long captured generation, MLX", mlx_memory),
 }

@@ -43,14 +43,11 @@ def main() -> None:
         with Client.inprocess(InProcessService.create(checkpoint, dtype="bfloat16")) as client:
             here = folder / name.replace(" ", "-")
             store = collect(client, learn, SITE, here / "store", context=CONTEXT, pack=True, n_tokens=args.tokens)
-            for seed in (0, 1) if name == "trained" else (0,):
-                label = name if seed == 0 else f"{name}, seed {seed}"
-                saes[label] = _trained(store, here / f"sae-{seed}", args.steps, seed)
+            saes[name] = _trained(store, here / "sae", args.steps)
             inputs = list(islice(Contexts(client, held_out, CONTEXT, pack=True).read(), args.contexts))
             prompts = [context.token_ids.tolist() for context in inputs]
-            mine = {label: path for label, path in saes.items() if label.startswith(name)}
             evaluations = EVALUATIONS if args.full and name == "trained" else ("core",)
-            card = score(client, mine, prompts, evaluations=evaluations, spare="massive")
+            card = score(client, {name: saes[name]}, prompts, evaluations=evaluations, spare="massive")
             card.save(here / "scores")
             print(
                 f"\n### {name}: {SITE}, d_sae {D_SAE}, k {K}, {store.n_tokens:,} tokens, {args.steps} steps of 1,024\n"
@@ -59,11 +56,18 @@ def main() -> None:
     print(machine_line(), load_warning(), sep="\n")
 
 
-def _trained(store: ActivationStore, folder: Path, steps: int, seed: int) -> Path:
+def _trained(store: ActivationStore, folder: Path, steps: int) -> Path:
     config = TrainConfig(
-        "topk", D_SAE, steps, 1024, k=K, lr=1e-3, lr_warm_up_steps=50, lr_decay_steps=steps // 5, seed=seed
+        architecture="topk",
+        d_sae=D_SAE,
+        steps=steps,
+        batch_size=1024,
+        k=K,
+        lr=1e-3,
+        lr_warm_up_steps=50,
+        lr_decay_steps=steps // 5,
     )
-    return train(store.batches(1024, seed=seed), config, folder).folder
+    return train(store.batches(1024, seed=0), config, folder).folder
 
 
 def _random_model(folder: Path) -> Path:

@@ -38,7 +38,12 @@ ABOUT_FORMULAS = [
     "A rational number is the quotient of two integers.",
 ]
 WORDS = (" graph", " node", " edge", " nodes", " edges")
-NEUTRAL = ["The first thing that you need is a", "In this example we look at the", "It returns the", "We begin with the"]
+NEUTRAL = [
+    "The first thing that you need is a",
+    "In this example we look at the",
+    "It returns the",
+    "We begin with the",
+]
 
 
 def main() -> None:
@@ -54,7 +59,7 @@ def trained(client: Client, model: str) -> Path:
     learn, _ = documentation().split(0.1)
     store = collect(client, learn, SITE, FOLDER / "store", pack=True, n_tokens=24_000, model=model)
     print(f"{store.n_tokens:,} activations of {SITE}; rows left out: {store.manifest['dropped']}")
-    config = TrainConfig("topk", D_SAE, 200, 512, k=K, lr=1e-3, lr_decay_steps=40)
+    config = TrainConfig(architecture="topk", d_sae=D_SAE, steps=200, batch_size=512, k=K, lr=1e-3, lr_decay_steps=40)
     done = train(store.batches(512, seed=0), config, FOLDER / "topk")
     print(f"trained {done.run.steps} steps: {done.folder}, curves in curves.png")
     return done.folder
@@ -67,7 +72,9 @@ def with_sae(client: Client, folder: Path, model: str) -> None:
         look(client, info)
         graphs, formulas = (count_latents(client, info, texts) for texts in (ABOUT_GRAPHS, ABOUT_FORMULAS))
         best = next(r for r in compare(graphs, formulas).ranking(50, by="rate") if r.rates[0] > r.rates[1])
-        print(f"latent {best.latent} fires at {best.rates[0]:.0%} of tokens about graphs, {best.rates[1]:.0%} of the others")
+        print(
+            f"latent {best.latent} fires at {best.rates[0]:.0%} of tokens about graphs, {best.rates[1]:.0%} of the others"
+        )
         steer(client, info, folder, best.latent, float(graphs.mean[best.latent]))
     finally:
         client.unload_sae("example", model=model)
@@ -78,7 +85,9 @@ def look(client: Client, info: SaeInfo) -> None:
     run = client.run(PROMPT, capture=[capture(SITE, latents=info.name, top_k=K)], model=info.model)
     rows = run.captures.latents(SITE)
     print(f"{PROMPT!r}: {rows}")
-    print("last token:", ", ".join(f"{i} ({v:.1f})" for i, v in zip(rows.ids[-1][:8], rows.values[-1][:8], strict=True)))
+    print(
+        "last token:", ", ".join(f"{i} ({v:.1f})" for i, v in zip(rows.ids[-1][:8], rows.values[-1][:8], strict=True))
+    )
 
 
 def steer(client: Client, info: SaeInfo, folder: Path, latent: int, unit: float) -> None:

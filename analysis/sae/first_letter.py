@@ -67,30 +67,30 @@ def read_first_letters(
         raise InvalidArgument(f"words are made of the letters a … z, not {', '.join(map(repr, wrong[:5]))}")
     if most_a_letter is not None:
         pool = _fewer(pool, most_a_letter, rng)
-    asked = (
-        len(client.tokenize(f"{pool[0]}{QUESTION}", model=model).tokens)
-        - len(client.tokenize(pool[0], model=model).tokens)
-        if pool
-        else 0
-    )
-    inputs: list[Input] = []
-    for word in pool:
-        prompt = client.tokenize(_prompt(word, pool, examples, rng), model=model)
-        if "".join(prompt.tokens[-asked:]) == QUESTION and prompt.tokens[-asked - 1].strip() == word:
-            inputs.append(Input(token_ids=tuple(prompt.token_ids), name=word))
-    if len(inputs) < 2:
-        raise InvalidArgument(f"{len(inputs)} of {len(pool)} words are one token for this model; give other words")
+    whole = [word for word in pool if client.tokenize(f" {word}", model=model).tokens[-1].strip() == word]
+    if len(whole) < 2:
+        raise InvalidArgument(f"{len(whole)} of {len(pool)} words are one token for this model; give other words")
+    start = client.tokenize(whole[0], model=model).tokens
+    asked = len(client.tokenize(f"{whole[0]}{QUESTION}", model=model).tokens) - len(start)
+    inputs = [Input(text=_prompt(word, pool, examples, rng), name=word) for word in whole]
+    kept: list[str] = []
     rows: list[NDArray[np.float32]] = []
     with progress_bar("first letters", "plans", show=progress) as bar:
         for some in batched(inputs, batch):
             run = client.run(some, capture=[capture(site, positions=-asked - 1)], model=model)
-            rows += [run.inputs[item.name][site].astype(np.float32).reshape(-1) for item in some]
-            bar(len(rows), len(inputs))
+            for item in some:
+                tokens = run.inputs[item.name].prompt_tokens
+                if tokens[-asked - 1].strip() == item.name and "".join(tokens[-asked:]) == QUESTION:
+                    kept.append(item.name)
+                    rows.append(run.inputs[item.name][site].astype(np.float32).reshape(-1))
+            bar(min(len(inputs), len(kept)), len(inputs))
+    if len(kept) < 2:
+        raise InvalidArgument(f"{len(kept)} of {len(pool)} words are one token in the prompt; give other words")
     how = (
-        f"{site} at the word in “{{word}}{QUESTION}” after {examples} solved examples; {len(inputs)} words of one token "
-        f"({len(pool) - len(inputs)} of several left out), seed {seed}"
+        f"{site} at the word in “{{word}}{QUESTION}” after {examples} solved examples; {len(kept)} words of one token "
+        f"({len(pool) - len(kept)} of several left out), seed {seed}"
     )
-    return FirstLetterRows(tuple(item.name for item in inputs), np.stack(rows), how)
+    return FirstLetterRows(tuple(kept), np.stack(rows), how)
 
 
 def _prompt(word: str, pool: Sequence[str], examples: int, rng: np.random.Generator) -> str:
