@@ -83,7 +83,7 @@ def read_first_letters(
                 if tokens[-asked - 1].strip() == item.name and "".join(tokens[-asked:]) == QUESTION:
                     kept.append(item.name)
                     rows.append(run.inputs[item.name][site].astype(np.float32).reshape(-1))
-            bar(min(len(inputs), len(kept)), len(inputs))
+            bar(len(kept), len(inputs))
     if len(kept) < 2:
         raise InvalidArgument(f"{len(kept)} of {len(pool)} words are one token in the prompt; give other words")
     how = (

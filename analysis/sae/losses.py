@@ -25,7 +25,7 @@ from ...protos.errors import InvalidArgument
 from ...protos.latents import Latents
 from ...protos.tensors import Tensor
 from ..ablation.reference import tokenized
-from .intervals import Estimate, resampled_counts
+from .intervals import Estimate, ratio_of_sums
 from .splice import Spare, Splice, batched, splice
 
 __all__ = ["Losses", "Variant", "losses"]
@@ -132,10 +132,7 @@ class Losses:
     def _score(self, recovered: Floats, lost: Floats, what: str) -> Estimate:
         if lost.sum() < NOT_LOST * len(lost):
             raise InvalidArgument(f"{what} costs the model nothing on these contexts, so there is nothing to recover")
-        counts = resampled_counts(len(lost), seed=self.seed)
-        below = counts @ lost
-        draws = np.divide(counts @ recovered, below, out=np.full(len(below), np.nan), where=below > 0)
-        return Estimate.of(float(recovered.sum() / lost.sum()), draws, len(lost))
+        return ratio_of_sums(recovered, lost, seed=self.seed)
 
 
 def losses(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ __all__ = ["Row", "score_dots"]
 
 LOW, HIGH = -0.05, 1.05
 """What lies beyond is marked at the edge, with its number."""
+REFERENCE_MARKERS = ("|", "x", "+")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 
 
@@ -28,6 +29,8 @@ class Row:
     """SAE → figure; those without it are left out."""
     on_scale: bool = True
     """Whether it lies between 0 and 1 where all is well."""
+    references: Mapping[str, Estimate] = field(default_factory=dict[str, Estimate])
+    """What the same is without any SAE, by name; at most one a marker of `REFERENCE_MARKERS`."""
 
 
 @styled
@@ -65,6 +68,18 @@ def score_dots(
             if value is not None and math.isfinite(value.value):
                 height = number + (index - (len(names) - 1) / 2) * step
                 _dot(axes, value, height, style)
+    for kind, reference in enumerate(dict.fromkeys(name for row in rows for name in row.references)):
+        style = {
+            "color": GREY,
+            "marker": REFERENCE_MARKERS[kind % 3],
+            "markersize": 7,
+            "linestyle": "none",
+            "zorder": 4,
+        }
+        axes.plot([], [], label=plain(reference), **style)
+        for number, row in enumerate(rows):
+            if reference in row.references:
+                axes.plot([row.references[reference].value], [number], **style)
     for number in range(len(rows) - 1):
         axes.axhline(number + 0.5, color=GREY, linewidth=0.3, alpha=0.5, zorder=1)
     axes.set(xlim=(LOW, HIGH), ylim=(len(rows) - 0.4, -0.6))
@@ -72,7 +87,7 @@ def score_dots(
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x", zorder=0)
-    cast("Any", figure).legend(loc="outside lower center", ncols=min(len(names), 4))
+    cast("Any", figure).legend(loc="outside lower center", ncols=3)
     title(axes, what, how)
     return finished(figure, path)
 

@@ -23,6 +23,8 @@ __all__ = ["Entry", "Scorecard"]
 
 SHOWN_NS = (2, 10, 50)
 """Numbers of latents that the table and the picture show of TPP and SCR, where they were run."""
+REFERENCES = {"llm": "of the model's coordinates", "pca": "of principal components"}
+"""Probes without an SAE."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,9 +75,9 @@ class Scorecard:
         names = [*self.entries]
         head = [f"{name} (control)" if self.entries[name].control else name for name in names]
         lines = [f"| | {' | '.join(_cell(name) for name in head)} |", f"|---|{'---|' * len(names)}"]
-        lines += [
-            f"| {row.label} | {' | '.join(_number(row.values.get(name)) for name in names)} |" for row in self.rows()
-        ]
+        for row in self.rows():
+            lines.append(f"| {row.label} | {' | '.join(_number(row.values.get(name)) for name in names)} |")
+            lines += [f"| … {what} | {' | '.join([_number(v)] * len(names))} |" for what, v in row.references.items()]
         notes = [f"- {name}: {what}: {why}" for name in names for what, why in self.entries[name].refused.items()]
         return "\n".join([*lines, "", *self._how(), *notes, ""])
 
@@ -128,12 +130,19 @@ class Scorecard:
         probed = {name: entry.probing for name, entry in self.entries.items() if entry.probing is not None}
         if not probed:
             return []
-        kinds = next(iter(probed.values())).kinds
-        labels = {kind: _probe_label(kind) for kind in kinds}
-        return [
-            Row(labels[kind], {name: one.accuracy(kind) for name, one in probed.items()})
-            for kind in sorted(kinds, key=_probe_order)
-        ]
+        first = next(iter(probed.values()))
+        rows: list[Row] = []
+        for ending in dict.fromkeys(kind.partition("_")[2] for kind in first.kinds):
+            k = ending.removeprefix("top_")
+            label = "probe accuracy, " + (f"{k} latent{'' if k == '1' else 's'}" if k else "all latents")
+            own = f"sae_{ending}".rstrip("_")
+            references = {
+                what: first.accuracy(f"{side}_{ending}".rstrip("_"))
+                for side, what in REFERENCES.items()
+                if f"{side}_{ending}".rstrip("_") in first.kinds
+            }
+            rows.append(Row(label, {name: one.accuracy(own) for name, one in probed.items()}, references=references))
+        return rows
 
     def _targeted_rows(self) -> list[Row]:
         rows: list[Row] = []
@@ -230,21 +239,6 @@ def _mean(found: Sequence[Estimate]) -> Estimate | None:
 def _bare(value: float) -> Estimate:
     """A figure of so many tokens that it is shown without an interval."""
     return Estimate(float(value), float("nan"), float("nan"), 0)
-
-
-def _probe_label(kind: str) -> str:
-    side, _, k = kind.partition("_top_")
-    of = {"llm": "coordinates", "sae": "latents", "pca": "principal components"}[side]
-    return (
-        f"probe accuracy, {f'{k} {of}' if k else f'all {of}'}".replace(" 1 latents", " 1 latent")
-        .replace(" 1 coordinates", " 1 coordinate")
-        .replace(" 1 principal components", " 1 principal component")
-    )
-
-
-def _probe_order(kind: str) -> tuple[int, int]:
-    side, _, k = kind.partition("_top_")
-    return int(k or 1 << 30), ("sae", "llm", "pca").index(side)
 
 
 def _cell(text: str) -> str:

@@ -90,6 +90,11 @@ def test_every_evaluation_is_there(card: Scorecard) -> None:
         assert len(found["scr"]["eval_result_details"]) == 4
         assert "0 of 2014 words are one token" in found["refused"]["absorption"], name
     assert "absorption: 0 of 2014 words are one token" in card.markdown()
+    baseline = card.entries["identity"].probing
+    assert baseline is not None
+    shown = next(row for row in card.rows() if row.label == "probe accuracy, 2 latents")
+    assert shown.references["of principal components"] == baseline.accuracy("pca_top_2")
+    assert shown.values["identity"] == baseline.accuracy("sae_top_2")
     about = card.to_json()["about"]
     assert about["texts"] == "4 contexts, 80 tokens"
     assert about["losses"] == "spliced in at every position (0 of 80 positions spared)"
