@@ -168,12 +168,12 @@ class Executor:
             if not in_place and result is value:
                 result = self.ops.copy(value)
             result[slot.batch, slot.start : slot.stop] = edited
-        if self.backward is not None:
-            result = self.backward.leave(site, result, in_place=in_place, slot=owner)
         if plain:
             self.collector.add_whole(site, value, plain)
         if takers:
             self._read_latents(site, value, takers)
+        if self.backward is not None:  # last, as it may end the forward
+            result = self.backward.leave(site, result, in_place=in_place, slot=owner)
         self.hook_s += time.perf_counter() - start_s
         return result
 
@@ -300,9 +300,13 @@ class Executor:
         for bound, index in slot.plan.by_site.get(site, ()):
             if bound.hook.capture is not None and bound.hook.capture.gradient:
                 chosen = self._chosen(slot, bound, site)
-                if chosen is None or len(chosen):
-                    encoded = slot.encoded.get((bound.index, index))
+                if chosen is not None and not len(chosen):
+                    continue
+                encoded = slot.encoded.get((bound.index, index))
+                try:
                     self.collector.add(slot, bound, index, site, rows, chosen, None, encoded=encoded)
+                except Exception as error:  # noqa: BLE001 - as in `tap`
+                    slot.error = slot.error or _as_error(error, site)
 
     def collect(self) -> dict[int, list[Rows]]:
         """End the forward: every captured row on the host, by id of the slot's sequence."""

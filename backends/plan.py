@@ -164,10 +164,13 @@ def _saes(hook: Hook, sites: tuple[Site, ...], shelf: Shelf, where: str) -> dict
     """The SAEs that a hook names, checked against what it asks of them."""
     found: dict[str, Sae] = {}
     for name in saes_of(hook):
-        if name not in shelf.saes:
+        try:
+            found[name] = shelf.saes[name]
+        except KeyError:
             known = ", ".join(shelf.saes) or "none"
-            raise NotFound(f"{where}: no SAE {name!r} is loaded for you on this model; loaded: {known}; load it first")
-        found[name] = shelf.saes[name]
+            raise NotFound(
+                f"{where}: no SAE {name!r} is loaded for you on this model; loaded: {known}; load it first"
+            ) from None
         check_latents(hook, sites, found[name], where)
     return found
 

@@ -14,8 +14,9 @@ from .numbers import finite, indices
 __all__ = ["LatentChange", "Latents", "ReadLatents"]
 
 MAX_CHANGES = 4096
+MAX_NAMED = 4096
 MAX_LATENTS_READ = 65_536
-"""Of one row, when they are named or the likeliest are asked for."""
+"""The most active ones of a row."""
 
 
 def _sae_name(name: object, what: str) -> None:
@@ -110,6 +111,10 @@ class ReadLatents:
     def __post_init__(self) -> None:
         _sae_name(self.sae, "capture.reduce.latents")
         object.__setattr__(self, "ids", indices(self.ids, "latents.ids"))
+        if self.ids is not None and len(self.ids) > MAX_NAMED:
+            raise InvalidArgument(
+                f"latents.ids names {len(self.ids):,}; at most {MAX_NAMED:,}: leave ids out to read all of them"
+            )
         if self.top_k is not None and self.ids is not None:
             raise InvalidArgument("latents: give top_k or ids, not both")
         if self.top_k is not None and not 1 <= self.top_k <= MAX_LATENTS_READ:

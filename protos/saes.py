@@ -9,6 +9,7 @@ from .errors import InvalidArgument
 __all__ = ["LoadSaeRequest", "SaeFiles", "SaeInfo"]
 
 MAX_NAME = 200
+MAX_SOURCE = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,8 @@ class LoadSaeRequest:
     def __post_init__(self) -> None:
         if len(self.name) > MAX_NAME or not self.name.isprintable():
             raise InvalidArgument(f"an SAE's name has at most {MAX_NAME} printable characters, got {self.name[:220]!r}")
+        if len(self.source) > MAX_SOURCE or not self.source.isprintable():
+            raise InvalidArgument(f"a source has at most {MAX_SOURCE} printable characters, got {self.source[:80]!r}…")
         if bool(self.source) == (self.files is not None):
             raise InvalidArgument("give exactly one of source (a folder or hub path on the server) and files")
         if self.files is not None and not self.name:

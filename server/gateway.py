@@ -74,7 +74,12 @@ class Gateway:
         self._runtime = Path(tempfile.mkdtemp(prefix="probewire-", dir=short if short.is_dir() else None))
         self._state = State(Path(config.state_dir) if config.state_dir else self._runtime / "state")
         self.store = CaptureStore(self._state, max_bytes=config.limits.max_store_bytes, ttl_s=config.limits.store_ttl_s)
-        self.sae_store = SaeStore(self._state, max_bytes=config.limits.max_sae_bytes, max_saes=config.limits.max_saes)
+        self.sae_store = SaeStore(
+            self._state,
+            max_bytes=config.limits.max_sae_bytes,
+            max_saes=config.limits.max_saes,
+            max_all_bytes=config.limits.max_store_bytes,
+        )
         self.users = Users(self._state)
         self.metrics = Metrics()
         self._audit = Audit(Path(config.audit) if config.audit else None, prompts=config.audit_prompts)

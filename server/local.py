@@ -95,7 +95,12 @@ class LocalModel:
         self.sessions = LiveSessions()
         self.state, self._own_folder = self._open_state()
         self.store = CaptureStore(self.state, max_bytes=config.limits.max_store_bytes, ttl_s=config.limits.store_ttl_s)
-        self.saes = SaeStore(self.state, max_bytes=config.limits.max_sae_bytes, max_saes=config.limits.max_saes)
+        self.saes = SaeStore(
+            self.state,
+            max_bytes=config.limits.max_sae_bytes,
+            max_saes=config.limits.max_saes,
+            max_all_bytes=config.limits.max_store_bytes,
+        )
 
     def _open_state(self) -> tuple[State, tempfile.TemporaryDirectory[str] | None]:
         """The gateway's state folder; in process, one of our own that goes when we do."""
@@ -209,6 +214,7 @@ class LocalOperations:
 
     def __init__(self, model: LocalModel) -> None:
         self._model = model
+        self._one_load = asyncio.Lock()
 
     @classmethod
     async def create(cls, config: WorkerConfig, report: Any) -> LocalOperations:
@@ -308,7 +314,8 @@ class LocalOperations:
 
     async def load_sae(self, request: LoadSaeRequest) -> SaeInfo:
         """See Operations."""
-        return await asyncio.to_thread(self._model.load_sae, request, current_caller())
+        async with self._one_load:  # each holds an SAE twice, and threads that requests are checked on
+            return await asyncio.to_thread(self._model.load_sae, request, current_caller())
 
     async def saes(self, model: str) -> list[SaeInfo]:
         """See Operations."""

@@ -46,8 +46,12 @@ def check_bytes(inputs: Iterable[PreparedInput], info: ModelInfo, limits: Reques
 def _row_bytes(bound: BoundHook, capture: Capture, info: ModelInfo, plan: BoundPlan) -> int:
     reduce, name = capture.reduce, bound.sites[0].name
     if isinstance(reduce, ReadLatents):
-        n = len(reduce.ids) if reduce.ids is not None else bound.saes[reduce.sae].d_sae
-        return 4 * n if reduce.top_k is None else 4 + 8 * reduce.top_k
+        sae = bound.saes[reduce.sae]
+        item = 8 if "float64" in (capture.dtype, sae.dtype) else 4
+        n = len(reduce.ids) if reduce.ids is not None else sae.d_sae
+        if reduce.top_k is None:
+            return item * n
+        return 4 + (4 + item) * reduce.top_k + (item * (reduce.top_k + 2) if capture.gradient else 0)
     item = numpy_dtype(capture.dtype or info.dtype).itemsize
     offered = info.site(name)
     widths = offered.widths if offered is not None else (info.d_model,)

@@ -44,7 +44,7 @@ def saes_router(face: Face) -> APIRouter:
         return JsonResponse({"saes": [to_json(item) for item in await operations.saes(model)]})
 
     @router.delete(
-        "/v1/saes/{name}",
+        "/v1/saes/{name:path}",
         tags=["saes"],
         summary="Forget an SAE; requests that run with it go on",
         responses=ok(

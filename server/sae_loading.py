@@ -10,7 +10,7 @@ from ..backends.saes import SaeSource, read_folder, source_of_files
 from ..backends.saes.files import CONFIG_FILE, WEIGHTS_FILE
 from ..protos.errors import InvalidArgument
 from ..protos.model import ModelInfo
-from ..protos.saes import LoadSaeRequest, SaeInfo
+from ..protos.saes import MAX_NAME, LoadSaeRequest, SaeInfo
 from .sae_store import SaeStore, allowed_folder
 from .users import User
 
@@ -23,7 +23,13 @@ def load_sae(
     """Load an SAE onto a site. Raises with the reason when it cannot act there exactly; then nothing is kept."""
     source = _source(request, user, store, folders)
     name = request.name or PurePosixPath(request.source.rstrip("/")).name
+    if not name or len(name) > MAX_NAME:
+        raise InvalidArgument(
+            f"the source {request.source!r} names nothing; give the SAE a name of up to {MAX_NAME} letters"
+        )
     sae = source.load(name, request.site, request.dtype, info)
+    if sae.n_bytes > store.max_bytes:
+        raise InvalidArgument(f"the SAE takes {sae.n_bytes:,} bytes in {sae.dtype}; at most {store.max_bytes:,} fit")
     return store.put(user, source, sae, info, shared=request.shared, told=request.source or "sent along")
 
 
@@ -45,5 +51,7 @@ def _source(request: LoadSaeRequest, user: User, store: SaeStore, folders: tuple
 def _hub_parts(source: str) -> tuple[str, str | None, str]:
     """owner/repo[@revision]/path/in/it."""
     parts = source.strip("/").split("/")
+    if len(parts) < 2 or not all(parts):
+        raise InvalidArgument(f"{source!r} is neither a folder on the server nor owner/repo[@revision]/path on the hub")
     name, _, revision = parts[1].partition("@")
     return f"{parts[0]}/{name}", revision or None, "/".join(parts[2:])

@@ -6,6 +6,8 @@ unloading. Gateway and workers use the same store, each through its own `State`.
 
 from __future__ import annotations
 
+import contextlib
+import secrets
 import shutil
 import time
 from collections import OrderedDict
@@ -17,7 +19,14 @@ import orjson
 
 from ..backends.saes import Sae, SaeSource, read_folder
 from ..backends.saes.files import CONFIG_FILE, WEIGHTS_FILE
-from ..protos.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, ResourceExhausted
+from ..protos.errors import (
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+)
 from ..protos.model import ModelInfo
 from ..protos.saes import SaeInfo
 from ..protos.wire import from_json, to_json
@@ -26,6 +35,7 @@ from .users import User
 
 __all__ = ["SaeStore", "allowed_folder"]
 
+ORPHAN_S = 3600.0
 MEMORY_BYTES = 8 << 30
 """Weights that a worker keeps ready; beyond it those used longest ago are read again when they are named."""
 
@@ -33,12 +43,14 @@ MEMORY_BYTES = 8 << 30
 class SaeStore:
     """SAEs of every user. Used from several threads."""
 
-    def __init__(self, state: State, *, max_bytes: int, max_saes: int) -> None:
-        """`max_bytes`: of one SAE's weights. `max_saes`: of one user."""
-        self.max_bytes, self.max_saes = max_bytes, max_saes
+    def __init__(self, state: State, *, max_bytes: int, max_saes: int, max_all_bytes: int = 0) -> None:
+        """`max_bytes`: of one SAE's weights. `max_saes`: of one user. `max_all_bytes`: of all users' (0: no bound)."""
+        self.max_bytes, self.max_saes, self.max_all_bytes = max_bytes, max_saes, max_all_bytes
         self._state = state
+        self._seen = -1
         self._ready: OrderedDict[str, Sae] = OrderedDict()
         self._lock = RLock()
+        self._clear_leftovers()
 
     def put(self, user: User, source: SaeSource, sae: Sae, info: ModelInfo, *, shared: bool, told: str) -> SaeInfo:
         """Keep an SAE under a name. Raises FailedPrecondition when the name is taken, ResourceExhausted past a limit."""
@@ -58,11 +70,11 @@ class SaeStore:
             n_bytes=sae.n_bytes,
             created_s=time.time(),
         )
-        key = f"sae-{time.time_ns():x}"
+        key = f"sae-{secrets.token_hex(8)}"
         folder = self._state.saes / key
+        folder.mkdir(mode=0o700)
         try:
-            folder.mkdir(mode=0o700)
-            write_whole(folder / CONFIG_FILE, orjson.dumps(source.config))
+            write_whole(folder / CONFIG_FILE, source.config_text)
             write_whole(folder / WEIGHTS_FILE, source.weights)
             row = (
                 key,
@@ -95,10 +107,21 @@ class SaeStore:
         [(n,)] = self._state.rows("SELECT COUNT(*) FROM saes WHERE owner=?", user.name)
         if n >= self.max_saes:
             raise ResourceExhausted(f"{user.name} has {n} SAEs loaded, the most allowed; unload one first")
+        kept = [info for _, _, info in self._all()]
+        for limit, used, whose in (
+            (user.limits.store_bytes, sum(i.n_bytes for i in kept if i.owner == user.name), f"{user.name}'s"),
+            (self.max_all_bytes, sum(i.n_bytes for i in kept), "the box's"),
+        ):
+            if limit and used + item.n_bytes > limit:
+                raise ResourceExhausted(
+                    f"the SAE takes {item.n_bytes:,} bytes, and {used:,} of {whose} {limit:,} are in use by SAEs; unload "
+                    "one, load it in a narrower dtype, or ask for a higher limit"
+                )
 
     def list(self, user: User, model: str = "") -> list[SaeInfo]:
-        """A user's own, and those that are shared; of one model, or of all."""
-        return [item for _, _, item in self._rows(user.name, model)]
+        """A user's own, and those that are shared; of one model, or of all. An admin sees everybody's."""
+        rows = self._all(model) if user.role == "admin" else self._rows(user.name, model)
+        return [item for _, _, item in rows]
 
     def of(self, user: User, info: ModelInfo) -> Mapping[str, Sae]:
         """What a user may name in hooks on a model."""
@@ -115,21 +138,30 @@ class SaeStore:
                 f"SAE {name!r} was loaded onto another model that was served as {info.id!r}; unload it, and load it again"
             )
         with self._lock:
-            if key not in self._ready:
-                source = read_folder(self._state.saes / key, self.max_bytes)
-                self._keep(key, source.load(item.name, item.site, item.dtype, info))
-            self._ready.move_to_end(key)
-            return self._ready[key]
+            self._forget_unloaded()
+            if key in self._ready:
+                self._ready.move_to_end(key)
+                return self._ready[key]
+        try:
+            sae = read_folder(self._state.saes / key, self.max_bytes).load(item.name, item.site, item.dtype, info)
+        except (NotFound, InvalidArgument, OSError):
+            if any(row[0] == key for row in self._all()):
+                raise Internal(f"the files of SAE {name!r} are damaged; unload it, and load it again") from None
+            raise KeyError(name) from None  # unloaded meanwhile
+        with self._lock:
+            return self._keep(key, sae)
 
     def delete(self, user: User, name: str, model: str) -> SaeInfo:
         """Forget one. Raises NotFound, PermissionDenied for another user's."""
-        found = [row for row in self._rows(user.name, model) if row[2].name == name]
+        seen = self._all(model) if user.role == "admin" else self._rows(user.name, model)
+        found = [row for row in seen if row[2].name == name]
+        found = [row for row in found if row[2].owner == user.name] or found
         if not found:
             known = ", ".join(item.name for _, _, item in self._rows(user.name, model)) or "none"
             raise NotFound(f"no SAE {name!r} is loaded for you{f' on {model}' if model else ''}; loaded: {known}")
         if len(found) > 1:
-            models = ", ".join(item.model for _, _, item in found)
-            raise InvalidArgument(f"SAE {name!r} is loaded on several models ({models}); name one")
+            where = ", ".join(f"{item.model} ({item.owner}'s)" for _, _, item in found)
+            raise InvalidArgument(f"SAE {name!r} is loaded several times: {where}; name the model")
         [(key, _, item)] = found
         if item.owner != user.name and user.role != "admin":
             raise PermissionDenied(f"SAE {name!r} belongs to {item.owner}; only its owner or an admin may unload it")
@@ -140,13 +172,34 @@ class SaeStore:
             self._ready.pop(key, None)
         return item
 
-    def _keep(self, key: str, sae: Sae) -> None:
+    def _forget_unloaded(self) -> None:
+        """Let go of weights whose rows another process has deleted."""
+        if (changes := self._state.changes) != self._seen:
+            self._seen = changes
+            known = {row[0] for row in self._state.rows("SELECT key FROM saes")}
+            for gone in [key for key in self._ready if key not in known]:
+                del self._ready[gone]
+
+    def _clear_leftovers(self) -> None:
+        """Folders that no row names were left by a process that died between the two."""
         known = {row[0] for row in self._state.rows("SELECT key FROM saes")}
-        for gone in [k for k in self._ready if k not in known]:
-            del self._ready[gone]
-        self._ready[key] = sae
+        for folder in self._state.saes.glob("sae-*"):
+            with contextlib.suppress(OSError):
+                if folder.name not in known and folder.stat().st_mtime < time.time() - ORPHAN_S:
+                    shutil.rmtree(folder)
+
+    def _keep(self, key: str, sae: Sae) -> Sae:
+        sae = self._ready.setdefault(key, sae)
+        self._ready.move_to_end(key)
         while len(self._ready) > 1 and sum(s.n_bytes for s in self._ready.values()) > MEMORY_BYTES:
             self._ready.popitem(last=False)
+        return sae
+
+    def _all(self, model: str = "") -> list[tuple[str, str, SaeInfo]]:
+        rows = self._state.rows(
+            "SELECT key, model_hash, meta FROM saes WHERE (?='' OR model=?) ORDER BY rowid", model, model
+        )
+        return [(key, model_hash, from_json(SaeInfo, orjson.loads(meta))) for key, model_hash, meta in rows]
 
     def _rows(self, owner: str, model: str) -> list[tuple[str, str, SaeInfo]]:
         """(key, model hash, info), a user's own before those shared with him."""
@@ -182,14 +235,17 @@ def allowed_folder(source: str, user: User, folders: tuple[str, ...]) -> Path | 
 
     Others than admins reach the operator's SAE folders alone: a path is a way to look around on the server.
     """
-    path = Path(source).expanduser()
-    if user.role == "admin":
-        on_hub = "/" in source and not source.startswith(("/", ".", "~")) and not path.exists()
-        return None if on_hub else path
-    for folder in (Path(folder).resolve() for folder in folders):
-        candidate = (folder / path).resolve()  # an absolute path stays what it is
-        if candidate.is_relative_to(folder) and candidate.is_dir():
-            return candidate
+    try:
+        if user.role == "admin":
+            path = Path(source).expanduser()
+            on_hub = "/" in source and not source.startswith(("/", ".", "~")) and not path.exists()
+            return None if on_hub else path
+        for folder in (Path(folder).resolve() for folder in folders):
+            candidate = (folder / source).resolve()  # an absolute path stays what it is
+            if candidate.is_relative_to(folder) and candidate.is_dir():
+                return candidate
+    except (OSError, RuntimeError, ValueError) as error:  # no such home, too long for a path
+        raise InvalidArgument(f"{source[:80]!r} is no path on the server: {error}") from None
     told = ", ".join(folders) or "none (the operator sets them with --sae-folder)"
     raise PermissionDenied(
         f"{source!r} is in none of the server's SAE folders: {told}; send the SAE along (load_sae(…, upload=True)), "

@@ -207,7 +207,7 @@ def absorption(
     if len(found) < least_letters:
         raise FailedPrecondition(
             f"the probes read {len(found)} letters with an F1 above {LEAST_F1}, fewer than {least_letters}: absorption "
-            f"needs a model that holds the letters there (or more words); left out: {left_out}"
+            f"needs a model that holds the letters there, or more words; left out: {', '.join(left_out)}"
         )
     return Absorption(found, left_out, origin, seed, data.how)
 

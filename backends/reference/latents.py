@@ -53,7 +53,7 @@ def _normalised(sae: Sae, x: Array) -> tuple[Array, float, float]:
         std = float(x.std(ddof=1))
         return (x - x.mean()) / (std + 1e-5), std, float(x.mean())
     if sae.normalize == "constant_norm_rescale":
-        scale = float(np.linalg.norm(x)) / sae.d_in**0.5
+        scale = float(np.linalg.norm(x)) / sae.d_in**0.5 or 1.0  # a row of zeros stays one
         return x / scale, scale, 0.0
     return x, 1.0, 0.0
 

@@ -29,6 +29,7 @@ _ENCODERS = {
     "jumprelu": ("b_enc", "threshold"),
     "gated": ("b_gate", "b_mag", "r_mag"),
 }
+_PROCESSING = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
 _NORMS = ("none", "layer_norm", "constant_norm_rescale")
 _FOLDED = ("expected_average_only_in", "covariance_whitening")
 """sae-lens folds these into the weights when training ends, and does nothing for them afterwards."""
@@ -41,6 +42,9 @@ class SaeSource:
     """An SAE's two files, not yet put on a site."""
 
     config: dict[str, Any]
+    """cfg.json, as versions from 6 on say it."""
+    config_text: bytes
+    """The same as it came."""
     weights: bytes
     what: str
     """How messages call it."""
@@ -66,10 +70,16 @@ class SaeSource:
         _check_arrays(arrays, wanted, self.what)
         _check_width(found, d_in, self.config, info, self.what)
         chosen = _dtype(dtype, arrays["W_enc"], self.what)
-        kept = {key: arrays[key].astype(numpy_dtype(chosen)) for key in wanted}
-        if architecture == "gated":
-            kept["scale_mag"] = np.exp(arrays["r_mag"].astype(np.float64)).astype(numpy_dtype(chosen))
-            del kept["r_mag"]
+        if chosen == "float64" and info.backend == "mlx" and "gpu" in info.device:
+            raise InvalidArgument(f"{self.what} cannot work in float64 on {info.device}; load it with dtype='float32'")
+        with np.errstate(over="ignore"):
+            kept = {key: arrays[key].astype(numpy_dtype(chosen)) for key in wanted}
+            if architecture == "gated":
+                kept["scale_mag"] = np.exp(arrays["r_mag"].astype(np.float64)).astype(numpy_dtype(chosen))
+                del kept["r_mag"]
+        rescale = architecture == "topk" and bool(self.config.get("rescale_acts_by_decoder_norm", False))
+        _check_kept(kept, chosen, self.what, rescale=rescale)
+        _check_processing(self.config, self.what)
         return Sae(
             name=name,
             site=found,
@@ -80,7 +90,7 @@ class SaeSource:
             dtype=chosen,
             subtract=bool(self.config.get("apply_b_dec_to_input", True)),
             normalize=_norm(self.config, self.what),
-            rescale=architecture == "topk" and bool(self.config.get("rescale_acts_by_decoder_norm", False)),
+            rescale=rescale,
             arrays=kept,
             hash=self.hash,
         )
@@ -115,7 +125,7 @@ def source_of_files(config: bytes, weights: bytes, what: str) -> SaeSource:
         raise InvalidArgument(f"{CONFIG_FILE} of {what} is not JSON: {error}") from None
     if not isinstance(parsed, dict):
         raise InvalidArgument(f"{CONFIG_FILE} of {what} must hold an object, not {type(parsed).__name__}")
-    return SaeSource(_as_of_version_6(cast("dict[str, Any]", parsed)), weights, what)
+    return SaeSource(_as_of_version_6(cast("dict[str, Any]", parsed)), config, weights, what)
 
 
 def _as_of_version_6(config: dict[str, Any]) -> dict[str, Any]:
@@ -128,7 +138,8 @@ def _as_of_version_6(config: dict[str, Any]) -> dict[str, Any]:
         config = {**config, "architecture": "topk", "k": cast("dict[str, Any]", kwargs).get("k")}
     if config.get("reshape_activations") is None and "hook_z" in str(config.get("hook_name", "")):
         config = {**config, "reshape_activations": "hook_z"}
-    return {**config, "metadata": {"hook_name": config.get("hook_name")}}
+    kept = ("hook_name", "model_from_pretrained_kwargs")
+    return {**config, "metadata": {key: config.get(key) for key in kept}}
 
 
 def _own_site(config: dict[str, Any], what: str) -> str:
@@ -174,6 +185,8 @@ def _sizes(arrays: dict[str, Array], config: dict[str, Any], what: str) -> tuple
             f"{what} has no matrix W_enc [d_in, d_sae]; it has {', '.join(sorted(arrays)) or 'nothing'}"
         )
     d_in, d_sae = arrays["W_enc"].shape
+    if not d_in or not d_sae:
+        raise InvalidArgument(f"{what} is empty: its W_enc is [{d_in}, {d_sae}]")
     told = config.get("d_in", d_in), config.get("d_sae", d_sae)
     if told != (d_in, d_sae):
         raise InvalidArgument(f"{what}: its config says d_in, d_sae = {told}, its W_enc is [{d_in}, {d_sae}]")
@@ -195,6 +208,25 @@ def _check_arrays(arrays: dict[str, Array], wanted: dict[str, tuple[int, ...]], 
         raise InvalidArgument(
             f"{what} has weights that its architecture does not use ({', '.join(surplus)}); its latents would be wrong "
             "without them"
+        )
+
+
+def _check_kept(kept: dict[str, Array], dtype: str, what: str, *, rescale: bool) -> None:
+    for key, array in kept.items():
+        if not np.isfinite(array.astype(np.float64)).all():
+            raise InvalidArgument(f"{what}: {key} holds numbers beyond {dtype}; load it in another dtype")
+    if rescale and not kept["W_dec"].astype(np.float32).any(axis=1).all():
+        raise InvalidArgument(f"{what} rescales latents by their decoder norms, and some of these are zero")
+
+
+def _check_processing(config: dict[str, Any], what: str) -> None:
+    """sae-lens notes how the model was loaded that an SAE was trained on; ours is the checkpoint as it is."""
+    metadata = cast("dict[str, Any]", config.get("metadata") or {})
+    options = metadata.get("model_from_pretrained_kwargs") if isinstance(metadata, dict) else None
+    if isinstance(options, dict) and (changed := [k for k in _PROCESSING if cast("dict[str, Any]", options).get(k)]):
+        raise InvalidArgument(
+            f"{what} was trained on a model whose weights TransformerLens had processed ({', '.join(changed)}); this server "
+            "runs the checkpoint as it is, on which its latents would be others"
         )
 
 

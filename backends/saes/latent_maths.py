@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -21,14 +22,20 @@ _EPS = 1e-5
 """sae-lens's, in layer_norm."""
 
 
+class Columns(dict[str, Any]):
+    """Some latents' part of an SAE's weights."""
+
+
 @dataclass(eq=False, slots=True)
 class DeviceSae:
     """An SAE's weights as a backend's tensors."""
 
     sae: Sae
     tensors: dict[str, Any]
-    columns: dict[tuple[int, ...], dict[str, Any]]
+    columns: dict[tuple[int, ...], Columns]
     """Latents that a hook names → their part of the weights."""
+    shared: WeakValueDictionary[tuple[int, ...], Columns]
+    """The same of all hooks, as long as one of them is in use."""
 
 
 @dataclass(eq=False, slots=True)
@@ -59,7 +66,7 @@ class LatentMaths:
             if sae.rescale:
                 norms = np.linalg.norm(sae.arrays["W_dec"].astype(np.float64), axis=-1)
                 tensors["norms"] = self.ops.exact(norms.astype(sae.arrays["W_dec"].dtype))
-            sae.device[self.ops] = DeviceSae(sae, tensors, {})
+            sae.device[self.ops] = DeviceSae(sae, tensors, {}, WeakValueDictionary())
         return sae.device[self.ops]
 
     def prepared(self, sae: Sae, hook: Hook) -> DeviceSae:
@@ -74,7 +81,11 @@ class LatentMaths:
             named.append(tuple(change.id for change in edit.changes))
         if isinstance(reduce, ReadLatents) and reduce.sae == sae.name and reduce.ids is not None:
             named.append(reduce.ids)
-        return DeviceSae(sae, on.tensors, {ids: self._gathered(on, ids) for ids in named})
+        columns: dict[tuple[int, ...], Columns] = {}
+        for ids in named:
+            columns[ids] = found = on.shared.get(ids) or self._gathered(on, ids)
+            on.shared[ids] = found
+        return DeviceSae(sae, on.tensors, columns, on.shared)
 
     # ---- encoding ----
 
@@ -95,13 +106,13 @@ class LatentMaths:
         if sae.architecture == "topk":
             values, ids = ops.top_k(self._before(on, rows), sae.k)
             values = ops.clip(values, 0.0, None)
-            count = (values > 0).sum(-1)
+            count = _fires(values).sum(-1)
             values, ids = values[:, :k], ids[:, :k]
         else:
             f = self.encode(on, rows)
-            count = (f > 0).sum(-1)
+            count = _fires(f).sum(-1)
             values, ids = ops.top_k(f, k)
-        ids = ops.where(values > 0, ids, ops.zeros_like(ids) - 1)
+        ids = ops.where(_fires(values), ids, ops.zeros_like(ids) - 1)
         if (missing := k - values.shape[-1]) > 0:
             values, ids = ops.pad_last(values, missing, 0), ops.pad_last(ids, missing, -1)
         return Sparse(values, ops.int32(ids), ops.int32(count))
@@ -151,15 +162,17 @@ class LatentMaths:
     def _normal(self, sae: Sae, x: Any) -> tuple[Any, Any, Any]:
         """Rows normalised, and the scale and offset that undo it."""
         ops, n = self.ops, sae.d_in
+        if sae.normalize == "none":
+            return x, None, None
+        wide = ops.f32(x)  # squares of a stream's norm overflow float16
         if sae.normalize == "layer_norm":
-            offset = (x.sum(-1) / n)[:, None]
-            centred = x - offset
+            offset = (wide.sum(-1) / n)[:, None]
+            centred = wide - offset
             scale = ops.norm(centred) / (n - 1) ** 0.5
-            return centred / (scale + _EPS), scale, offset
-        if sae.normalize == "constant_norm_rescale":
-            scale = ops.norm(x) / n**0.5
-            return x / scale, scale, None
-        return x, None, None
+            return ops.like(centred / (scale + _EPS), x), scale, offset
+        norm = ops.norm(wide)
+        scale = ops.where(norm == 0, ops.zeros_like(norm) + 1, norm / n**0.5)  # a row of zeros stays one
+        return ops.like(wide / scale, x), scale, None
 
     # ---- decoding ----
 
@@ -168,7 +181,7 @@ class LatentMaths:
         _, scale, offset = self._normal(on.sae, self._flat(on, rows))
         f = f / on.tensors["norms"] if on.sae.rescale else f
         x = f @ on.tensors["W_dec"] + on.tensors["b_dec"]
-        x = x if scale is None else x * scale
+        x = x if scale is None else self.ops.f32(x) * scale
         return x if offset is None else x + offset
 
     def directions(self, on: DeviceSae, ids: tuple[int, ...] | None = None) -> Any:
@@ -183,13 +196,14 @@ class LatentMaths:
         """[row, 1]: what an undone normalisation multiplies each row by; None where there is none."""
         return self._normal(on.sae, self._flat(on, rows))[1]
 
-    def _columns(self, on: DeviceSae, ids: tuple[int, ...]) -> dict[str, Any]:
+    def _columns(self, on: DeviceSae, ids: tuple[int, ...]) -> Columns:
         return on.columns[ids] if ids in on.columns else self._gathered(on, ids)
 
-    def _gathered(self, on: DeviceSae, ids: tuple[int, ...]) -> dict[str, Any]:
+    def _gathered(self, on: DeviceSae, ids: tuple[int, ...]) -> Columns:
         at = self.ops.index(np.array(ids))
-        of_latents = {key: value for key, value in on.tensors.items() if key != "b_dec"}
-        return {key: self.ops.take(value, at, int(key == "W_enc")) for key, value in of_latents.items()}
+        unread = {"b_dec", "W_enc"} if on.sae.architecture == "topk" else {"b_dec"}  # whose latents compete
+        parts = {key: value for key, value in on.tensors.items() if key not in unread}
+        return Columns({key: self.ops.take(value, at, int(key == "W_enc")) for key, value in parts.items()})
 
     # ---- the edit and the reduction ----
 
@@ -211,7 +225,7 @@ class LatentMaths:
         delta = self._changed(edit.changes, f) - f
         moved = delta @ self.directions(on, ids)
         scale = self.scale(on, rows)
-        moved = ops.like(moved if scale is None else moved * scale, rows)
+        moved = ops.like(moved if scale is None else ops.f32(moved) * scale, rows)
         # Rows that nothing moves are kept as they are: adding 0 would turn −0 into 0.
         same = ((delta != 0).sum(-1) == 0)[:, None]
         flat = rows.reshape(rows.shape[0], -1)
@@ -273,6 +287,11 @@ class LatentMaths:
         bias = ops.like(self.decode(on, ops.zeros_like(f), rows), g)
         parts = [("gradient", picked), ("error", (error * g).sum(-1)), ("bias", (bias * g).sum(-1))]
         return [*_parts(sparse, ops), *parts]
+
+
+def _fires(f: Any) -> Any:
+    """Whether latents fire; what is no number is shown, and not taken for one that does not."""
+    return (f > 0) | (f != f)
 
 
 def _parts(sparse: Sparse, ops: Ops) -> list[tuple[str, Any]]:

@@ -14,8 +14,8 @@ from ...protos.tensors import Array
 
 __all__ = ["Sae", "check_latents", "saes_of"]
 
-MAX_DENSE = 1 << 20
-"""Latents of a row that may be asked for all at once."""
+MOST = {"float16": 65504.0}
+"""The largest number of a dtype that is narrower than float32 in range."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,11 +68,23 @@ def check_latents(hook: Hook, sites: tuple[Site, ...], sae: Sae, where: str) -> 
     edit = hook.edit
     if isinstance(edit, Latents) and edit.sae == sae.name:
         _check_ids([change.id for change in edit.changes], sae, where)
+        _check_numbers(edit, sae, where)
     reduce = hook.capture.reduce if hook.capture is not None else None
     if isinstance(reduce, ReadLatents) and reduce.sae == sae.name:
         _check_ids(list(reduce.ids or ()), sae, where)
         if reduce.top_k is not None and reduce.top_k > sae.d_sae:
             raise InvalidArgument(f"{where}: top_k {reduce.top_k} of SAE {sae.name!r}, which has {sae.d_sae} latents")
+
+
+def _check_numbers(edit: Latents, sae: Sae, where: str) -> None:
+    most = MOST.get(sae.dtype, float("inf"))
+    for change in edit.changes:
+        for name in ("set", "add", "scale", "min", "max"):
+            if abs(getattr(change, name) or 0.0) > most:
+                raise InvalidArgument(
+                    f"{where}: latent {change.id}: {name} {getattr(change, name)} is beyond {sae.dtype}, in which SAE "
+                    f"{sae.name!r} works (at most {most:g}); load it in another dtype"
+                )
 
 
 def _check_ids(ids: list[int], sae: Sae, where: str) -> None:
