@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import tempfile
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import prompts
 from grpc import insecure_channel
 from ratios import Figure, compare, interleaved
-from safetensors.numpy import save_file
 from servers import probewire
 from sizes import Sizes
 from streams import Asked, eight_streams
@@ -25,6 +26,7 @@ from probewire.protos.wire import to_proto
 
 __all__ = ["latents_cost"]
 
+save_file: Any = import_module("safetensors.numpy").save_file  # not annotated
 SITE, D_SAE, K = "resid_post.15", 16_384, 32
 PLAIN, TOP, TOP_FLOAT32, NAMED, DENSE = (
     "not captured",
@@ -81,7 +83,8 @@ def _bytes_a_token(address: str, prompt: list[int], n_new: int, hook: Hook | Non
         sampling=Sampling(max_new_tokens=n_new, ignore_eos=True),
     )
     with insecure_channel(address.removeprefix("grpc://")) as channel:
-        call = channel.unary_stream("/probewire.v1.Inference/Generate", None, None)
+        start: Any = channel.unary_stream  # not annotated
+        call = start("/probewire.v1.Inference/Generate", None, None)
         messages = [bytes(message) for message in call(to_proto(request).SerializeToString())]
     sizes = [len(message) for message in messages if _steps(message)]
     return float(np.median(sizes))
@@ -107,6 +110,13 @@ def _random_sae(folder: Path, architecture: str, d_in: int, **config: int) -> Pa
     if architecture == "jumprelu":
         arrays["threshold"] = np.full(D_SAE, 0.1, np.float32)
     save_file(arrays, folder / "sae_weights.safetensors")
-    told = {"architecture": architecture, "d_in": d_in, "d_sae": D_SAE, "dtype": "float32", "metadata": {}, **config}
+    told: dict[str, Any] = {
+        "architecture": architecture,
+        "d_in": d_in,
+        "d_sae": D_SAE,
+        "dtype": "float32",
+        "metadata": {},
+        **config,
+    }
     (folder / "cfg.json").write_text(json.dumps(told))
     return folder

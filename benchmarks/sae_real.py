@@ -11,12 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from machine import load_warning, machine_line
-from safetensors.numpy import save_file
 from servers import model_folder
 
 from probewire.analysis.sae.collect import collect
@@ -30,6 +31,7 @@ from probewire.backends.weights import CheckpointWeights
 from probewire.clients import Client
 from probewire.server.inprocess import InProcessService
 
+save_file: Any = import_module("safetensors.numpy").save_file  # not annotated
 SITE, D_SAE, K, CONTEXT = "resid_post.15", 2304, 32, 128
 
 

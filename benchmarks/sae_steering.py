@@ -46,12 +46,12 @@ def main() -> None:
     graphs, formulas = (_texts(package) for package in ("networkx", "sympy"))
     with Client.inprocess(InProcessService.create(dtype="bfloat16")) as client:
         info, sae = client.load_sae(folder, name="real"), load(folder)
-        counts = [count_latents(client, info, texts, max_tokens=20_000) for texts in (graphs, formulas)]
-        found = compare(*counts, ("networkx", "sympy"))
+        one, other = (count_latents(client, info, texts, max_tokens=20_000) for texts in (graphs, formulas))
+        found = compare(one, other, ("networkx", "sympy"))
         best = next(r for r in found.ranking(50, by="rate") if r.rates[0] > r.rates[1])
-        alive = np.flatnonzero((counts[0].n_fired + counts[1].n_fired) >= 10)
+        alive = np.flatnonzero((one.n_fired + other.n_fired) >= 10)
         others = [int(i) for i in np.random.default_rng(0).permutation(alive) if i != best.latent][:N_CONTROLS]
-        unit = float(counts[0].mean[best.latent])
+        unit = float(one.mean[best.latent])
         response = dose_response(
             client,
             "real",

@@ -80,6 +80,11 @@ class Client:
         """Where the calls go."""
         return self._transport.address
 
+    @property
+    def is_here(self) -> bool:
+        """Whether the server is on this machine, as far as its address says: a tunnel looks the same."""
+        return self._transport.is_here
+
     # ---- inference ----
 
     def generate(

@@ -123,6 +123,10 @@ class SaeStore:
         rows = self._all(model) if user.role == "admin" else self._rows(user.name, model)
         return [item for _, _, item in rows]
 
+    def names(self, user: User, model: str) -> list[str]:
+        """What a user may name in hooks: his own, and those that are shared."""
+        return list(dict.fromkeys(item.name for _, _, item in self._rows(user.name, model)))
+
     def of(self, user: User, info: ModelInfo) -> Mapping[str, Sae]:
         """What a user may name in hooks on a model."""
         return _Visible(self, user, info)
@@ -221,13 +225,13 @@ class _Visible(Mapping[str, Sae]):
         return self._store.get(self._user, name, self._info)
 
     def __contains__(self, name: object) -> bool:
-        return any(item.name == name for item in self._store.list(self._user, self._info.id))
+        return name in self._store.names(self._user, self._info.id)
 
     def __iter__(self) -> Iterator[str]:
-        return (item.name for item in self._store.list(self._user, self._info.id))
+        return iter(self._store.names(self._user, self._info.id))
 
     def __len__(self) -> int:
-        return len(self._store.list(self._user, self._info.id))
+        return len(self._store.names(self._user, self._info.id))
 
 
 def allowed_folder(source: str, user: User, folders: tuple[str, ...]) -> Path | None:

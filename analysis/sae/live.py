@@ -28,7 +28,7 @@ class LiveBatches(WindowedBatches):
     """Endless float32 batches of a site's activations over a corpus, which is read anew when it ends.
 
     Order: `window_rows` rows that follow one another in the corpus are shuffled together (`shuffle=False`: not), window
-    after window. A thread fills the next window while this one is used: at most two are in memory, and the server works
+    after window. A thread fills the next window while this one is used (`ahead`): at most two are in memory, and the server works
     only as far ahead. What fails there is raised by the `next` that needs the window; `next` may then be called again.
     `state_dict` names the place in the corpus where the window begins: a resumed iteration computes that window again
     and goes on exactly, with the median of the first one. Use it in a `with`, or `close` it.
@@ -53,7 +53,13 @@ class LiveBatches(WindowedBatches):
         inputs_a_request: int = INPUTS_A_REQUEST,
         calibration_tokens: int = CALIBRATION_TOKENS,
         model: str = "",
+        ahead: bool | None = None,
     ) -> None:
+        """`ahead`: compute the next window while this one is used. None: unless the server computes on this machine's own
+        CPU, where the two would only take turns at the cores, and spin while they wait.
+        """
+        if ahead is None:
+            ahead = not (client.is_here and client.describe(model).device == "cpu")
         if type(window_rows) is not int or window_rows < 1:
             raise InvalidArgument(f"window_rows is 1 or more, got {window_rows!r}")
         self._reader = RowReader(Contexts(client, of(texts), context, pack, model), site, inputs_a_request)
@@ -84,6 +90,7 @@ class LiveBatches(WindowedBatches):
             batch_size=batch_size,
             seed=seed,
             shuffle=shuffle,
+            ahead=ahead,
         )
 
     def _read(self, _number: int, place: Mapping[str, Any]) -> Window:

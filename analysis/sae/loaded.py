@@ -103,7 +103,11 @@ class LoadedSae:
 
     def reconstruct(self, x: NDArray[Any]) -> Floats:
         """[row, d_in] activations to their reconstructions."""
-        return self._in_parts(lambda part: self.sae.decode(self.sae.encode(part)), x, self.d_in)
+
+        def both(part: Any) -> Any:
+            return self.sae.decode(self.sae.encode(part))
+
+        return self._in_parts(both, x, self.d_in)
 
     def _in_parts(self, function: Any, x: NDArray[Any], width: int) -> Floats:
         torch: Any = import_module("torch")

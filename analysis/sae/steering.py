@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from ...clients import Client, Hook, Input, InvalidArgument, LogProb, capture, edit_latents
 from ..plots.style import GREY, PALETTE, Figure, finished, new, styled, title
@@ -45,7 +45,8 @@ class DoseResponse:
     @property
     def spearman(self) -> float:
         """Rank correlation of strength and concept: 1 for a monotone dose response."""
-        return float(cast("Any", stats.spearmanr(self.strengths, self.concept)).statistic)
+        stats: Any = import_module("scipy.stats")
+        return float(stats.spearmanr(self.strengths, self.concept).statistic)
 
     @property
     def rank(self) -> int:

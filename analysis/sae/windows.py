@@ -53,7 +53,10 @@ class WindowedBatches:
         batch_size: int,
         seed: int,
         shuffle: bool = True,
+        ahead: bool = True,
     ) -> None:
+        """`ahead`: fetch the next window while one is used; else when it is needed."""
+        self._ahead = ahead
         self.d_in, self.batch_size = d_in, require_batch_size(batch_size)
         self.seed, self.shuffle = require_seed(seed), bool(shuffle)
         self._load = load
@@ -109,7 +112,7 @@ class WindowedBatches:
             if self.shuffle:
                 order = np.random.default_rng([self.seed, self._number]).permutation(len(window.rows))
             self._window = (order, window)
-            self._coming = self._fetch(self._number + 1, window.following)
+            self._coming = self._fetch(self._number + 1, window.following) if self._ahead else None
         return self._window
 
     def _fetch(self, number: int, place: Mapping[str, Any]) -> Future[Window]:

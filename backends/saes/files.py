@@ -221,8 +221,8 @@ def _check_kept(kept: dict[str, Array], dtype: str, what: str, *, rescale: bool)
 
 def _check_processing(config: dict[str, Any], what: str) -> None:
     """sae-lens notes how the model was loaded that an SAE was trained on; ours is the checkpoint as it is."""
-    metadata = cast("dict[str, Any]", config.get("metadata") or {})
-    options = metadata.get("model_from_pretrained_kwargs") if isinstance(metadata, dict) else None
+    metadata: Any = config.get("metadata")
+    options: Any = metadata.get("model_from_pretrained_kwargs") if isinstance(metadata, dict) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType] - JSON
     if isinstance(options, dict) and (changed := [k for k in _PROCESSING if cast("dict[str, Any]", options).get(k)]):
         raise InvalidArgument(
             f"{what} was trained on a model whose weights TransformerLens had processed ({', '.join(changed)}); this server "

@@ -22,9 +22,11 @@ from probewire.clients import (
     Tensor,
     capture,
     edit_latents,
+    hook,
     reconstruct,
     steer,
 )
+from probewire.protos.edits import Scale
 from probewire.protos.spec import Plan
 from tests.parity.opened import OTHER, TOKENS, Opened, both, gap
 from tests.saes import ARCHITECTURES, write_identity, write_sae
@@ -221,6 +223,52 @@ def test_gradients_go_through_an_edit(two: tuple[Client, Client], kind: str) -> 
 
     slope = (metric(STEP) - metric(-STEP)) / (2 * STEP)
     assert float(torch.gradients["resid_post.0"][3] @ direction) == pytest.approx(slope, rel=2e-4)
+
+
+@pytest.mark.parametrize("captured", [SITE, capture(SITE, latents="topk", top_k=4)])
+def test_values_at_the_site_where_a_forward_may_end(loaded: Loaded, captured: Any) -> None:
+    target = Coordinate(SITE, -1, unit=3)
+    found = loaded.client.gradients(TOKENS, target, at="resid_post.0", capture=[captured]).only.captures
+    assert SITE in found
+
+
+def test_numbers_that_an_sae_cannot_hold(loaded: Loaded) -> None:
+    loaded.client.load_sae(loaded.folder / "topk", name="half", dtype="float16")
+    try:
+        with pytest.raises(InvalidArgument, match=r"set 70000\.0 is beyond float16"):
+            loaded.client.run(TOKENS, hooks=edit_latents(SITE, "half", {1: 70_000}))
+    finally:
+        loaded.client.unload_sae("half")
+
+
+def test_what_is_no_number_is_shown(loaded: Loaded) -> None:
+    huge = steer(SITE, np.full(64, 3e38, np.float32), 1e30, positions=2)
+    rows = loaded.client.run(TOKENS, hooks=huge, capture=capture(SITE, latents="norm rescaled", top_k=4)).captures
+    assert not np.isfinite(rows.latents(SITE).values[2]).all() or rows.latents(SITE).counts[2] > 0
+
+
+def test_a_row_of_zeros(loaded: Loaded) -> None:
+    zero = hook(SITE, Scale(0.0), positions=3)
+    reads = capture(SITE, latents="norm rescaled", top_k=12)
+    found = loaded.client.run(TOKENS, hooks=zero, capture=reads).captures.latents(SITE)
+    expected = loaded.expected(zero, reads)
+    np.testing.assert_array_equal(found.ids, expected[1, SITE, "index"].values)
+    assert np.isfinite(found.values).all()
+
+
+def test_a_streams_norm_beyond_float16(opened: Opened, tmp_path: Path) -> None:
+    """Squares of it overflow there; the same latents fire on both backends as in float32."""
+    ids: list[Any] = []
+    for backend in ("torch", "mlx"):
+        client = opened("llama", backend, "float32")
+        for dtype in ("float32", "float16"):
+            client.load_sae(write_sae(tmp_path / dtype, "norm rescaled"), name=dtype, dtype=dtype)
+            loud = hook(SITE, Scale(400.0))
+            found = client.run(TOKENS, hooks=loud, capture=capture(SITE, latents=dtype, top_k=1)).captures
+            ids.append(found.latents(SITE).ids[:, 0])
+            client.unload_sae(dtype)
+    for other in ids[1:]:
+        np.testing.assert_array_equal(other, ids[0])
 
 
 def test_no_latents_along_a_path(loaded: Loaded) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -172,3 +173,71 @@ def test_one_on_the_hub(store: SaeStore, tmp_path: Path, monkeypatch: pytest.Mon
     assert pinned.hash == item.hash
     with pytest.raises(NotFound):
         load_sae(LoadSaeRequest(source="owner/saes/layer_2"), LOCAL, INFO, store, ())
+
+
+def test_another_users_sae_of_the_same_name_blocks_nobody(store: SaeStore, tmp_path: Path) -> None:
+    folder = write_sae(tmp_path / "sae")
+    put(store, ADA, folder, "x")
+    put(store, BOB, folder, "x", shared=True)  # he cannot see hers
+    store.delete(ADA, "x", "m")
+    assert [item.owner for item in store.list(ADA)] == ["bob"]
+
+
+def test_an_admin_sees_and_unloads_everybodys(store: SaeStore, tmp_path: Path) -> None:
+    put(store, ADA, write_sae(tmp_path / "sae"))
+    assert [item.owner for item in store.list(ROOT)] == ["ada"]
+    assert "a" not in store.of(ROOT, INFO), "seen, but not for use"
+    store.delete(ROOT, "a", "")
+    assert store.list(ADA) == []
+
+
+def test_bytes_of_a_user_and_of_the_box(tmp_path: Path) -> None:
+    folder = write_sae(tmp_path / "sae")
+    store = SaeStore(State(tmp_path / "state"), max_bytes=1 << 20, max_saes=9, max_all_bytes=130_000)
+    small = User("eve", "researcher", UserLimits(store_bytes=60_000))
+    put(store, small, folder, "a")
+    with pytest.raises(ResourceExhausted, match="of eve's 60,000 are in use by SAEs"):
+        put(store, small, folder, "b")
+    put(store, ADA, folder, "a")
+    with pytest.raises(ResourceExhausted, match="of the box's 130,000 are in use"):
+        put(store, BOB, folder, "a")
+
+
+def test_what_a_dead_process_left_is_cleared(store: SaeStore, tmp_path: Path) -> None:
+    put(store, ADA, write_sae(tmp_path / "sae"))
+    orphan, young = (tmp_path / "state" / "saes" / name for name in ("sae-0", "sae-1"))
+    for folder in (orphan, young):
+        folder.mkdir()
+    os.utime(orphan, (0, 0))
+    again = SaeStore(State(tmp_path / "state"), max_bytes=1 << 20, max_saes=3)
+    assert (orphan.exists(), young.exists()) == (False, True)
+    assert again.of(ADA, INFO)["a"].d_sae == 96
+
+
+def test_unloaded_by_another_process(store: SaeStore, tmp_path: Path) -> None:
+    """The gateway deletes; the worker lets go of the weights, and a request that comes too late is told so."""
+    put(store, ADA, write_sae(tmp_path / "sae"))
+    worker = SaeStore(State(tmp_path / "state"), max_bytes=1 << 20, max_saes=3)
+    assert worker.of(ADA, INFO)["a"].d_sae == 96
+    store.delete(ADA, "a", "m")
+    with pytest.raises(KeyError):
+        worker.of(ADA, INFO)["a"]
+    put(store, ADA, write_sae(tmp_path / "sae"), "b")
+    assert worker.of(ADA, INFO)["b"].name == "b"
+    assert len(worker._ready) == 1
+
+
+@pytest.mark.parametrize("source", ["~nosuchuser/x", "x" * 5000, "gpt2/", "a/", "."])
+def test_sources_that_are_none(source: str, store: SaeStore) -> None:
+    with pytest.raises((InvalidArgument, NotFound, PermissionDenied)):
+        load_sae(LoadSaeRequest("n", source=source), LOCAL, INFO, store, ())
+
+
+@pytest.mark.parametrize("number", ["123456789012345678901234567890", '"\\ud800"', "[" * 300 + "]" * 300])
+def test_a_config_is_kept_as_it_came(number: str, store: SaeStore, tmp_path: Path) -> None:
+    folder = write_sae(tmp_path / "sae")
+    text = (folder / "cfg.json").read_text()
+    (folder / "cfg.json").write_text(text[:-1] + f', "odd": {number}}}')
+    put(store, ADA, folder)
+    [kept] = (tmp_path / "state" / "saes").iterdir()
+    assert (kept / "cfg.json").read_bytes() == (folder / "cfg.json").read_bytes()

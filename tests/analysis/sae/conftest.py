@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,10 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
 def save_sae(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Saves a random SAE as sae-lens does: architecture, d_in, d_sae, and options of its config."""
     import torch
-    from sae_lens.registry import get_sae_class
 
     def save(architecture: str, d_in: int, d_sae: int, *, seed: int = 0, site: str = SITE, **options: Any) -> Path:
         torch.manual_seed(seed)
-        made: Any = get_sae_class(architecture)
+        made: Any = import_module("sae_lens.registry").get_sae_class(architecture)
         sae_class, config_class = made
         config = config_class(d_in=d_in, d_sae=d_sae, device="cpu", **options)
         config.metadata.hook_name = site

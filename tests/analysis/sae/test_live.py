@@ -133,7 +133,11 @@ def test_an_iterator_ends_with_its_only_epoch(client: Client) -> None:
             _take(batches, 100)
 
 
-def test_the_server_works_only_two_windows_ahead(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("ahead", "windows"), [(True, 2), (False, 1), (None, 1)])
+def test_how_far_ahead_the_server_works(
+    client: Client, monkeypatch: pytest.MonkeyPatch, ahead: bool | None, windows: int
+) -> None:
+    """Left out: only when it is needed, as this model computes on the cores that training needs."""
     real, rows = client.run, 0
 
     def run(prompts: Any, **options: Any) -> Any:
@@ -142,10 +146,10 @@ def test_the_server_works_only_two_windows_ahead(client: Client, monkeypatch: py
         return real(prompts, **options)
 
     monkeypatch.setattr(client, "run", run)
-    batches = _live(client, 10, window_rows=100, rules=(), calibration_tokens=1)
+    batches = _live(client, 10, window_rows=100, rules=(), calibration_tokens=1, ahead=ahead)
     next(batches)
     batches.close()  # waits for the window that is coming
-    assert rows <= 2 * 100 + 2 * 4 * 16 + 1
+    assert (windows - 1) * 100 < rows <= windows * (100 + 4 * 16) + 1
 
 
 def test_closing_ends_the_thread_even_in_the_middle(client: Client) -> None:

@@ -133,7 +133,7 @@ def test_what_cannot_be_scored_is_refused(client: Client, contexts: list[list[in
     with pytest.raises(InvalidArgument, match="kl_positions must be 0 or more"):
         losses(client, contexts, SITE, {"noise": NOISE}, kl_positions=-1, progress=False)
     with pytest.raises(InvalidArgument, match="allowed: none, first, massive"):
-        losses(client, contexts, SITE, {"noise": NOISE}, spare="last", progress=False)  # type: ignore[arg-type]
+        losses(client, contexts, SITE, {"noise": NOISE}, spare="last", progress=False)
     found = losses(client, contexts, SITE, {"noise": NOISE}, progress=False)
     with pytest.raises(InvalidArgument, match="there are: noise"):
         found.ce_loss_score("other")

@@ -139,7 +139,7 @@ def test_what_cannot_be_scored_is_refused(
     client: Client, identity: Path, other: Path, contexts: list[list[int]], tmp_path: Path
 ) -> None:
     with pytest.raises(InvalidArgument, match="allowed: core, sparse_probing"):
-        score(client, identity, contexts, evaluations=["unlearning"])  # type: ignore[list-item]
+        score(client, identity, contexts, evaluations=["unlearning"])
     with pytest.raises(InvalidArgument, match="no SAE to score"):
         score(client, [], contexts)
     with pytest.raises(InvalidArgument, match="same name"):

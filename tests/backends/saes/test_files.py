@@ -76,6 +76,14 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a bias too short": (with_weights(lambda arrays: arrays.update(b_enc=np.zeros(5, "float32"))), "b_enc has shape"),
     "more than it uses": (with_weights(lambda arrays: arrays.update(r=np.zeros(5, "float32"))), "does not use (r)"),
     "integers": (with_weights(lambda arrays: arrays.update(b_enc=np.zeros(96, "int32"))), "b_enc has dtype I32"),
+    "processed weights": (
+        with_config(metadata={"hook_name": "resid_post.1", "model_from_pretrained_kwargs": {"fold_ln": True}}),
+        "whose weights TransformerLens had processed (fold_ln)",
+    ),
+    "no latents": (
+        with_weights(lambda arrays: arrays.update(W_enc=np.zeros((64, 0), "float32"))),
+        "is empty: its W_enc is [64, 0]",
+    ),
     "no site": (with_config(metadata={}), "does not say where it reads"),
 }
 
@@ -153,3 +161,22 @@ def test_dtypes(tmp_path: Path) -> None:
     assert load(folder, dtype="bfloat16").arrays["W_enc"].dtype == "bfloat16"
     with pytest.raises(InvalidArgument, match="allowed: auto"):
         load(folder, dtype="int8")
+
+
+def test_numbers_beyond_a_dtype(tmp_path: Path) -> None:
+    folder = write_sae(tmp_path / "sae")
+    with_weights(lambda arrays: arrays.update(b_enc=np.full(96, 70_000, "float32")))(folder)
+    assert load(folder).dtype == "float32"
+    with pytest.raises(InvalidArgument, match="b_enc holds numbers beyond float16"):
+        load(folder, dtype="float16")
+
+
+def test_a_decoder_row_of_zeros_cannot_be_rescaled_by(tmp_path: Path) -> None:
+    folder = write_sae(tmp_path / "sae", "topk rescaled")
+
+    def zero(arrays: dict[str, Any]) -> None:
+        arrays["W_dec"][3] = 0
+
+    with_weights(zero)(folder)
+    with pytest.raises(InvalidArgument, match="some of these are zero"):
+        load(folder)
