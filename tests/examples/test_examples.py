@@ -38,6 +38,13 @@ def test_capture_in_chat(url: str) -> None:
 
 
 @pytest.mark.slow
+def test_sae_latents(url: str) -> None:
+    said = run("sae_latents", url)
+    assert "rows left out: {'first_positions'" in said
+    assert "Spearman" in said
+
+
+@pytest.mark.slow
 def test_steering_vector(url: str) -> None:
     doses = [line for line in run("steering_vector", url).splitlines() if line[:2] in ("-2", "+0", "+2")]
     assert len(set(doses)) == 3

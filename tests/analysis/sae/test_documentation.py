@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from probewire.analysis.sae import documentation as module
 from probewire.analysis.sae.documentation import TextWheel, documentation, documents, fetch
 from probewire.protos.errors import FailedPrecondition, Unavailable
+
+module: Any = import_module("probewire.analysis.sae.documentation")  # the package exports the function of that name
 
 PROSE = "The first paragraph is a sentence of plain English that is long enough to be taken for what it is."
 OTHER = "Another paragraph tells, in words and not in symbols, what the second function of this module is for."

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import tracemalloc
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from probewire.analysis.sae import stability as module
 from probewire.analysis.sae.stability import (
     best_matches,
     compare,
@@ -22,6 +23,8 @@ from probewire.analysis.sae.stability import (
     stability,
 )
 from probewire.protos.errors import InvalidArgument
+
+module: Any = import_module("probewire.analysis.sae.stability")  # the package exports the function of that name
 
 RNG = np.random.default_rng(0)
 
