@@ -186,6 +186,9 @@ METHODS = (
     "Captures/Get",
     "Captures/List",
     "Captures/Delete",
+    "Saes/Load",
+    "Saes/List",
+    "Saes/Unload",
 )
 NO_JSON = {
     "text": (b"hello", "not JSON"),

@@ -19,6 +19,7 @@ SERVICES = {
     "grpc.health.v1.Health",
     "grpc.reflection.v1alpha.ServerReflection",
     "probewire.v1.Captures",
+    "probewire.v1.Saes",
     "probewire.v1.Inference",
     "probewire.v1.Models",
     "probewire.v1.Sessions",
@@ -54,6 +55,7 @@ def test_it_describes_a_service(channel: grpc.Channel) -> None:
     }
     assert methods == {
         "probewire.v1.Captures": ["Get", "List", "Delete"],
+        "probewire.v1.Saes": ["Load", "List", "Unload"],
         "probewire.v1.Inference": ["Generate", "Run", "Gradients", "Sweep"],
         "probewire.v1.Models": ["List", "Load", "Unload", "Describe", "Tokenize", "Weights"],
         "probewire.v1.Sessions": ["Create", "Update", "Get", "List", "Delete"],

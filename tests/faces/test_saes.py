@@ -16,7 +16,7 @@ from probewire.protos.errors import FailedPrecondition, InvalidArgument, NotFoun
 from probewire.protos.model import GenerateRequest, Input, RunRequest
 from probewire.protos.spec import Plan
 from tests.faces.answers import require_same
-from tests.faces.serving import DEADLINE_S, Served, eventually
+from tests.faces.serving import DEADLINE_S, Served, eventually, serving
 from tests.faces.ways import GENERATE_ONLY, WAYS, raw_grpc
 from tests.saes import write_sae
 
@@ -151,17 +151,19 @@ def test_plain_http(served: Served, model: str, folder: Path) -> None:
         assert web.delete("/v1/saes/plain", params={"model": model}).status_code == 404
 
 
-def test_it_outlives_its_worker(served: Served, client: Client, folder: Path) -> None:
-    client.load_sae(folder, model="torch")
-    hook = capture(SITE, latents="planets", top_k=8)
-    before = client.run(PROMPT, capture=hook, model="torch").captures.latents(SITE)
-    served.worker("torch").kill()
-    eventually(lambda: state(client) != "ready", "its death is noticed")
-    eventually(lambda: state(client) == "ready", "the worker is back")
-    after = client.run(PROMPT, capture=hook, model="torch").captures.latents(SITE)
+def test_it_outlives_its_worker(checkpoint: Path, folder: Path, tmp_path: Path) -> None:
+    """On a server of its own, so that no other test notices."""
+    with serving(checkpoint, tmp_path, backends=["torch"]) as mortal, Client(f"grpc://{mortal.grpc}") as client:
+        client.load_sae(folder)
+        hook = capture(SITE, latents="planets", top_k=8)
+        before = client.run(PROMPT, capture=hook).captures.latents(SITE)
+        mortal.worker("torch").kill()
+        eventually(lambda: state(client) != "ready", "its death is noticed")
+        eventually(lambda: state(client) == "ready", "the worker is back")
+        after = client.run(PROMPT, capture=hook).captures.latents(SITE)
     np.testing.assert_array_equal(after.ids, before.ids)
     np.testing.assert_array_equal(after.values, before.values)
 
 
 def state(client: Client) -> str:
-    return next(item.state for item in client.activity().models if item.id == "torch")
+    return client.activity().models[0].state
