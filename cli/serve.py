@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import ipaddress
 import logging
 from dataclasses import replace
@@ -12,7 +13,6 @@ from ..backends.limits import Limits as EngineLimits
 from ..protos.errors import FailedPrecondition, InvalidArgument
 from ..protos.loading import LoadRequest
 from ..server.config import BACKENDS, DTYPES, GatewayConfig, RequestLimits, Supervision, WorkerConfig
-from ..server.event_loop import run_loop
 from ..server.gateway import default_id
 from ..server.state import State, default_state_folder
 from ..server.users import Users
@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     tls = Tls.of(args.tls_cert, args.tls_key, args.tls_client_ca)
     check_host(args.host, insecure=args.insecure, has_users=_has_users(args.state), secure=tls is not None)
     start_log(as_json=args.log_json)
-    return run_loop(serve(config, load_requests(args.models), args.ready_file, tls))
+    return asyncio.run(serve(config, load_requests(args.models), args.ready_file, tls))
 
 
 def _has_users(state: Path) -> bool:

@@ -18,7 +18,6 @@ import orjson
 from ..protos.errors import Internal, ProbewireError
 from ..protos.wire import from_json
 from .config import Factory, WorkerConfig
-from .event_loop import run_loop
 from .memory import keep_freed_memory
 from .rpc import RpcServer, admit_from_the_gateway
 
@@ -69,7 +68,7 @@ def main() -> None:
     logging.getLogger("probewire").setLevel(logging.INFO)
     config = from_json(WorkerConfig, orjson.loads(sys.stdin.buffer.readline()))
     _end_with_the_gateway()
-    code = run_loop(_serve(config, reports))
+    code = asyncio.run(_serve(config, reports))
     logging.shutdown()
     sys.stderr.flush()
     os._exit(code)  # threads of the tensor libraries may hold a normal exit up

@@ -88,7 +88,6 @@ def ways_to_ask(name: str) -> dict[str, bytes]:
     requests: dict[str, Any] = {
         "Captures/Get": pb.CaptureRequest(id=name),
         "Captures/Delete": pb.CaptureRequest(id=name),
-        "Saes/Load": pb.LoadSaeRequest(name="x", source=name),
         "Saes/Unload": pb.SaeRequest(name=name),
         "Sessions/Get": pb.SessionRequest(id=name),
         "Sessions/Update": pb.UpdateSessionRequest(id=name),
