@@ -144,17 +144,10 @@ def bind(
                 read = bound.condition_site(site)
                 if read != site:
                     conditions.setdefault(read, []).append((bound, i))
-    plain = {
-        site: found[0][0]
-        for site, found in by_site.items()
-        if len(found) == 1 and site not in conditions and _is_plain(found[0][0].hook, site)
-    }
-    bound_plan = BoundPlan(mode, prompt_length, n_rows, tuple(hooks), by_site, conditions, plain)
-    bound_plan.latents = {
-        site: found[0][0]
-        for site, found in by_site.items()
-        if len(found) == 1 and site not in conditions and _only_reads_latents(found[0][0].hook)
-    }
+    alone = {site: found[0][0] for site, found in by_site.items() if len(found) == 1 and site not in conditions}
+    plain = {site: bound for site, bound in alone.items() if _is_plain(bound.hook, site)}
+    latents = {site: bound for site, bound in alone.items() if _only_reads_latents(bound.hook)}
+    bound_plan = BoundPlan(mode, prompt_length, n_rows, tuple(hooks), by_site, conditions, plain, latents)
     for bound in hooks:
         _attach_source(bound, bound_plan, tokens, input_lengths or {}, shelf.captures)
     return bound_plan

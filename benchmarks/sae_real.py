@@ -40,16 +40,15 @@ def main() -> None:
     args = _arguments()
     folder: Path = args.folder
     learn, held_out = documentation().split(0.1)
-    saes: dict[str, Path] = {}
     for name, checkpoint in (("trained", ""), ("random model", str(_random_model(folder / "random-model")))):
         with Client.inprocess(InProcessService.create(checkpoint, dtype="bfloat16")) as client:
             here = folder / name.replace(" ", "-")
             store = collect(client, learn, SITE, here / "store", context=CONTEXT, pack=True, n_tokens=args.tokens)
-            saes[name] = _trained(store, here / "sae", args.steps)
+            sae = _trained(store, here / "sae", args.steps)
             inputs = list(islice(Contexts(client, held_out, CONTEXT, pack=True).read(), args.contexts))
             prompts = [context.token_ids.tolist() for context in inputs]
             evaluations = EVALUATIONS if args.full and name == "trained" else ("core",)
-            card = score(client, {name: saes[name]}, prompts, evaluations=evaluations, spare="massive")
+            card = score(client, {name: sae}, prompts, evaluations=evaluations, spare="massive")
             card.save(here / "scores")
             print(
                 f"\n### {name}: {SITE}, d_sae {D_SAE}, k {K}, {store.n_tokens:,} tokens, {args.steps} steps of 1,024\n"

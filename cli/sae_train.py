@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_training_arguments(parser)
     live = parser.add_argument_group("with --live")
     live.add_argument("--site", help="where to read: resid_post.15, mlp_out.3, …")
-    add_window_arguments(live)  # type: ignore[arg-type]
+    add_window_arguments(parser)
     add_text_arguments(parser, needed=False)
     add_connection_arguments(parser)
 

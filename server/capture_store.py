@@ -29,17 +29,13 @@ from ..protos.errors import Internal, NotFound, ProbewireError, ResourceExhauste
 from ..protos.model import StoredCapture
 from ..protos.tensors import Array, Tensor
 from ..protos.wire import from_json, to_json
-from .state import State, write_whole
+from .state import ORPHAN_S, State, write_whole
 
 __all__ = ["CaptureStore", "Kept", "Reservation"]
 
 log = logging.getLogger(__name__)
 
 _st: Any = safetensors  # not annotated
-
-
-ORPHAN_S = 3600.0
-"""A file that no row names after so long was left by a process that died between the two."""
 
 
 @dataclass(frozen=True, slots=True)

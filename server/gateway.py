@@ -312,7 +312,7 @@ class Gateway:
         return self.sae_store.list(self.desk.check("Saes.List").user, model)
 
     async def unload_sae(self, name: str, model: str) -> None:
-        """The worker lets go of its weights when it next loads one; what runs with it goes on."""
+        """The worker lets go of its weights when a hook next names an SAE; what runs with it goes on."""
         with self.desk.visit("Saes.Unload") as visit:
             visit.model = self.sae_store.delete(visit.caller.user, name, model).model
 

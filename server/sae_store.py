@@ -30,12 +30,11 @@ from ..protos.errors import (
 from ..protos.model import ModelInfo
 from ..protos.saes import SaeInfo
 from ..protos.wire import from_json, to_json
-from .state import State, write_whole
+from .state import ORPHAN_S, State, write_whole
 from .users import User
 
 __all__ = ["SaeStore", "allowed_folder"]
 
-ORPHAN_S = 3600.0
 MEMORY_BYTES = 8 << 30
 """Weights that a worker keeps ready; beyond it those used longest ago are read again when they are named."""
 
@@ -220,9 +219,12 @@ class _Visible(Mapping[str, Sae]):
 
     def __init__(self, store: SaeStore, user: User, info: ModelInfo) -> None:
         self._store, self._user, self._info = store, user, info
+        self._found: dict[str, Sae] = {}
 
     def __getitem__(self, name: str) -> Sae:
-        return self._store.get(self._user, name, self._info)
+        if name not in self._found:  # once a request, however many hooks and inputs name it
+            self._found[name] = self._store.get(self._user, name, self._info)
+        return self._found[name]
 
     def __contains__(self, name: object) -> bool:
         return name in self._store.names(self._user, self._info.id)

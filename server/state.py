@@ -13,7 +13,7 @@ from typing import Any
 
 from ..protos.errors import FailedPrecondition, ResourceExhausted
 
-__all__ = ["State", "default_state_folder", "write_whole"]
+__all__ = ["ORPHAN_S", "State", "default_state_folder", "write_whole"]
 
 _SCHEMA = """
 CREATE TABLE users (
@@ -69,6 +69,8 @@ CREATE INDEX saes_by_owner ON saes (owner)
 _MIGRATIONS = (_SCHEMA, _SAES)
 """What each version of the schema adds to the one before."""
 VERSION = len(_MIGRATIONS)
+ORPHAN_S = 3600.0
+"""A file or folder that no row names after so long was left by a process that died between the two."""
 BUSY_S = 10.0
 """How long to wait for another process's write."""
 

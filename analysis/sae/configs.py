@@ -279,7 +279,7 @@ def _whole(name: str, value: object, least: int) -> None:
 
 
 def _number(name: str, value: object, above: float | None = None) -> None:
-    finite = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not finite or (value <= above if above is not None else value < 0):  # type: ignore[operator]
+    number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    if not math.isfinite(number) or not (number > above if above is not None else number >= 0):
         bound = "at least 0" if above is None else f"above {above:g}"
         raise InvalidArgument(f"{name} must be a finite number {bound}, got {value!r}")

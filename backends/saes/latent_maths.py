@@ -103,19 +103,23 @@ class LatentMaths:
 
     def _sparse(self, on: DeviceSae, rows: Any, k: int) -> Sparse:
         ops, sae = self.ops, on.sae
-        if sae.architecture == "topk":
-            values, ids = ops.top_k(self._before(on, rows), sae.k)
-            values = ops.clip(values, 0.0, None)
-            count = _fires(values).sum(-1)
-            values, ids = values[:, :k], ids[:, :k]
-        else:
-            f = self.encode(on, rows)
-            count = _fires(f).sum(-1)
-            values, ids = ops.top_k(f, k)
+        if sae.architecture != "topk":
+            return self._listed(self.encode(on, rows), k)
+        values, ids = ops.top_k(self._before(on, rows), sae.k)  # all that may fire, and so no list of all latents
+        values = ops.clip(values, 0.0, None)
         ids = ops.where(_fires(values), ids, ops.zeros_like(ids) - 1)
+        count = _fires(values).sum(-1)
+        values, ids = values[:, :k], ids[:, :k]
         if (missing := k - values.shape[-1]) > 0:
             values, ids = ops.pad_last(values, missing, 0), ops.pad_last(ids, missing, -1)
         return Sparse(values, ops.int32(ids), ops.int32(count))
+
+    def _listed(self, f: Any, k: int) -> Sparse:
+        """The k most active of all latents, [row, d_sae]."""
+        ops = self.ops
+        values, ids = ops.top_k(f, k)
+        ids = ops.where(_fires(values), ids, ops.zeros_like(ids) - 1)
+        return Sparse(values, ops.int32(ids), ops.int32(_fires(f).sum(-1)))
 
     def encode(self, on: DeviceSae, rows: Any) -> Any:
         """All latents of [row, …] rows: [row, d_sae]."""
@@ -178,9 +182,12 @@ class LatentMaths:
 
     def decode(self, on: DeviceSae, f: Any, rows: Any) -> Any:
         """[row, d_in] from all latents; `rows` are those that were encoded."""
-        _, scale, offset = self._normal(on.sae, self._flat(on, rows))
         f = f / on.tensors["norms"] if on.sae.rescale else f
-        x = f @ on.tensors["W_dec"] + on.tensors["b_dec"]
+        return self._undone(on, f @ on.tensors["W_dec"] + on.tensors["b_dec"], rows)
+
+    def _undone(self, on: DeviceSae, x: Any, rows: Any) -> Any:
+        """What was decoded, the normalisation of `rows` undone."""
+        _, scale, offset = self._normal(on.sae, self._flat(on, rows))
         x = x if scale is None else self.ops.f32(x) * scale
         return x if offset is None else x + offset
 
@@ -278,13 +285,13 @@ class LatentMaths:
         by_latent = scaled @ ops.transpose_last(ops.like(self.directions(on, ids), g))
         if reduce.top_k is None:
             return [("", by_latent)]
-        sparse = self.sparse(on, rows, reduce.top_k)
+        f = self.encode(on, rows)
+        sparse = self._listed(f, reduce.top_k)
         known = ops.where(sparse.ids < 0, ops.zeros_like(sparse.ids), sparse.ids)
         picked = ops.where(sparse.ids < 0, ops.zeros_like(ops.f32(sparse.values)), ops.take_last(by_latent, known))
-        f = self.encode(on, rows)
         flat = ops.like(rows.reshape(rows.shape[0], -1), g)
         error = flat - ops.like(self.decode(on, f, rows), g)
-        bias = ops.like(self.decode(on, ops.zeros_like(f), rows), g)
+        bias = ops.like(self._undone(on, on.tensors["b_dec"], rows), g)
         parts = [("gradient", picked), ("error", (error * g).sum(-1)), ("bias", (bias * g).sum(-1))]
         return [*_parts(sparse, ops), *parts]
 

@@ -80,6 +80,7 @@ def test_hooks_in_short() -> None:
         (lambda: capture("z.1", latents="a", reduce="mean"), "reduce or latents, not both"),
         (lambda: capture("z.1", latents="a", top_k=1, latent_ids=[1]), "top_k or ids, not both"),
         (lambda: capture("z.1", latents="a", top_k=0), "top_k must be in 1"),
+        (lambda: capture("z.1", latents="a", latent_ids=range(4097)), "names 4,097; at most 4,096"),
         (lambda: capture("z.1", latents=""), "must be the name of a loaded SAE"),
         (lambda: edit_latents("z.1", "a", {}), "changes nothing"),
         (lambda: edit_latents("z.1", "a", {-1: 1.0}), "an integer of 0 or more"),

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import ml_dtypes
 import numpy as np
+from fake_saes import FakeSaes
 
 from probewire.protos.errors import Code, FailedPrecondition, InvalidArgument, NotFound, error_from_code
 from probewire.protos.gradients import GradientsRequest, targets_of
@@ -37,7 +38,7 @@ from probewire.protos.model import (
     TokenLogprob,
     Usage,
 )
-from probewire.protos.saes import LoadSaeRequest, SaeInfo
+from probewire.protos.saes import SaeInfo
 from probewire.protos.service import InferenceRequest
 from probewire.protos.sites import ATTENTION_SITES, LAYER_SITES, Site, SitePattern
 from probewire.protos.spec import Hook, Last, Mean, Plan
@@ -108,7 +109,7 @@ def render(item: Input) -> list[int]:
 
 
 @dataclass
-class FakeOperations:
+class FakeOperations(FakeSaes):
     """What it was asked is in `requests`; how many streams were closed before their end is in `cancelled`."""
 
     requests: list[InferenceRequest | LoadRequest] = field(default_factory=list)
@@ -291,19 +292,6 @@ class FakeOperations:
         if capture_id not in self.stored:
             raise NotFound(f"no capture {capture_id!r}")
         return self.stored[capture_id]
-
-    async def load_sae(self, request: LoadSaeRequest) -> SaeInfo:
-        name, site = request.name or "sae", request.site or "resid_post.1"
-        self.loaded_saes[name] = SaeInfo(name, "fake/model", site, "topk", 8, 32, 4, "float32", "00")
-        return self.loaded_saes[name]
-
-    async def saes(self, model: str) -> list[SaeInfo]:
-        return list(self.loaded_saes.values())
-
-    async def unload_sae(self, name: str, model: str) -> None:
-        if name not in self.loaded_saes:
-            raise NotFound(f"no SAE {name!r}")
-        del self.loaded_saes[name]
 
     async def delete_capture(self, capture_id: str, model: str) -> None:
         await self.capture(capture_id, model)

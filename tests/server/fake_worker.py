@@ -12,6 +12,8 @@ import json
 import sys
 from collections.abc import AsyncIterator
 
+from fake_saes import FakeSaes
+
 from probewire.protos.errors import Code, InvalidArgument, NotFound, error_from_code
 from probewire.protos.gradients import GradientsRequest
 from probewire.protos.loading import HealthReport, LoadProgress, LoadRequest
@@ -31,7 +33,7 @@ from probewire.protos.model import (
     TokenizeRequest,
     Usage,
 )
-from probewire.protos.saes import LoadSaeRequest, SaeInfo
+from probewire.protos.saes import SaeInfo
 from probewire.protos.sweeps import SweepRequest
 from probewire.protos.tensors import Tensor
 from probewire.server.config import Report, WorkerConfig
@@ -42,7 +44,7 @@ def pattern(start: int, n: int) -> bytes:
     return (bytes(range(251)) * (n // 251 + 2))[start % 251 :][:n]
 
 
-class FakeOperations:
+class FakeOperations(FakeSaes):
     """`Operations` of one pretended model."""
 
     def __init__(self, model_id: str = "fake") -> None:
@@ -151,19 +153,6 @@ class FakeOperations:
         if capture_id != self.stored.id:
             raise NotFound(f"no capture {capture_id!r}")
         return self.stored, Tensor("float32", (2, 3), bytes(range(24)))
-
-    async def load_sae(self, request: LoadSaeRequest) -> SaeInfo:
-        name, site = request.name or "sae", request.site or "resid_post.1"
-        self.loaded_saes[name] = SaeInfo(name, "fake/model", site, "topk", 8, 32, 4, "float32", "00")
-        return self.loaded_saes[name]
-
-    async def saes(self, model: str) -> list[SaeInfo]:
-        return list(self.loaded_saes.values())
-
-    async def unload_sae(self, name: str, model: str) -> None:
-        if name not in self.loaded_saes:
-            raise NotFound(f"no SAE {name!r}")
-        del self.loaded_saes[name]
 
     async def delete_capture(self, capture_id: str, model: str) -> None:
         await self.capture(capture_id, model)
