@@ -19,6 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from ...protos.sites import Site
 from ..executor import Executor, Slot
 from ..sweeping import Trunk
+from .packed import Packed
 
 __all__ = ["Attention"]
 
@@ -40,6 +41,8 @@ class Attention:
         """The family needs a softcap or sinks, which the fused kernel does not have."""
         self.recording: Trunk | None = None
         """Where this forward's keys and values are kept for a sweep's variants."""
+        self.packed: Packed | None = None
+        """The engine's sequences, while it is they whose forward this is."""
         self._earlier: tuple[Trunk, int] | None = None
         """Whose keys and values come before this forward's own, and how many of them."""
 
@@ -77,14 +80,18 @@ class Attention:
             self.recording.keys[layer], self.recording.values[layer] = key, value
         if self._earlier is not None:
             key, value, attention_mask = self._after_trunk(layer, query, key, value, kwargs.get("sliding_window"))
-        if not wanting and not self.eager:
-            return sdpa_attention_forward(module, query, key, value, attention_mask, cache=cache, **kwargs)
-        if cache is not None:
-            key, value = cache.update(key_states=key, value_states=value, layer_idx=layer, kwargs=kwargs)
-        if self.eager:
-            out = _eager(module, query, key, value, attention_mask, **kwargs)
+        kernel = _eager if self.eager else sdpa_attention_forward
+        if cache is None:
+            out, _ = kernel(module, query, key, value, attention_mask, **kwargs)
         else:
-            out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+            assert self.packed is not None
+            assert attention_mask is not None
+            if not wanting and not self.eager:
+                out = self.packed.together(query, key, value, cache, layer, kwargs)
+                if out is not None:
+                    return out, None
+            key, value = cache.update(key_states=key, value_states=value, layer_idx=layer, kwargs=kwargs)
+            out = self.packed.one_by_one(kernel, module, query, key, value, attention_mask, kwargs)
         if wanting and out.requires_grad:
             out = out.clone()  # the kernel keeps its output for the backward pass
         for slot in wanting:
@@ -185,8 +192,8 @@ def _eager(
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
     **_: Any,
-) -> torch.Tensor:
-    """Attention of a whole batch with softcap and sinks. Returns [batch, row, head, d_head]."""
+) -> tuple[torch.Tensor, None]:
+    """Attention with softcap and sinks, as the stock kernel is called. Gives [batch, row, head, d_head]."""
     groups = getattr(module, "num_key_value_groups", 1)
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     scores = torch.matmul(query, key.transpose(2, 3)) * scaling
@@ -200,7 +207,7 @@ def _eager(
     else:
         scores = scores + attention_mask
     probs = _softmax(scores, s_aux).to(query.dtype)
-    return torch.matmul(probs, value).transpose(1, 2).contiguous()
+    return torch.matmul(probs, value).transpose(1, 2).contiguous(), None
 
 
 def _dispatch(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:

@@ -71,7 +71,7 @@ class TorchBackend:
         note = generation_note("torch", config.model_type)
         self.engine: Engine | None = None
         if not note:
-            self.engine = TorchEngine(self.model, self.executor, self.taps, limits, self.softcap)
+            self.engine = TorchEngine(self.model, self.executor, self.taps, attention, limits, self.softcap)
         self.limits = limits
         self.info = ModelInfo(
             id=model_id,

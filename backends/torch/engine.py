@@ -21,7 +21,9 @@ from ..executor import Executor, Slot
 from ..limits import Limits
 from ..sampling import Choice, choose_token, logprobs_of
 from ..stepping import result_of, sampled_logprob_rows
+from .attention import Attention
 from .ops import to_numpy
+from .packed import Packed
 from .taps import Taps
 
 __all__ = ["TorchEngine"]
@@ -33,8 +35,11 @@ _NEVER = 1 << 30  # our scheduler ends a sequence, the engine never does
 class TorchEngine:
     """The sequences that generate together on one model."""
 
-    def __init__(self, model: Any, executor: Executor, taps: Taps, limits: Limits, softcap: float | None) -> None:
+    def __init__(
+        self, model: Any, executor: Executor, taps: Taps, attention: Attention, limits: Limits, softcap: float | None
+    ) -> None:
         self.model, self.executor, self.taps, self.limits, self.softcap = model, executor, taps, limits, softcap
+        self.attention = attention
         config = ContinuousBatchingConfig(
             page_size=limits.page_tokens,
             num_blocks=limits.n_pages,
@@ -130,11 +135,13 @@ class TorchEngine:
         self.slots = self._slots(requests)
         self.producing = [slot for slot, r in zip(self.slots, requests, strict=True) if r.has_new_token]
         self.executor.begin(self.slots, (1, self.slots[-1].stop))
+        self.attention.packed = Packed(self.slots)
         self.taps.attach(self.executor.asked)
         grab = self._grab_hidden() if any(self._wants_prompt_logits(s) for s in self.slots) else None
         try:
             self.processor._generation_step(self.model)
         finally:
+            self.attention.packed = None
             if grab is not None:
                 grab.remove()
         self.processor.update_batch()
