@@ -15,6 +15,7 @@ from typing import Any
 from child import answer_lines
 
 from probewire.backends.limits import Limits
+from probewire.backends.torch.paged_cache import batch_processor
 
 Generate = Callable[[list[list[int]], int], list[list[int]]]
 
@@ -23,27 +24,12 @@ def torch_engine(folder: str) -> Generate:
     """transformers' continuous batching, stepped in a plain loop, in the sizes that our worker gives it."""
     torch: Any = import_module("torch")
     transformers: Any = import_module("transformers")
-    batching: Any = import_module("transformers.generation.continuous_batching")
     requests: Any = import_module("transformers.generation.continuous_batching.requests")
-    configuration: Any = import_module("transformers.generation.configuration_utils")
-    limits = Limits()
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.bfloat16, attn_implementation="sdpa"
     ).eval()
-    sizes = configuration.ContinuousBatchingConfig(
-        page_size=limits.page_tokens,
-        num_blocks=limits.n_pages,
-        max_batch_tokens=limits.chunk_tokens,
-        max_requests_per_batch=limits.n_slots,
-        max_blocks_per_request=0,
-        allow_block_sharing=False,
-        use_async_batching=False,
-        use_cuda_graph=False,
-        auto_switch_to_flash=False,
-        safety_margin=0.0,
-    )
     greedy = transformers.GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)
-    processor = batching.ContinuousBatchingManager(model, greedy, sizes)._create_batch_processor()
+    processor = batch_processor(model, greedy, Limits())
 
     def generate(prompts: list[list[int]], n_new: int) -> list[list[int]]:
         states = [requests.RequestState(f"r{i}", list(p), max_new_tokens=n_new) for i, p in enumerate(prompts)]

@@ -20,6 +20,7 @@ from ...protos.sites import Site
 from ..executor import Executor, Slot
 from ..sweeping import Trunk
 from .packed import Packed
+from .paged_cache import updated
 
 __all__ = ["Attention"]
 
@@ -90,8 +91,8 @@ class Attention:
                 out = self.packed.together(query, key, value, cache, layer, kwargs)
                 if out is not None:
                     return out, None
-            key, value = cache.update(key_states=key, value_states=value, layer_idx=layer, kwargs=kwargs)
-            out = self.packed.one_by_one(kernel, module, query, key, value, attention_mask, kwargs)
+            key, value, starts = updated(cache, key, value, layer, kwargs)
+            out = self.packed.one_by_one(kernel, module, query, key, value, attention_mask, starts, kwargs)
         if wanting and out.requires_grad:
             out = out.clone()  # the kernel keeps its output for the backward pass
         for slot in wanting:

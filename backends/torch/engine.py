@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import GenerationConfig
-from transformers.generation.configuration_utils import ContinuousBatchingConfig
-from transformers.generation.continuous_batching import ContinuousBatchingManager
 from transformers.generation.continuous_batching.requests import RequestState
 
 from ...protos.sites import Site
@@ -24,6 +22,7 @@ from ..stepping import result_of, sampled_logprob_rows
 from .attention import Attention
 from .ops import to_numpy
 from .packed import Packed
+from .paged_cache import batch_processor
 from .taps import Taps
 
 __all__ = ["TorchEngine"]
@@ -40,22 +39,8 @@ class TorchEngine:
     ) -> None:
         self.model, self.executor, self.taps, self.limits, self.softcap = model, executor, taps, limits, softcap
         self.attention = attention
-        config = ContinuousBatchingConfig(
-            page_size=limits.page_tokens,
-            num_blocks=limits.n_pages,
-            max_batch_tokens=limits.chunk_tokens,
-            max_requests_per_batch=limits.n_slots,
-            max_blocks_per_request=0,
-            allow_block_sharing=False,
-            use_async_batching=False,
-            use_cuda_graph=False,  # a replayed graph runs no Python, so hooks would silently do nothing
-            auto_switch_to_flash=False,
-            safety_margin=0.0,
-        )
         generation = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)
-        self.manager = ContinuousBatchingManager(model, generation, config)
-        # The public `start` would run it on a thread of its own.
-        self.processor: Any = self.manager._create_batch_processor()  # pyright: ignore[reportPrivateUsage] - see above
+        self.processor = batch_processor(model, generation, limits)
         self.processor.model_runner._sample = self._sample
         self._all_free = self._free()
         self.sequences: dict[str, Sequence] = {}

@@ -15,6 +15,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from ..executor import Slot
+from .paged_cache import updated
 
 __all__ = ["Kernel", "Packed"]
 
@@ -56,9 +57,7 @@ class Packed:
         if read[0].numel() != sum(self._n_keys):  # nothing was cached before, so that nothing is read
             return None
         index, mask = self._padded(read[0], query.dtype)
-        key, value = cache.update(
-            key_states=key, value_states=value, layer_idx=layer, kwargs={**kwargs, "read_index": [index]}
-        )
+        key, value, _ = updated(cache, key, value, layer, {**kwargs, "read_index": [index]})
         n, (_, heads, _, d_head) = len(self._slots), query.shape
         key, value = (kept[0].transpose(0, 1).unflatten(0, (n, -1)).transpose(1, 2) for kept in (key, value))
         rows = query[0].transpose(0, 1).reshape(n, key.shape[1], -1, d_head)
@@ -88,14 +87,15 @@ class Packed:
         key: torch.Tensor,
         value: torch.Tensor,
         mask: torch.Tensor,
+        starts: torch.Tensor,
         kwargs: dict[str, Any],
     ) -> torch.Tensor:
-        """[1, row, head, d_head]. key and value: as the cache gave them, all sequences' one behind the other.
+        """[1, row, head, d_head]. key, value and starts: as the cache gave them, all sequences' one behind the other.
 
-        mask [1, 1, row, key] says which keys a row may see; `kwargs` are those that the cache has updated.
+        mask [1, 1, row, key] says which keys a row may see.
         """
         out = query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
-        for slot, (first, last) in zip(self._slots, self._ranges(kwargs), strict=True):
+        for slot, (first, last) in zip(self._slots, self._ranges(starts, kwargs), strict=True):
             rows, keys = slice(slot.start, slot.stop), slice(first, last)
             own = kernel(
                 module, query[:, :, rows], key[:, :, keys], value[:, :, keys], mask[:, :, rows, keys], **kwargs
@@ -103,11 +103,11 @@ class Packed:
             out[:, rows] = own[0]
         return out
 
-    def _ranges(self, kwargs: dict[str, Any]) -> list[tuple[int, int]]:
+    def _ranges(self, starts: torch.Tensor, kwargs: dict[str, Any]) -> list[tuple[int, int]]:
         """Where each sequence's keys lie: of a layer with a window no more than the window's."""
         window = kwargs.get("sliding_window")
         if window is None:
             return self._keys
         if window not in self._in_window:
-            self._in_window[window] = list(pairwise(kwargs["cu_seq_lens_k"].tolist()))
+            self._in_window[window] = list(pairwise(starts.tolist()))
         return self._in_window[window]

@@ -59,6 +59,7 @@ class Batch:
         self.kwargs: dict[str, Any] = {
             "read_index": [index],
             "write_index": [torch.cat(write)],
+            "cu_seq_lens_k": None,
             "scaling": SCALING,
             "sliding_window": None,
         }
@@ -75,7 +76,7 @@ class Batch:
             at, n_keys = slice(*slot.keys), slot.keys[1] - slot.keys[0]
             mask[:, :, slot.start : slot.stop, at] = _causal(slot.n, n_keys)
         kernel = cast("Kernel", sdpa_attention_forward)
-        return Packed(self.slots).one_by_one(kernel, MODULE, self.query, keys, values, mask, kwargs)
+        return Packed(self.slots).one_by_one(kernel, MODULE, self.query, keys, values, mask, torch.empty(0), kwargs)
 
     def attend(self, cache: Cache) -> torch.Tensor:
         """As `Attention` does."""
@@ -170,8 +171,8 @@ def test_a_window_has_fewer_keys() -> None:
     mask = torch.full((1, 1, 3, 9), float("-inf"))
     mask[:, :, :1, :4], mask[:, :, 1:, 4:] = _causal(1, 4), _causal(2, 5)
     kernel, window = cast("Kernel", sdpa_attention_forward), torch.tensor([0, 4, 9], dtype=torch.int32)
-    kwargs = batch.kwargs | {"sliding_window": 4, "cu_seq_lens_k": window}
-    out = Packed(batch.slots).one_by_one(kernel, MODULE, batch.query, keys, values, mask, kwargs)
+    kwargs = batch.kwargs | {"sliding_window": 4}
+    out = Packed(batch.slots).one_by_one(kernel, MODULE, batch.query, keys, values, mask, window, kwargs)
     plain = batch.kwargs | {"sliding_window": None}
-    expected = Packed(shorter.slots).one_by_one(kernel, MODULE, batch.query, keys, values, mask, plain)
+    expected = Packed(shorter.slots).one_by_one(kernel, MODULE, batch.query, keys, values, mask, window, plain)
     assert torch.equal(out, expected)
