@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from random import Random
 from statistics import median
 
 __all__ = ["Figure", "Samples", "compare", "interleaved", "report", "table"]
@@ -12,12 +13,21 @@ Samples = dict[str, list[float]]
 """What was timed → one value a round."""
 
 
-def interleaved(variants: Mapping[str, Callable[[], float]], *, rounds: int, warm: bool = True) -> Samples:
-    """Time every variant once a round, A B C A B C …; one more round goes before them and is not counted."""
+def interleaved(
+    variants: Mapping[str, Callable[[], float]], *, rounds: int, warm: bool = True, any_order: bool = False
+) -> Samples:
+    """Time every variant once a round, A B C A B C …; one more round goes before them and is not counted.
+
+    `any_order`: each round in an order of its own, so that none always comes after the same other one.
+    """
     samples: Samples = {name: [] for name in variants}
+    draw = Random(0)
     for number in range(-1 if warm else 0, rounds):
-        for name, once in variants.items():
-            value = once()
+        names = list(variants)
+        if any_order:
+            draw.shuffle(names)
+        for name in names:
+            value = variants[name]()
             print(f"    {'warm-up' if number < 0 else f'round {number + 1}'}: {name}: {value:.4g}", flush=True)
             if number >= 0:
                 samples[name].append(value)

@@ -43,7 +43,8 @@ def store_reads(sizes: Sizes) -> list[Figure]:
             FIRST: lambda: _epoch(ActivationStore.open(folder), shuffle=True),
             IN_ORDER: lambda: _epoch(known, shuffle=False),
         }
-        cold = interleaved({name: _from_disk(folder, once) for name, once in variants.items()}, rounds=sizes.rounds)
+        from_disk = {name: _from_disk(folder, once) for name, once in variants.items()}
+        cold = interleaved(from_disk, rounds=sizes.rounds, any_order=True)
         warm = interleaved(variants, rounds=sizes.rounds)
     name = f"store, batches of {BATCH:,} × {D_IN}"
     return [

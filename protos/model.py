@@ -230,6 +230,8 @@ class ResolvedHook:
     id: str
     sites: tuple[str, ...]
     """Canonical, one a layer."""
+    saes: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Name of each SAE that it uses → SHA-256 of its weights as saved: a shared name may change hands."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -797,14 +797,23 @@ class Revised(_message.Message):
     def __init__(self, input: _Optional[str] = ..., revision: _Optional[int] = ..., hooks: _Optional[_Iterable[_Union[ResolvedHook, _Mapping]]] = ...) -> None: ...
 
 class ResolvedHook(_message.Message):
-    __slots__ = ("hook", "id", "sites")
+    __slots__ = ("hook", "id", "sites", "saes")
+    class SaesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     HOOK_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
     SITES_FIELD_NUMBER: _ClassVar[int]
+    SAES_FIELD_NUMBER: _ClassVar[int]
     hook: int
     id: str
     sites: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, hook: _Optional[int] = ..., id: _Optional[str] = ..., sites: _Optional[_Iterable[str]] = ...) -> None: ...
+    saes: _containers.ScalarMap[str, str]
+    def __init__(self, hook: _Optional[int] = ..., id: _Optional[str] = ..., sites: _Optional[_Iterable[str]] = ..., saes: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class InputStarted(_message.Message):
     __slots__ = ("name", "token_ids", "tokens", "seed")

@@ -107,7 +107,12 @@ def give_known_rows(plan: BoundPlan, rows: dict[str, dict[str, dict[int, Array]]
 def resolved(plan: Plan, inputs: list[PreparedInput]) -> tuple[ResolvedHook, ...]:
     """A plan's hooks as the caller is told."""
     return tuple(
-        ResolvedHook(index, hook.id or f"hook{index}", tuple(str(site) for site in bound.sites))
+        ResolvedHook(
+            index,
+            hook.id or f"hook{index}",
+            tuple(str(site) for site in bound.sites),
+            {name: sae.hash for name, sae in bound.saes.items()},
+        )
         for index, hook in enumerate(plan.hooks)
         if (bound := _bound(inputs, index)) is not None
     )

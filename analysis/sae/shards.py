@@ -1,7 +1,7 @@
 """One shard of a store: a safetensors file that is whole or absent, with its checksums, and fast sequential reading.
 
-There are two checksums. CRC-32 is taken at the first read of each shard: it finds what disks and copies do to files and
-costs a tenth of reading them. SHA-256, which is as slow as a fast disk, names the data and is for a full check.
+There are two checksums. CRC-32 is taken at the first read of each shard, by another thread than the one that reads: it
+finds what disks and copies do to files. SHA-256, which is as slow as a fast disk, names the data and is for a full check.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -34,8 +36,8 @@ _DTYPES = {
     "U8": "uint8",
 }
 """safetensors' name → ours."""
-_PIECE = 8 << 20
-"""Bytes that are read at once, so that a piece is still in the cache when it is summed."""
+_PIECE = 2 << 20
+"""Bytes that are read at once: few enough that a piece is still in the cache when it is summed."""
 
 
 def write_shard(path: Path, tensors: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
@@ -127,7 +129,7 @@ class ShardFile:
         row_bytes = (place.stop - place.start) // max(place.shape[0], 1)
         with self.path.open("rb", buffering=0) as file:
             file.seek(place.start + start * row_bytes)
-            _fill(file, _bytes(out), None, self.path)
+            deque(_fill(file, _bytes(out), self.path), maxlen=0)
         return out
 
     def read_into(self, out: NDArray[Any], name: str, *, check: bool) -> None:
@@ -141,9 +143,9 @@ class ShardFile:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
             if not check:
                 file.seek(place.start)
-                _fill(file, target, None, self.path)
+                deque(_fill(file, target, self.path), maxlen=0)
                 return
-            crc = _fill(file, target, zlib.crc32(file.read(place.start)), self.path)
+            crc = _summed(_fill(file, target, self.path), zlib.crc32(file.read(place.start)))
             self._compare_crc(zlib.crc32(file.read(), crc))
 
     def _compare_crc(self, found: int) -> None:
@@ -181,14 +183,22 @@ def _bytes(array: NDArray[Any]) -> memoryview:
     return memoryview(flat)
 
 
-def _fill(file: Any, target: memoryview, crc: int | None, path: Path) -> int:
-    """Fill `target` from the file; gives the checksum so far, with what was read."""
+def _fill(file: Any, target: memoryview, path: Path) -> Iterator[memoryview]:
+    """Fill `target` from the file, front to back; gives each piece that was read."""
     done = 0
     while done < len(target):
         n: int = file.readinto(target[done : done + _PIECE])
         if not n:
             raise FailedPrecondition(f"{path} ends too early; copy the store again, or collect it anew")
-        if crc is not None:
-            crc = zlib.crc32(target[done : done + n], crc)
+        yield target[done : done + n]
         done += n
-    return crc or 0
+
+
+def _summed(pieces: Iterable[memoryview], crc: int) -> int:
+    """The checksum with that of all pieces. Each is summed while the next one is read."""
+    with ThreadPoolExecutor(1, thread_name_prefix="probewire-crc") as thread:
+        sums: Future[int] | None = None
+        for piece in pieces:
+            before = crc if sums is None else sums.result()
+            sums = thread.submit(zlib.crc32, piece, before)
+        return crc if sums is None else sums.result()

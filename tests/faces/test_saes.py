@@ -56,6 +56,7 @@ def test_load_list_read_edit_unload(client: Client, model: str, folder: Path) ->
     )
     assert (rows.ids == plain.ids).all(axis=1).tolist() == [row != 1 for row in range(len(rows.ids))]
     assert rows.complete
+    assert {name: hash_ for hook in found.started.hooks for name, hash_ in hook.saes.items()} == {"planets": info.hash}
     made = client.generate(
         PROMPT, hooks=hooks, capture=capture(SITE, latents="planets", top_k=8), max_new_tokens=4, model=model
     )
