@@ -112,6 +112,10 @@ class Ops(Protocol):
         """Swap the last two axes."""
         ...
 
+    def linear(self, x: T, weight: T) -> T:
+        """x [row, in], weight [out, in] → [row, out]."""
+        ...
+
     def top_k(self, x: T, k: int) -> tuple[T, T]:
         """The k largest of the last axis, descending, and their indices."""
         ...

@@ -114,6 +114,9 @@ class MlxOps:
     def transpose_last(self, x: mx.array) -> mx.array:
         return x.swapaxes(-1, -2)
 
+    def linear(self, x: mx.array, weight: mx.array) -> mx.array:
+        return x @ weight.swapaxes(-1, -2)
+
     def top_k(self, x: mx.array, k: int) -> tuple[mx.array, mx.array]:
         index = mx.argpartition(-x, k - 1, axis=-1)[..., :k] if k < x.shape[-1] else mx.argsort(-x, axis=-1)
         values = mx.take_along_axis(x, index, axis=-1)

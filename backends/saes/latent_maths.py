@@ -139,7 +139,7 @@ class LatentMaths:
 
     def _before(self, on: DeviceSae, rows: Any) -> Any:
         """[row, d_sae] before the activation function, without what gated and jumprelu add themselves."""
-        x = self._read(on, rows) @ on.tensors["W_enc"]
+        x = self.ops.linear(self._read(on, rows), self.ops.transpose_last(on.tensors["W_enc"]))
         if on.sae.architecture == "gated":
             return x
         x = x + on.tensors["b_enc"]

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ...protos.errors import FailedPrecondition, InvalidArgument
+from .linear import use_in
 from .ops import torch_dtype
 
 __all__ = ["choose_device", "cuda_free_bytes", "load_model"]
@@ -60,4 +61,6 @@ def load_model(folder: Path, dtype: str, device: torch.device) -> Any:
     # "sdpa" is where our dispatcher sits; set directly, because families that refuse the stock sdpa (softcap, sinks)
     # get our own attention there.
     model.config._attn_implementation_internal = "sdpa"
+    if device.type == "cpu":
+        use_in(model)
     return model.eval().requires_grad_(False).to(device)

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...protos.tensors import Array, numpy_dtype
+from .linear import linear
 
 __all__ = ["TorchOps", "to_numpy", "torch_dtype"]
 
@@ -110,6 +111,9 @@ class TorchOps:
 
     def transpose_last(self, x: torch.Tensor) -> torch.Tensor:
         return x.transpose(-1, -2)
+
+    def linear(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return linear(x, weight)
 
     def top_k(self, x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         values, index = x.topk(k, dim=-1)

@@ -1,0 +1,80 @@
+"""Float32 products on the CPU are torch's own to a few units of the last place, and so are their derivatives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import linear as stock
+
+from probewire.backends.torch import linear as module
+from probewire.backends.torch.linear import linear, use_in
+
+
+def tensors(*shape: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    return torch.randn(*shape, 48, dtype=dtype), torch.randn(96, 48, dtype=dtype), torch.randn(96, dtype=dtype)
+
+
+@pytest.mark.parametrize("shape", [(1,), (7,), (2, 5), (1, 1), (3, 1, 4), (0,)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_equals_torchs_own(shape: tuple[int, ...], biased: bool) -> None:
+    x, weight, bias = tensors(*shape)
+    found = linear(x, weight, bias if biased else None)
+    torch.testing.assert_close(found, stock(x, weight, bias if biased else None), rtol=1e-5, atol=1e-5)
+
+
+def test_rows_that_do_not_lie_one_behind_the_other() -> None:
+    x, weight, _ = tensors(6, 4)
+    torch.testing.assert_close(linear(x[:, ::2], weight), stock(x[:, ::2], weight), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        linear(x.transpose(0, 1), weight), stock(x.transpose(0, 1), weight), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_dtypes_are_torchs_own_to_the_bit(dtype: torch.dtype) -> None:
+    x, weight, bias = tensors(5, dtype=dtype)
+    assert torch.equal(linear(x, weight, bias), stock(x, weight, bias))
+
+
+def test_its_derivative() -> None:
+    x, weight, bias = tensors(2, 5)
+    grads: list[torch.Tensor] = []
+    for product in (linear, stock):
+        own = x.clone().requires_grad_()
+        (product(own, weight, bias) ** 2).sum().backward()
+        assert own.grad is not None
+        grads.append(own.grad)
+    torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-4)
+
+
+def test_many_derivatives_at_once() -> None:
+    x, weight, _ = tensors(5)
+    own, eye = x.clone().requires_grad_(), torch.eye(96)
+    (found,) = torch.autograd.grad(linear(own, weight)[2], own, eye, is_grads_batched=True)
+    torch.testing.assert_close(found[:, 2], weight, rtol=1e-5, atol=1e-5)
+
+
+def test_a_weight_that_learns_gets_its_gradient() -> None:
+    x, weight, _ = tensors(5)
+    weight.requires_grad_()
+    linear(x, weight).sum().backward()
+    assert weight.grad is not None
+
+
+def test_a_models_layers_keep_their_hooks() -> None:
+    model = nn.Sequential(nn.Linear(48, 96), nn.ReLU(), nn.Linear(96, 8)).requires_grad_(False)
+    x, seen = torch.randn(3, 48), list[torch.Size]()
+    expected = model(x)
+    model[0].register_forward_hook(lambda *args: seen.append(args[2].shape))
+    use_in(model)
+    torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
+    assert seen == [(3, 96)]
+
+
+@pytest.mark.skipif(not module._HAS_ONEDNN, reason="torch has no oneDNN for this machine")
+def test_it_is_onednn_that_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "stock", None)
+    x, weight, bias = tensors(5)
+    assert linear(x, weight, bias).shape == (5, 96)
