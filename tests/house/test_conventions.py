@@ -7,6 +7,9 @@ VAGUE_NAMES = {"common.py", "helpers.py", "misc.py", "utils.py"}
 
 ONLY_IN_ONE_BACKEND: dict[str, str] = {
     "cache.py": "mlx-lm leaves caches to its caller; in torch, transformers' paged cache is the engine's own",
+    "paged_cache.py": "… and has other names and shapes from one version of transformers to the next",
+    "packed.py": "mlx-lm's batches keep an axis for sequences; transformers' lie in one row, which attention must part again",
+    "linear.py": "torch takes a slow library for float32 on some CPUs; MLX has one of its own",
     "forward.py": "MLX computes later than it is asked, so its engine keeps forwards that nobody has read yet",
 }
 """Path below backends/torch or backends/mlx -> why the other has no such file."""
