@@ -16,7 +16,7 @@ def tensors(*shape: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tens
     return torch.randn(*shape, 48, dtype=dtype), torch.randn(96, 48, dtype=dtype), torch.randn(96, dtype=dtype)
 
 
-@pytest.mark.parametrize("shape", [(1,), (7,), (2, 5), (1, 1), (3, 1, 4), (0,)])
+@pytest.mark.parametrize("shape", [(1,), (7,), (2, 5), (1, 1), (3, 1, 4), (0,), (16,), (129,), (3, 81)])
 @pytest.mark.parametrize("biased", [False, True])
 def test_equals_torchs_own(shape: tuple[int, ...], biased: bool) -> None:
     x, weight, bias = tensors(*shape)
@@ -71,6 +71,13 @@ def test_a_models_layers_keep_their_hooks() -> None:
     use_in(model)
     torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
     assert seen == [(3, 96)]
+
+
+@pytest.mark.parametrize(
+    ("n", "sizes"), [(1, [1]), (15, [15]), (16, [16]), (47, [32, 15]), (300, [128, 128, 32, 12]), (256, [128, 128])]
+)
+def test_it_is_asked_for_few_sizes(n: int, sizes: list[int]) -> None:
+    assert module._sizes(n) == sizes
 
 
 @pytest.mark.skipif(not module._HAS_ONEDNN, reason="torch has no oneDNN for this machine")
