@@ -48,10 +48,13 @@ def _forward(module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
 
 
 def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    rows = x.reshape(-1, x.shape[-1])
-    blocks = rows.split(_sizes(len(rows)))
-    parts = [torch.ops.mkldnn._linear_pointwise(block, weight, bias, "none", [], "") for block in blocks]
-    return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(*x.shape[:-1], weight.shape[0])
+    rows, start = x.reshape(-1, x.shape[-1]), 0
+    out = x.new_empty(len(rows), weight.shape[0])  # filled block by block: logits of a long prompt are large
+    for size in _sizes(len(rows)):
+        block = slice(start, start + size)
+        out[block] = torch.ops.mkldnn._linear_pointwise(rows[block], weight, bias, "none", [], "")
+        start += size
+    return out.view(*x.shape[:-1], weight.shape[0])
 
 
 def _sizes(n: int) -> list[int]:
