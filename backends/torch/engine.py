@@ -41,6 +41,7 @@ class TorchEngine:
         self.attention = attention
         generation = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)
         self.processor = batch_processor(model, generation, limits)
+        model.config._attn_implementation_internal = "sdpa"  # where our dispatcher sits; runs go there too
         self.processor.model_runner._sample = self._sample
         self._all_free = self._free()
         self.sequences: dict[str, Sequence] = {}

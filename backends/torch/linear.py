@@ -1,7 +1,7 @@
-"""x · Wᵀ + b where it takes long: float32 on x86 CPUs by oneDNN, which every CPU build of torch brings.
+"""x · Wᵀ + b where it takes long: float32 on x86 CPUs by oneDNN, where torch was built with it.
 
-torch takes MKL there. On this project's AMD machine oneDNN needs a third to a half of its time at every size, and a
-row's result does not depend on how many others there are (from two rows on). Values agree to a few units of the last place.
+torch itself takes MKL there. On an AMD machine oneDNN needs a third to four fifths of its time from two rows on, and does not
+gain for every single row; Intel's were not tried. Values agree to a few units of the last place.
 """
 
 from __future__ import annotations

@@ -31,7 +31,8 @@ class Packed:
 
     def __init__(self, slots: SequenceOf[Slot]) -> None:
         self._slots = slots
-        self._keys = [slot.keys or (0, 0) for slot in slots]
+        self._keys = [slot.keys for slot in slots if slot.keys is not None]
+        assert len(self._keys) == len(slots), "the engine says of every sequence where its keys lie"
         self._n_keys = [stop - start for start, stop in self._keys]
         self._pads = len(slots) * max(self._n_keys) <= MOST_PADDING * sum(self._n_keys)
         self._pads &= all(slot.n == 1 for slot in slots)

@@ -19,15 +19,12 @@ __all__ = ["batch_processor", "updated"]
 
 
 def batch_processor(model: Any, generation: GenerationConfig, limits: Limits) -> Any:
-    """The engine over a model whose attention is "sdpa". Raises what transformers does when memory is short."""
-    # transformers 5.17 asks for its paged kinds of attention, and would leave the model with one, which runs cannot use.
+    """The engine over a model whose attention is "sdpa"; on transformers 5.17 it is "paged|sdpa" afterwards."""
     name = "paged|sdpa" if "paged|sdpa" in ALL_ATTENTION_FUNCTIONS else "sdpa"
     model.config._attn_implementation_internal = name
     manager = ContinuousBatchingManager(model, generation, _config(limits))
     # The public `start` would run it on a thread of its own.
-    processor: Any = manager._create_batch_processor()  # pyright: ignore[reportPrivateUsage] - see above
-    model.config._attn_implementation_internal = "sdpa"
-    return processor
+    return manager._create_batch_processor()  # pyright: ignore[reportPrivateUsage] - see above
 
 
 def _config(limits: Limits) -> ContinuousBatchingConfig:
