@@ -29,7 +29,7 @@ class Ops(Protocol):
         ...
 
     def exact(self, array: Array) -> T:
-        """A tensor of the array's own dtype on the model's device."""
+        """A tensor of the array's own dtype on the model's device; it may share the array's memory."""
         ...
 
     def int32(self, x: T) -> T:
@@ -112,8 +112,12 @@ class Ops(Protocol):
         """Swap the last two axes."""
         ...
 
-    def linear(self, x: T, weight: T) -> T:
-        """x [row, in], weight [out, in] → [row, out]."""
+    def weight(self, array: Array) -> Any:
+        """A matrix [in, out] that stays as it is, laid out for `linear`: a product with few rows reads all of it."""
+        ...
+
+    def linear(self, x: T, weight: Any) -> T:
+        """x [row, in] and what `weight` gave → [row, out]."""
         ...
 
     def top_k(self, x: T, k: int) -> tuple[T, T]:

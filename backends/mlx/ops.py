@@ -114,6 +114,10 @@ class MlxOps:
     def transpose_last(self, x: mx.array) -> mx.array:
         return x.swapaxes(-1, -2)
 
+    def weight(self, array: Array) -> mx.array:
+        # Read along rows of memory it is three times as fast.
+        return self.exact(np.ascontiguousarray(array.T))
+
     def linear(self, x: mx.array, weight: mx.array) -> mx.array:
         return x @ weight.swapaxes(-1, -2)
 

@@ -32,6 +32,9 @@ class DeviceSae:
 
     sae: Sae
     tensors: dict[str, Any]
+    """All but the encoder."""
+    encoder: Any
+    """W_enc, as `Ops.linear` takes it."""
     columns: dict[tuple[int, ...], Columns]
     """Latents that a hook names → their part of the weights."""
     shared: WeakValueDictionary[tuple[int, ...], Columns]
@@ -60,13 +63,12 @@ class LatentMaths:
         """The SAE's weights on the device, put there once."""
         if self.ops not in sae.device:
             tensors = {name: self.ops.exact(array) for name, array in sae.arrays.items() if name != "W_enc"}
-            # A product with few rows reads every weight once; read along rows of memory it is three times as fast.
-            across = self.ops.exact(np.ascontiguousarray(sae.arrays["W_enc"].T))
-            tensors["W_enc"] = self.ops.transpose_last(across)
             if sae.rescale:
                 norms = np.linalg.norm(sae.arrays["W_dec"].astype(np.float64), axis=-1)
                 tensors["norms"] = self.ops.exact(norms.astype(sae.arrays["W_dec"].dtype))
-            sae.device[self.ops] = DeviceSae(sae, tensors, {}, WeakValueDictionary())
+            sae.device[self.ops] = DeviceSae(
+                sae, tensors, self.ops.weight(sae.arrays["W_enc"]), {}, WeakValueDictionary()
+            )
         return sae.device[self.ops]
 
     def prepared(self, sae: Sae, hook: Hook) -> DeviceSae:
@@ -85,7 +87,7 @@ class LatentMaths:
         for ids in named:
             columns[ids] = found = on.shared.get(ids) or self._gathered(on, ids)
             on.shared[ids] = found
-        return DeviceSae(sae, on.tensors, columns, on.shared)
+        return DeviceSae(sae, on.tensors, on.encoder, columns, on.shared)
 
     # ---- encoding ----
 
@@ -139,7 +141,7 @@ class LatentMaths:
 
     def _before(self, on: DeviceSae, rows: Any) -> Any:
         """[row, d_sae] before the activation function, without what gated and jumprelu add themselves."""
-        x = self.ops.linear(self._read(on, rows), self.ops.transpose_last(on.tensors["W_enc"]))
+        x = self.ops.linear(self._read(on, rows), on.encoder)
         if on.sae.architecture == "gated":
             return x
         x = x + on.tensors["b_enc"]
@@ -208,9 +210,10 @@ class LatentMaths:
 
     def _gathered(self, on: DeviceSae, ids: tuple[int, ...]) -> Columns:
         at = self.ops.index(np.array(ids))
-        unread = {"b_dec", "W_enc"} if on.sae.architecture == "topk" else {"b_dec"}  # whose latents compete
-        parts = {key: value for key, value in on.tensors.items() if key not in unread}
-        return Columns({key: self.ops.take(value, at, int(key == "W_enc")) for key, value in parts.items()})
+        columns = {name: self.ops.take(tensor, at, 0) for name, tensor in on.tensors.items() if name != "b_dec"}
+        if on.sae.architecture != "topk":  # whose latents compete: all are computed, always
+            columns["W_enc"] = self.ops.exact(np.ascontiguousarray(on.sae.arrays["W_enc"][:, list(ids)]))
+        return Columns(columns)
 
     # ---- the edit and the reduction ----
 

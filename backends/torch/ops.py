@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...protos.tensors import Array, numpy_dtype
-from .linear import linear
+from .linear import Packed, linear, pack
 
 __all__ = ["TorchOps", "to_numpy", "torch_dtype"]
 
@@ -49,8 +49,9 @@ class TorchOps:
 
     def exact(self, array: Array) -> torch.Tensor:
         if str(array.dtype) == "bfloat16":
-            return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16).to(self._device)
-        return torch.from_numpy(np.array(array)).to(self._device)
+            bits = array.view(np.int16)
+            return self.exact(bits).view(torch.bfloat16)
+        return torch.from_numpy(array if array.flags.writeable else array.copy()).to(self._device)
 
     def int32(self, x: torch.Tensor) -> torch.Tensor:
         return x.to(torch.int32)
@@ -112,7 +113,10 @@ class TorchOps:
     def transpose_last(self, x: torch.Tensor) -> torch.Tensor:
         return x.transpose(-1, -2)
 
-    def linear(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def weight(self, array: Array) -> torch.Tensor | Packed:
+        return pack(self.exact(array).T)
+
+    def linear(self, x: torch.Tensor, weight: torch.Tensor | Packed) -> torch.Tensor:
         return linear(x, weight)
 
     def top_k(self, x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import linear as stock
 
 from probewire.backends.torch import linear as module
-from probewire.backends.torch.linear import linear, use_in
+from probewire.backends.torch.linear import Packed, linear, pack, use_in
 
 
 def tensors(*shape: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -54,6 +54,37 @@ def test_many_derivatives_at_once() -> None:
     own, eye = x.clone().requires_grad_(), torch.eye(96)
     (found,) = torch.autograd.grad(linear(own, weight)[2], own, eye, is_grads_batched=True)
     torch.testing.assert_close(found[:, 2], weight, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1,), (7,), (2, 5), (3, 1, 4), (0,), (129,)])
+@pytest.mark.parametrize("across", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float64, 0)])
+def test_a_packed_weight(shape: tuple[int, ...], across: bool, dtype: torch.dtype, tolerance: float) -> None:
+    x, weight, bias = tensors(*shape, dtype=dtype)
+    given = weight.T.contiguous().T if across else weight
+    found = linear(x, pack(given), bias)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, stock(x, weight, bias), rtol=tolerance, atol=tolerance * 10)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_the_derivative_past_a_packed_weight(dtype: torch.dtype, tolerance: float) -> None:
+    x, weight, _ = tensors(5, dtype=dtype)
+    own = x.clone().requires_grad_()
+    (found,) = torch.autograd.grad(linear(own, pack(weight)).sum(), own)
+    torch.testing.assert_close(found, weight.sum(0).expand(5, 48), rtol=tolerance, atol=tolerance * 20)
+
+
+def test_a_weight_that_learns_is_not_packed() -> None:
+    _, weight, _ = tensors(5)
+    assert isinstance(pack(weight.requires_grad_()), torch.Tensor)
+
+
+@pytest.mark.skipif(not module._HAS_ONEDNN, reason="torch has no oneDNN for this machine")
+def test_what_does_not_learn_is_packed() -> None:
+    packed = pack(tensors(5)[1])
+    assert isinstance(packed, Packed)
+    assert torch.equal(packed.packed.to_dense(), packed.plain)
 
 
 def test_a_weight_that_learns_gets_its_gradient() -> None:
