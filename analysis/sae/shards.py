@@ -1,7 +1,6 @@
 """One shard of a store: a safetensors file that is whole or absent, with its checksums, and fast sequential reading.
 
-There are two checksums. CRC-32 is taken at the first read of each shard, by another thread than the one that reads: it
-finds what disks and copies do to files. SHA-256, which is as slow as a fast disk, names the data and is for a full check.
+There are two checksums. CRC-32 is taken at the first read of each shard, on the way: it finds what disks and copies do to files. SHA-256, which is as slow as a fast disk, names the data and is for a full check.
 """
 
 from __future__ import annotations
@@ -10,19 +9,18 @@ import hashlib
 import json
 import os
 import zlib
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...protos.errors import FailedPrecondition
 from ...protos.tensors import numpy_dtype
+from .disk import Disk
 
 __all__ = ["ShardFile", "write_json", "write_shard"]
 
@@ -36,8 +34,6 @@ _DTYPES = {
     "U8": "uint8",
 }
 """safetensors' name → ours."""
-_PIECE = 2 << 20
-"""Bytes that are read at once: few enough that a piece is still in the cache when it is summed."""
 
 
 def write_shard(path: Path, tensors: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
@@ -104,49 +100,61 @@ class ShardFile:
     def verify(self) -> None:
         """Read the whole file and compare its SHA-256. Raises FailedPrecondition."""
         digest = hashlib.sha256()
-        for piece in self._pieces():
-            digest.update(piece)
+        with Disk() as disk:
+            for _, piece in disk.read([self.path]):
+                digest.update(piece)
         self._compare("SHA-256", digest.hexdigest()[:16], self.sha256[:16], same=digest.hexdigest() == self.sha256)
 
     def check(self) -> None:
         """Read the whole file and compare its CRC-32. Raises FailedPrecondition."""
         crc = 0
-        for piece in self._pieces():
-            crc = zlib.crc32(piece, crc)
+        with Disk() as disk:
+            for _, piece in disk.read([self.path]):
+                crc = zlib.crc32(piece, crc)
         self._compare_crc(crc)
-
-    def _pieces(self) -> Iterator[memoryview]:
-        piece = memoryview(bytearray(max(1, min(_PIECE, self.size))))
-        with self.path.open("rb", buffering=0) as file:
-            while n := file.readinto(piece):
-                yield piece[:n]
 
     def tensor(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
         """Rows [start, stop) of one tensor; not verified."""
-        place = self._places()[name]
-        shape = (len(range(place.shape[0])[start:stop]), *place.shape[1:])
-        out = np.empty(shape, dtype=place.dtype)
-        row_bytes = (place.stop - place.start) // max(place.shape[0], 1)
         with self.path.open("rb", buffering=0) as file:
+            head = file.read(8)
+            place = self._place(name, head + file.read(min(_header_bytes(head), self.size)))
+            shape = (len(range(place.shape[0])[start:stop]), *place.shape[1:])
+            out = np.empty(shape, dtype=place.dtype)
+            row_bytes = (place.stop - place.start) // max(place.shape[0], 1)
             file.seek(place.start + start * row_bytes)
-            deque(_fill(file, _bytes(out), self.path), maxlen=0)
+            target: memoryview = memoryview(cast("Any", _bytes(out)))
+            done = 0
+            while done < len(target):
+                if not (n := file.readinto(target[done:])):
+                    raise self._cut()
+                done += n
         return out
 
-    def read_into(self, out: NDArray[Any], name: str, *, check: bool) -> None:
-        """Read one whole tensor into `out` [row, …], front to back; `check` compares the file's CRC-32 on the way."""
-        place = self._places()[name]
+    def take(self, name: str, pieces: Iterable[memoryview], out: NDArray[Any], *, check: bool) -> None:
+        """One whole tensor into `out` [row, …] from the file's bytes; `check` compares their CRC-32 on the way."""
         target = _bytes(out)
-        if len(target) != place.stop - place.start or out.dtype != place.dtype:
-            raise FailedPrecondition(f"{self.path}: {name} is {place.dtype} {list(place.shape)}, not {list(out.shape)}")
-        with self.path.open("rb", buffering=0) as file:
-            if hasattr(os, "posix_fadvise"):  # the disk goes on while a piece is summed; macOS has no such call
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
-            if not check:
-                file.seek(place.start)
-                deque(_fill(file, target, self.path), maxlen=0)
-                return
-            crc = _summed(_fill(file, target, self.path), zlib.crc32(file.read(place.start)))
-            self._compare_crc(zlib.crc32(file.read(), crc))
+        place: _Place | None = None
+        crc = at = 0
+        for piece in pieces:
+            crc = zlib.crc32(piece, crc) if check else 0
+            if place is None:  # the first piece has the header in it
+                place = self._place(name, bytes(piece[: 8 + _header_bytes(piece)]))
+                if len(target) != place.stop - place.start or out.dtype != place.dtype:
+                    stored = f"{place.dtype} {list(place.shape)}"
+                    raise FailedPrecondition(f"{self.path}: {name} is {stored}, not {out.dtype} {list(out.shape)}")
+            first, last = max(place.start, at), min(place.stop, at + len(piece))
+            if first < last:
+                target[first - place.start : last - place.start] = np.frombuffer(
+                    piece[first - at : last - at], np.uint8
+                )
+            at += len(piece)
+        if check:
+            self._compare_crc(crc)
+        if place is None or at < place.stop:
+            raise self._cut()
+
+    def _cut(self) -> FailedPrecondition:
+        return FailedPrecondition(f"{self.path} ends too early; copy the store again, or collect it anew")
 
     def _compare_crc(self, found: int) -> None:
         self._compare("CRC-32", f"{found:08x}", f"{self.crc32:08x}", same=found == self.crc32)
@@ -158,47 +166,20 @@ class ShardFile:
                 "again, or collect it anew"
             )
 
-    def _places(self) -> dict[str, _Place]:
+    def _place(self, name: str, head: bytes) -> _Place:
+        """Where a tensor lies, from the file's first bytes: the header's length and the header."""
         try:
-            with self.path.open("rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                header: dict[str, Any] = json.loads(file.read(length)) if length <= self.size else {}
-            return {
-                name: _Place(
-                    numpy_dtype(_DTYPES[item["dtype"]]),
-                    tuple(item["shape"]),
-                    8 + length + item["data_offsets"][0],
-                    8 + length + item["data_offsets"][1],
-                )
-                for name, item in header.items()
-                if name != "__metadata__"
-            }
+            item = json.loads(head[8:])[name]
+            first, last = (len(head) + offset for offset in item["data_offsets"])
+            return _Place(numpy_dtype(_DTYPES[item["dtype"]]), tuple(item["shape"]), first, last)
         except (KeyError, TypeError, ValueError) as error:
             raise FailedPrecondition(f"{self.path} is no shard of a store: {error!r}") from None
 
 
-def _bytes(array: NDArray[Any]) -> memoryview:
+def _header_bytes(head: bytes | memoryview) -> int:
+    return int.from_bytes(head[:8], "little")
+
+
+def _bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
     """The array's own memory, to be written."""
-    flat: Any = array.reshape(-1).view(np.uint8)
-    return memoryview(flat)
-
-
-def _fill(file: Any, target: memoryview, path: Path) -> Iterator[memoryview]:
-    """Fill `target` from the file, front to back; gives each piece that was read."""
-    done = 0
-    while done < len(target):
-        n: int = file.readinto(target[done : done + _PIECE])
-        if not n:
-            raise FailedPrecondition(f"{path} ends too early; copy the store again, or collect it anew")
-        yield target[done : done + n]
-        done += n
-
-
-def _summed(pieces: Iterable[memoryview], crc: int) -> int:
-    """The checksum with that of all pieces. Each is summed while the next one is read."""
-    with ThreadPoolExecutor(1, thread_name_prefix="probewire-crc") as thread:
-        sums: Future[int] | None = None
-        for piece in pieces:
-            before = crc if sums is None else sums.result()
-            sums = thread.submit(zlib.crc32, piece, before)
-        return crc if sums is None else sums.result()
+    return array.reshape(-1).view(np.uint8)

@@ -11,7 +11,9 @@ Every shard but the last has the same number of rows. The manifest has no times 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from numpy.typing import NDArray
 from ...protos.errors import FailedPrecondition, InvalidArgument, NotFound
 from ...protos.sites import Site
 from ...protos.tensors import numpy_dtype
+from .disk import Disk
 from .massive import TIMES, MassiveDetector, MassiveReport
 from .rows import Rows
 from .shards import ShardFile
@@ -193,10 +196,20 @@ class ActivationStore:
         """Rows of one shard."""
         return int(self._starts[index + 1] - self._starts[index])
 
-    def shard_into(self, index: int, out: NDArray[Any]) -> None:
-        """Read one shard's activations into `out` [row, d_in]; at its first use its checksum is compared on the way."""
-        self._shards[index].read_into(out, "activations", check=index not in self._verified)
-        self._verified.add(index)
+    def read_into(self, shards: Sequence[int], out: NDArray[Any], disk: Disk) -> int:
+        """Read some shards' activations into `out` [row, d_in] and give the number of rows.
+
+        At a shard's first use its checksum is compared on the way.
+        """
+        filled = 0
+        with closing(disk.read([self._shards[index].path for index in shards])) as pieces:
+            for number, of_one in groupby(pieces, key=lambda numbered: numbered[0]):
+                index = shards[number]
+                rows, check = out[filled : filled + self.shard_rows(index)], index not in self._verified
+                self._shards[index].take("activations", (piece for _, piece in of_one), rows, check=check)
+                self._verified.add(index)
+                filled += len(rows)
+        return filled
 
     def __repr__(self) -> str:
         return (
@@ -215,6 +228,7 @@ class StoreBatches(WindowedBatches):
         said = {key: value for key, value in store.manifest.items() if key not in ("shards", "extra", "statistics")}
         self.manifest: Mapping[str, Any] = {**said, "kind": "store", "folder": str(store.folder)}
         rows = min(self._per_window * max(map(store.shard_rows, self._shards)), store.n_tokens)
+        self._disk = Disk()
         self._buffers = [np.empty((rows, store.d_in), dtype=numpy_dtype(store.dtype)) for _ in range(2)]
         for buffer in self._buffers:
             buffer.view(np.uint8).fill(0)  # maps the memory once, here: while reading it would slow the disk's reader
@@ -222,12 +236,13 @@ class StoreBatches(WindowedBatches):
         super().__init__(self._read, {}, identity, d_in=store.d_in, batch_size=batch_size, seed=seed, shuffle=shuffle)
 
     def _read(self, number: int, _place: Mapping[str, Any]) -> Window:
-        buffer, filled = self._buffers[number % 2], 0
-        for shard in self._shards_of(number):
-            rows = self._store.shard_rows(shard)
-            self._store.shard_into(shard, buffer[filled : filled + rows])
-            filled += rows
-        return Window(buffer[:filled], {})
+        buffer = self._buffers[number % 2]
+        return Window(buffer[: self._store.read_into(self._shards_of(number), buffer, self._disk)], {})
+
+    def close(self) -> None:
+        """End the threads. Waits for what they are doing."""
+        super().close()
+        self._disk.close()
 
     def _shards_of(self, number: int) -> list[int]:
         """The shards of a window."""

@@ -108,11 +108,11 @@ class WindowedBatches:
                 window = coming.result()
             except CancelledError:
                 raise FailedPrecondition(_CLOSED) from None
+            self._coming = self._fetch(self._number + 1, window.following) if self._ahead else None
             order = np.arange(len(window.rows))
             if self.shuffle:
                 order = np.random.default_rng([self.seed, self._number]).permutation(len(window.rows))
             self._window = (order, window)
-            self._coming = self._fetch(self._number + 1, window.following) if self._ahead else None
         return self._window
 
     def _fetch(self, number: int, place: Mapping[str, Any]) -> Future[Window]:

@@ -203,6 +203,22 @@ def test_another_models_or_sites_store_is_refused(tmp_path: Path) -> None:
             StoreWriter(tmp_path, **{**IDENTITY, **change}, rows_per_shard=17)
 
 
+@pytest.mark.parametrize("kept", [0, 7, 60, -1])
+def test_a_file_that_is_cut_while_the_store_is_open(tmp_path: Path, kept: int) -> None:
+    store = _write(tmp_path)
+    store.verify()
+    path = tmp_path / "shard-00002.safetensors"
+    whole = path.read_bytes()
+    place = store._shards[2]._place("activations", whole[: 8 + int.from_bytes(whole[:8], "little")])
+    path.write_bytes(whole[: kept if kept >= 0 else place.stop - 1])
+    with store.batches(100) as batches:
+        for _ in range(2):
+            with pytest.raises(FailedPrecondition, match=r"shard-00002.safetensors (ends too early|is no shard)"):
+                next(batches)
+        path.write_bytes(whole)
+        assert sorted(next(batches)[:, 0].tolist()) == list(range(100)), "nothing is lost"
+
+
 @pytest.mark.parametrize(
     ("read", "named"),
     [
