@@ -51,11 +51,14 @@ check: dev link ## ruff, format, pyright strict, stale stubs, import arrows, the
 	$(PY) -m pytest --quiet tests/house/test_stubs.py tests/house/test_arrows.py
 	$(VENV)/bin/hadolint Dockerfile
 
+# A file stays in one process, so that its servers are started once; each process takes about 1 GB.
+PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+
 test: dev ## the default tests: torch and MLX on the CPU, the default model
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(PY) -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 test-all: dev ## every test, the slow ones too, and those for CUDA where there is one
-	$(PY) -m pytest -m "$$($(PY) -c 'import torch; print("" if torch.cuda.is_available() else "not cuda")')" $(PYTEST_ARGS)
+	$(PY) -m pytest -m "$$($(PY) -c 'import torch; print("" if torch.cuda.is_available() else "not cuda")')" $(PARALLEL) $(PYTEST_ARGS)
 
 demo: dev ## start a server with the default model and use it: capture, steer, patch
 	$(PY) examples/demo.py

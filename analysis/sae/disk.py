@@ -47,9 +47,8 @@ class Disk:
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="probewire-disk")
-        self._buffers = deque(
-            mmap.mmap(-1, PIECE) for _ in range(READERS + 1)
-        )  # of whole pages, as O_DIRECT wants them
+        # Memory maps begin on a page, as O_DIRECT wants it.
+        self._buffers = deque(mmap.mmap(-1, PIECE) for _ in range(READERS + 1))
         self._can_pass: bool | None = None if hasattr(os, "O_DIRECT") else False  # None: not tried yet
         self._bytes: int = 0
         self._seconds: float = 0.0
