@@ -68,7 +68,7 @@ def _streams(backend: str, sizes: Sizes) -> list[Figure]:
         timed |= {name: partial(eight_streams, client, eight, sizes.n_new, asked) for name, asked in variants.items()}
         timed[PLAIN_LONG] = partial(eight_streams, client, eight, sizes.n_steady, {})
         timed[BARE_LONG] = partial(_bare, bare, eight, sizes.n_steady)
-        samples = interleaved(timed, rounds=sizes.rounds)
+        samples = interleaved(timed, rounds=sizes.rounds, any_order=True)
     return _figures(backend, samples)
 
 

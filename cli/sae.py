@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from types import ModuleType
 
-from . import sae_collect, sae_dashboard, sae_eval, sae_sweep, sae_train
+from . import sae_collect, sae_dashboard, sae_eval, sae_forget, sae_sweep, sae_train
 
 __all__ = ["add_arguments", "run"]
 
@@ -14,6 +14,7 @@ ACTIONS: dict[str, tuple[ModuleType, str]] = {
     "train": (sae_train, "train SAEs on a store, or straight from a server"),
     "eval": (sae_eval, "score SAEs on held-out texts"),
     "sweep": (sae_sweep, "compare SAEs of several seeds, over k and d_sae"),
+    "forget": (sae_forget, "clamp latents, and count what the model forgets"),
     "dashboard": (sae_dashboard, "write a page of an SAE's latents"),
 }
 

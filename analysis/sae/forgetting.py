@@ -15,7 +15,9 @@ from ...clients import Client, Hook, capture, edit_latents
 from ...clients.progress import progress_bar
 from ...protos.errors import FailedPrecondition, InvalidArgument
 from ...protos.saes import SaeInfo
+from .batches import require_seed
 from .corpus import Texts
+from .forgetting_controls import random_clamps
 from .forgetting_results import Clamp, ClampResult, Forgetting
 from .latent_stream import CONTEXT
 from .loaded import LoadedSae, require_trained
@@ -50,6 +52,8 @@ def forgetting(
     length: Length = "byte",
     context: int = CONTEXT,
     max_tokens: int | None = None,
+    control_draws: int = 3,
+    seed: int = 0,
     allow_untrained: bool = False,
     folder: str | Path | None = None,
     site: str = "",
@@ -68,10 +72,15 @@ def forgetting(
        (all sets pooled), else 0, and then `reasons` says why. `form` and `length`: how questions are put and choices
        scored (`mcq.answer`). `sae`, `folder`, `site`: as of `dashboard`.
 
+    As the score is the best of many, it needs a control: `control_draws` times (each as long as the run itself; 0
+    leaves it out) every configuration is run with as many latents at random, drawn with `seed` from the others that
+    fire on the forget texts: first from those that pass the threshold too, then from the rest.
+
     Raises FailedPrecondition for an SAE that was never trained (without `allow_untrained`), and where the model by
     itself answers no forget question, or no retain question, as then nothing can be measured.
     """
-    _check(thresholds, n_latents, multipliers, gate, retain_questions)
+    _check(thresholds, n_latents, multipliers, gate, retain_questions, control_draws)
+    require_seed(seed)
     with opened(client, sae, folder=folder, site=site, model=model) as (info, loaded):
         if not allow_untrained:
             require_trained(loaded)
@@ -83,12 +92,9 @@ def forgetting(
             for n in n_latents
             for multiplier in multipliers
         ]
+        randoms = [random_clamps(clamps, frequencies, seed, draw) for draw in range(control_draws)]
         run = _Answers(client, info, known, form, length)
-        results: list[ClampResult] = []
-        with progress_bar("clamping", "plans", show=progress) as bar:
-            for done, clamp in enumerate(clamps):
-                bar(done, len(clamps))
-                results.append(run.result(clamp, gate))
+        results, *controls = run.results([clamps, *randoms], gate, progress=progress)
         chosen = sorted({latent for clamp in clamps for latent in clamp.latents})
         fired = _fired(client, info, chosen, known[FORGET], form)
         config = {
@@ -101,9 +107,11 @@ def forgetting(
             "side_effect_gate": gate,
             "question_form": form,
             "length_normalisation": length if form == "text" else "none",
+            "control_draws": control_draws,
+            "random_seed": seed,
         }
         about = {"config": config, **_about(client, info, loaded, frequencies)}
-        return Forgetting(tuple(results), frequencies, fired, shares, loaded.trained, gate, about)
+        return Forgetting(results, frequencies, fired, shares, loaded.trained, gate, about, tuple(controls))
 
 
 def choose_latents(frequencies: Comparison, threshold: float, n: int) -> tuple[int, ...]:
@@ -136,6 +144,21 @@ class _Answers:
         self._length: Length = length
         self._done: dict[tuple[tuple[int, ...], float], dict[str, Accuracy]] = {}
 
+    def results(
+        self, plans: Sequence[Sequence[Clamp]], gate: float, *, progress: bool
+    ) -> list[tuple[ClampResult, ...]]:
+        """Of each plan, what each of its clamps does."""
+        total = sum(len(clamps) for clamps in plans)
+        found: list[tuple[ClampResult, ...]] = []
+        with progress_bar("clamping", "plans", show=progress) as bar:
+            for clamps in plans:
+                before, own = sum(map(len, found)), list[ClampResult]()
+                for done, clamp in enumerate(clamps, before):
+                    bar(done, total)
+                    own.append(self.result(clamp, gate))
+                found.append(tuple(own))
+        return found
+
     def result(self, clamp: Clamp, gate: float) -> ClampResult:
         if not clamp.latents:
             return ClampResult(clamp, None, {}, gate)
@@ -166,6 +189,7 @@ def _check(
     multipliers: Sequence[float],
     gate: float,
     retain_questions: Mapping[str, Questions],
+    control_draws: int,
 ) -> None:
     checks = {
         f"thresholds must be above 0, up to 1; got {list(thresholds)}": [0 < x <= 1 for x in thresholds],
@@ -177,6 +201,8 @@ def _check(
             raise InvalidArgument(f"{said} (at least one)")
     if not 0 < gate <= 1:
         raise InvalidArgument(f"gate is a share above 0, up to 1; got {gate}")
+    if type(control_draws) is not int or control_draws < 0:
+        raise InvalidArgument(f"control_draws is a whole number of 0 or more; got {control_draws!r}")
     if FORGET in retain_questions:
         raise InvalidArgument(f"a set of retain questions is called {FORGET!r}; that is the name of the forget set")
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -34,9 +34,7 @@ def clamp_scatter(
     figure, axes = new(6.8, 4.6)
     thresholds = sorted({result.clamp.threshold for result in ran})
     sizes = sorted({result.clamp.n_latents for result in ran})
-    axes.axvline(run.gate, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
-    note = {"xy": (run.gate, 1.005), "xycoords": ("data", "axes fraction"), "fontsize": 8, "color": GREY}
-    axes.annotate(f"gate {run.gate:g} ", **note, ha="right", va="bottom")
+    axes.axvline(run.gate, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1, label=f"gate {run.gate:g}")
     for result in ran:
         colour = PALETTE[thresholds.index(result.clamp.threshold) % len(PALETTE)]
         _point(axes, result, colour, "os^Dv"[sizes.index(result.clamp.n_latents) % 5])
@@ -86,19 +84,21 @@ def forgetting_bars(
 ) -> Figure:
     """A bar a run (an SAE, say): its score with the 95 % Wilson interval, and of a zero the reason.
 
-    The interval is that of the best configuration alone, so it does not tell that it was chosen among many.
+    The interval is that of the best configuration alone, so it does not tell that it was chosen among many; the scores
+    of random latents, grey beneath the bar, were chosen likewise.
     """
     if not runs:
         raise InvalidArgument("there is no run to draw; give at least one")
-    figure, axes = new(7.2, 1.2 + 0.42 * len(runs))
+    figure, axes = new(7.2, 1.4 + 0.55 * len(runs))
     rows = np.arange(len(runs))
+    _random_scores(figure, axes, list(runs.values()))
     for row, run in zip(rows, runs.values(), strict=True):
         best = run.best
         if run.score == 0 or best is None or best.forget is None:
             axes.annotate(f" 0: {', '.join(run.reasons)}", (0, row), va="center", fontsize=8.5, color=ORANGE)
             continue
         low, high = (1 - edge for edge in reversed(best.forget.interval))
-        axes.barh(row, run.score, color=BLUE, height=0.62, zorder=2)
+        axes.barh(row, run.score, color=BLUE, height=0.5, zorder=2)
         spread = np.maximum(np.array([[run.score - low], [high - run.score]]), 0)
         axes.errorbar(run.score, row, xerr=spread, fmt="none", ecolor=INK, elinewidth=1, capsize=2.5, zorder=3)
         axes.annotate(f"{run.score:.3f}", (1.02, row), va="center", fontsize=8.5, annotation_clip=False)
@@ -110,3 +110,20 @@ def forgetting_bars(
     axes.grid(axis="x", zorder=0)
     title(axes, what, how or "bars: 95 % Wilson interval of the best configuration")
     return finished(figure, path)
+
+
+def _random_scores(figure: Figure, axes: Any, runs: Sequence[Forgetting]) -> None:
+    """A marker a draw, beneath the bar of its run; equal scores lie a little apart."""
+    found: list[tuple[float, float]] = []
+    for row, run in enumerate(runs):
+        scores = [score for score, draw in zip(run.control_scores, run.controls, strict=True) if _ran(draw)]
+        apart = min(0.07, 0.18 / len(scores)) if scores else 0
+        found += [(x, row + 0.39 + apart * (i - (len(scores) - 1) / 2)) for i, x in enumerate(scores)]
+    if found:
+        style = {"color": GREY, "markersize": 3.8, "markeredgecolor": "white", "markeredgewidth": 0.4}
+        axes.plot(*zip(*found, strict=True), "o", **style, clip_on=False, zorder=4, label="random latents")
+        cast("Any", figure).legend(loc="outside lower right")
+
+
+def _ran(results: Sequence[ClampResult]) -> bool:
+    return any(result.forget is not None for result in results)

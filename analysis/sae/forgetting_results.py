@@ -41,7 +41,7 @@ class Clamp:
     multiplier: float
     """In the units of the SAE's latents."""
     latents: tuple[int, ...]
-    """Those chosen, most frequent on the forget texts first."""
+    """Those chosen, most frequent on the forget texts first; of a control, at random."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +99,13 @@ class Forgetting:
     gate: float
     about: Mapping[str, Any]
     """SAE, model, site, how questions are put and scored."""
+    controls: tuple[tuple[ClampResult, ...], ...] = ()
+    """[draw][configuration]: the same configurations with random latents."""
 
     @property
     def best(self) -> ClampResult | None:
         """Of the configurations that pass the gate, the one that forgets most; of equals, the mildest."""
-        passing = [result for result in self.results if result.passes]
-        return min(passing, key=_by_accuracy, default=None)
+        return _best(self.results)
 
     @property
     def score(self) -> float:
@@ -113,8 +114,12 @@ class Forgetting:
         It is the best of several on the very questions that chose it, so it lies above what fresh questions would give;
         no interval here accounts for that.
         """
-        best = self.best
-        return 0.0 if best is None or best.forget is None else 1.0 - best.forget.value
+        return _score(self.results)
+
+    @property
+    def control_scores(self) -> tuple[float, ...]:
+        """[draw]: the score, as it is defined for the run, of random latents."""
+        return tuple(_score(draw) for draw in self.controls)
 
     @property
     def reasons(self) -> tuple[Reason, ...]:
@@ -123,7 +128,7 @@ class Forgetting:
 
     @property
     def summary(self) -> str:
-        """The score in a sentence; of a zero, with its reason."""
+        """The score in a sentence; of a zero, with its reason; and the scores of random latents."""
         said = [f"forgetting score {self.score:.3f}"]
         if (best := self.best) is not None and self.score > 0:
             clamp = best.clamp
@@ -132,7 +137,19 @@ class Forgetting:
                 f"{best.forget}, side effects {best.side_effects}"
             )
         said += [f"{reason}: {REASONS[reason]}" for reason in self.reasons]
+        said += [f"random latents: {self._controls_said()}"] if self.controls else []
         return "; ".join(said)
+
+    def _controls_said(self) -> str:
+        if all(result.forget is None for draw in self.controls for result in draw):
+            return "not run"
+        of_all = all(
+            len(result.clamp.latents) == len(control.clamp.latents)
+            for draw in self.controls
+            for result, control in zip(self.results, draw, strict=True)
+        )
+        scores = ", ".join(f"{score:.3f}" for score in self.control_scores)
+        return scores if of_all else f"{scores} (fewer than chosen, as no more fire)"
 
     def table(self) -> str:
         """Every configuration, a line each, and the summary; accuracies with 95 % Wilson intervals."""
@@ -155,6 +172,8 @@ class Forgetting:
             "known_questions": {name: accuracy.to_json() for name, accuracy in self.known.items()},
             "fired_on_questions": {str(latent): n for latent, n in self.fired_on_questions.items()},
             "eval_result_details": [result.to_json() for result in self.results],
+            "control_scores": list(self.control_scores),
+            "control_details": [[result.to_json() for result in draw] for draw in self.controls],
             **about,
         }
 
@@ -183,6 +202,15 @@ def zero_reasons(results: Sequence[ClampResult], fired: Mapping[int, int], *, tr
     else:
         found.append("no answer changes")
     return tuple(found)
+
+
+def _best(results: Sequence[ClampResult]) -> ClampResult | None:
+    return min((result for result in results if result.passes), key=_by_accuracy, default=None)
+
+
+def _score(results: Sequence[ClampResult]) -> float:
+    best = _best(results)
+    return 0.0 if best is None or best.forget is None else 1.0 - best.forget.value
 
 
 def _by_accuracy(result: ClampResult) -> tuple[float, float, int]:

@@ -109,8 +109,8 @@ class LatentMaths:
             return self._listed(self.encode(on, rows), k)
         values, ids = ops.top_k(self._before(on, rows), sae.k)  # all that may fire, and so no list of all latents
         values = ops.clip(values, 0.0, None)
-        ids = ops.where(_fires(values), ids, ops.zeros_like(ids) - 1)
-        count = _fires(values).sum(-1)
+        fires = _fires(values)
+        ids, count = ops.where(fires, ids, ops.zeros_like(ids) - 1), fires.sum(-1)
         values, ids = values[:, :k], ids[:, :k]
         if (missing := k - values.shape[-1]) > 0:
             values, ids = ops.pad_last(values, missing, 0), ops.pad_last(ids, missing, -1)
@@ -144,7 +144,7 @@ class LatentMaths:
         x = self.ops.linear(self._read(on, rows), on.encoder)
         if on.sae.architecture == "gated":
             return x
-        x = x + on.tensors["b_enc"]
+        x = x + on.tensors["b_enc"]  # on its own, as sae-lens rounds it
         return x * on.tensors["norms"] if on.sae.rescale else x
 
     def _activated(self, tensors: dict[str, Any], sae: Sae, x: Any, *, biased: bool = True) -> Any:

@@ -21,6 +21,8 @@ __all__ = ["Packed", "linear", "pack", "use_in"]
 BLOCKS = (128, 64, 32, 16)
 """In float32 oneDNN keeps half a megabyte for each number of rows that a weight's shape was ever multiplied with (measured:
 1.2 GiB after prompts of 400 lengths), so it is asked for these and for fewer rows only."""
+_SHARE = 4
+"""A model's weights are copied where this many times their bytes are free."""
 _PACKED_FOR = 8
 """Rows that `pack` names to oneDNN. Any number may be multiplied with what it gives; measured, others gave no better."""
 
@@ -44,8 +46,10 @@ class Packed:
 
 def pack(weight: torch.Tensor) -> torch.Tensor | Packed:
     """A weight [out, in] as `linear` multiplies fastest with; elsewhere its rows one behind the other in memory."""
-    if not _packable(weight):
-        return weight.contiguous()
+    return _packed(weight) if _packable(weight) else weight.contiguous()
+
+
+def _packed(weight: torch.Tensor) -> Packed:
     return Packed(weight, torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _PACKED_FOR))
 
 
@@ -66,15 +70,31 @@ def linear(x: torch.Tensor, weight: torch.Tensor | Packed, bias: torch.Tensor | 
     return _OneDnn.apply(x, plain, laid_out, bias) if x.requires_grad else _product(x, laid_out, len(plain), bias)
 
 
-def use_in(model: nn.Module) -> None:
-    """Let a model's linear layers compute so. Their hooks, weights and types stay as they are."""
-    for module in model.modules():
-        if type(module) is nn.Linear and module.weight.dtype == torch.float32:
-            cast("Any", module).forward = partial(_forward, module)
+def use_in(model: nn.Module, spare: int | None = 0) -> None:
+    """Let the linear layers of a model that does not learn compute so. Their hooks, weights and types stay as they are.
+
+    `spare`: bytes of memory that are free (None: not known). Copies of the weights may take a quarter of them; else none
+    is made.
+    """
+    layers = [module for module in model.modules() if type(module) is nn.Linear]
+    packable = [layer for layer in layers if _packable(layer.weight)]
+    if spare is None or sum(layer.weight.nbytes for layer in packable) * _SHARE > spare:
+        packable = []
+    for layer in layers:
+        if layer in packable:
+            cast("Any", layer).forward = partial(_packed_forward, layer, _packed(layer.weight), layer.weight._version)
+        elif layer.weight.dtype == torch.float32:
+            cast("Any", layer).forward = partial(_forward, layer)
 
 
-def _forward(module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    return linear(x, module.weight, module.bias)
+def _forward(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    return linear(x, layer.weight, layer.bias)
+
+
+def _packed_forward(layer: nn.Linear, packed: Packed, version: int, x: torch.Tensor) -> torch.Tensor:
+    weight = layer.weight
+    current = weight is packed.plain and weight._version == version  # else the copy is of what was
+    return linear(x, packed if current else weight, layer.bias)
 
 
 def _product(x: torch.Tensor, weight: torch.Tensor, width: int, bias: torch.Tensor | None) -> torch.Tensor:

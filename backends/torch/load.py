@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ...protos.errors import FailedPrecondition, InvalidArgument
+from ..footprint import free_bytes
 from .linear import use_in
 from .ops import torch_dtype
 
@@ -61,6 +62,7 @@ def load_model(folder: Path, dtype: str, device: torch.device) -> Any:
     # "sdpa" is where our dispatcher sits; set directly, because families that refuse the stock sdpa (softcap, sinks)
     # get our own attention there.
     model.config._attn_implementation_internal = "sdpa"
+    model = model.eval().requires_grad_(False).to(device)
     if device.type == "cpu":
-        use_in(model)
-    return model.eval().requires_grad_(False).to(device)
+        use_in(model, free_bytes())
+    return model

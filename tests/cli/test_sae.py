@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from probewire.cli import sae, sae_collect, sae_dashboard, sae_eval, sae_train
+from probewire.cli import sae, sae_collect, sae_dashboard, sae_eval, sae_forget, sae_train
 from probewire.cli.__main__ import main
 from probewire.clients import Client
 from probewire.server.inprocess import InProcessService
@@ -41,7 +43,7 @@ def _served(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         service = InProcessService.create(str(checkpoint), backend="torch", dtype="float32", device="cpu")
         return Client.inprocess(service)
 
-    for module in (sae_collect, sae_dashboard, sae_eval, sae_train):
+    for module in (sae_collect, sae_dashboard, sae_eval, sae_forget, sae_train):
         monkeypatch.setattr(module, "connected", connected)
 
 
@@ -264,6 +266,83 @@ def test_a_dashboard_is_a_page(trained: Path, texts: Path, tmp_path: Path, capsy
     assert main([*command, "--latents", "0", "3", "--title", "Latents of mine"]) == 0
     assert capsys.readouterr().out == f"{page}\n"
     assert "Latents of mine" in page.read_text()
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Each with every answer, so that the model knows a third of them, whatever it is."""
+    path = tmp_path_factory.mktemp("questions") / "pets.jsonl"
+    choices = ["cat", "mat", "ran"]
+    asked = [{"question": f"the {word}?", "choices": choices, "answer": a} for word in ("cat", "mat") for a in choices]
+    path.write_text("".join(json.dumps(line) + "\n" for line in asked))
+    return path
+
+
+def forget_command(trained: Path, texts: Path, questions: Path, *options: str) -> list[str]:
+    """Equal texts on both sides: every latent that fires passes threshold 1, and none a small one."""
+    command = ["sae", "forget", str(trained), "--forget-texts", str(texts), "--retain-texts", str(texts)]
+    command += ["--forget-questions", str(questions), "--context", "16", "--latents", "2", "4", "--multipliers", "5"]
+    return [*command, "--retain-questions", *(options or (str(questions), f"more={questions}"))]
+
+
+def test_forgetting_is_a_table_and_files(
+    trained: Path, texts: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "found"
+    command = [*forget_command(trained, texts, questions), "--out", str(out)]
+    assert main([*command, "--thresholds", "1", "--control-draws", "2", "--seed", "5"]) == 0
+    said = capsys.readouterr().out
+    assert "forgetting score " in said
+    assert "; random latents: " in said
+    found = json.loads((out / "forgetting.json").read_text())
+    assert found["known_questions"].keys() == {"forget", "pets", "more"}
+    assert [found["known_questions"][name]["right"] for name in ("forget", "pets", "more")] == [2, 2, 2]
+    assert [detail["n_features"] for detail in found["eval_result_details"]] == [2, 4]
+    assert [len(detail["latents"]) for draw in found["control_details"] for detail in draw] == [2, 4, 2, 4]
+    assert (found["eval_config"]["random_seed"], found["eval_config"]["retain_thresholds"]) == (5, [1.0])
+    assert (out / "forgetting.png").read_bytes().startswith(b"\x89PNG")
+    assert main([*command, "--thresholds", "1e-9", "--control-draws", "0"]) == 0
+    said = capsys.readouterr().out
+    assert said.endswith("no configuration could be run, so there is no forgetting.png\n")
+    assert "random" not in said
+    assert not (out / "forgetting.png").exists(), "that of another run"
+
+
+def test_forgetting_refuses_what_cannot_be(
+    trained: Path, texts: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    same = f"{questions.parent}/../{questions.parent.name}/{questions.name}"
+    command = forget_command(trained, texts, questions)
+    for refused, said in (
+        (forget_command(trained, texts, questions, str(questions), same), "are called 'pets'; write NAME="),
+        (forget_command(trained, texts, questions, f"={questions}"), "write JSONL or NAME=JSONL"),
+        (forget_command(trained, texts, questions, f"forget={questions}"), "the name of the forget set"),
+        (forget_command(trained, texts, questions, "/a=b/nowhere.jsonl"), "there is no file /a=b/nowhere.jsonl"),
+        (forget_command(trained, tmp_path / "none.jsonl", questions), "no file or folder"),
+        (forget_command(tmp_path / "sae", texts, questions), "no loaded SAE"),
+        ([*command, "--control-draws", "-1"], "control_draws is a whole number of 0 or more"),
+        ([*command, "--gate", "2"], "gate is a share"),
+        ([*command, "--out", str(questions)], "cannot be made a folder"),
+    ):
+        assert main(refused) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("probewire: ")
+        assert said in error
+        assert error.count("\n") == 1
+
+
+def test_forgetting_has_the_defaults_of_the_function() -> None:
+    from probewire.analysis.sae.forgetting import forgetting
+
+    parser = argparse.ArgumentParser()
+    sae_forget.add_arguments(parser)
+    needed = ["sae", "--forget-texts", "x", "--retain-texts", "x", "--forget-questions", "x", "--retain-questions", "x"]
+    given = vars(parser.parse_args(needed))
+    given["n_latents"] = given.pop("latents")
+    defaults = {name: parameter.default for name, parameter in inspect.signature(forgetting).parameters.items()}
+    shared = given.keys() & {name for name, value in defaults.items() if value is not inspect.Parameter.empty}
+    assert len(shared) == 13
+    assert {name: given[name] for name in shared} == {name: defaults[name] for name in shared}
 
 
 def _refused(*options: str) -> Callable[[Path, Path], list[str]]:

@@ -21,6 +21,7 @@ __all__ = [
     "FORGET",
     "FORGET_TEXTS",
     "LATENTS",
+    "LETTERS",
     "RETAIN",
     "RETAIN_TEXTS",
     "SITE",
@@ -31,7 +32,8 @@ __all__ = [
 
 SITE = "resid_post.2"
 SIZE = 8.0
-LATENTS = ("right", "harmless", "elsewhere", "costly", "everywhere")
+LETTERS = "acdef"
+LATENTS = ("right", "harmless", "elsewhere", "costly", "everywhere", "twin", *LETTERS)
 
 
 def _token(letter: str) -> int:
@@ -72,11 +74,12 @@ def plant(folder: Path, target: Path) -> Path:
     return target
 
 
-def save_planted_sae(client: Client, folder: Path, live: Sequence[str], *, d_sae: int = 8) -> Path:
+def save_planted_sae(client: Client, folder: Path, live: Sequence[str], *, d_sae: int = 12) -> Path:
     """An SAE in the sae-lens format whose latents `live` (of LATENTS, by that index) work; the others never fire.
 
     right reads x and writes it. harmless reads x and writes nothing to speak of. elsewhere reads q. costly reads x and
-    b, and writes what tells apart the model's answers to RETAIN. everywhere fires at every token.
+    b, and writes what tells apart the model's answers to RETAIN. everywhere fires at every token. twin is right once
+    more. Those of LETTERS read their letter, in both texts, and write nothing to speak of.
     """
     unembedding = np.asarray(client.weights("lm_head.weight", progress=False), dtype=np.float64)
     says = unembedding[_token("a")] - unembedding[_token("c")]
@@ -84,8 +87,11 @@ def save_planted_sae(client: Client, folder: Path, live: Sequence[str], *, d_sae
     says *= np.sign(embedding[_token("b")] @ says)
     d_in = unembedding.shape[1]
     axis = np.eye(d_in)
-    reads = np.stack([axis[0], axis[0], axis[1], axis[0] + axis[2], np.zeros(d_in)])
-    writes = np.stack([axis[0], 1e-7 * axis[5], axis[0], axis[0] + says / np.linalg.norm(says), axis[0]])
+    letters = [2 * row / (row @ row) for row in embedding[[_token(letter) for letter in LETTERS]]]
+    quiet = 1e-7 * axis[5]
+    reads = np.stack([axis[0], axis[0], axis[1], axis[0] + axis[2], np.zeros(d_in), axis[0], *letters])
+    costly = axis[0] + says / np.linalg.norm(says)
+    writes = np.stack([axis[0], quiet, axis[0], costly, axis[0], axis[0], *[quiet] * len(LETTERS)])
     bias = np.full(d_sae, -1.0)
     w_enc, w_dec = np.zeros((d_in, d_sae)), np.zeros((d_sae, d_in))
     for name in live:

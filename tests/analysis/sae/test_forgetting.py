@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tests.analysis.sae.planted_letters import (
     FORGET,
     FORGET_TEXTS,
     LATENTS,
+    LETTERS,
     RETAIN,
     RETAIN_TEXTS,
     SITE,
@@ -107,6 +109,52 @@ def test_a_wrong_latent_scores_zero_and_says_why(
     if live == "everywhere":
         assert all(result.forget is None for result in found.results)
         assert "not run" in found.table()
+
+
+def test_random_latents_score_what_they_do(planted: Client, sae: Callable[..., Path]) -> None:
+    """With n = 1 the right latent is chosen; its twin, where there is one, forgets as well, and the control says so."""
+    found = run(planted, sae("right", *LETTERS), n_latents=(1,), multipliers=(100,))
+    assert (found.score, found.control_scores) == (1.0, (0.0, 0.0, 0.0))
+    assert all(result.forget.right == result.forget.of for draw in found.controls for result in draw), "they were run"
+    assert found.summary.endswith("; random latents: 0.000, 0.000, 0.000")
+    twins = run(planted, sae("right", "twin"), n_latents=(1,), multipliers=(100,), control_draws=1)
+    assert [result.clamp.latents for result in twins.results] == [(0,), (0,)]
+    assert (twins.score, twins.control_scores) == (1.0, (1.0,))
+    told = twins.to_json()
+    assert told["control_scores"] == [1.0]
+    assert [detail["latents"] for detail in told["control_details"][0]] == [[LATENTS.index("twin")]] * 2
+    assert (told["eval_config"]["control_draws"], told["eval_config"]["random_seed"]) == (1, 0)
+
+
+def test_a_seed_draws_the_same_again(planted: Client, sae: Callable[..., Path]) -> None:
+    folder = sae("right", *LETTERS)
+    drawn = [
+        [result.clamp for draw in run(planted, folder, multipliers=(100,), seed=seed).controls for result in draw]
+        for seed in (3, 3, 4)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert drawn[0][:4] != drawn[0][4:8], "and each draw is another"
+
+
+def test_equal_clamps_run_once(planted: Client, sae: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both thresholds choose the same latent, and each draw its twin: so two clamps a multiplier."""
+    asked: list[Any] = []
+
+    def counted(*args: Any, hooks: Any = (), **options: Any) -> Any:
+        asked.append(hooks)
+        return answer(*args, hooks=hooks, **options)
+
+    module = import_module("probewire.analysis.sae.forgetting")  # the package's own attribute is the function
+    monkeypatch.setattr(module, "answer", counted)
+    found = run(planted, sae("right", "twin"), n_latents=(1,))
+    assert len([result for draw in found.controls for result in draw if result.forget]) == 3 * 4
+    assert len(asked) == 2 * 2 * 3, "clamps × multipliers × sets of questions"
+
+
+def test_without_control_draws_nothing_is_said(planted: Client, sae: Callable[..., Path]) -> None:
+    found = run(planted, sae("right", *LETTERS), n_latents=(1,), multipliers=(25,), control_draws=0)
+    assert (found.score, found.controls, found.control_scores) == (1.0, (), ())
+    assert "random" not in found.table()
 
 
 def test_an_untrained_sae_is_refused_and_as_a_control_named(planted: Client, tmp_path: Path) -> None:
@@ -218,6 +266,10 @@ def test_questions_that_the_model_does_not_know_are_left_out(planted: Client, sa
         ({"n_latents": (0,)}, "n_latents must be 1 or more"),
         ({"multipliers": (-5,)}, "multipliers must be finite, 0 or more"),
         ({"gate": 0}, "gate is a share"),
+        ({"control_draws": -1}, "control_draws is a whole number of 0 or more; got -1"),
+        ({"control_draws": 1.5}, "control_draws is a whole number"),
+        ({"seed": -1}, "seed is a whole number of 0 or more; got -1"),
+        ({"seed": "x"}, "seed is a whole number"),
         ({"retain_questions": {"forget": FORGET}}, "the name of the forget set"),
         ({"forget_texts": []}, "no documents"),
         ({"forget_questions": []}, "at least one Question"),

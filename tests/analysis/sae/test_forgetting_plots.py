@@ -25,6 +25,8 @@ def test_a_point_a_configuration(tmp_path: Path) -> None:
     assert set(points) == {(1.0, 9 / 20), (0.7, 3 / 20)}
     assert points[0.7, 3 / 20] == "white", "hollow where it fails the gate"
     assert points[1.0, 9 / 20] != "white"
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["gate 0.99", "retain threshold 0.01", "10 latents"]
     with pytest.raises(InvalidArgument, match="no latent passes the threshold"):
         clamp_scatter(forgetting_of(result(None, 0)))
 
@@ -41,3 +43,19 @@ def test_a_bar_a_run_and_the_reason_of_a_zero(tmp_path: Path) -> None:
     assert [label.get_text() for label in axes.get_yticklabels()] == ["good", "bad"]
     with pytest.raises(InvalidArgument, match="at least one"):
         forgetting_bars({})
+
+
+def test_random_latents_are_markers_beneath_the_bar() -> None:
+    drawn = ((result(20, 100),), (result(14, 100),))
+    runs = {
+        "good": forgetting_of(result(9, 100), controls=drawn),
+        "bad": forgetting_of(result(20, 100), controls=((result(None, 0),),)),
+    }
+    figure: Any = forgetting_bars(runs)
+    (axes,) = figure.axes
+    (markers,) = [line for line in axes.lines if line.get_label() == "random latents"]
+    assert list(markers.get_xdata()) == pytest.approx([0, 0.3]), "what was not run is not drawn"
+    assert all(0.25 < y < 0.5 for y in markers.get_ydata())
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["random latents"]
+    assert forgetting_bars({"alone": forgetting_of(result(9, 100))}).legends == []

@@ -19,11 +19,14 @@ def result(forget: int | None, retain: int, *, multiplier: float = 25, latents: 
     return ClampResult(clamp, asked, sets, 0.99)
 
 
-def forgetting_of(*results: ClampResult, fired: int = 4, trained: bool = True) -> Forgetting:
+def forgetting_of(
+    *results: ClampResult, fired: int = 4, trained: bool = True, controls: tuple[tuple[ClampResult, ...], ...] = ()
+) -> Forgetting:
     counts = LatentCounts.empty(4, blocks=2)
     counts.add(window("ab", {1: {0: 1.0}}))
     known = {"forget": Accuracy(20, 30), "one": Accuracy(100, 120)}
-    return Forgetting(results, compare(counts, counts), {3: fired}, known, trained, 0.99, {"config": {}, "sae": "toy"})
+    about = {"config": {}, "sae": "toy"}
+    return Forgetting(results, compare(counts, counts), {3: fired}, known, trained, 0.99, about, controls)
 
 
 def test_the_gate_is_of_all_sets_together() -> None:
@@ -71,3 +74,29 @@ def test_the_table_shows_every_configuration() -> None:
     assert lines[1].endswith("passes")
     assert "not run" in lines[2]
     assert lines[3].endswith("fails")
+
+
+def test_random_latents_are_scored_as_the_run_is() -> None:
+    draws = (
+        (result(20, 100), result(0, 50)),
+        (result(20, 100), result(18, 99)),
+        (result(17, 100, multiplier=50), result(12, 99)),
+    )
+    found = forgetting_of(result(9, 100), result(12, 100), controls=draws)
+    assert found.control_scores == pytest.approx((0, 0.1, 0.4))
+    assert found.score == pytest.approx(0.55)
+    assert found.table().endswith("; random latents: 0.000, 0.100, 0.400")
+    told = found.to_json()
+    assert told["control_scores"] == list(found.control_scores)
+    assert told["control_details"][2][1]["forget"]["right"] == 12
+    none = forgetting_of(result(9, 100))
+    assert "random" not in none.summary
+    assert none.to_json()["control_scores"] == []
+
+
+def test_too_few_random_latents_are_told() -> None:
+    few = forgetting_of(result(9, 100, latents=(3, 5)), controls=((result(20, 100),),))
+    assert few.summary.endswith("; random latents: 0.000 (fewer than chosen, as no more fire)")
+    none = forgetting_of(result(9, 100), controls=((result(None, 0),), (result(None, 0),)))
+    assert none.summary.endswith("; random latents: not run")
+    assert none.control_scores == (0, 0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pytest
 import torch
 from torch import nn
@@ -94,14 +96,52 @@ def test_a_weight_that_learns_gets_its_gradient() -> None:
     assert weight.grad is not None
 
 
-def test_a_models_layers_keep_their_hooks() -> None:
-    model = nn.Sequential(nn.Linear(48, 96), nn.ReLU(), nn.Linear(96, 8)).requires_grad_(False)
-    x, seen = torch.randn(3, 48), list[torch.Size]()
+def _model(dtype: torch.dtype = torch.float32) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(48, 96), nn.ReLU(), nn.Linear(96, 8)).requires_grad_(False).to(dtype)
+
+
+@pytest.mark.parametrize("spare", [0, None, 1 << 30])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float64, 0)])
+def test_a_models_layers_keep_their_hooks(spare: int | None, dtype: torch.dtype, tolerance: float) -> None:
+    model, x, seen = _model(dtype), torch.randn(3, 48, dtype=dtype), list[torch.Size]()
     expected = model(x)
     model[0].register_forward_hook(lambda *args: seen.append(args[2].shape))
-    use_in(model)
-    torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
+    use_in(model, spare)
+    torch.testing.assert_close(model(x), expected, rtol=tolerance, atol=tolerance)
     assert seen == [(3, 96)]
+
+
+def _packs(monkeypatch: pytest.MonkeyPatch, model: nn.Module, spare: int | None) -> int:
+    """How many layers are multiplied from a copy."""
+    seen: list[object] = []
+    use_in(model, spare)
+    monkeypatch.setattr(module, "linear", lambda *args: (seen.append(args[1]), stock(args[0], *_plain(args[1:])))[1])
+    model(torch.randn(3, 48))
+    return sum(isinstance(weight, Packed) for weight in seen)
+
+
+def _plain(weight_and_bias: tuple[Any, ...]) -> tuple[Any, ...]:
+    weight, *bias = weight_and_bias
+    return (weight.plain if isinstance(weight, Packed) else weight, *bias)
+
+
+@pytest.mark.skipif(not module._HAS_ONEDNN, reason="torch has no oneDNN for this machine")
+@pytest.mark.parametrize(("spare", "packed"), [(0, 0), (None, 0), (4 * 21_504 - 1, 0), (4 * 21_504, 2)])
+def test_weights_are_copied_where_a_quarter_of_the_free_memory_holds_them(
+    monkeypatch: pytest.MonkeyPatch, spare: int | None, packed: int
+) -> None:
+    assert _packs(monkeypatch, _model(), spare) == packed
+
+
+def test_a_weight_that_changes_leaves_its_copy_behind() -> None:
+    model, x = _model(), torch.randn(3, 48)
+    use_in(model, 1 << 30)
+    first = cast("nn.Linear", model[0])
+    first.weight.mul_(2)
+    cast("nn.Linear", model[2]).weight = nn.Parameter(torch.ones(8, 96), requires_grad=False)
+    expected = stock(torch.relu(stock(x, first.weight, first.bias)), torch.ones(8, 96), cast("Any", model[2]).bias)
+    torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
