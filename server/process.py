@@ -31,6 +31,16 @@ log = logging.getLogger(__name__)
 
 LOG_TAIL_LINES = 15
 
+_SETTINGS = {
+    # OpenMP's threads spin at barriers, long enough to starve everyone on a CPU that others use too; not spinning
+    # at all costs a third of the speed on one that is free. This is between the two.
+    "GOMP_SPINCOUNT": "100000",
+    # oneDNN, and torch around it, keep a kernel for each of the last 1,024 shapes, half a megabyte and more each:
+    # 2.2 GiB after prompts of 1,600 lengths in bfloat16, and 0.4 with these.
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256",
+    "LRU_CACHE_CAPACITY": "256",
+}
+"""For a worker's libraries; what the user has set himself wins."""
 OUTPUT_GRACE_S = 2.0
 """A child of the worker may hold its output open after its death."""
 
@@ -54,9 +64,7 @@ class WorkerProcess:
     async def start(cls, config: WorkerConfig, on_progress: Callable[[LoadProgress], None]) -> WorkerProcess:
         """Start a worker in a process group of its own, so that Ctrl-C in a terminal reaches only the gateway."""
         command = (sys.executable, "-P", "-m", f"{__package__}.worker_main")
-        # OpenMP's threads spin at barriers, long enough to starve everyone on a CPU that others use too; not spinning
-        # at all costs a third of the speed on one that is free. This is between the two; a user's own setting wins.
-        environment = {"GOMP_SPINCOUNT": "100000", **os.environ}
+        environment = {**_SETTINGS, **os.environ}
         process = await asyncio.create_subprocess_exec(
             *command, stdin=PIPE, stdout=PIPE, stderr=PIPE, start_new_session=True, env=environment
         )

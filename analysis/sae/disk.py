@@ -14,7 +14,6 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -38,6 +37,9 @@ class _Asked:
 
     number: int
     """Of its file."""
+    file: int
+    last: bool
+    """Nothing of this file is asked for after it."""
     buffer: mmap.mmap
     read: Future[int]
 
@@ -45,11 +47,12 @@ class _Asked:
 class Disk:
     """Reads for one caller at a time; keeps its threads and buffers until `close`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, passing: bool = True) -> None:
+        """`passing=False`: never past the page cache, for what is read again at once."""
         self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="probewire-disk")
         # Memory maps begin on a page, as O_DIRECT wants it.
         self._buffers = deque(mmap.mmap(-1, PIECE) for _ in range(READERS + 1))
-        self._can_pass: bool | None = None if hasattr(os, "O_DIRECT") else False  # None: not tried yet
+        self._can_pass: bool | None = None if passing and hasattr(os, "O_DIRECT") else False  # None: not tried yet
         self._bytes: int = 0
         self._seconds: float = 0.0
         """Of reads past the page cache."""
@@ -64,9 +67,9 @@ class Disk:
         started, done = time.perf_counter(), 0
         passing = self._can_pass is not False and (self._bytes < ENOUGH or self._bytes >= FAST * self._seconds)
         coming: deque[_Asked] = deque()
-        with ExitStack() as files:
-            files.callback(self._settle, coming)
-            asking = self._ask(paths, files, passing=passing)
+        files: set[int] = set()
+        asking = self._ask(paths, files, passing=passing)
+        try:
             while True:
                 while self._buffers and (asked := next(asking, None)):
                     coming.append(asked)
@@ -77,18 +80,25 @@ class Disk:
                 yield asked.number, memoryview(asked.buffer)[:n]
                 done += n
                 self._buffers.append(coming.popleft().buffer)
+                if asked.last:
+                    files.remove(asked.file)
+                    os.close(asked.file)
+        finally:
+            self._settle(coming)
+            for file in files:
+                os.close(file)
         if passing:
             self._bytes += done
             self._seconds += time.perf_counter() - started
 
-    def _ask(self, paths: Sequence[Path], files: ExitStack, *, passing: bool) -> Iterator[_Asked]:
+    def _ask(self, paths: Sequence[Path], files: set[int], *, passing: bool) -> Iterator[_Asked]:
         for number, path in enumerate(paths):
             file = self._open(path, passing=passing)
-            files.callback(os.close, file)
+            files.add(file)
             size = os.fstat(file).st_size
             for start in range(0, max(size, 1), PIECE):  # an empty file shows itself too
-                buffer = self._buffers.popleft()
-                yield _Asked(number, buffer, self._threads.submit(_read, file, buffer, start, size))
+                read = self._threads.submit(_read, file, self._buffers[0], start, size)
+                yield _Asked(number, file, start + PIECE >= size, self._buffers.popleft(), read)
 
     def _settle(self, coming: deque[_Asked]) -> None:
         """Where reading ends early: the readers must be done with files and buffers."""

@@ -20,6 +20,7 @@ from ..base import Engine, Sequence, StepResult
 from ..captures import flush_reductions
 from ..executor import Executor, Slot
 from ..families import generation_note, run_only_sites
+from ..footprint import footprint
 from ..limits import Limits
 from ..metrics import BoundMetric
 from ..plan import BoundPlan
@@ -50,7 +51,7 @@ class TorchBackend:
         self, folder: Path, *, model_id: str, model_hash: str, dtype: str, device: str, limits: Limits
     ) -> None:
         self.device = choose_device(device)
-        self.model: Any = load_model(folder, dtype, self.device)
+        self.model: Any = load_model(folder, dtype, self.device, cache_bytes=footprint(folder, dtype, limits).cache)
         self.weights = CheckpointWeights(folder)
         config = self.model.config.get_text_config()
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)

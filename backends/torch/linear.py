@@ -19,8 +19,9 @@ from torch.nn.functional import linear as stock
 __all__ = ["Packed", "linear", "pack", "use_in"]
 
 BLOCKS = (128, 64, 32, 16)
-"""In float32 oneDNN keeps half a megabyte for each number of rows that a weight's shape was ever multiplied with (measured:
-1.2 GiB after prompts of 400 lengths), so it is asked for these and for fewer rows only."""
+"""In float32 oneDNN keeps half a megabyte for each number of rows that a weight's shape was multiplied with (measured: 1.2
+GiB after prompts of 400 lengths), so it is asked for these and for fewer rows only. In bfloat16 torch itself asks for all,
+and a worker bounds what is kept (server/process.py)."""
 _SHARE = 4
 """A model's weights are copied where this many times their bytes are free."""
 _PACKED_FOR = 8
@@ -74,34 +75,42 @@ def use_in(model: nn.Module, spare: int | None = 0) -> None:
     """Let the linear layers of a model that does not learn compute so. Their hooks, weights and types stay as they are.
 
     `spare`: bytes of memory that are free (None: not known). Copies of the weights may take a quarter of them; else none
-    is made.
+    is made. A weight that changes later leaves its copy behind, unless it is written to behind autograd's back
+    (`weight.data.mul_`), which nothing can see.
     """
     layers = [module for module in model.modules() if type(module) is nn.Linear]
-    packable = [layer for layer in layers if _packable(layer.weight)]
+    packable = [layer for layer in layers if _packable(layer.weight) and not layer.weight.is_inference()]
     if spare is None or sum(layer.weight.nbytes for layer in packable) * _SHARE > spare:
         packable = []
     for layer in layers:
         if layer in packable:
-            cast("Any", layer).forward = partial(_packed_forward, layer, _packed(layer.weight), layer.weight._version)
+            cast("Any", layer).forward = partial(_packed_forward, layer, _packed(layer.weight), _state(layer.weight))
         elif layer.weight.dtype == torch.float32:
             cast("Any", layer).forward = partial(_forward, layer)
+
+
+def _state(weight: torch.Tensor) -> tuple[int, int, torch.dtype]:
+    """What changes when the weight does."""
+    return weight._version, weight.data_ptr(), weight.dtype
 
 
 def _forward(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     return linear(x, layer.weight, layer.bias)
 
 
-def _packed_forward(layer: nn.Linear, packed: Packed, version: int, x: torch.Tensor) -> torch.Tensor:
+def _packed_forward(
+    layer: nn.Linear, packed: Packed, state: tuple[int, int, torch.dtype], x: torch.Tensor
+) -> torch.Tensor:
     weight = layer.weight
-    current = weight is packed.plain and weight._version == version  # else the copy is of what was
+    current = weight is packed.plain and _state(weight) == state  # else the copy is of what was
     return linear(x, packed if current else weight, layer.bias)
 
 
 def _product(x: torch.Tensor, weight: torch.Tensor, width: int, bias: torch.Tensor | None) -> torch.Tensor:
     rows, start = x.reshape(-1, x.shape[-1]), 0
-    sizes = _sizes(len(rows)) if x.dtype == torch.float32 else [len(rows)]
+    bias = None if bias is None else bias.contiguous()  # oneDNN reads it as if it were
     out = x.new_empty(len(rows), width)  # filled block by block: logits of a long prompt are large
-    for size in sizes:
+    for size in _sizes(len(rows)) if x.dtype == torch.float32 else [len(rows)]:
         block = slice(start, start + size)
         out[block] = torch.ops.mkldnn._linear_pointwise(rows[block], weight, bias, "none", [], "")
         start += size

@@ -38,8 +38,11 @@ def cuda_free_bytes(device: str) -> int | None:
     return torch.cuda.mem_get_info(chosen)[0] if chosen.type == "cuda" else None
 
 
-def load_model(folder: Path, dtype: str, device: torch.device) -> Any:
-    """The model in eval mode. `dtype` is a wire name or "auto" (the checkpoint's own)."""
+def load_model(folder: Path, dtype: str, device: torch.device, *, cache_bytes: int = 0) -> Any:
+    """The model in eval mode. `dtype` is a wire name or "auto" (the checkpoint's own).
+
+    `cache_bytes`: of memory that the model's KV cache will take, and no copy of weights may.
+    """
     config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     kwargs: dict[str, Any] = {"dtype": "auto" if dtype == "auto" else torch_dtype(dtype)}
     with warnings.catch_warnings():
@@ -64,5 +67,6 @@ def load_model(folder: Path, dtype: str, device: torch.device) -> Any:
     model.config._attn_implementation_internal = "sdpa"
     model = model.eval().requires_grad_(False).to(device)
     if device.type == "cpu":
-        use_in(model, free_bytes())
+        free = free_bytes()
+        use_in(model, None if free is None else free - cache_bytes)
     return model

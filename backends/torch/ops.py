@@ -114,6 +114,8 @@ class TorchOps:
         return x.transpose(-1, -2)
 
     def weight(self, array: Array) -> torch.Tensor | Packed:
+        if self._device.type != "cpu":
+            return self.exact(np.ascontiguousarray(array.T))
         return pack(self.exact(array).T)
 
     def linear(self, x: torch.Tensor, weight: torch.Tensor | Packed) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,45 @@ def test_a_system_without_reading_into_memory(tmp_path: Path, monkeypatch: pytes
     paths = _files(tmp_path)
     with Disk() as disk:
         assert _all(disk, paths) == [path.read_bytes() for path in paths]
+
+
+def test_files_that_are_read_are_closed(tmp_path: Path) -> None:
+    """A window may have more files than a process may open."""
+    paths = [tmp_path / str(number) for number in range(60)]
+    for path in paths:
+        path.write_bytes(b"x" * 10)
+    before = len(_open_files())
+    with Disk() as disk:
+        assert max(len(_open_files()) for _ in disk.read(paths)) - before < 10
+
+
+def test_readers_are_done_before_their_files_are_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths, failed = _files(tmp_path), list[OSError]()
+
+    def slow(file: int, into: memoryview, start: int) -> int:
+        time.sleep(0.05)
+        try:
+            return os.preadv(file, [into], start)
+        except OSError as error:
+            failed.append(error)
+            raise
+
+    monkeypatch.setattr(module, "_read_some", slow)
+    with Disk() as disk:
+        reading = disk.read([paths[-2], paths[-2]])
+        next(reading)
+        reading.close()
+    assert not failed
+
+
+@needs_direct
+def test_what_is_read_again_at_once_goes_through_the_page_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, opened = _files(tmp_path), _opened(monkeypatch)
+    with Disk(passing=False) as disk:
+        assert _all(disk, paths) == [path.read_bytes() for path in paths]
+    assert not any(opened)
 
 
 def test_an_error_is_raised_and_the_next_read_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

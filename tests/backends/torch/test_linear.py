@@ -144,6 +144,29 @@ def test_a_weight_that_changes_leaves_its_copy_behind() -> None:
     torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_that_is_cast_later_leaves_its_copies_behind(dtype: torch.dtype) -> None:
+    model, x = _model(), torch.randn(3, 48, dtype=dtype)
+    use_in(model, 1 << 30)
+    first = cast("nn.Linear", model.to(dtype)[0])
+    torch.testing.assert_close(first(x), stock(x, first.weight, first.bias), rtol=0, atol=0)
+
+
+def test_a_weight_whose_data_is_replaced_leaves_its_copy_behind() -> None:
+    model, x = _model(), torch.randn(3, 48)
+    use_in(model, 1 << 30)
+    first = cast("nn.Linear", model[0])
+    first.weight.data = torch.ones(96, 48)
+    torch.testing.assert_close(first(x), stock(x, torch.ones(96, 48), first.bias), rtol=1e-5, atol=1e-5)
+
+
+def test_a_bias_that_does_not_lie_one_behind_the_other() -> None:
+    x, weight, bias = tensors(5)
+    strided = torch.stack([bias, bias + 3], dim=1)[:, 0]
+    for given in (weight, pack(weight)):
+        torch.testing.assert_close(linear(x, given, strided), stock(x, weight, bias), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("n", "sizes"), [(1, [1]), (15, [15]), (16, [16]), (47, [32, 15]), (300, [128, 128, 32, 12]), (256, [128, 128])]
 )
