@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -102,6 +103,8 @@ def _add_training_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, and print how it ended."""
+    # Before torch is loaded: its threads spin after each step, while a server on the same cores has the next rows to compute.
+    os.environ.setdefault("GOMP_SPINCOUNT", "100000")
     from ..analysis.sae.several import train_several
     from ..analysis.sae.training import train
 
