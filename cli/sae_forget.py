@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..protos.errors import InvalidArgument
 from .connection import add_connection_arguments, connected
+from .sae_texts import TEXTS
 
 if TYPE_CHECKING:
     from ..analysis.sae.forgetting_results import Forgetting
@@ -36,8 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("texts and questions")
-    texts = "a .jsonl, .txt, .parquet or .arrow file, a folder of .txt files, or a saved Hugging Face dataset"
-    group.add_argument("--forget-texts", required=True, metavar="PATH", help=f"of what to forget: {texts}")
+    group.add_argument("--forget-texts", required=True, metavar="PATH", help=f"of what to forget: {TEXTS}")
     group.add_argument("--retain-texts", required=True, metavar="PATH", help="of what to keep, likewise")
     group.add_argument("--forget-questions", required=True, type=Path, metavar="JSONL", help="on what to forget")
     group.add_argument(

@@ -7,7 +7,10 @@ from typing import Any
 
 from ..protos.errors import InvalidArgument
 
-__all__ = ["add_text_arguments", "add_window_arguments", "corpus_of"]
+__all__ = ["TEXTS", "add_text_arguments", "add_window_arguments", "corpus_of"]
+
+TEXTS = "a .jsonl, .txt, .parquet or .arrow file, a folder of .txt files, or a saved Hugging Face dataset"
+"""What a path of texts may be."""
 
 
 def add_text_arguments(parser: argparse.ArgumentParser, *, needed: bool = True) -> None:
@@ -17,7 +20,7 @@ def add_text_arguments(parser: argparse.ArgumentParser, *, needed: bool = True) 
         "--texts",
         required=needed,
         metavar="PATH",
-        help="a .jsonl, .txt, .parquet or .arrow file, a folder of .txt files, or a saved Hugging Face dataset",
+        help=TEXTS,
     )
     group.add_argument(
         "--dataset", action="store_true", help="--texts is the name of a Hugging Face dataset, to be fetched"

@@ -1,6 +1,7 @@
 """One shard of a store: a safetensors file that is whole or absent, with its checksums, and fast sequential reading.
 
-There are two checksums. CRC-32 is taken at the first read of each shard, on the way: it finds what disks and copies do to files. SHA-256, which is as slow as a fast disk, names the data and is for a full check.
+There are two checksums. CRC-32 is taken at the first read of each shard, on the way: it finds what disks and copies do to
+files. SHA-256, which is as slow as a fast disk, names the data and is for a full check.
 """
 
 from __future__ import annotations

@@ -79,9 +79,9 @@ def use_in(model: nn.Module, spare: int | None = 0) -> None:
     (`weight.data.mul_`), which nothing can see.
     """
     layers = [module for module in model.modules() if type(module) is nn.Linear]
-    packable = [layer for layer in layers if _packable(layer.weight) and not layer.weight.is_inference()]
+    packable = {layer for layer in layers if _packable(layer.weight) and not layer.weight.is_inference()}
     if spare is None or sum(layer.weight.nbytes for layer in packable) * _SHARE > spare:
-        packable = []
+        packable = set()
     for layer in layers:
         if layer in packable:
             cast("Any", layer).forward = partial(_packed_forward, layer, _packed(layer.weight), _state(layer.weight))

@@ -208,7 +208,7 @@ def waiting(service: FakeService, revisions: dict[int, int]) -> Callable[[int], 
 
 def test_keys_steer_while_the_text_streams(terminal: Callable[..., str], server: FakeServer) -> None:
     server.service.before_step = waiting(server.service, {3: 2, 5: 3, 7: 4})
-    script = Script(("you ›", "hi\n"), ("?DI", "\x1b[A"), ("×5·r2⟩", "0"), ("off·r3⟩", "0"), ("you ›", "/quit\n"))
+    script = Script(("you ›", "hi\n"), ("?DI", "\x1b[A"), ("×5·r2⟩OU", "0"), ("off·r3⟩VW", "0"), ("you ›", "/quit\n"))
     lines = terminal(script, tokens=9).splitlines()
     at = lines.index("model (steered: resid_post.1 × 4) ›")  # a word too long for the line begins the next one
     assert lines[at + 1 : at + 3] == ["?DI⟨×5·r2⟩OU⟨off·r3⟩VW⟨×5·r4⟩]c", "9 tokens · length · 18.0 tokens/s"]

@@ -204,6 +204,20 @@ def test_a_caller_who_leaves_a_load_does_not_end_it() -> None:
     over_gateway(scenario)
 
 
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="no other system tells a process's environment")
+def test_a_workers_libraries_are_bounded_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GOMP_SPINCOUNT", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LRU_CACHE_CAPACITY", "99")
+
+    async def scenario(it: Gateway, _: Served) -> None:
+        given = psutil.Process(pid_of(it, "a")).environ()
+        names = ("GOMP_SPINCOUNT", "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+        assert [given[name] for name in names] == ["100000", "256", "99"]
+
+    over_gateway(scenario, "a")
+
+
 def test_closing_the_gateway_leaves_no_process_and_no_socket() -> None:
     left: list[int] = []
 
