@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-import time
+import threading
 from collections.abc import Iterable
 
 import numpy as np
 import pytest
-from fake_service import FakeService  # pyright: ignore[reportMissingImports] - lies beside the clients' tests
+from fake_server import wait_for  # pyright: ignore[reportMissingImports] - lies beside the clients' tests
+from fake_service import FakeService  # pyright: ignore[reportMissingImports] - as above
 
 from probewire.cli.chat_dial import Dial, Setting
 from probewire.cli.chat_keys import Turning, turning
@@ -140,11 +141,11 @@ def test_a_server_that_does_not_answer_does_not_hold_the_end_of_a_reply(
 ) -> None:
     dial.change(BOTH)
     update = service.live.update
-    began = []
+    asked, answered = threading.Event(), threading.Event()
 
     def slow(request):
-        began.append(request)
-        time.sleep(0.5)
+        asked.set()
+        answered.wait(20)
         return update(request)
 
     service.live.update = slow
@@ -155,11 +156,9 @@ def test_a_server_that_does_not_answer_does_not_hold_the_end_of_a_reply(
         with turning(dial) as turned:
             assert turned is not None
             os.write(master, b"+")
-            while not began:
-                time.sleep(0.005)
-            left_s = time.monotonic()
-        assert time.monotonic() - left_s < 0.4
-        while dial.revision < 2:
-            time.sleep(0.01)
+            assert asked.wait(20)
+        assert dial.revision == 1  # it was not waited for
+        answered.set()
+        assert wait_for(lambda: dial.setting.strength == 1.25, 20)
     os.close(master)
-    assert dial.setting.strength == 1.25
+    assert dial.revision == 2
