@@ -311,6 +311,7 @@ class Client:
         dtype: str = "auto",
         upload: bool | None = None,
         model: str = "",
+        progress: bool = True,
     ) -> SaeInfo:
         """Load an SAE, as sae-lens saves it, onto a site: hooks then name it (`capture(site, latents=name, top_k=32)`).
 
@@ -322,7 +323,8 @@ class Client:
         if upload is None:
             upload = folder.is_dir() and not self._transport.is_here
         if upload:
-            request = LoadSaeRequest(name or folder.name, model, "", sae_files(folder), site, dtype, shared)
+            files = sae_files(folder, self._transport, progress=progress)
+            request = LoadSaeRequest(name or folder.name, model, "", files, site, dtype, shared)
         else:
             told = str(folder.resolve()) if folder.is_dir() else str(source)
             request = LoadSaeRequest(name, model, told, None, site, dtype, shared)

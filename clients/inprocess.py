@@ -11,7 +11,7 @@ from ..protos.errors import Internal, InvalidArgument, ProbewireError
 from ..protos.gradients import GradientsRequest
 from ..protos.loading import HealthReport, LoadProgress, LoadRequest
 from ..protos.model import Event, GenerateRequest, ModelInfo, RunRequest, StoredCapture, Tokenized, TokenizeRequest
-from ..protos.saes import LoadSaeRequest, SaeInfo
+from ..protos.saes import LoadSaeRequest, SaeInfo, SaePart, SaeReceived
 from ..protos.service import Service
 from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from ..protos.sweeps import SweepRequest
@@ -94,6 +94,10 @@ class InProcessTransport:
     def load_sae(self, request: LoadSaeRequest) -> SaeInfo:
         with _translated():
             return self._service.load_sae(request)
+
+    def send_sae(self, part: SaePart) -> SaeReceived:
+        with _translated():
+            return self._service.send_sae(part)
 
     def saes(self, model: str = "") -> list[SaeInfo]:
         with _translated():

@@ -19,7 +19,7 @@ from ..protos.errors import DeadlineExceeded, Internal, NotFound
 from ..protos.gradients import GradientsRequest
 from ..protos.loading import HealthReport, LoadProgress, LoadRequest
 from ..protos.model import Event, GenerateRequest, ModelInfo, RunRequest, StoredCapture, Tokenized, TokenizeRequest
-from ..protos.saes import LoadSaeRequest, SaeInfo
+from ..protos.saes import LoadSaeRequest, SaeInfo, SaePart, SaeReceived
 from ..protos.service import InferenceRequest
 from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from ..protos.sweeps import SweepRequest
@@ -145,6 +145,11 @@ class RestTransport:
         answer = self._json("POST", "/v1/saes", to_json(request))
         with readable(self.address):
             return from_json(SaeInfo, answer)
+
+    def send_sae(self, part: SaePart) -> SaeReceived:
+        answer = self._json("POST", "/v1/saes/parts", to_json(part))
+        with readable(self.address):
+            return from_json(SaeReceived, answer)
 
     def saes(self, model: str = "") -> list[SaeInfo]:
         answer = self._json("GET", f"/v1/saes?model={quote(model, safe='')}")

@@ -27,7 +27,7 @@ from ..protos.model import (
     Tokenized,
     TokenizeRequest,
 )
-from ..protos.saes import LoadSaeRequest, SaeInfo
+from ..protos.saes import LoadSaeRequest, SaeInfo, SaePart, SaeReceived
 from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from ..protos.sweeps import SweepRequest
 from ..protos.tensors import Array, Tensor, numpy_dtype
@@ -138,6 +138,9 @@ class RpcTransport:
 
     def load_sae(self, request: LoadSaeRequest) -> SaeInfo:
         return self._values(SaeInfo, [self._unary("Saes/Load", to_proto(request), pb.SaeInfo)])[0]
+
+    def send_sae(self, part: SaePart) -> SaeReceived:
+        return self._values(SaeReceived, [self._unary("Saes/Send", to_proto(part), pb.SaeReceived)])[0]
 
     def saes(self, model: str = "") -> list[SaeInfo]:
         return self._values(SaeInfo, self._unary("Saes/List", pb.ModelRequest(model=model), pb.SaeList).saes)

@@ -2,24 +2,55 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
-from ..protos.errors import InvalidArgument
-from ..protos.saes import SaeFiles
+from ..protos.errors import InvalidArgument, Unavailable
+from ..protos.saes import SaeFiles, SaePart
+from ..protos.service import Service
+from .progress import progress_bar
+from .transport import Watch
 
 __all__ = ["sae_files"]
 
 CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "sae_weights.safetensors"
+PART_BYTES = 4 << 20
+"""Of a request; weights beyond are sent in parts."""
+MAX_SETBACKS = 3
+"""How often a server may have less than it was sent: somebody else loaded the same file meanwhile, or it lost it."""
 
 
-def sae_files(folder: Path) -> SaeFiles:
-    """The two files that sae-lens writes. Raises InvalidArgument when the folder has them not."""
+def sae_files(folder: Path, service: Service, *, progress: bool = True) -> SaeFiles:
+    """The two files that sae-lens writes, large weights sent ahead. Raises InvalidArgument when the folder has them not."""
     missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]
     if missing:
         raise InvalidArgument(
             f"{folder} has no {' and no '.join(missing)}; give a folder that sae-lens saved an SAE in"
         )
+    weights = folder / WEIGHTS_FILE
     try:
-        return SaeFiles((folder / CONFIG_FILE).read_text(encoding="utf-8"), (folder / WEIGHTS_FILE).read_bytes())
+        config = (folder / CONFIG_FILE).read_text(encoding="utf-8")
+        if not weights.stat().st_size:
+            raise InvalidArgument(f"{weights} is empty; save the SAE again")
+        if weights.stat().st_size <= PART_BYTES:
+            return SaeFiles(config, weights.read_bytes())
+        with progress_bar(f"sending {folder.name}", "bytes", show=progress) as bar:
+            return SaeFiles(config, upload=_send(weights, service, bar))
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidArgument(f"the SAE in {folder} cannot be read: {error}") from None
+
+
+def _send(path: Path, service: Service, watch: Watch) -> str:
+    """Send a file in parts, from where the server has it on; gives its SHA-256."""
+    with path.open("rb") as file:
+        upload, n_bytes = hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
+        there, setbacks = service.send_sae(SaePart(upload, n_bytes)).n_bytes, 0
+        while there < n_bytes:
+            watch(there, n_bytes)
+            file.seek(there)
+            now = service.send_sae(SaePart(upload, n_bytes, there, file.read(PART_BYTES))).n_bytes
+            setbacks += now <= there
+            if setbacks > MAX_SETBACKS:
+                raise Unavailable(f"the server keeps {now:,} of {path.name}'s {n_bytes:,} bytes; send it again")
+            there = now
+    return upload

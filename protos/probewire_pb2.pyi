@@ -1108,12 +1108,32 @@ class LoadSaeRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., source: _Optional[str] = ..., files: _Optional[_Union[SaeFiles, _Mapping]] = ..., site: _Optional[str] = ..., dtype: _Optional[str] = ..., shared: _Optional[bool] = ...) -> None: ...
 
 class SaeFiles(_message.Message):
-    __slots__ = ("config", "weights")
+    __slots__ = ("config", "weights", "upload")
     CONFIG_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    UPLOAD_FIELD_NUMBER: _ClassVar[int]
     config: str
     weights: bytes
-    def __init__(self, config: _Optional[str] = ..., weights: _Optional[bytes] = ...) -> None: ...
+    upload: str
+    def __init__(self, config: _Optional[str] = ..., weights: _Optional[bytes] = ..., upload: _Optional[str] = ...) -> None: ...
+
+class SaePart(_message.Message):
+    __slots__ = ("upload", "n_bytes", "offset", "data")
+    UPLOAD_FIELD_NUMBER: _ClassVar[int]
+    N_BYTES_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    upload: str
+    n_bytes: int
+    offset: int
+    data: bytes
+    def __init__(self, upload: _Optional[str] = ..., n_bytes: _Optional[int] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class SaeReceived(_message.Message):
+    __slots__ = ("n_bytes",)
+    N_BYTES_FIELD_NUMBER: _ClassVar[int]
+    n_bytes: int
+    def __init__(self, n_bytes: _Optional[int] = ...) -> None: ...
 
 class SaeInfo(_message.Message):
     __slots__ = ("name", "model", "site", "architecture", "d_in", "d_sae", "k", "dtype", "hash", "shared", "owner", "source", "n_bytes", "created_s")

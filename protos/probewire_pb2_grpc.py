@@ -685,6 +685,11 @@ class SaesStub:
                 request_serializer=probewire_dot_protos_dot_probewire__pb2.LoadSaeRequest.SerializeToString,
                 response_deserializer=probewire_dot_protos_dot_probewire__pb2.SaeInfo.FromString,
                 _registered_method=True)
+        self.Send = channel.unary_unary(
+                '/probewire.v1.Saes/Send',
+                request_serializer=probewire_dot_protos_dot_probewire__pb2.SaePart.SerializeToString,
+                response_deserializer=probewire_dot_protos_dot_probewire__pb2.SaeReceived.FromString,
+                _registered_method=True)
         self.List = channel.unary_unary(
                 '/probewire.v1.Saes/List',
                 request_serializer=probewire_dot_protos_dot_probewire__pb2.ModelRequest.SerializeToString,
@@ -701,6 +706,12 @@ class SaesServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Load(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Send(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -725,6 +736,11 @@ def add_SaesServicer_to_server(servicer, server):
                     servicer.Load,
                     request_deserializer=probewire_dot_protos_dot_probewire__pb2.LoadSaeRequest.FromString,
                     response_serializer=probewire_dot_protos_dot_probewire__pb2.SaeInfo.SerializeToString,
+            ),
+            'Send': grpc.unary_unary_rpc_method_handler(
+                    servicer.Send,
+                    request_deserializer=probewire_dot_protos_dot_probewire__pb2.SaePart.FromString,
+                    response_serializer=probewire_dot_protos_dot_probewire__pb2.SaeReceived.SerializeToString,
             ),
             'List': grpc.unary_unary_rpc_method_handler(
                     servicer.List,
@@ -764,6 +780,33 @@ class Saes:
             '/probewire.v1.Saes/Load',
             probewire_dot_protos_dot_probewire__pb2.LoadSaeRequest.SerializeToString,
             probewire_dot_protos_dot_probewire__pb2.SaeInfo.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Send(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/probewire.v1.Saes/Send',
+            probewire_dot_protos_dot_probewire__pb2.SaePart.SerializeToString,
+            probewire_dot_protos_dot_probewire__pb2.SaeReceived.FromString,
             options,
             channel_credentials,
             insecure,

@@ -190,6 +190,7 @@ class SaesStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> SaesAsyncStub: ...
     Load: _grpc.UnaryUnaryMultiCallable[_probewire_pb2.LoadSaeRequest, _probewire_pb2.SaeInfo]
+    Send: _grpc.UnaryUnaryMultiCallable[_probewire_pb2.SaePart, _probewire_pb2.SaeReceived]
     List: _grpc.UnaryUnaryMultiCallable[_probewire_pb2.ModelRequest, _probewire_pb2.SaeList]
     Unload: _grpc.UnaryUnaryMultiCallable[_probewire_pb2.SaeRequest, _probewire_pb2.Empty]
 
@@ -197,6 +198,7 @@ class SaesStub:
 class SaesAsyncStub(SaesStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Load: _aio.UnaryUnaryMultiCallable[_probewire_pb2.LoadSaeRequest, _probewire_pb2.SaeInfo]  # type: ignore[assignment]
+    Send: _aio.UnaryUnaryMultiCallable[_probewire_pb2.SaePart, _probewire_pb2.SaeReceived]  # type: ignore[assignment]
     List: _aio.UnaryUnaryMultiCallable[_probewire_pb2.ModelRequest, _probewire_pb2.SaeList]  # type: ignore[assignment]
     Unload: _aio.UnaryUnaryMultiCallable[_probewire_pb2.SaeRequest, _probewire_pb2.Empty]  # type: ignore[assignment]
 
@@ -207,6 +209,13 @@ class SaesServicer(metaclass=_abc_1.ABCMeta):
         request: _probewire_pb2.LoadSaeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_probewire_pb2.SaeInfo, _abc.Awaitable[_probewire_pb2.SaeInfo]]: ...
+
+    @_abc_1.abstractmethod
+    def Send(
+        self,
+        request: _probewire_pb2.SaePart,
+        context: _ServicerContext,
+    ) -> _typing.Union[_probewire_pb2.SaeReceived, _abc.Awaitable[_probewire_pb2.SaeReceived]]: ...
 
     @_abc_1.abstractmethod
     def List(

@@ -2,24 +2,65 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from .errors import InvalidArgument
 
-__all__ = ["LoadSaeRequest", "SaeFiles", "SaeInfo"]
+__all__ = ["LoadSaeRequest", "SaeFiles", "SaeInfo", "SaePart", "SaeReceived"]
 
 MAX_NAME = 200
 MAX_SOURCE = 1000
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
 class SaeFiles:
-    """An SAE sent along, in the sae-lens on-disk format."""
+    """An SAE sent along, in the sae-lens on-disk format: exactly one of weights and upload."""
 
     config: str
     """The text of cfg.json."""
-    weights: bytes
+    weights: bytes = b""
     """The bytes of sae_weights.safetensors."""
+    upload: str = ""
+    """The SHA-256 of sae_weights.safetensors, which was sent in parts before."""
+
+    def __post_init__(self) -> None:
+        if bool(self.weights) == bool(self.upload):
+            raise InvalidArgument(
+                "give exactly one of weights (the bytes of sae_weights.safetensors) and upload (their SHA-256, once they "
+                "were sent in parts)"
+            )
+        if self.upload:
+            _check_sha256(self.upload)
+
+
+@dataclass(frozen=True, slots=True)
+class SaePart:
+    """A part of an SAE's weights, for files beyond what one request may hold."""
+
+    upload: str
+    """SHA-256 of the whole file, in hex."""
+    n_bytes: int
+    """Of the whole file."""
+    offset: int = 0
+    """Where the part begins."""
+    data: bytes = b""
+    """Empty: only ask how much is there."""
+
+    def __post_init__(self) -> None:
+        _check_sha256(self.upload)
+        end = self.offset + len(self.data)
+        if self.offset < 0 or self.n_bytes < 1 or end > self.n_bytes:
+            raise InvalidArgument(f"bytes {self.offset:,} … {end:,} are not of a file of {self.n_bytes:,} bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class SaeReceived:
+    """What a server has of an SAE's weights."""
+
+    n_bytes: int
+    """How many of the file's first bytes: where to go on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,3 +115,8 @@ class SaeInfo:
     n_bytes: int = 0
     created_s: float = 0.0
     """Unix time."""
+
+
+def _check_sha256(upload: str) -> None:
+    if not _SHA256.fullmatch(upload):
+        raise InvalidArgument(f"upload must be a SHA-256 in 64 small hex digits, got {upload[:80]!r}")

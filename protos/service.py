@@ -9,7 +9,7 @@ from .activity import ActivityReport
 from .gradients import GradientsRequest
 from .loading import HealthReport, LoadProgress, LoadRequest
 from .model import Event, GenerateRequest, ModelInfo, RunRequest, StoredCapture, Tokenized, TokenizeRequest
-from .saes import LoadSaeRequest, SaeInfo
+from .saes import LoadSaeRequest, SaeInfo, SaePart, SaeReceived
 from .sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from .sweeps import SweepRequest
 from .tensors import Array
@@ -82,6 +82,10 @@ class Service(Protocol):
 
     def load_sae(self, request: LoadSaeRequest) -> SaeInfo:
         """Load a sparse autoencoder onto a site of a model."""
+        ...
+
+    def send_sae(self, part: SaePart) -> SaeReceived:
+        """Send a part of an SAE's weights, to be loaded once all are there."""
         ...
 
     def saes(self, model: str = "") -> list[SaeInfo]:

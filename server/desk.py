@@ -40,6 +40,7 @@ _RESEARCHER = _VIEWER | {
     "Captures.List",
     "Captures.Delete",
     "Saes.Load",
+    "Saes.Send",
     "Saes.List",
     "Saes.Unload",
 }

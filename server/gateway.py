@@ -13,16 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from ..backends.checkpoints.default_model import DEFAULT_ID, is_default
 from ..protos import probewire_pb2 as pb
-from ..protos.activity import ActivityReport, ModelActivity, WorkerStatus
+from ..protos.activity import ActivityReport
 from ..protos.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
-    ProbewireError,
     ResourceExhausted,
     Unavailable,
 )
@@ -30,7 +27,7 @@ from ..protos.events import FrameAssembler, decode_events
 from ..protos.gradients import GradientsRequest
 from ..protos.loading import HealthReport, LoadProgress, LoadRequest
 from ..protos.model import Event, GenerateRequest, ModelInfo, RunRequest, StoredCapture, Tokenized, TokenizeRequest
-from ..protos.saes import LoadSaeRequest, SaeInfo
+from ..protos.saes import LoadSaeRequest, SaeInfo, SaePart, SaeReceived
 from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from ..protos.sweeps import SweepRequest
 from ..protos.tensors import Tensor
@@ -57,8 +54,6 @@ log = logging.getLogger(__name__)
 _MODELS = "/probewire.v1.Models/"
 
 UPKEEP_S = 5.0
-STATUS_S = 2.0
-"""How long to wait for a worker's status."""
 
 
 class Gateway:
@@ -124,6 +119,7 @@ class Gateway:
                     if self._config.idle_unload_s and worker.idle_s > self._config.idle_unload_s:
                         await worker.sleep()
                 self.store.purge()
+                self.sae_store.uploads.purge()
             except Exception:  # a full disk, say; the next round tries again
                 log.exception("upkeep failed")
 
@@ -308,6 +304,10 @@ class Gateway:
             answer = await worker.unary("/probewire.v1.Saes/Load", _serialised(request), visit.caller)
             return from_proto(SaeInfo, pb.SaeInfo.FromString(answer))
 
+    async def send_sae(self, part: SaePart) -> SaeReceived:
+        with self.desk.visit("Saes.Send") as visit:
+            return await asyncio.to_thread(self.sae_store.receive, visit.caller.user, part)
+
     async def saes(self, model: str) -> list[SaeInfo]:
         return self.sae_store.list(self.desk.check("Saes.List").user, model)
 
@@ -344,7 +344,7 @@ class Gateway:
 
     async def activity(self) -> ActivityReport:
         self.desk.check("Activity.Get")
-        models = await asyncio.gather(*(_model_activity(worker) for worker in self._workers.values()))
+        models = await asyncio.gather(*(worker.activity() for worker in self._workers.values()))
         requests = tuple(visit.activity() for visit in self.desk.visits)
         return ActivityReport(tuple(models), requests, time.monotonic() - self._began_s)
 
@@ -354,25 +354,6 @@ class Gateway:
         ready = sum(is_up(model.state) for model in report.models)
         self.metrics.refresh({model.id: model for model in report.models}, ready, self.store.used_bytes())
         return self.metrics.text()
-
-
-async def _model_activity(worker: Worker) -> ModelActivity:
-    status, memory, info = WorkerStatus(), 0, worker.info
-    if worker.state == "ready":
-        with suppress(ProbewireError):
-            status = await worker.engine_status(STATUS_S)
-    if worker.pid is not None:
-        with suppress(psutil.Error):
-            memory = psutil.Process(worker.pid).memory_info().rss
-    return ModelActivity(
-        id=worker.config.id,
-        state=worker.status,
-        backend=info.backend if info else worker.config.backend,
-        device=info.device if info else "",
-        restarts=worker.restarts,
-        memory_bytes=memory,
-        status=status,
-    )
 
 
 def default_id(model: str) -> str:

@@ -12,7 +12,7 @@ from ..protos.errors import Unsupported
 from ..protos.gradients import GradientsRequest
 from ..protos.loading import HealthReport, LoadProgress, LoadRequest
 from ..protos.model import Event, GenerateRequest, ModelInfo, RunRequest, StoredCapture, Tokenized, TokenizeRequest
-from ..protos.saes import LoadSaeRequest, SaeInfo
+from ..protos.saes import LoadSaeRequest, SaeInfo, SaePart, SaeReceived
 from ..protos.service import InferenceRequest
 from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from ..protos.sweeps import SweepRequest
@@ -112,6 +112,10 @@ class InProcessService:
     def load_sae(self, request: LoadSaeRequest) -> SaeInfo:
         """See Service."""
         return self._model.load_sae(request, local_caller())
+
+    def send_sae(self, part: SaePart) -> SaeReceived:
+        """See Service."""
+        return self._model.saes.receive(LOCAL, part)
 
     def saes(self, model: str = "") -> list[SaeInfo]:
         """See Service."""

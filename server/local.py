@@ -31,7 +31,7 @@ from ..protos.model import (
     Tokenized,
     TokenizeRequest,
 )
-from ..protos.saes import LoadSaeRequest, SaeInfo
+from ..protos.saes import LoadSaeRequest, SaeInfo, SaePart, SaeReceived
 from ..protos.service import InferenceRequest
 from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from ..protos.spec import Plan
@@ -316,6 +316,10 @@ class LocalOperations:
         """See Operations."""
         async with self._one_load:  # each holds an SAE twice, and threads that requests are checked on
             return await asyncio.to_thread(self._model.load_sae, request, current_caller())
+
+    async def send_sae(self, part: SaePart) -> SaeReceived:
+        """See Operations."""
+        return await asyncio.to_thread(self._model.saes.receive, current_caller().user, part)
 
     async def saes(self, model: str) -> list[SaeInfo]:
         """See Operations."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from ..protos.saes import LoadSaeRequest, SaeInfo
+from ..protos.saes import LoadSaeRequest, SaeInfo, SaePart, SaeReceived
 from ..protos.wire import to_json
 from .rest_body import offload, parsed, query, read_object
 from .rest_errors import JsonResponse
@@ -17,7 +17,7 @@ __all__ = ["saes_router"]
 
 
 def saes_router(face: Face) -> APIRouter:
-    """Load, list and unload SAEs."""
+    """Send, load, list and unload SAEs."""
     router = APIRouter()
     operations, schemas = face.operations, face.schemas
 
@@ -32,6 +32,18 @@ def saes_router(face: Face) -> APIRouter:
         body, size = await read_object(request, face.max_body_bytes)
         wanted = await offload(size, parsed, LoadSaeRequest, body)
         return JsonResponse(to_json(await unless_gone(request.receive, operations.load_sae(wanted))))
+
+    @router.post(
+        "/v1/saes/parts",
+        tags=["saes"],
+        summary="Send a part of an SAE's weights, where they are more than one request may hold",
+        openapi_extra=body_doc(schemas.ref(SaePart)),
+        responses=ok("How much is there: where to go on", ("application/json", schemas.ref(SaeReceived))),
+    )
+    async def send(request: Request) -> Response:
+        body, size = await read_object(request, face.max_body_bytes)
+        part = await offload(size, parsed, SaePart, body)
+        return JsonResponse(to_json(await operations.send_sae(part)))
 
     @router.get(
         "/v1/saes",

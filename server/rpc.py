@@ -17,7 +17,7 @@ from ..protos import probewire_pb2 as pb
 from ..protos.errors import DeadlineExceeded, FailedPrecondition, Internal, InvalidArgument, ProbewireError
 from ..protos.loading import LoadRequest
 from ..protos.model import TokenizeRequest
-from ..protos.saes import LoadSaeRequest
+from ..protos.saes import LoadSaeRequest, SaePart
 from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from ..protos.wire import from_proto, parse, to_proto
 from .access import Access
@@ -145,6 +145,7 @@ def _handlers(
         },
         "probewire.v1.Saes": {
             "Load": _unary(calls.load_sae),
+            "Send": _unary(calls.send_sae),
             "List": _unary(calls.saes),
             "Unload": _unary(calls.unload_sae),
         },
@@ -207,6 +208,10 @@ class _Calls:
     async def load_sae(self, request: bytes) -> bytes:
         asked = await asyncio.to_thread(lambda: from_proto(LoadSaeRequest, parse(pb.LoadSaeRequest, request)))
         return to_proto(await self._operations.load_sae(asked)).SerializeToString()
+
+    async def send_sae(self, request: bytes) -> bytes:
+        part = from_proto(SaePart, parse(pb.SaePart, request))
+        return to_proto(await self._operations.send_sae(part)).SerializeToString()
 
     async def saes(self, request: bytes) -> bytes:
         found = await self._operations.saes(parse(pb.ModelRequest, request).model)

@@ -30,14 +30,17 @@ def load_sae(
     sae = source.load(name, request.site, request.dtype, info)
     if sae.n_bytes > store.max_bytes:
         raise InvalidArgument(f"the SAE takes {sae.n_bytes:,} bytes in {sae.dtype}; at most {store.max_bytes:,} fit")
-    return store.put(user, source, sae, info, shared=request.shared, told=request.source or "sent along")
+    item = store.put(user, source, sae, info, shared=request.shared, told=request.source or "sent along")
+    if request.files is not None and request.files.upload:
+        store.uploads.forget(user, request.files.upload)
+    return item
 
 
 def _source(request: LoadSaeRequest, user: User, store: SaeStore, folders: tuple[str, ...]) -> SaeSource:
     if request.files is not None:
-        found = source_of_files(request.files.config.encode(), request.files.weights, f"SAE {request.name!r}")
-        if len(request.files.weights) > store.max_bytes:
-            raise InvalidArgument(f"the SAE has {len(request.files.weights):,} bytes; at most {store.max_bytes:,} fit")
+        weights = request.files.weights or store.uploads.read(user, request.files.upload)
+        found = source_of_files(request.files.config.encode(), weights, f"SAE {request.name!r}")
+        store.check_size(len(weights))
         return found
     folder = allowed_folder(request.source, user, folders)
     if folder is None:

@@ -28,8 +28,9 @@ from ..protos.errors import (
     ResourceExhausted,
 )
 from ..protos.model import ModelInfo
-from ..protos.saes import SaeInfo
+from ..protos.saes import SaeInfo, SaePart, SaeReceived
 from ..protos.wire import from_json, to_json
+from .sae_uploads import SaeUploads
 from .state import ORPHAN_S, State, write_whole
 from .users import User
 
@@ -49,7 +50,21 @@ class SaeStore:
         self._seen = -1
         self._ready: OrderedDict[str, Sae] = OrderedDict()
         self._lock = RLock()
+        self.uploads = SaeUploads(state.uploads)
+        """What was sent in parts and is not loaded yet."""
         self._clear_leftovers()
+
+    def receive(self, user: User, part: SaePart) -> SaeReceived:
+        """Take a part of an SAE's weights. Raises ResourceExhausted where the whole of it would pass a limit."""
+        self.check_size(part.n_bytes)
+        with self._lock:
+            self._check_room(user, part.n_bytes, sent_but=part.upload)
+            return SaeReceived(self.uploads.append(user, part))
+
+    def check_size(self, n_bytes: int) -> None:
+        """Raise InvalidArgument for an SAE's file that is too large."""
+        if n_bytes > self.max_bytes:
+            raise InvalidArgument(f"the SAE has {n_bytes:,} bytes; at most {self.max_bytes:,} fit")
 
     def put(self, user: User, source: SaeSource, sae: Sae, info: ModelInfo, *, shared: bool, told: str) -> SaeInfo:
         """Keep an SAE under a name. Raises FailedPrecondition when the name is taken, ResourceExhausted past a limit."""
@@ -106,14 +121,22 @@ class SaeStore:
         [(n,)] = self._state.rows("SELECT COUNT(*) FROM saes WHERE owner=?", user.name)
         if n >= self.max_saes:
             raise ResourceExhausted(f"{user.name} has {n} SAEs loaded, the most allowed; unload one first")
+        self._check_room(user, item.n_bytes)
+
+    def _check_room(self, user: User, n_bytes: int, *, sent_but: str | None = None) -> None:
+        """Raise ResourceExhausted where one more would pass a limit; with `sent_but`, what was sent in parts counts too, save one."""
         kept = [info for _, _, info in self._all()]
+        own, all_ = sum(i.n_bytes for i in kept if i.owner == user.name), sum(i.n_bytes for i in kept)
+        if sent_but is not None:
+            own += self.uploads.n_bytes(user, but=sent_but)
+            all_ += self.uploads.n_bytes(but=sent_but)
         for limit, used, whose in (
-            (user.limits.store_bytes, sum(i.n_bytes for i in kept if i.owner == user.name), f"{user.name}'s"),
-            (self.max_all_bytes, sum(i.n_bytes for i in kept), "the box's"),
+            (user.limits.store_bytes, own, f"{user.name}'s"),
+            (self.max_all_bytes, all_, "the box's"),
         ):
-            if limit and used + item.n_bytes > limit:
+            if limit and used + n_bytes > limit:
                 raise ResourceExhausted(
-                    f"the SAE takes {item.n_bytes:,} bytes, and {used:,} of {whose} {limit:,} are in use by SAEs; unload "
+                    f"the SAE takes {n_bytes:,} bytes, and {used:,} of {whose} {limit:,} are in use by SAEs; unload "
                     "one, load it in a narrower dtype, or ask for a higher limit"
                 )
 
@@ -184,7 +207,8 @@ class SaeStore:
                 del self._ready[gone]
 
     def _clear_leftovers(self) -> None:
-        """Folders that no row names were left by a process that died between the two."""
+        """Folders that no row names were left by a process that died between the two; files were sent, and never loaded."""
+        self.uploads.purge()
         known = {row[0] for row in self._state.rows("SELECT key FROM saes")}
         for folder in self._state.saes.glob("sae-*"):
             with contextlib.suppress(OSError):

@@ -12,7 +12,7 @@ from ..protos.activity import ActivityReport, WorkerStatus
 from ..protos.gradients import GradientsRequest
 from ..protos.loading import HealthReport, LoadProgress, LoadRequest
 from ..protos.model import Event, GenerateRequest, ModelInfo, RunRequest, StoredCapture, Tokenized, TokenizeRequest
-from ..protos.saes import LoadSaeRequest, SaeInfo
+from ..protos.saes import LoadSaeRequest, SaeInfo, SaePart, SaeReceived
 from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from ..protos.sweeps import SweepRequest
 from ..protos.tensors import Tensor
@@ -81,6 +81,10 @@ class Operations(Protocol):
 
     async def load_sae(self, request: LoadSaeRequest) -> SaeInfo:
         """Load a sparse autoencoder onto a site of a model."""
+        ...
+
+    async def send_sae(self, part: SaePart) -> SaeReceived:
+        """Take a part of an SAE's weights, to be loaded once all are there."""
         ...
 
     async def saes(self, model: str) -> list[SaeInfo]:

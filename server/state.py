@@ -80,9 +80,9 @@ class State:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.captures, self.saes = folder / "captures", folder / "saes"
+        self.captures, self.saes, self.uploads = folder / "captures", folder / "saes", folder / "uploads"
         try:
-            for inside in (self.captures, self.saes):
+            for inside in (self.captures, self.saes, self.uploads):
                 inside.mkdir(parents=True, exist_ok=True, mode=0o700)
             folder.chmod(0o700)  # key hashes and activations are nobody else's business
             self._lock = threading.RLock()

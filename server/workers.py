@@ -10,13 +10,15 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import psutil
+
 from ..protos import probewire_pb2 as pb
-from ..protos.activity import WorkerStatus
+from ..protos.activity import ModelActivity, WorkerStatus
 from ..protos.errors import ProbewireError, Unavailable
 from ..protos.loading import LoadProgress
 from ..protos.model import ModelInfo
@@ -33,6 +35,8 @@ log = logging.getLogger(__name__)
 
 State = Literal["loading", "ready", "restarting", "asleep", "failed", "stopping"]
 
+STATUS_S = 2.0
+"""How long to wait for the engine's status."""
 EXIT_NOTICE_S = 2.0
 """How long after a broken connection we wait to hear that the process is gone."""
 
@@ -127,6 +131,25 @@ class Worker:
         """What its engine does now."""
         answer = await self._ready_channel().unary("/probewire.v1.Worker/Status", b"", timeout_s=timeout_s)
         return from_proto(WorkerStatus, pb.WorkerStatus.FromString(answer))
+
+    async def activity(self) -> ModelActivity:
+        """As `probewire top` shows it."""
+        status, memory = WorkerStatus(), 0
+        if self.state == "ready":
+            with suppress(ProbewireError):
+                status = await self.engine_status(STATUS_S)
+        if self.pid is not None:
+            with suppress(psutil.Error):
+                memory = psutil.Process(self.pid).memory_info().rss
+        return ModelActivity(
+            id=self.config.id,
+            state=self.status,
+            backend=self.info.backend if self.info else self.config.backend,
+            device=self.info.device if self.info else "",
+            restarts=self.restarts,
+            memory_bytes=memory,
+            status=status,
+        )
 
     @contextmanager
     def _used(self) -> Generator[None]:

@@ -73,6 +73,18 @@ class FakeOperations:
     async def delete_capture(self, capture_id: str, model: str) -> None:
         self.service.delete_capture(capture_id, model)
 
+    async def load_sae(self, request: Any) -> Any:
+        return self.service.load_sae(request)
+
+    async def send_sae(self, part: Any) -> Any:
+        return self.service.send_sae(part)
+
+    async def saes(self, model: str) -> Any:
+        return self.service.saes(model)
+
+    async def unload_sae(self, name: str, model: str) -> None:
+        self.service.unload_sae(name, model)
+
     async def create_session(self, request: Any) -> Any:
         return self.service.create_session(request)
 

@@ -45,7 +45,7 @@ from probewire.protos.model import (
     TokenLogprob,
     Usage,
 )
-from probewire.protos.saes import LoadSaeRequest, SaeInfo
+from probewire.protos.saes import LoadSaeRequest, SaeInfo, SaePart, SaeReceived
 from probewire.protos.service import InferenceRequest
 from probewire.protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from probewire.protos.sites import AXES, LAYER_SITES, Site, SitePattern
@@ -84,6 +84,9 @@ class FakeService:
     stored: dict[str, tuple[StoredCapture, Array]] = field(default_factory=dict)
     loaded_saes: dict[str, SaeInfo] = field(default_factory=dict)
     sae_requests: list[LoadSaeRequest] = field(default_factory=list)
+    sent: bytearray = field(default_factory=bytearray)
+    """What there is of an SAE's weights."""
+    sae_parts: list[SaePart] = field(default_factory=list)
     requests: list[InferenceRequest] = field(default_factory=list)
     live: FakeSessions = field(default_factory=FakeSessions)
     before_step: Callable[[int], None] = lambda index: None
@@ -276,6 +279,12 @@ class FakeService:
         name, site = request.name or "sae", request.site or "resid_post.1"
         self.loaded_saes[name] = SaeInfo(name, "fake/model", site, "topk", 8, 32, 4, "float32", "00")
         return self.loaded_saes[name]
+
+    def send_sae(self, part: SaePart) -> SaeReceived:
+        self.sae_parts.append(part)
+        if part.offset == len(self.sent):
+            self.sent += part.data
+        return SaeReceived(len(self.sent))
 
     def saes(self, model: str = "") -> list[SaeInfo]:
         return list(self.loaded_saes.values())

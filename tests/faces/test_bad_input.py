@@ -171,6 +171,8 @@ PATHS = (
     "/v1/chat/completions/with_activations",
     "/v1/activations/hooks",
     "/v1/activations/patch",
+    "/v1/saes",
+    "/v1/saes/parts",
 )
 METHODS = (
     "Inference/Generate",
@@ -187,6 +189,7 @@ METHODS = (
     "Captures/List",
     "Captures/Delete",
     "Saes/Load",
+    "Saes/Send",
     "Saes/List",
     "Saes/Unload",
 )
@@ -218,6 +221,8 @@ def test_unknown_fields_are_refused_by_name(served: Served, path: str) -> None:
     body = {name: body[name] for name in (kept.get(path, "messages"), "model")}
     if path.startswith("/v1/models"):
         body = {"model": "torch"}
+    if path.startswith("/v1/saes"):
+        body = {"upload": "0" * 64, "n_bytes": 1} if path.endswith("parts") else {"source": "planets"}
     if path.startswith("/v1/activations"):
         hook = {"layer_name": "transformer.h.1", "component": "mlp"}
         body = {"hooks": [hook]} if path.endswith("hooks") else {"prompt": PROMPT, "interventions": [hook]}

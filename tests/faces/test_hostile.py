@@ -108,6 +108,7 @@ VALID: dict[str, Any] = {
     "Captures/List": pb.ModelRequest(model="torch"),
     "Captures/Delete": pb.CaptureRequest(id="cap-x"),
     "Saes/Load": pb.LoadSaeRequest(name="n", files=pb.SaeFiles(config='{"d_in": 64}', weights=b"\x08" + bytes(40))),
+    "Saes/Send": pb.SaePart(upload="0" * 64, n_bytes=40, data=bytes(40)),
     "Saes/List": pb.ModelRequest(model="torch"),
     "Saes/Unload": pb.SaeRequest(name="none", model="torch"),
     "Sessions/Create": pb.CreateSessionRequest(plan=_PLAN, model="torch", name="x"),

@@ -103,6 +103,15 @@ def ways_to_ask(name: str) -> dict[str, bytes]:
     return {method: request.SerializeToString() for method, request in requests.items()}
 
 
+def uploads_called(name: str) -> dict[str, bytes]:
+    """What takes the SHA-256 of a file that is sent in parts, with this name instead."""
+    files = pb.SaeFiles(config="{}", upload=name)
+    return {
+        "Saes/Send": pb.SaePart(upload=name, n_bytes=1).SerializeToString(),
+        "Saes/Load": pb.LoadSaeRequest(name="n", model="torch", files=files).SerializeToString(),
+    }
+
+
 def shows_nothing(answer: object, what: object) -> None:
     text = str(answer)
     assert SECRET not in text, what
@@ -120,7 +129,7 @@ def keep(box: Box, user: str) -> tuple[str, str]:
 def test_names_are_never_paths(box: Box) -> None:
     theirs, _ = keep(box, "ada")
     for name in hostile_names(box, theirs):
-        for method, request in ways_to_ask(name).items():
+        for method, request in (ways_to_ask(name) | uploads_called(name)).items():
             code, answer = box.grpc(method, request, "bob")
             assert code in ("NOT_FOUND", "INVALID_ARGUMENT"), (method, name, answer)
             shows_nothing(answer, (method, name))

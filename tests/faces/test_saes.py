@@ -11,7 +11,7 @@ import httpx
 import numpy as np
 import pytest
 
-from probewire.clients import Client, LogProb, SaeInfo, Sampling, capture, edit_latents
+from probewire.clients import Client, LogProb, SaeInfo, Sampling, capture, edit_latents, sae_files
 from probewire.protos.errors import FailedPrecondition, InvalidArgument, NotFound
 from probewire.protos.model import GenerateRequest, Input, RunRequest
 from probewire.protos.spec import Plan
@@ -73,6 +73,19 @@ def test_one_that_is_sent_along(client: Client, model: str, folder: Path) -> Non
     sent = client.load_sae(folder, name="sent", upload=True, dtype="bfloat16", model=model)
     assert (sent.source, sent.dtype) == ("sent along", "bfloat16")
     assert sent.hash == client.load_sae(folder, name="read", upload=False, model=model).hash
+
+
+def test_one_that_is_too_large_for_a_request(
+    client: Client, model: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sae_files, "PART_BYTES", 20_000)
+    sent = client.load_sae(folder, name="sent", upload=True, model=model)
+    assert sent.hash == client.load_sae(folder, name="read", upload=False, model=model).hash
+    top = [capture(SITE, latents=name, top_k=6, id=name) for name in ("sent", "read")]
+    found = client.run(PROMPT, capture=top, model=model).captures
+    for part in ("ids", "values"):
+        sent_rows, read_rows = (getattr(found.hook(name).latents(SITE), part) for name in ("sent", "read"))
+        np.testing.assert_array_equal(sent_rows, read_rows)
 
 
 def test_bad_input(client: Client, model: str, folder: Path, tmp_path: Path) -> None:
@@ -145,6 +158,15 @@ def test_plain_http(served: Served, model: str, folder: Path) -> None:
         body = {"text": PROMPT, "model": model, "hooks": [{"site": SITE, "capture": {"reduce": reduce}}]}
         assert web.post("/v1/run", json=body, params={"tensors": "list"}).status_code == 200
         assert "plain" in [item["name"] for item in web.get("/v1/saes", params={"model": model}).json()["saes"]]
+        raw = (folder / "sae_weights.safetensors").read_bytes()
+        for begin in (0, 30_000):
+            part = {"upload": made.json()["hash"], "n_bytes": len(raw), "offset": begin}
+            part["data"] = base64.b64encode(raw[begin : begin + 30_000]).decode()
+            sent = web.post("/v1/saes/parts", json=part)
+            assert sent.json() == {"n_bytes": min(begin + 30_000, len(raw))}, sent.text
+        in_parts = {"config": files["config"], "upload": made.json()["hash"]}
+        assert web.post("/v1/saes", json={"name": "parts", "model": model, "files": in_parts}).status_code == 200
+        assert web.delete("/v1/saes/parts", params={"model": model}).status_code == 200
         broken = {**files, "weights": "%%%"}
         refused = web.post("/v1/saes", json={"name": "b", "model": model, "files": broken})
         assert (refused.status_code, "not base64" in refused.text) == (422, True)

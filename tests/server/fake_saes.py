@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from probewire.protos.errors import NotFound
-from probewire.protos.saes import LoadSaeRequest, SaeInfo
+from probewire.protos.saes import LoadSaeRequest, SaeInfo, SaePart, SaeReceived
 
 __all__ = ["FakeSaes"]
 
@@ -17,6 +17,9 @@ class FakeSaes:
         name, site = request.name or "sae", request.site or "resid_post.1"
         self.loaded_saes[name] = SaeInfo(name, "fake/model", site, "topk", 8, 32, 4, "float32", "00")
         return self.loaded_saes[name]
+
+    async def send_sae(self, part: SaePart) -> SaeReceived:
+        return SaeReceived(part.offset + len(part.data))
 
     async def saes(self, model: str) -> list[SaeInfo]:
         return list(self.loaded_saes.values())

@@ -17,7 +17,7 @@ from probewire.protos.gradients import GradientsRequest
 from probewire.protos.loading import LoadRequest
 from probewire.protos.metrics import Logit, Target
 from probewire.protos.model import GenerateRequest, Input, RunRequest
-from probewire.protos.saes import LoadSaeRequest
+from probewire.protos.saes import LoadSaeRequest, SaePart
 from probewire.protos.sessions import CreateSessionRequest, UpdateSessionRequest
 from probewire.protos.spec import Plan
 from probewire.protos.sweeps import SweepRequest
@@ -43,6 +43,7 @@ FORBIDDEN: dict[str, Call] = {
     "Captures.Get": lambda it: all_of(it.streams.capture(pb.CaptureRequest(id="cap-1").SerializeToString())),
     "Captures.Delete": lambda it: it.delete_capture("cap-1", ""),
     "Saes.Load": lambda it: it.load_sae(LoadSaeRequest(source="x")),
+    "Saes.Send": lambda it: it.send_sae(SaePart("0" * 64, 1)),
     "Saes.Unload": lambda it: it.unload_sae("x", ""),
     "Sessions.Create": lambda it: it.create_session(CreateSessionRequest()),
     "Sessions.Update": lambda it: it.update_session(UpdateSessionRequest("ses-1")),
