@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..protos.errors import InvalidArgument
 from .connection import add_connection_arguments, connected
-from .sae_texts import TEXTS
+from .sae_texts import TEXTS, add_record_arguments, opened
 
 if TYPE_CHECKING:
     from ..analysis.sae.forgetting_results import Forgetting
@@ -39,6 +39,7 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("texts and questions")
     group.add_argument("--forget-texts", required=True, metavar="PATH", help=f"of what to forget: {TEXTS}")
     group.add_argument("--retain-texts", required=True, metavar="PATH", help="of what to keep, likewise")
+    add_record_arguments(group)
     group.add_argument("--forget-questions", required=True, type=Path, metavar="JSONL", help="on what to forget")
     group.add_argument(
         "--retain-questions",
@@ -97,12 +98,11 @@ def _add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Clamp and ask; prints every configuration and the score."""
-    from ..analysis.sae import corpus
     from ..analysis.sae.forgetting import forgetting
     from ..analysis.sae.questions import load_questions
 
     # All are opened first: a name mistyped shall not be found out after minutes.
-    forget_texts, retain_texts = corpus.of(args.forget_texts), corpus.of(args.retain_texts)
+    forget_texts, retain_texts = opened(args.forget_texts, args), opened(args.retain_texts, args)
     forget = load_questions(args.forget_questions)
     retain = {name: load_questions(path) for name, path in _named(args.retain_questions).items()}
     if args.out is not None:

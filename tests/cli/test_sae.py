@@ -301,6 +301,8 @@ def test_forgetting_is_a_table_and_files(
     assert [len(detail["latents"]) for draw in found["control_details"] for detail in draw] == [2, 4, 2, 4]
     assert (found["eval_config"]["random_seed"], found["eval_config"]["retain_thresholds"]) == (5, [1.0])
     assert (out / "forgetting.png").read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "cats.jsonl").write_text('{"body": "the cat sat on the mat"}\n')
+    command = [*forget_command(trained, tmp_path / "cats.jsonl", questions), "--out", str(out), "--field", "body"]
     assert main([*command, "--thresholds", "1e-9", "--control-draws", "0"]) == 0
     said = capsys.readouterr().out
     assert said.endswith("no configuration could be run, so there is no forgetting.png\n")
@@ -321,6 +323,7 @@ def test_forgetting_refuses_what_cannot_be(
         (forget_command(trained, tmp_path / "none.jsonl", questions), "no file or folder"),
         (forget_command(tmp_path / "sae", texts, questions), "no loaded SAE"),
         ([*command, "--control-draws", "-1"], "control_draws is a whole number of 0 or more"),
+        ([*command, "--field", "body"], "body"),
         ([*command, "--gate", "2"], "gate is a share"),
         ([*command, "--out", str(questions)], "cannot be made a folder"),
     ):
