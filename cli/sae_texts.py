@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..protos.errors import InvalidArgument
 
@@ -33,7 +33,7 @@ def add_text_arguments(parser: argparse.ArgumentParser, *, needed: bool = True) 
     group.add_argument("--held-out", type=float, metavar="SHARE", help="only those")
 
 
-def add_record_arguments(group: Any) -> None:  # argparse names the class of groups for itself alone
+def add_record_arguments(group: argparse._ArgumentGroup) -> None:  # pyright: ignore[reportPrivateUsage]  it has no public name
     """Declare where records hold their texts."""
     group.add_argument("--field", default="text", help="of a record that holds its text (%(default)s)")
     group.add_argument("--split", default="train", help="of a dataset (%(default)s)")
