@@ -15,7 +15,7 @@ from .limits import Limits
 from .sites import dims_of
 from .weights import CheckpointWeights
 
-__all__ = ["Footprint", "check_room", "footprint"]
+__all__ = ["Footprint", "check_free", "check_room", "footprint", "free_bytes"]
 
 HEADROOM = 0.1
 """Of weights and cache together: activations, buffers, the allocator."""
@@ -61,6 +61,16 @@ def check_room(folder: Path, name: str, dtype: str, limits: Limits, free: int | 
             f"loading {name!r} takes about {_gib(need.total)} (weights {_gib(need.weights)}, KV cache of "
             f"{limits.cache_tokens:,} positions {_gib(need.cache)}, and a tenth more), and {_gib(free)} are free; "
             "unload another model, choose a smaller dtype, or lower --cache-tokens"
+        )
+
+
+def check_free(n_bytes: float, what: str) -> None:
+    """Raise FailedPrecondition when something takes more main memory than there is."""
+    free = free_bytes()
+    if free is not None and n_bytes > free:
+        raise FailedPrecondition(
+            f"{what} takes about {_gib(round(n_bytes))} of memory, and {_gib(free)} are free; unload a model, or use a "
+            "narrower dtype"
         )
 
 

@@ -66,9 +66,4 @@ def opened(path: str, args: argparse.Namespace) -> Corpus:
     """The corpus at a path, read as the options of records say. Raises InvalidArgument or NotFound."""
     from ..analysis.sae import corpus
 
-    said = corpus.of(path).description
-    if said["kind"] == "jsonl":
-        return corpus.jsonl(path, args.field, skip_empty=args.skip_empty)
-    if said["kind"] == "folder":
-        return corpus.folder(said["path"], said["pattern"], skip_empty=args.skip_empty)
-    return corpus.dataset(path, args.field, split=args.split, skip_empty=args.skip_empty)
+    return corpus.of(path, args.field, split=args.split, skip_empty=args.skip_empty)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from ..protos.errors import InvalidArgument, Unavailable
+from ..protos.errors import InvalidArgument, ResourceExhausted, Unavailable
 from ..protos.saes import SaeFiles, SaePart
 from ..protos.service import Service
 from .progress import progress_bar
@@ -16,8 +16,10 @@ __all__ = ["sae_files"]
 CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "sae_weights.safetensors"
 PART_BYTES = 4 << 20
 """Of a request; weights beyond are sent in parts."""
+LEAST_BYTES = 256 << 10
+"""Of a part, for servers that take less."""
 MAX_SETBACKS = 3
-"""How often a server may have less than it was sent: somebody else loaded the same file meanwhile, or it lost it."""
+"""How often a server may have less than it was sent: it has lost it, or made room."""
 
 
 def sae_files(folder: Path, service: Service, *, progress: bool = True) -> SaeFiles:
@@ -44,11 +46,20 @@ def _send(path: Path, service: Service, watch: Watch) -> str:
     """Send a file in parts, from where the server has it on; gives its SHA-256."""
     with path.open("rb") as file:
         upload, n_bytes = hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
-        there, setbacks = service.send_sae(SaePart(upload, n_bytes)).n_bytes, 0
+        there, setbacks, size = service.send_sae(SaePart(upload, n_bytes)).n_bytes, 0, PART_BYTES
         while there < n_bytes:
             watch(there, n_bytes)
             file.seek(there)
-            now = service.send_sae(SaePart(upload, n_bytes, there, file.read(PART_BYTES))).n_bytes
+            data = file.read(min(size, n_bytes - there))
+            if not data:
+                raise InvalidArgument(f"{path} changed while it was sent; send it again")
+            try:
+                now = service.send_sae(SaePart(upload, n_bytes, there, data)).n_bytes
+            except ResourceExhausted:  # of one request, perhaps: a server may allow fewer bytes
+                if size <= LEAST_BYTES:
+                    raise
+                size //= 2
+                continue
             setbacks += now <= there
             if setbacks > MAX_SETBACKS:
                 raise Unavailable(f"the server keeps {now:,} of {path.name}'s {n_bytes:,} bytes; send it again")

@@ -54,6 +54,8 @@ log = logging.getLogger(__name__)
 _MODELS = "/probewire.v1.Models/"
 
 UPKEEP_S = 5.0
+SENDS = 2
+"""Parts of SAEs written at once: they shall not hold every thread."""
 
 
 class Gateway:
@@ -75,6 +77,7 @@ class Gateway:
             max_saes=config.limits.max_saes,
             max_all_bytes=config.limits.max_store_bytes,
         )
+        self._sends = asyncio.Semaphore(SENDS)
         self.users = Users(self._state)
         self.metrics = Metrics()
         self._audit = Audit(Path(config.audit) if config.audit else None, prompts=config.audit_prompts)
@@ -306,7 +309,8 @@ class Gateway:
 
     async def send_sae(self, part: SaePart) -> SaeReceived:
         with self.desk.visit("Saes.Send") as visit:
-            return await asyncio.to_thread(self.sae_store.receive, visit.caller.user, part)
+            async with self._sends:
+                return await asyncio.to_thread(self.sae_store.receive, visit.caller.user, part)
 
     async def saes(self, model: str) -> list[SaeInfo]:
         return self.sae_store.list(self.desk.check("Saes.List").user, model)
@@ -314,7 +318,7 @@ class Gateway:
     async def unload_sae(self, name: str, model: str) -> None:
         """The worker lets go of its weights when a hook next names an SAE; what runs with it goes on."""
         with self.desk.visit("Saes.Unload") as visit:
-            visit.model = self.sae_store.delete(visit.caller.user, name, model).model
+            visit.model = (await asyncio.to_thread(self.sae_store.delete, visit.caller.user, name, model)).model
 
     # ---- sessions ----
 

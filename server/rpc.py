@@ -210,7 +210,7 @@ class _Calls:
         return to_proto(await self._operations.load_sae(asked)).SerializeToString()
 
     async def send_sae(self, request: bytes) -> bytes:
-        part = from_proto(SaePart, parse(pb.SaePart, request))
+        part = await asyncio.to_thread(lambda: from_proto(SaePart, parse(pb.SaePart, request)))
         return to_proto(await self._operations.send_sae(part)).SerializeToString()
 
     async def saes(self, request: bytes) -> bytes:

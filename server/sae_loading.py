@@ -6,11 +6,12 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 
 from ..backends.checkpoints.hub import hub_files
+from ..backends.footprint import check_free
 from ..backends.saes import SaeSource, read_folder, source_of_files
-from ..backends.saes.files import CONFIG_FILE, WEIGHTS_FILE
+from ..backends.saes.files import CONFIG_FILE, READING, WEIGHTS_FILE
 from ..protos.errors import InvalidArgument
 from ..protos.model import ModelInfo
-from ..protos.saes import MAX_NAME, LoadSaeRequest, SaeInfo
+from ..protos.saes import MAX_NAME, LoadSaeRequest, SaeFiles, SaeInfo
 from .sae_store import SaeStore, allowed_folder
 from .users import User
 
@@ -27,9 +28,7 @@ def load_sae(
         raise InvalidArgument(
             f"the source {request.source!r} names nothing; give the SAE a name of up to {MAX_NAME} letters"
         )
-    sae = source.load(name, request.site, request.dtype, info)
-    if sae.n_bytes > store.max_bytes:
-        raise InvalidArgument(f"the SAE takes {sae.n_bytes:,} bytes in {sae.dtype}; at most {store.max_bytes:,} fit")
+    sae = source.load(name, request.site, request.dtype, info, store.max_bytes)
     item = store.put(user, source, sae, info, shared=request.shared, told=request.source or "sent along")
     if request.files is not None and request.files.upload:
         store.uploads.forget(user, request.files.upload)
@@ -38,10 +37,7 @@ def load_sae(
 
 def _source(request: LoadSaeRequest, user: User, store: SaeStore, folders: tuple[str, ...]) -> SaeSource:
     if request.files is not None:
-        weights = request.files.weights or store.uploads.read(user, request.files.upload)
-        found = source_of_files(request.files.config.encode(), weights, f"SAE {request.name!r}")
-        store.check_size(len(weights))
-        return found
+        return _sent_along(request.name, request.files, user, store)
     folder = allowed_folder(request.source, user, folders)
     if folder is None:
         repo, revision, path = _hub_parts(request.source)
@@ -49,6 +45,15 @@ def _source(request: LoadSaeRequest, user: User, store: SaeStore, folders: tuple
         snapshot = hub_files(repo, revision, (f"{inside}{CONFIG_FILE}", f"{inside}{WEIGHTS_FILE}"))
         folder = snapshot / path if path else snapshot
     return replace(read_folder(folder, store.max_bytes), what=f"the SAE {request.source}")
+
+
+def _sent_along(name: str, files: SaeFiles, user: User, store: SaeStore) -> SaeSource:
+    found = source_of_files(files.config.encode(), files.weights, f"SAE {name!r}")
+    if not files.upload:
+        store.check_size(len(files.weights))
+        return found
+    check_free(READING * store.sent_size(user, files.upload), f"reading SAE {name!r}")
+    return replace(found, weights=store.sent(user, files.upload))
 
 
 def _hub_parts(source: str) -> tuple[str, str | None, str]:

@@ -49,17 +49,42 @@ class SaeStore:
         self._state = state
         self._seen = -1
         self._ready: OrderedDict[str, Sae] = OrderedDict()
-        self._lock = RLock()
+        self._lock, self._sending = RLock(), RLock()
         self.uploads = SaeUploads(state.uploads)
         """What was sent in parts and is not loaded yet."""
         self._clear_leftovers()
 
     def receive(self, user: User, part: SaePart) -> SaeReceived:
-        """Take a part of an SAE's weights. Raises ResourceExhausted where the whole of it would pass a limit."""
+        """Take a part of an SAE's weights. Raises ResourceExhausted where the whole of it would pass a limit.
+
+        Of one that the user has loaded already, nothing need be sent.
+        """
         self.check_size(part.n_bytes)
-        with self._lock:
-            self._check_room(user, part.n_bytes, sent_but=part.upload)
+        if self._loaded(user, part.upload) is not None:
+            return SaeReceived(part.n_bytes)
+        with self._sending:
+            self._check_room(user, part.n_bytes, part.upload, "save it in a narrower dtype")
             return SaeReceived(self.uploads.append(user, part))
+
+    def sent(self, user: User, upload: str) -> bytes:
+        """Weights by their SHA-256: sent in parts, or of an SAE that the user has loaded."""
+        try:
+            return self.uploads.read(user, upload)
+        except NotFound:
+            found = self._loaded(user, upload)
+            if found is None:
+                raise
+            return read_folder(found, self.max_bytes).weights
+
+    def sent_size(self, user: User, upload: str) -> int:
+        """How many bytes of them there are."""
+        found = self._loaded(user, upload)
+        return self.uploads.size(user, upload) if found is None else (found / WEIGHTS_FILE).stat().st_size
+
+    def _loaded(self, user: User, upload: str) -> Path | None:
+        rows = self._rows(user.name, "")
+        key = next((key for key, _, item in rows if item.owner == user.name and item.hash == upload), None)
+        return None if key is None else self._state.saes / key
 
     def check_size(self, n_bytes: int) -> None:
         """Raise InvalidArgument for an SAE's file that is too large."""
@@ -121,23 +146,24 @@ class SaeStore:
         [(n,)] = self._state.rows("SELECT COUNT(*) FROM saes WHERE owner=?", user.name)
         if n >= self.max_saes:
             raise ResourceExhausted(f"{user.name} has {n} SAEs loaded, the most allowed; unload one first")
-        self._check_room(user, item.n_bytes)
+        self._check_room(user, item.n_bytes, item.hash, "load it in a narrower dtype")
 
-    def _check_room(self, user: User, n_bytes: int, *, sent_but: str | None = None) -> None:
-        """Raise ResourceExhausted where one more would pass a limit; with `sent_but`, what was sent in parts counts too, save one."""
+    def _check_room(self, user: User, n_bytes: int, upload: str, narrower: str) -> None:
+        """Raise ResourceExhausted where one more would pass a limit; what was sent and not loaded counts, save this one."""
         kept = [info for _, _, info in self._all()]
-        own, all_ = sum(i.n_bytes for i in kept if i.owner == user.name), sum(i.n_bytes for i in kept)
-        if sent_but is not None:
-            own += self.uploads.n_bytes(user, but=sent_but)
-            all_ += self.uploads.n_bytes(but=sent_but)
-        for limit, used, whose in (
-            (user.limits.store_bytes, own, f"{user.name}'s"),
-            (self.max_all_bytes, all_, "the box's"),
+        for limit, whose, owner in (
+            (user.limits.store_bytes, f"{user.name}'s", user),
+            (self.max_all_bytes, "the box's", None),
         ):
-            if limit and used + n_bytes > limit:
+            loaded = sum(item.n_bytes for item in kept if owner is None or item.owner == owner.name)
+            sent = self.uploads.n_bytes(owner, but=(user, upload))
+            if limit and loaded + sent + n_bytes > limit and sent and self.uploads.forget_idle(user, but=upload):
+                sent = self.uploads.n_bytes(owner, but=(user, upload))
+            if limit and loaded + sent + n_bytes > limit:
+                waiting = f" ({sent:,} of them sent and not loaded yet)" if sent else ""
                 raise ResourceExhausted(
-                    f"the SAE takes {n_bytes:,} bytes, and {used:,} of {whose} {limit:,} are in use by SAEs; unload "
-                    "one, load it in a narrower dtype, or ask for a higher limit"
+                    f"the SAE takes {n_bytes:,} bytes, and {loaded + sent:,} of {whose} {limit:,} are in use by SAEs"
+                    f"{waiting}; unload one, {narrower}, or ask for a higher limit"
                 )
 
     def list(self, user: User, model: str = "") -> list[SaeInfo]:

@@ -72,8 +72,11 @@ Texts = Corpus | str | Path | Iterable[str]
 """A corpus; a path to a .jsonl, .txt, .parquet or .arrow file or a folder; or the texts themselves."""
 
 
-def of(source: Texts) -> Corpus:
-    """The corpus that `source` stands for; a text alone is taken for a path, so put texts in a list."""
+def of(source: Texts, field: str = "text", *, split: str = "train", skip_empty: bool = False) -> Corpus:
+    """The corpus that `source` stands for; a text alone is taken for a path, so put texts in a list.
+
+    `field`, `split` and `skip_empty` say how a path is read, where they apply.
+    """
     if isinstance(source, Corpus):
         return source
     if not isinstance(source, (str, Path)):
@@ -84,10 +87,12 @@ def of(source: Texts) -> Corpus:
             f"no file or folder {str(source)[:200]!r}; give a path, a list of texts, or corpus.dataset(…) for one on the hub"
         )
     if path.suffix == ".jsonl":
-        return jsonl(path)
+        return jsonl(path, field, skip_empty=skip_empty)
     if path.is_dir() and not (path / "dataset_info.json").exists() and not (path / "dataset_dict.json").exists():
-        return folder(path)
-    return folder(path.parent, pattern=path.name) if path.suffix == ".txt" else dataset(path)
+        return folder(path, skip_empty=skip_empty)
+    if path.suffix == ".txt":
+        return folder(path.parent, path.name, skip_empty=skip_empty)
+    return dataset(path, field, split=split, skip_empty=skip_empty)
 
 
 def texts(source: Iterable[str], name: str = "texts") -> Corpus:

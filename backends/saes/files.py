@@ -16,6 +16,7 @@ from ...protos.errors import InvalidArgument, NotFound
 from ...protos.model import ModelInfo
 from ...protos.sites import ATTENTION_SITES, HEAD_SITES, Site, SitePattern
 from ...protos.tensors import FLOAT_DTYPES, Array, Tensor, numpy_dtype
+from ..footprint import check_free
 from .sae import Sae
 
 __all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "SaeSource", "read_folder", "source_of_files"]
@@ -29,6 +30,8 @@ _ENCODERS = {
     "jumprelu": ("b_enc", "threshold"),
     "gated": ("b_gate", "b_mag", "r_mag"),
 }
+READING = 2.5
+"""Bytes of memory to a byte of a weights file while it is read: the file, its tensors, what is found out about them."""
 _PROCESSING = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
 _NORMS = ("none", "layer_norm", "constant_norm_rescale")
 _FOLDED = ("expected_average_only_in", "covariance_whitening")
@@ -54,8 +57,11 @@ class SaeSource:
         """SHA-256 of the weights file."""
         return hashlib.sha256(self.weights).hexdigest()
 
-    def load(self, name: str, site: str, dtype: str, info: ModelInfo) -> Sae:
-        """Put it on a site of a model (empty: the one its config names). Raises InvalidArgument with the reason."""
+    def load(self, name: str, site: str, dtype: str, info: ModelInfo, max_bytes: int | None = None) -> Sae:
+        """Put it on a site of a model (empty: the one its config names). Raises InvalidArgument with the reason.
+
+        `max_bytes`: of the weights in `dtype`.
+        """
         found = _site(site or _own_site(self.config, self.what), info, self.what)
         architecture = str(self.config.get("architecture") or "standard")
         if architecture not in _ENCODERS:
@@ -72,10 +78,12 @@ class SaeSource:
         chosen = _dtype(dtype, arrays["W_enc"], self.what)
         if chosen == "float64" and info.backend == "mlx" and "gpu" in info.device:
             raise InvalidArgument(f"{self.what} cannot work in float64 on {info.device}; load it with dtype='float32'")
+        _check_size({key: arrays[key] for key in wanted}, chosen, max_bytes, self.what)
         with np.errstate(over="ignore"):
-            kept = {key: arrays[key].astype(numpy_dtype(chosen)) for key in wanted}
-            if architecture == "gated":
-                kept["scale_mag"] = np.exp(arrays["r_mag"].astype(np.float64)).astype(numpy_dtype(chosen))
+            gated = np.exp(arrays["r_mag"].astype(np.float64)) if architecture == "gated" else None
+            kept = {key: arrays.pop(key).astype(numpy_dtype(chosen), copy=False) for key in wanted}
+            if gated is not None:
+                kept["scale_mag"] = gated.astype(numpy_dtype(chosen))
                 del kept["r_mag"]
         rescale = architecture == "topk" and bool(self.config.get("rescale_acts_by_decoder_norm", False))
         _check_kept(kept, chosen, self.what, rescale=rescale)
@@ -175,7 +183,7 @@ def _weights(data: bytes, what: str) -> dict[str, Array]:
     for key, entry in found.items():
         if entry["dtype"] not in _DTYPES:
             raise InvalidArgument(f"{what}: {key} has dtype {entry['dtype']}; allowed: {', '.join(FLOAT_DTYPES)}")
-        arrays[key] = Tensor(_DTYPES[entry["dtype"]], tuple(entry["shape"]), bytes(entry["data"])).numpy()
+        arrays[key] = Tensor(_DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data"]).numpy()
     return arrays
 
 
@@ -199,7 +207,7 @@ def _check_arrays(arrays: dict[str, Array], wanted: dict[str, tuple[int, ...]], 
             raise InvalidArgument(f"{what} has no {key}; an SAE of its architecture has {', '.join(wanted)}")
         if arrays[key].shape != shape:
             raise InvalidArgument(f"{what}: {key} has shape {list(arrays[key].shape)}, it must be {list(shape)}")
-        if not np.isfinite(arrays[key].astype(np.float32)).all():
+        if not np.isfinite(arrays[key]).all():
             raise InvalidArgument(
                 f"{what}: {key} holds NaN or infinite numbers; its training failed, or its file is damaged"
             )
@@ -211,9 +219,17 @@ def _check_arrays(arrays: dict[str, Array], wanted: dict[str, tuple[int, ...]], 
         )
 
 
+def _check_size(arrays: dict[str, Array], dtype: str, max_bytes: int | None, what: str) -> None:
+    n_bytes = sum(array.size for array in arrays.values()) * numpy_dtype(dtype).itemsize
+    if max_bytes is not None and n_bytes > max_bytes:
+        raise InvalidArgument(f"{what} takes {n_bytes:,} bytes in {dtype}; at most {max_bytes:,} fit")
+    if n_bytes > sum(array.nbytes for array in arrays.values()):
+        check_free(n_bytes, f"{what} in {dtype}")
+
+
 def _check_kept(kept: dict[str, Array], dtype: str, what: str, *, rescale: bool) -> None:
     for key, array in kept.items():
-        if not np.isfinite(array.astype(np.float64)).all():
+        if not np.isfinite(array).all():
             raise InvalidArgument(f"{what}: {key} holds numbers beyond {dtype}; load it in another dtype")
     if rescale and not kept["W_dec"].astype(np.float32).any(axis=1).all():
         raise InvalidArgument(f"{what} rescales latents by their decoder norms, and some of these are zero")

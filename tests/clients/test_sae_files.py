@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fake_service import FakeService
 
-from probewire.clients import Client, InvalidArgument, Unavailable, sae_files as module
+from probewire.clients import Client, InvalidArgument, ResourceExhausted, Unavailable, sae_files as module
 from probewire.protos.saes import SaePart, SaeReceived
 from tests.saes import write_sae
 
@@ -65,6 +65,41 @@ def test_a_server_that_loses_what_it_gets_is_not_sent_to_for_ever(
     ):
         client.load_sae(folder, upload=True)
     assert len(service.sae_parts) < 9
+
+
+def test_a_server_that_takes_less_gets_smaller_parts(
+    client: Client, service: FakeService, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = service.send_sae
+
+    def small(part: SaePart) -> SaeReceived:
+        if len(part.data) > most:
+            raise ResourceExhausted(f"a request has at most {most} bytes")
+        return kept(part)
+
+    monkeypatch.setattr(service, "send_sae", small)
+    monkeypatch.setattr(module, "LEAST_BYTES", 3_000)
+    most = 6_000
+    client.load_sae(folder, upload=True)
+    assert bytes(service.sent) == weights(folder)
+    most = 1_000
+    service.sent.clear()
+    with pytest.raises(ResourceExhausted, match="at most 1000 bytes"):
+        client.load_sae(folder, upload=True)
+
+
+def test_a_file_that_shrinks_while_it_is_sent(
+    client: Client, service: FakeService, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = service.send_sae
+
+    def shrinking(part: SaePart) -> SaeReceived:
+        (folder / "sae_weights.safetensors").write_bytes(bytes(10))
+        return kept(part)
+
+    monkeypatch.setattr(service, "send_sae", shrinking)
+    with pytest.raises(InvalidArgument, match=r"sae_weights\.safetensors changed while it was sent"):
+        client.load_sae(folder, upload=True)
 
 
 def test_no_weights(client: Client, folder: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -75,17 +77,32 @@ def test_one_that_is_sent_along(client: Client, model: str, folder: Path) -> Non
     assert sent.hash == client.load_sae(folder, name="read", upload=False, model=model).hash
 
 
+@pytest.fixture
+def unsent(tmp_path: Path) -> Path:
+    """Of weights that the server has nowhere, and so does not call sent."""
+    return write_sae(tmp_path / "unsent", seed=1)
+
+
 def test_one_that_is_too_large_for_a_request(
-    client: Client, model: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+    client: Client, model: str, unsent: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sae_files, "PART_BYTES", 20_000)
-    sent = client.load_sae(folder, name="sent", upload=True, model=model)
-    assert sent.hash == client.load_sae(folder, name="read", upload=False, model=model).hash
+    sent = client.load_sae(unsent, name="sent", upload=True, model=model)
+    assert sent.hash == client.load_sae(unsent, name="read", upload=False, model=model).hash
     top = [capture(SITE, latents=name, top_k=6, id=name) for name in ("sent", "read")]
     found = client.run(PROMPT, capture=top, model=model).captures
     for part in ("ids", "values"):
         sent_rows, read_rows = (getattr(found.hook(name).latents(SITE), part) for name in ("sent", "read"))
         np.testing.assert_array_equal(sent_rows, read_rows)
+
+
+def test_one_that_is_sent_several_times_at_once(
+    client: Client, model: str, unsent: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sae_files, "PART_BYTES", 20_000)
+    with ThreadPoolExecutor(3) as pool:
+        sent = pool.map(lambda name: client.load_sae(unsent, name=name, upload=True, model=model), "abc")
+        assert {info.hash for info in sent} == {client.load_sae(unsent, name="read", upload=False, model=model).hash}
 
 
 def test_bad_input(client: Client, model: str, folder: Path, tmp_path: Path) -> None:
@@ -144,13 +161,22 @@ def test_every_face_gives_the_same_latents(way: str, name: str, served: Served, 
     require_same(WAYS[way](served, request), raw_grpc(served, request), openai=way in GENERATE_ONLY)
 
 
-def test_plain_http(served: Served, model: str, folder: Path) -> None:
+def test_plain_http(served: Served, model: str, folder: Path, unsent: Path) -> None:
     """As somebody without our client would: JSON in, JSON out."""
     files = {
         "config": (folder / "cfg.json").read_text(),
         "weights": base64.b64encode((folder / "sae_weights.safetensors").read_bytes()).decode(),
     }
     with httpx.Client(base_url=served.http, timeout=DEADLINE_S) as web:
+        raw = (unsent / "sae_weights.safetensors").read_bytes()
+        for begin in (0, 30_000):
+            part = {"upload": sha256(raw).hexdigest(), "n_bytes": len(raw), "offset": begin}
+            part["data"] = base64.b64encode(raw[begin : begin + 30_000]).decode()
+            sent = web.post("/v1/saes/parts", json=part)
+            assert sent.json() == {"n_bytes": min(begin + 30_000, len(raw))}, sent.text
+        in_parts = {"config": (unsent / "cfg.json").read_text(), "upload": part["upload"]}
+        assert web.post("/v1/saes", json={"name": "parts", "model": model, "files": in_parts}).status_code == 200
+        assert web.delete("/v1/saes/parts", params={"model": model}).status_code == 200
         made = web.post("/v1/saes", json={"name": "plain", "model": model, "files": files})
         assert made.status_code == 200, made.text
         assert made.json()["d_sae"] == 96
@@ -158,15 +184,6 @@ def test_plain_http(served: Served, model: str, folder: Path) -> None:
         body = {"text": PROMPT, "model": model, "hooks": [{"site": SITE, "capture": {"reduce": reduce}}]}
         assert web.post("/v1/run", json=body, params={"tensors": "list"}).status_code == 200
         assert "plain" in [item["name"] for item in web.get("/v1/saes", params={"model": model}).json()["saes"]]
-        raw = (folder / "sae_weights.safetensors").read_bytes()
-        for begin in (0, 30_000):
-            part = {"upload": made.json()["hash"], "n_bytes": len(raw), "offset": begin}
-            part["data"] = base64.b64encode(raw[begin : begin + 30_000]).decode()
-            sent = web.post("/v1/saes/parts", json=part)
-            assert sent.json() == {"n_bytes": min(begin + 30_000, len(raw))}, sent.text
-        in_parts = {"config": files["config"], "upload": made.json()["hash"]}
-        assert web.post("/v1/saes", json={"name": "parts", "model": model, "files": in_parts}).status_code == 200
-        assert web.delete("/v1/saes/parts", params={"model": model}).status_code == 200
         broken = {**files, "weights": "%%%"}
         refused = web.post("/v1/saes", json={"name": "b", "model": model, "files": broken})
         assert (refused.status_code, "not base64" in refused.text) == (422, True)

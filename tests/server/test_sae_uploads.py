@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from pathlib import Path
 
 import pytest
 
-from probewire.protos.errors import InvalidArgument, NotFound, ResourceExhausted
+from probewire.backends import footprint
+from probewire.protos.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from probewire.protos.model import ModelInfo, SiteInfo
 from probewire.protos.saes import LoadSaeRequest, SaeFiles, SaeInfo, SaePart
 from probewire.server.sae_loading import load_sae
 from probewire.server.sae_store import SaeStore
-from probewire.server.sae_uploads import MAX_UPLOADS
+from probewire.server.sae_uploads import IDLE_S, MAX_UPLOADS
 from probewire.server.state import State
 from probewire.server.users import User, UserLimits
 from tests.saes import write_sae
@@ -52,9 +54,9 @@ def send(
     return name
 
 
-def load(store: SaeStore, user: User, folder: Path, upload: str, site: str = "") -> SaeInfo:
+def load(store: SaeStore, user: User, folder: Path, upload: str, *, site: str = "", name: str = "a") -> SaeInfo:
     files = SaeFiles((folder / "cfg.json").read_text(), upload=upload)
-    return load_sae(LoadSaeRequest("a", files=files, site=site), user, INFO, store, ())
+    return load_sae(LoadSaeRequest(name, files=files, site=site), user, INFO, store, ())
 
 
 def test_what_came_in_parts_is_loaded_and_let_go_of(store: SaeStore, folder: Path) -> None:
@@ -118,21 +120,80 @@ def test_bytes_are_bounded_before_they_come(tmp_path: Path) -> None:
     send(store, ADA, bytes(70_000))
 
 
-def test_files_of_a_user_are_bounded(store: SaeStore) -> None:
+def test_what_is_announced_counts_before_it_is_there(tmp_path: Path) -> None:
+    store = SaeStore(State(tmp_path / "state"), max_bytes=100_000, max_saes=9, max_all_bytes=100_000)
+    send(store, ADA, bytes(70_000), end=10_000)
+    with pytest.raises(
+        ResourceExhausted, match=r"70,000 of the box's 100,000 .* \(70,000 of them sent and not loaded yet\)"
+    ):
+        send(store, BOB, bytes(40_000), end=10_000)
+
+
+def test_the_same_file_of_two_users_counts_twice(tmp_path: Path) -> None:
+    store = SaeStore(State(tmp_path / "state"), max_bytes=100_000, max_saes=9, max_all_bytes=100_000)
+    send(store, ADA, bytes(60_000))
+    with pytest.raises(ResourceExhausted, match="60,000 of the box's 100,000"):
+        send(store, BOB, bytes(60_000))
+
+
+def test_what_was_sent_counts_when_another_is_loaded(store: SaeStore, folder: Path, tmp_path: Path) -> None:
+    eve = User("eve", "researcher", UserLimits(store_bytes=100_000))
+    left = send(store, eve, bytes(60_000))
+    files = SaeFiles((folder / "cfg.json").read_text(), weights(folder))
+    with pytest.raises(ResourceExhausted, match="60,000 of eve's 100,000"):
+        load_sae(LoadSaeRequest("a", files=files), eve, INFO, store, ())
+    age(tmp_path, left, IDLE_S + 5)
+    assert load_sae(LoadSaeRequest("a", files=files), eve, INFO, store, ()).name == "a", "what is left alone makes room"
+    assert store.uploads.n_bytes() == 0
+
+
+def age(tmp_path: Path, upload: str, by_s: float) -> None:
+    """As if a file had had its last part so long ago."""
+    [path] = (tmp_path / "state" / "uploads").glob(f"*/{upload}")
+    os.utime(path, (time.time() - by_s,) * 2)
+
+
+def test_what_is_loaded_need_not_be_sent_again(store: SaeStore, folder: Path) -> None:
+    data = weights(folder)
+    upload = send(store, ADA, data)
+    load(store, ADA, folder, upload)
+    assert store.receive(ADA, SaePart(upload, len(data))).n_bytes == len(data)
+    assert store.receive(BOB, SaePart(upload, len(data))).n_bytes == 0
+    with pytest.raises(FailedPrecondition, match="you have an SAE 'a'"):
+        load(store, ADA, folder, upload)
+    assert load(store, ADA, folder, upload, name="b").hash == upload
+
+
+def test_no_file_is_read_that_memory_cannot_hold(
+    store: SaeStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = send(store, ADA, weights(folder))
+    monkeypatch.setattr(footprint, "free_bytes", lambda: 100_000)
+    monkeypatch.setattr(store, "sent", lambda *_: pytest.fail("it was read"))
+    with pytest.raises(FailedPrecondition, match=r"reading SAE 'a' takes about .* of memory, and .* are free"):
+        load(store, ADA, folder, upload)
+
+
+def test_files_of_a_user_are_bounded(store: SaeStore, tmp_path: Path) -> None:
     for n in range(MAX_UPLOADS):
         send(store, ADA, bytes([n]))
-    with pytest.raises(ResourceExhausted, match=f"ada has sent {MAX_UPLOADS} SAEs and loaded none"):
+    with pytest.raises(ResourceExhausted, match=f"ada is sending {MAX_UPLOADS} SAEs at once"):
         send(store, ADA, bytes([MAX_UPLOADS]))
     send(store, BOB, b"his")
+    age(tmp_path, sha256(bytes([3])), IDLE_S + 5)
+    send(store, ADA, bytes([MAX_UPLOADS]))
+    assert store.uploads.size(ADA, sha256(bytes([3]))) == 0
 
 
 def test_what_nobody_adds_to_is_forgotten(store: SaeStore, tmp_path: Path) -> None:
     old, young = send(store, ADA, b"old"), send(store, ADA, b"young")
-    [path] = (tmp_path / "state" / "uploads").glob(f"*/{old}")
-    os.utime(path, (0, 0))
+    age(tmp_path, old, 3700)
     store.uploads.purge()
     assert store.receive(ADA, SaePart(old, 3)).n_bytes == 0
     assert store.receive(ADA, SaePart(young, 5)).n_bytes == 5
+    age(tmp_path, young, 3700)
+    store.uploads.purge()
+    assert list((tmp_path / "state" / "uploads").iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,15 @@ def test_all_sources_give_the_same_documents(tmp_path: Path) -> None:
     assert _texts(corpus.of(folder / "c.txt")) == TEXTS[2:]
 
 
+def test_a_path_is_read_as_it_is_said(tmp_path: Path) -> None:
+    datasets: Any = import_module("datasets")
+    made = datasets.Dataset.from_dict({"body": TEXTS})
+    made.to_parquet(tmp_path / "all.parquet")
+    datasets.DatasetDict({"test": made}).save_to_disk(str(tmp_path / "saved"))
+    for path, options in (("all.parquet", {}), ("saved", {"split": "test"})):
+        assert _texts(corpus.of(tmp_path / path, "body", **options)) == TEXTS
+
+
 def test_a_parquet_file_can_be_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets: Any = import_module("datasets")
 

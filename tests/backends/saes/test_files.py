@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from probewire.backends import footprint
 from probewire.backends.saes import read_folder, source_of_files
-from probewire.protos.errors import InvalidArgument, NotFound
+from probewire.protos.errors import FailedPrecondition, InvalidArgument, NotFound
 from probewire.protos.model import ModelInfo, SiteInfo
 from tests.saes import write_sae
 
@@ -125,6 +126,17 @@ def test_a_folder_that_is_none(tmp_path: Path) -> None:
 def test_a_file_beyond_the_limit_is_not_read(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="at most 100 are allowed"):
         read_folder(write_sae(tmp_path / "sae"), 100)
+
+
+def test_what_a_dtype_would_take_is_known_before_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = read_folder(write_sae(tmp_path / "sae"), 100_000)  # 50 kB
+    assert source.load("a", "", "auto", INFO, 60_000).dtype == "float32"
+    with pytest.raises(InvalidArgument, match=r"takes [\d,]+ bytes in float64; at most 60,000 fit"):
+        source.load("a", "", "float64", INFO, 60_000)
+    monkeypatch.setattr(footprint, "free_bytes", lambda: 80_000)
+    assert source.load("a", "", "bfloat16", INFO).dtype == "bfloat16"
+    with pytest.raises(FailedPrecondition, match=r"in float64 takes about .* of memory, and .* are free"):
+        source.load("a", "", "float64", INFO)
 
 
 def test_weights_cut_short(tmp_path: Path) -> None:
