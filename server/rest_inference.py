@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -55,46 +55,26 @@ def inference_router(face: Face) -> APIRouter:
     router = APIRouter(tags=["inference"])
     operations = face.operations
 
-    @router.post(
-        "/v1/generate",
-        summary="Sample a continuation, reading and editing on the way",
-        openapi_extra=body_doc(_body_schema(face, GenerateRequest)),
-        responses=_answers(face),
-    )
-    async def generate(request: Request) -> Response:
-        value, options = await _decoded(request, face, GenerateRequest)
-        return await _answered(request, Watched(operations.generate(value), value.inputs), options)
+    def serve(
+        name: str, cls: type[RequestT], start: Callable[[RequestT], AsyncIterator[list[Event]]], told: str
+    ) -> None:
+        async def answer(request: Request) -> Response:
+            value, options = await _decoded(request, face, cls)
+            return await _answered(request, Watched(start(value), value.inputs), options)
 
-    @router.post(
-        "/v1/run",
-        summary="One forward pass, reading and editing on the way",
-        openapi_extra=body_doc(_body_schema(face, RunRequest)),
-        responses=_answers(face),
-    )
-    async def run(request: Request) -> Response:
-        value, options = await _decoded(request, face, RunRequest)
-        return await _answered(request, Watched(operations.run(value), value.inputs), options)
+        answer.__name__ = name  # OpenAPI names the operation after it
+        schema = body_doc(_body_schema(face, cls))
+        router.post(f"/v1/{name}", summary=told, openapi_extra=schema, responses=_answers(face))(answer)
 
-    @router.post(
-        "/v1/gradients",
-        summary="Gradients of a metric at any sites, under the rules of a linearised backward pass",
-        openapi_extra=body_doc(_body_schema(face, GradientsRequest)),
-        responses=_answers(face),
+    serve("generate", GenerateRequest, operations.generate, "Sample a continuation, reading and editing on the way")
+    serve("run", RunRequest, operations.run, "One forward pass, reading and editing on the way")
+    serve(
+        "gradients",
+        GradientsRequest,
+        operations.gradients,
+        "Gradients of a metric at any sites, under the rules of a linearised backward pass",
     )
-    async def gradients(request: Request) -> Response:
-        value, options = await _decoded(request, face, GradientsRequest)
-        return await _answered(request, Watched(operations.gradients(value), value.inputs), options)
-
-    @router.post(
-        "/v1/sweep",
-        summary="What each of many plans does to a metric",
-        openapi_extra=body_doc(_body_schema(face, SweepRequest)),
-        responses=_answers(face),
-    )
-    async def sweep(request: Request) -> Response:
-        value, options = await _decoded(request, face, SweepRequest)
-        return await _answered(request, Watched(operations.sweep(value), value.inputs), options)
-
+    serve("sweep", SweepRequest, operations.sweep, "What each of many plans does to a metric")
     return router
 
 
