@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import html
-import json
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..page import page
 from .graph import Graph, Node
 from .influence import Pruned, cumulative, edge_influence, node_influence
 
@@ -26,26 +24,8 @@ def graph_page(graph: Graph | Pruned, path: str | Path | None = None, *, title: 
     The sliders keep nodes and links by cumulative influence, as `prune` does; of a pruned graph, nodes by their
     influence in the whole. Up to a thousand nodes stay quick. Raises InvalidArgument when no logit has a probability.
     """
-    data = json.dumps(_data(graph, title), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    # Within a script element only "<" could end it or begin a comment.
-    parts = {
-        "title": html.escape(title or _title(graph)),
-        "style": _asset("graph_page.css"),
-        "script": _asset("graph_page.js"),
-        "data": data.replace("<", "\\u003c"),
-    }
-    head, *pieces = _asset("graph_page.html").split("{{")
-    page = head
-    for piece in pieces:  # one pass, so that nothing inside the data is taken for a place to fill
-        name, _, rest = piece.partition("}}")
-        page += parts[name] + rest
-    if path is not None:
-        Path(path).write_text(page, encoding="utf-8")
-    return page
-
-
-def _asset(name: str) -> str:
-    return files(__package__ or "probewire.analysis.attribution").joinpath(name).read_text(encoding="utf-8")
+    title = title or _title(graph)
+    return page(__package__ or "probewire.analysis.attribution", "graph_page", title, _data(graph, title), path)
 
 
 def _title(graph: Graph | Pruned) -> str:
@@ -59,7 +39,7 @@ def _data(graph: Graph | Pruned, title: str) -> dict[str, Any]:
     links, threshold = _links(whole)
     info = whole.info
     return {
-        "title": title or _title(whole),
+        "title": title,
         "prompt": whole.prompt,
         "tokens": list(whole.tokens),
         "n_layers": info.n_layers,

