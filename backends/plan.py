@@ -133,7 +133,7 @@ def bind(
         where = f"hook {index} ({hook.site})"
         sites = expand(hook, info, where)
         check_hook(hook, sites, info, mode, where, tokens=len(tokens), prompt_length=prompt_length, n_rows=n_rows)
-        bound = BoundHook(index, hook, sites, saes=_saes(hook, sites, shelf, where))
+        bound = BoundHook(index, hook, sites, saes=hook_saes(hook, sites, shelf, where))
         hooks.append(bound)
     by_site: dict[Site, list[tuple[BoundHook, int]]] = {}
     conditions: dict[Site, list[tuple[BoundHook, int]]] = {}
@@ -153,8 +153,8 @@ def bind(
     return bound_plan
 
 
-def _saes(hook: Hook, sites: tuple[Site, ...], shelf: Shelf, where: str) -> dict[str, Sae]:
-    """The SAEs that a hook names, checked against what it asks of them."""
+def hook_saes(hook: Hook, sites: tuple[Site, ...], shelf: Shelf, where: str) -> dict[str, Sae]:
+    """The SAEs that a hook names, checked against what it asks of them. Raises NotFound and InvalidArgument."""
     found: dict[str, Sae] = {}
     for name in saes_of(hook):
         try:

@@ -15,7 +15,11 @@ __all__ = ["add_arguments", "run"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what `probewire sae dashboard` takes."""
     parser.epilog = "The page is one file that needs no network."
-    parser.add_argument("sae", metavar="SAE", help="a folder in the sae-lens format, or the name of a loaded SAE")
+    parser.add_argument(
+        "sae",
+        metavar="SAE",
+        help="a folder in the sae-lens format, or the name of an SAE that the server has loaded from a folder of this machine",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="HTML", help="the page")
     parser.add_argument("--latents", type=int, nargs="+", metavar="ID", help="those on the page (all)")
     parser.add_argument("--max-tokens", type=int, metavar="N", help="read no more of the texts")

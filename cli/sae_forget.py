@@ -25,7 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what `probewire sae forget` takes."""
     parser.epilog = EXAMPLE
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("sae", metavar="SAE", help="a folder in the sae-lens format, or the name of a loaded SAE")
+    parser.add_argument(
+        "sae",
+        metavar="SAE",
+        help="a folder in the sae-lens format, or the name of an SAE that the server has loaded from a folder of this machine",
+    )
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write forgetting.json and .png there too")
     parser.add_argument("--site", default="", help="where the SAE reads, when its config does not say")
     parser.add_argument("--model", default="", help="which of the served models")

@@ -24,13 +24,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--store", type=Path, required=True, metavar="FOLDER", help="activations, held in memory")
     parser.add_argument(
-        "--rows", type=int, default=ROWS, metavar="N", help="of the store, the first ones (%(default)s)"
+        "--rows",
+        type=int,
+        default=ROWS,
+        metavar="N",
+        help="of the store, the first ones (%(default)s); time is rows × epochs × trainings",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--arch", choices=("topk", "batchtopk", "matryoshka"), default="topk", help="(%(default)s)")
     parser.add_argument("--k", type=int, nargs="+", metavar="N", help="latents active a row")
     parser.add_argument("--d-sae", type=int, nargs="+", required=True, metavar="N", help="latents")
-    parser.add_argument("--seed", type=int, nargs="+", default=list(range(5)), help="of the trainings (0 1 2 3 4)")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        nargs="+",
+        default=list(range(5)),
+        help="of the trainings: 4 or more, 3 with --method jackknife (0 1 2 3 4)",
+    )
     parser.add_argument("--epochs", type=int, default=25, metavar="N", help="passes over the rows (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=1024, metavar="N", help="rows a step (%(default)s)")
     parser.add_argument("--lr", type=float, default=3e-4, metavar="X", help="Adam's learning rate (%(default)s)")

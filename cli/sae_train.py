@@ -239,7 +239,11 @@ def _table(trained: Mapping[str, TrainedSae]) -> Table:
             f"{final['explained_variance'] or math.nan:.4f}",
             f"{final['l0'] or 0:.1f}",
             "—" if dead is None else f"{100 * dead:.1f} %",
-            f"{final['loss'] or math.nan:.4g}",
+            _short(final["loss"] or math.nan),
             f"{one.run.wall_seconds:.0f}",
         )
     return table
+
+
+def _short(loss: float) -> str:
+    return f"{loss:,.0f}" if 1000 <= loss < 1e7 else f"{loss:.4g}"  # powers of ten are cut off in narrow terminals

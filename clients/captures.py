@@ -65,6 +65,11 @@ class Captures:
         Raises NotFound when none was read, InvalidArgument when several hooks read there: `hook(id).latents(site)`.
         """
         parts = {entry.key.part: entry for entry in self._matching(site, None)}
+        if "count" not in parts and len(_sources(self._matching(site, None))) == 1:
+            raise NotFound(
+                f"{site} holds no sparse latents: those of a capture without top_k are an array, [{site!r}] ([pos, latent]; "
+                "of gradients too: their product is the attribution)"
+            )
         found = [self._entry(site, part) for part in ("value", "index", "count")]
         extra = [None if part not in parts else self._entry(site, part).array for part in ("gradient", "error", "bias")]
         values, ids, counts = (entry.array for entry in found)
@@ -139,6 +144,8 @@ class Captures:
         if len(sites) > 1:
             raise InvalidArgument(f"hook {name!r} read {len(sites)} sites; choose one: .hook({name!r})[{sites[0]!r}]")
         parts = [entry.key.part for entry in found]
+        if "count" in parts:
+            raise InvalidArgument(f"{name} holds sparse latents; write .latents({name!r})")
         raise InvalidArgument(
             f"{name} has the parts {', '.join(parts)}; write .top_k({name!r}) or .array({name!r}, part={parts[0]!r})"
         )
@@ -223,7 +230,8 @@ def _ways(found: list[AssembledCapture], name: str) -> str:
         f".revision({revision})": [entry for entry in found if entry.key.revision == revision],
     }
     enough = [way for way, left in ways.items() if len(_sources(left)) == 1]
-    return " or ".join(f"{way}[{name!r}]" for way in enough or [f".hook({hook}).revision({revision})"])
+    read = f".latents({name!r})" if any(entry.key.part == "count" for entry in found) else f"[{name!r}]"
+    return " or ".join(f"{way}{read}" for way in enough or [f".hook({hook}).revision({revision})"])
 
 
 def _few(positions: tuple[int, ...]) -> str:

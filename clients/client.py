@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -328,7 +329,11 @@ class Client:
         else:
             told = str(folder.resolve()) if folder.is_dir() else str(source)
             request = LoadSaeRequest(name, model, told, None, site, dtype, shared)
-        return self._transport.load_sae(request)
+        info = self._transport.load_sae(request)
+        if info.own_site not in ("", info.site):
+            told = f"SAE {info.name!r} was trained at {info.own_site}, and is loaded onto {info.site}, where its latents may mean nothing"
+            warnings.warn(told, stacklevel=2)
+        return info
 
     def saes(self, *, model: str = "") -> list[SaeInfo]:
         """Your SAEs, and those that others share."""

@@ -174,7 +174,11 @@ def reconstruct(site: str, sae: str, **options: Unpack[Options]) -> Hook:
 
 def _change(latent: int, change: float | Mapping[str, Any]) -> LatentChange:
     if isinstance(change, Mapping):
-        return from_json(LatentChange, {"id": int(latent), **change})
+        try:
+            return from_json(LatentChange, {"id": int(latent), **change})
+        except InvalidArgument as error:
+            told = error.message if f"latent {latent} " in error.message else f"latent {latent}: {error.message}"
+            raise InvalidArgument(told) from None
     return LatentChange(int(latent), set=float(change))
 
 

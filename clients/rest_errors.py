@@ -60,6 +60,10 @@ def as_error(error: Exception, address: str, timeout_s: float | None) -> Probewi
     if isinstance(error, httpx.TimeoutException):
         limit = "in time" if timeout_s is None else f"within timeout_s={timeout_s:g}"
         return DeadlineExceeded(f"{address} did not finish {limit}; pass a larger timeout_s to Client")
+    if isinstance(error, httpx.RemoteProtocolError) and "illegal" in str(error):
+        return Unavailable(
+            f"{address} does not speak HTTP ({error}); write grpc:// if it is the gRPC port, or correct it"
+        )
     if isinstance(error, httpx.TransportError) and not isinstance(error, httpx.UnsupportedProtocol):
         return Unavailable(f"the connection to {address} was lost ({error}); send the request again")
     if isinstance(error, (httpx.InvalidURL, httpx.UnsupportedProtocol)):

@@ -24,6 +24,12 @@ MAX_SETBACKS = 3
 
 def sae_files(folder: Path, service: Service, *, progress: bool = True) -> SaeFiles:
     """The two files that sae-lens writes, large weights sent ahead. Raises InvalidArgument when the folder has them not."""
+    if not folder.is_dir():
+        kind = "is a file" if folder.exists() else "is not there"
+        raise InvalidArgument(
+            f"{folder} {kind}; give the folder that sae-lens saved an SAE in ({CONFIG_FILE} and {WEIGHTS_FILE}); pickles "
+            "(.pt) are never opened"
+        )
     missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]
     if missing:
         raise InvalidArgument(

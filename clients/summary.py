@@ -25,10 +25,11 @@ MAX_SITE_ROWS = 12
 def summary_rows(started: Started, inputs: Sequence[InputResult]) -> list[tuple[str, str]]:
     """(label, value) lines: the model, then text and sites of each input."""
     rows = [("model", f"{started.model}   {started.backend} · {started.device} · {started.dtype}")]
+    unnamed = frozenset(hook.hook for hook in started.hooks if hook.saes)
     for item in inputs:
         if len(inputs) > 1:
             rows.append((f"[{item.name}]", ""))
-        rows += _input_rows(item)
+        rows += _input_rows(item, unnamed)
     return rows
 
 
@@ -48,7 +49,7 @@ def html_table(title: str, rows: Sequence[tuple[str, str]]) -> str:
     return f"<b>{escape(title)}</b><table>{body}</table>"
 
 
-def _input_rows(item: InputResult) -> list[tuple[str, str]]:
+def _input_rows(item: InputResult, unnamed: frozenset[int]) -> list[tuple[str, str]]:
     rows = [("prompt", f"{len(item.prompt_ids)} tokens  {_clipped(''.join(item.prompt_tokens))}")]
     if item.new:
         rows.append(("text", _clipped(item.text)))
@@ -62,8 +63,8 @@ def _input_rows(item: InputResult) -> list[tuple[str, str]]:
         rows.append(("session", f"revision {turns}"))
     if item.measured:
         rows.append(("metric", ", ".join(f"{value:.6g}" for value in item.measured)))
-    rows += [(f"∂ {label}", value) for label, value in _site_rows(item.gradients)]
-    rows += _site_rows(item.captures)
+    rows += [(f"∂ {label}", value) for label, value in _site_rows(item.gradients, unnamed)]
+    rows += _site_rows(item.captures, unnamed)
     return rows + [("stored", f"{kept.id}  {kept.site} {list(kept.shape)} {kept.dtype}") for kept in item.stored]
 
 
@@ -72,11 +73,11 @@ def _first(item: InputResult, revision: int) -> int:
     return next((token.index for token in item.new if token.revision >= revision), len(item.new))
 
 
-def _site_rows(captures: Captures) -> list[tuple[str, str]]:
+def _site_rows(captures: Captures, unnamed: frozenset[int]) -> list[tuple[str, str]]:
     """A line for each run of layers whose tensors look alike."""
     several = len({entry.key.hook for entry in captures.entries}) > 1
     lines: list[tuple[str, str]] = []
-    for look, group in groupby(sorted(captures.entries, key=_order), key=_look):
+    for look, group in groupby(sorted(captures.entries, key=_order), key=lambda entry: _look(entry, unnamed)):
         sites = [Site.parse(entry.key.site) for entry in group]
         label = str(sites[0])
         if len(sites) > 1:
@@ -94,16 +95,24 @@ def _order(entry: AssembledCapture) -> tuple[int, int, str, str, int]:
     return (key.hook, key.revision, site.name, key.part, -1 if site.layer is None else site.layer)
 
 
-def _look(entry: AssembledCapture) -> tuple[int, str, str, str, str, str, int]:
+def _look(entry: AssembledCapture, unnamed: frozenset[int]) -> tuple[int, str, str, str, str, str, int]:
     site, key = Site.parse(entry.key.site), entry.key
     name = key.site if site.name == "module" else site.name
-    return (key.hook, entry.id, name, dtype_name(entry.array.dtype), _shape(entry, site), key.part, key.revision)
+    return (
+        key.hook,
+        entry.id,
+        name,
+        dtype_name(entry.array.dtype),
+        _shape(entry, site, unnamed),
+        key.part,
+        key.revision,
+    )
 
 
-def _shape(entry: AssembledCapture, site: Site) -> str:
-    """`[pos 12, d_model 576]`; without names where a reduction changed the axes."""
+def _shape(entry: AssembledCapture, site: Site, unnamed: frozenset[int]) -> str:
+    """`[pos 12, d_model 576]`; without names where a reduction or an SAE changed the axes."""
     shape = entry.array.shape
-    named = len(shape) == len(site.axes) and not entry.key.part
+    named = len(shape) == len(site.axes) and not entry.key.part and entry.key.hook not in unnamed
     return (
         f"[{', '.join(f'{axis} {n}' for axis, n in zip(site.axes, shape, strict=True))}]" if named else str(list(shape))
     )

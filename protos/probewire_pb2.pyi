@@ -1136,7 +1136,7 @@ class SaeReceived(_message.Message):
     def __init__(self, n_bytes: _Optional[int] = ...) -> None: ...
 
 class SaeInfo(_message.Message):
-    __slots__ = ("name", "model", "site", "architecture", "d_in", "d_sae", "k", "dtype", "hash", "shared", "owner", "source", "n_bytes", "created_s")
+    __slots__ = ("name", "model", "site", "architecture", "d_in", "d_sae", "k", "dtype", "hash", "shared", "owner", "source", "n_bytes", "created_s", "own_site")
     NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     SITE_FIELD_NUMBER: _ClassVar[int]
@@ -1151,6 +1151,7 @@ class SaeInfo(_message.Message):
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     N_BYTES_FIELD_NUMBER: _ClassVar[int]
     CREATED_S_FIELD_NUMBER: _ClassVar[int]
+    OWN_SITE_FIELD_NUMBER: _ClassVar[int]
     name: str
     model: str
     site: str
@@ -1165,7 +1166,8 @@ class SaeInfo(_message.Message):
     source: str
     n_bytes: int
     created_s: float
-    def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., site: _Optional[str] = ..., architecture: _Optional[str] = ..., d_in: _Optional[int] = ..., d_sae: _Optional[int] = ..., k: _Optional[int] = ..., dtype: _Optional[str] = ..., hash: _Optional[str] = ..., shared: _Optional[bool] = ..., owner: _Optional[str] = ..., source: _Optional[str] = ..., n_bytes: _Optional[int] = ..., created_s: _Optional[float] = ...) -> None: ...
+    own_site: str
+    def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., site: _Optional[str] = ..., architecture: _Optional[str] = ..., d_in: _Optional[int] = ..., d_sae: _Optional[int] = ..., k: _Optional[int] = ..., dtype: _Optional[str] = ..., hash: _Optional[str] = ..., shared: _Optional[bool] = ..., owner: _Optional[str] = ..., source: _Optional[str] = ..., n_bytes: _Optional[int] = ..., created_s: _Optional[float] = ..., own_site: _Optional[str] = ...) -> None: ...
 
 class SaeList(_message.Message):
     __slots__ = ("saes",)

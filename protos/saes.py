@@ -115,6 +115,8 @@ class SaeInfo:
     n_bytes: int = 0
     created_s: float = 0.0
     """Unix time."""
+    own_site: str = ""
+    """Where its config says that it was trained; empty where it says nothing that we know."""
 
 
 def _check_sha256(upload: str) -> None:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from ..backends.base import Backend
 from ..backends.checks import check_hook, expand, from_input
+from ..backends.plan import hook_saes
+from ..backends.saes import Shelf
 from ..protos.errors import InvalidArgument, NotFound
 from ..protos.model import ModelInfo
 from ..protos.sessions import Session
@@ -45,7 +47,7 @@ class LiveSessions:
         return found[1]
 
     def put(self, owner: str, session: Session, jobs: Iterable[Job], backend: Backend) -> None:
-        """Take a new session or revision, for the generations under way too: all of them, or nothing changes.
+        """Take a new session or revision that was checked, for the generations under way too: all of them, or nothing changes.
 
         Raises InvalidArgument when the plan cannot be honoured by one of them.
         """
@@ -54,7 +56,6 @@ class LiveSessions:
             self.get(owner, session.id)
             if old.revision >= session.revision:
                 return
-        check_session_plan(session.plan, backend.info)
         self._switch([job for job in jobs if job.prepared.session == session.id], session, backend)
         with self._lock:
             self._sessions[session.id] = (owner, session)
@@ -77,8 +78,8 @@ class LiveSessions:
             self._sessions.pop(session_id, None)
 
 
-def check_session_plan(plan: Plan, info: ModelInfo) -> None:
-    """Raise InvalidArgument for what a session cannot hold, or what the model cannot do."""
+def check_session_plan(plan: Plan, info: ModelInfo, shelf: Shelf) -> None:
+    """Raise InvalidArgument for what a session cannot hold, or what model and SAEs cannot do; NotFound for an unknown SAE."""
     for index, hook in enumerate(plan.hooks):
         where = f"hook {index} ({hook.site})"
         if hook.inputs is not None or from_input(hook.edit) is not None:
@@ -88,3 +89,4 @@ def check_session_plan(plan: Plan, info: ModelInfo) -> None:
         longest = info.context_length or 1  # positions are checked again against each generation
         sites = expand(hook, info, where)
         check_hook(hook, sites, info, "generate", where, tokens=longest, prompt_length=longest, n_rows=longest)
+        hook_saes(hook, sites, shelf, where)

@@ -41,7 +41,7 @@ from .callers import Caller, current_caller
 from .capture_store import CaptureStore
 from .config import WorkerConfig
 from .delivery import Job
-from .live import LiveSessions
+from .live import LiveSessions, check_session_plan
 from .measuring import prepare_gradients, prepare_sweep
 from .prepared import Prepared
 from .requests import prepare_generate, prepare_run
@@ -134,8 +134,7 @@ class LocalModel:
         return job
 
     def _prepare(self, request: InferenceRequest, caller: Caller) -> Prepared:
-        shelf = Shelf(self.store.of(caller.user.name), self.saes.of(caller.user, self.info))
-        parts = (self.backend, self.tokenizer, self.config.limits, shelf)
+        parts = (self.backend, self.tokenizer, self.config.limits, self._shelf(caller))
         if isinstance(request, RunRequest):
             return prepare_run(request, *parts, request_id=caller.request_id)
         if isinstance(request, GradientsRequest):
@@ -145,8 +144,12 @@ class LocalModel:
         session = self.sessions.get(caller.user.name, request.session) if request.session else None
         return prepare_generate(request, *parts, request_id=caller.request_id, session=session)
 
+    def _shelf(self, caller: Caller) -> Shelf:
+        return Shelf(self.store.of(caller.user.name), self.saes.of(caller.user, self.info))
+
     def put_session(self, session: Session, caller: Caller) -> None:
         """Take a session or its next revision, for generations under way from their next step on."""
+        check_session_plan(session.plan, self.info, self._shelf(caller))  # here: an SAE may have to be read
 
         def put() -> None:
             self.sessions.put(caller.user.name, session, self.scheduler.jobs, self.backend)

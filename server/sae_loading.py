@@ -9,7 +9,7 @@ from ..backends.checkpoints.hub import hub_files
 from ..backends.footprint import check_free
 from ..backends.saes import SaeSource, read_folder, source_of_files
 from ..backends.saes.files import CONFIG_FILE, READING, WEIGHTS_FILE
-from ..protos.errors import InvalidArgument
+from ..protos.errors import InvalidArgument, ProbewireError
 from ..protos.model import ModelInfo
 from ..protos.saes import MAX_NAME, LoadSaeRequest, SaeFiles, SaeInfo
 from .sae_store import SaeStore, allowed_folder
@@ -42,7 +42,11 @@ def _source(request: LoadSaeRequest, user: User, store: SaeStore, folders: tuple
     if folder is None:
         repo, revision, path = _hub_parts(request.source)
         inside = f"{path}/" if path else ""
-        snapshot = hub_files(repo, revision, (f"{inside}{CONFIG_FILE}", f"{inside}{WEIGHTS_FILE}"))
+        try:
+            snapshot = hub_files(repo, revision, (f"{inside}{CONFIG_FILE}", f"{inside}{WEIGHTS_FILE}"))
+        except ProbewireError as error:
+            told = f"the server has no folder {request.source!r}, and from the hub: {error.message}"
+            raise type(error)(told) from None
         folder = snapshot / path if path else snapshot
     return replace(read_folder(folder, store.max_bytes), what=f"the SAE {request.source}")
 

@@ -108,6 +108,7 @@ class SaeStore:
             source=told,
             n_bytes=sae.n_bytes,
             created_s=time.time(),
+            own_site=sae.own_site,
         )
         key = f"sae-{secrets.token_hex(8)}"
         folder = self._state.saes / key

@@ -44,9 +44,7 @@ class Corpus:
             found = True
             yield document
         if not found:
-            raise InvalidArgument(
-                f"the corpus {json.dumps(dict(self.description))} holds no documents; give at least one"
-            )
+            raise InvalidArgument(f"the corpus {_called(self.description)} holds no documents; give at least one")
 
     def split(self, held_out: float = 0.1, *, seed: int = 0) -> tuple[Corpus, Corpus]:
         """(train, held-out): each document goes to one side by a hash of its text and the seed.
@@ -253,7 +251,9 @@ def _record(line: str, where: str, field: str, skip_empty: bool) -> str | None:
         raise InvalidArgument(f"{where}: not JSON: {error}") from None
     value: Any = cast("dict[str, Any]", record).get(field) if isinstance(record, dict) else None
     if not isinstance(value, str):
-        raise InvalidArgument(f"{where}: no object with text in the field {field!r}: {line.strip()[:80]}")
+        raise InvalidArgument(
+            f"{where}: no object with text in the field {field!r} (another is named by field=, --field): {line.strip()[:80]}"
+        )
     return None if skip_empty and not value.strip() else value
 
 
@@ -280,3 +280,7 @@ def _document(text: Any, source: str) -> Document:
 def _is_held_out(text: str, share: float, seed: int) -> bool:
     digest = hashlib.sha256(f"{seed}:{text}".encode()).digest()
     return int.from_bytes(digest[:8], "little") < share * 2**64
+
+
+def _called(description: Mapping[str, Any]) -> str:
+    return str(description.get("path") or description.get("name") or description["kind"])

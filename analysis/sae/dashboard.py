@@ -28,7 +28,7 @@ from .statistics import LatentCounts
 __all__ = ["STRENGTHS", "Steering", "collect_dashboard", "dashboard"]
 
 STRENGTHS = (-1.0, 0.0, 0.5, 1.0, 2.0)
-"""Of steering, in units of a latent's largest activation."""
+"""Of steering, in units of a strong activation of the latent."""
 TOKENS_A_REQUEST = 1024
 
 EXAMPLES_NOTE = (
@@ -45,7 +45,8 @@ class Steering:
     latents: Sequence[int] | int = 16
     """Ids, or the first so many of those on the page, most often firing first."""
     strengths: Sequence[float] = STRENGTHS
-    """In units of the latent's largest activation; negative: against it. 0 is the untouched text to compare with."""
+    """In units of a strong activation of the latent, the median of its strongest examples; negative: against it. 0 is the
+    untouched text to compare with."""
     max_new_tokens: int = 24
 
 
@@ -77,6 +78,7 @@ def dashboard(
     `max_tokens`: read no more of the corpus. `corpus`: what to call it on the page. About 2 KB a latent.
     Raises NotFound for no such SAE, InvalidArgument for latents that it does not have or an empty corpus.
     """
+    _check_path(Path(out_html))
     with opened(client, sae, folder=folder, site=site, model=model) as (info, loaded):
         data = collect_dashboard(
             client,
@@ -95,6 +97,16 @@ def dashboard(
         )
         dashboard_page(data, out_html, title=title or f"{loaded.folder.name}: latents at {info.site}")
     return Path(out_html)
+
+
+def _check_path(page: Path) -> None:
+    """Before anything is read: a page that cannot be written shall not be found out about at the end."""
+    try:
+        page.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidArgument(f"{page.parent} cannot be made a folder: {error.strerror}") from None
+    if page.is_dir():
+        raise InvalidArgument(f"{page} is a folder; give the page's file, such as {page / 'sae.html'}")
 
 
 def collect_dashboard(
@@ -122,7 +134,7 @@ def collect_dashboard(
         examples.add(window)
     directions = loaded.w_dec
     effects, why = _effects(client, info, directions[chosen])
-    steered = _steered(client, info, steering, chosen, counts, progress=progress) if steering else {}
+    steered = _steered(client, info, steering, chosen, counts, examples, progress=progress) if steering else {}
     notes = [
         IGNORED if effects is not None else f"No promoted and suppressed tokens: {why}.",
         f"The corpus is read in windows of {context} tokens; the first token of each is left out, as attention parks there.",
@@ -130,7 +142,10 @@ def collect_dashboard(
         "Nearest latents are by cosine of decoder directions, over all latents of the SAE.",
     ]
     if steering is not None:
-        notes.append("Steering adds to the latent at every token but the first; what the SAE does not explain is kept.")
+        notes.append(
+            "Steering adds to the latent at every token but the first; what the SAE does not explain is kept. Its unit is "
+            "the median of the latent's strongest examples, as its largest activation may be one massive one."
+        )
     about = _about(client.describe(info.model), info, loaded, counts, examples, corpus or _named(source.description))
     words = _words(client, effects, info.model)
     return DashboardData(about, notes, chosen, counts, examples, nearest(directions, chosen), effects, words, steered)
@@ -191,6 +206,7 @@ def _steered(
     steering: Steering,
     chosen: NDArray[np.int64],
     counts: LatentCounts,
+    examples: ExampleStore,
     *,
     progress: bool,
 ) -> dict[int, list[Steered]]:
@@ -203,16 +219,16 @@ def _steered(
     with progress_bar("steering", "plans", show=progress) as bar:
         for done, latent in enumerate(ids):
             bar(done, len(ids))
-            texts = {0.0: untouched}
+            texts, unit = {0.0: untouched}, examples.strong(latent)
             for strength in strengths:
                 if strength:
-                    change = {latent: {"add": strength * float(counts.peak[latent])}}
+                    change = {latent: {"add": strength * unit}}
                     raised = edit_latents(info.site, info.name, change, spans=[(1, None)])
                     texts[strength] = client.generate(
                         prompts, hooks=[raised], model=info.model, max_new_tokens=steering.max_new_tokens
                     )
             found[latent] = [
-                Steered(prompt, strength, strength * float(counts.peak[latent]), texts[strength].inputs[name].text)
+                Steered(prompt, strength, strength * unit, texts[strength].inputs[name].text)
                 for name, prompt in prompts.items()
                 for strength in strengths
             ]

@@ -25,7 +25,7 @@ class Steered:
 
     prompt: str
     strength: float
-    """In units of the latent's largest activation on the corpus; 0: untouched."""
+    """In units of the median of the latent's strongest examples; 0: untouched."""
     added: float
     """To the latent, at every token but the first."""
     text: str
@@ -105,6 +105,7 @@ def _columns(data: DashboardData) -> dict[str, list[float]]:
         "fired": counts.n_fired[chosen].tolist(),
         "density": _shortened(counts.rate[chosen]),
         "max": _shortened(counts.peak[chosen]),
+        "strong": _shortened(np.array([data.examples.strong(latent) for latent in chosen.tolist()])),
         "mean": _shortened(counts.mean[chosen]),
     }
 

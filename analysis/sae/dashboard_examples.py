@@ -74,6 +74,13 @@ class ExampleStore:
         found = self._top.examples(latent)
         return sorted(found, key=lambda example: (-example.value, example.window))
 
+    def strong(self, latent: int) -> float:
+        """The median of the strongest: what the latent reaches where it is strong, unlike its maximum hardly moved by one
+        massive activation. 0 where it never fires.
+        """
+        values = self._top.value[latent]
+        return float(np.median(values[values > 0])) if values.any() else 0.0
+
     def sampled(self, latent: int, a_band: int = 2) -> list[Example]:
         """`a_band` examples from each of BANDS, strongest first, none of which is among the top."""
         every = sorted(self._sampled.examples(latent), key=lambda example: (example.value, example.window))

@@ -3,7 +3,7 @@
 // text nodes and SVG; nothing is fetched. State (latent, order, search) lives in the address after #.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const { ids, fired, density, max, mean, words, windows } = data;
+  const { ids, fired, density, max, mean, strong, words, windows } = data;
   const ROW = 28, RADIUS = data.radius;
   const $ = (id) => document.getElementById(id);
   const place = new Map(ids.map((id, index) => [id, index]));
@@ -277,7 +277,7 @@
     for (let position = start; position < stop; position += 1) {
       const token = words[tokens_[position]], active = at.get(position - peak) || 0;
       const span = html("span", token.replace(/\n/g, "⏎").replace(/\t/g, "⇥"), position === peak ? "peak" : "", text);
-      if (active > 0) span.style.background = `color-mix(in srgb, var(--heat) ${Math.round(12 + 88 * Math.min(1, active / max[index]))}%, transparent)`;
+      if (active > 0) span.style.background = `color-mix(in srgb, var(--heat) ${Math.round(12 + 88 * Math.min(1, active / strong[index]))}%, transparent)`;
       span.title = active > 0 ? `${readable(token)}: ${digits(active)}` : readable(token);
     }
     if (stop < tokens_.length) html("span", " …", "end", text);
@@ -286,13 +286,13 @@
   function steered(index, box) {
     const rows = data.steered[String(ids[index])];
     if (!rows) return;
-    section("Effect of steering", "what the model writes while the latent is raised; 0 is untouched", box);
+    section("Effect of steering", "what the model writes while the latent is raised or lowered; 0 is untouched", box);
     for (const [prompt, strength, added, written] of rows) {
       const row = html("div", "", "steered", box);
-      html("div", strength ? `${strength > 0 ? "+" : "−"}${Math.abs(strength)} × largest (${digits(added)})` : "0", "value", row);
+      html("div", strength ? `${strength > 0 ? "+" : "−"}${Math.abs(strength)} × strong (${digits(added)})` : "0", "value", row);
       const text = html("div", "", "text", row);
       html("b", prompt, "", text);
-      html("span", written, "", text);
+      html("span", written.replace(/\n/g, "⏎\u200b").replace(/\t/g, "⇥"), "", text);
     }
   }
 

@@ -142,7 +142,7 @@ def require_trained(sae: LoadedSae) -> None:
     if not sae.trained:
         raise FailedPrecondition(
             f"the SAE in {sae.folder} says nowhere that it was trained, so it is not scored; train it, or pass "
-            "allow_untrained=True for a control"
+            "allow_untrained=True (--allow-untrained) for a control"
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -33,18 +33,22 @@ def opened(
         info = known[sae]
         found = Path(folder or info.source)
         if not (found / "cfg.json").is_file():
-            raise InvalidArgument(f"the files of {sae} are not at {str(found)!r} on this machine; give folder=")
+            raise InvalidArgument(
+                f"the files of SAE {sae!r}, which are needed here too, are not at {str(found)!r} on this machine; give their "
+                "folder instead of the name, or as folder="
+            )
         yield info, _same(info, load(found))
         return
     if not Path(sae).is_dir():
         raise NotFound(f"{str(sae)!r} is no loaded SAE ({', '.join(known) or 'none is'}) and no folder here")
     loaded = load(sae)
     name = f"{Path(sae).name}-{uuid4().hex[:8]}"
-    info = client.load_sae(str(Path(sae).resolve()), site=site or loaded.site, name=name, model=model)
     try:
+        info = client.load_sae(str(Path(sae).resolve()), site=site or loaded.site, name=name, model=model)
         yield info, loaded
     finally:
-        client.unload_sae(name)
+        with suppress(NotFound):
+            client.unload_sae(name)
 
 
 def _same(info: SaeInfo, loaded: LoadedSae) -> LoadedSae:

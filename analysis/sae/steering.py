@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...clients import Client, Hook, Input, InvalidArgument, LogProb, capture, edit_latents
+from ...clients import Client, Hook, Input, InvalidArgument, LogProb, NotFound, SaeInfo, capture, edit_latents
 from ..plots.style import GREY, PALETTE, Figure, finished, new, styled, title
 
 __all__ = ["DoseResponse", "dose_response", "word_ids"]
@@ -41,6 +41,7 @@ class DoseResponse:
     words: tuple[str, ...]
     texts: tuple[str, ...]
     """[strength]: what the first prompt became."""
+    unit: float = 1.0
 
     @property
     def spearman(self) -> float:
@@ -91,13 +92,13 @@ def _figure(found: DoseResponse, *, path: str | Path | None) -> Figure:
         label = f"{len(found.controls)} random latents" if index == 0 else None
         axes.plot(found.strengths, values, color=GREY, linewidth=0.8, alpha=0.7, label=label)
     axes.plot(found.strengths, found.concept, color=PALETTE[0], marker="o", label=f"latent {found.latent}", zorder=3)
-    axes.set(xlabel="strength (mean activations of the latent)", ylabel="p(next token is one of the words)")
+    axes.set(xlabel=f"strength (added: × {found.unit:g})", ylabel="p(next token is one of the words)")
     for strength, value, perplexity in zip(found.strengths, found.concept, found.perplexity, strict=True):
         axes.annotate(
             f"{perplexity:.0f}", (strength, value), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=7
         )
     axes.grid(axis="y", zorder=0)
-    axes.legend(loc="upper left")
+    axes.legend(loc="best")
     title(
         axes, f"Steering by latent {found.latent}", "numbers: perplexity of the continuations, by the model unsteered"
     )
@@ -127,11 +128,21 @@ def dose_response(
     """Add strength · unit to a latent at every token but the first, and see how likely `words` are to come next.
 
     `directions`: W_dec, [d_sae, d_in]: a control's addition is scaled so that it moves the stream as far. `unit`: an
-    activation, such as the latent's mean where it fires. Raises InvalidArgument for controls that hold the latent.
+    activation, such as the latent's mean where it fires. Raises NotFound for an SAE that is not loaded, InvalidArgument
+    for latents that it has not, controls that hold the latent, and directions of another shape.
     """
-    if latent in controls or not controls:
-        raise InvalidArgument(f"controls are other latents than {latent}, at least one; got {list(controls)}")
-    site = next((item.site for item in client.saes(model=model) if item.name == sae), "")
+    known = {item.name: item for item in client.saes(model=model)}
+    if sae not in known:
+        raise NotFound(
+            f"no SAE {sae!r} is loaded; loaded: {', '.join(known) or 'none'}; load it first (client.load_sae)"
+        )
+    info = known[sae]
+    _check(info, latent, controls, np.shape(directions))
+    if isinstance(prompts, str) or not prompts:
+        raise InvalidArgument(f"prompts is a list of at least one text, got {prompts!r}")
+    if not isinstance(words, Mapping) or not words:  # pyright: ignore[reportUnnecessaryIsInstance] - notebooks hand lists
+        raise InvalidArgument(f"words is each word's token, at least one: word_ids(client, [' sea']); got {words!r}")
+    site = info.site
     norms = np.linalg.norm(np.asarray(directions, dtype=np.float64), axis=1)
 
     def plan(which: int, strength: float) -> list[Hook]:
@@ -158,7 +169,18 @@ def dose_response(
         np.array([found[0] for found in other]),
         tuple(words),
         tuple(found[1] for found in fluent),
+        unit,
     )
+
+
+def _check(info: SaeInfo, latent: int, controls: Sequence[int], shape: tuple[int, ...]) -> None:
+    if latent in controls or not len(controls):
+        raise InvalidArgument(f"controls are other latents than {latent}, at least one; got {list(controls)}")
+    outside = [index for index in (latent, *controls) if not 0 <= index < info.d_sae]
+    if outside:
+        raise InvalidArgument(f"latents {outside[:8]} are outside 0 … {info.d_sae - 1} of SAE {info.name!r}")
+    if shape != (info.d_sae, info.d_in):
+        raise InvalidArgument(f"directions is W_dec, [d_sae {info.d_sae}, d_in {info.d_in}], got {list(shape)}")
 
 
 def _continued(client: Client, prompts: Sequence[str], hooks: list[Hook], n_new: int, model: str) -> tuple[float, str]:

@@ -257,7 +257,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """A store's manifest. Raises NotFound without one, InvalidArgument for another format."""
     path = folder / MANIFEST
     if not path.is_file():
-        raise NotFound(f"{folder} is no activation store: it has no {MANIFEST}; collect(…) makes one")
+        raise NotFound(
+            f"{folder} is no activation store: it has no {MANIFEST}; collect(…), `probewire sae collect`, makes one"
+        )
     try:
         manifest: dict[str, Any] = json.loads(path.read_bytes())
         found = manifest.get("format")

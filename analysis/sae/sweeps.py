@@ -83,10 +83,26 @@ class Sweep:
         return [row.to_json() for row in self.rows]
 
     def table(self) -> str:
-        """A markdown table."""
+        """A markdown table, and how to read it."""
         head = ("k", "d_sae", "epochs", "seeds", "PWMCC", "random", "LCB", "p", "matched", "EV", "L0", "alive")
         lines = [head, ("---:",) * len(head), *(_cells(row) for row in self.rows)]
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        return "\n".join([*("| " + " | ".join(line) + " |" for line in lines), "", *self.remarks()])
+
+    def remarks(self) -> list[str]:
+        """What the figures do not say by themselves."""
+        said = [
+            (
+                "random: dictionaries of random directions, which barely trained SAEs beat too; whether seeds agree on more than "
+                "the data's covariance, matched_controls (its Gaussian control) tells."
+            )
+        ]
+        poor = [row.condition for row in self.rows if row.explained_variance <= 0]
+        if poor:
+            named = ", ".join(f"k {c.k} of {c.d_sae}" for c in poor)
+            said.append(
+                f"EV is 0 or less at {named}: worse than the mean row, so train longer before reading anything from them."
+            )
+        return said
 
 
 def conditions(ks: Sequence[int], d_saes: Sequence[int], epochs: int) -> list[Condition]:
@@ -117,7 +133,10 @@ def run_sweep(
         raise InvalidArgument(f"give at least one condition, and each condition and seed once; got {over}, {seeds}")
     fewest = 3 if method == "jackknife" else 4
     if len(seeds) < fewest:
-        raise InvalidArgument(f"intervals by {method!r} need {fewest} seeds or more, got {len(seeds)}; train more")
+        raise InvalidArgument(
+            f"intervals by {method!r} need {fewest} seeds or more, got {len(seeds)}: give more seeds"
+            + (", or method='jackknife' (3 or more)" if fewest > 3 else "")
+        )
     found: dict[Condition, list[Trained]] = {condition: [] for condition in over}
     total = len(over) * len(seeds)
     with Cells.open(folder, identity) as cells, progress_bar("training SAEs", "plans", show=progress) as move:

@@ -100,6 +100,7 @@ class SaeSource:
             normalize=_norm(self.config, self.what),
             rescale=rescale,
             arrays=kept,
+            own_site=_trained_at(self.config, self.what),
             hash=self.hash,
         )
 
@@ -156,6 +157,14 @@ def _own_site(config: dict[str, Any], what: str) -> str:
     if not isinstance(name, str) or not name:
         raise InvalidArgument(f"{what} does not say where it reads (metadata.hook_name); give a site: 'resid_post.15'")
     return name
+
+
+def _trained_at(config: dict[str, Any], what: str) -> str:
+    """The site that a config names, as we write it; empty where it names none of ours."""
+    try:
+        return str(SitePattern.parse(_own_site(config, what)))
+    except InvalidArgument:
+        return ""
 
 
 def _site(name: str, info: ModelInfo, what: str) -> Site:

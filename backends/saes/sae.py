@@ -39,6 +39,8 @@ class Sae:
     """topk: latents are chosen and counted as if each decoder direction had norm 1."""
     arrays: Mapping[str, Array]
     """W_enc [d_in, d_sae], W_dec [d_sae, d_in], b_dec [d_in]; b_enc, threshold, b_gate, b_mag, scale_mag [d_sae]."""
+    own_site: str = ""
+    """Where its config says that it was trained."""
     hash: str = ""
     device: dict[Any, Any] = field(default_factory=dict[Any, Any])
     """By a backend's operations: its own tensors, made at first use on the model's thread."""
@@ -73,7 +75,9 @@ def check_latents(hook: Hook, sites: tuple[Site, ...], sae: Sae, where: str) -> 
     if isinstance(reduce, ReadLatents) and reduce.sae == sae.name:
         _check_ids(list(reduce.ids or ()), sae, where)
         if reduce.top_k is not None and reduce.top_k > sae.d_sae:
-            raise InvalidArgument(f"{where}: top_k {reduce.top_k} of SAE {sae.name!r}, which has {sae.d_sae} latents")
+            raise InvalidArgument(
+                f"{where}: top_k must be in 1 … {sae.d_sae} for SAE {sae.name!r}, which has {sae.d_sae} latents; got {reduce.top_k}"
+            )
 
 
 def _check_numbers(edit: Latents, sae: Sae, where: str) -> None:

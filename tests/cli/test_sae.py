@@ -263,6 +263,8 @@ def test_a_dashboard_is_a_page(trained: Path, texts: Path, tmp_path: Path, capsy
     command = ["sae", "dashboard", str(trained), "--texts", str(texts), "--out", str(page), "--context", "16"]
     assert main([*command, "--latents", "0", "3", "--title", "Latents of mine", "--steer", "1"]) == 2
     assert "--steer N and --prompt TEXT go together" in capsys.readouterr().err
+    assert main([*command[:-4], "--out", str(tmp_path), "--context", "16"]) == 2
+    assert "is a folder; give the page's file" in capsys.readouterr().err
     assert main([*command, "--latents", "0", "3", "--title", "Latents of mine"]) == 0
     assert capsys.readouterr().out == f"{page}\n"
     assert "Latents of mine" in page.read_text()

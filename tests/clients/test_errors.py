@@ -54,6 +54,13 @@ def test_the_servers_own_message_is_kept(code: Code) -> None:
     assert (error.code, error.message, error.retry_after_s) == (code, "why", 1.5)
 
 
+def test_http_to_what_is_none() -> None:
+    error = rest_errors.as_error(httpx.RemoteProtocolError("illegal request line"), "http://h:50051", None)
+    assert "http://h:50051 does not speak HTTP (illegal request line); write grpc:// if it is the gRPC port" in str(
+        error
+    )
+
+
 def test_a_bare_grpc_error() -> None:
     assert isinstance(rpc_errors.as_error(grpc.RpcError("odd"), "grpc://h:1", None), Internal)
 

@@ -57,11 +57,23 @@ def test_captures_find_their_parts() -> None:
     found = Captures(parts).latents("resid_post.1")
     assert (found.positions, found.complete) == ((0, 3), True)
     np.testing.assert_array_equal(found.ids, IDS)
-    with pytest.raises(NotFound, match="no part 'count'"):
+    with pytest.raises(NotFound, match=r"holds no sparse latents: .* an array, \['resid_post.1'\]"):
         Captures(parts[:2]).latents("resid_post.1")
+    with pytest.raises(InvalidArgument, match=r"sparse latents; write .latents\('resid_post.1'\)"):
+        Captures(parts)["resid_post.1"]
+    two = Captures([*parts, *(entry(part, array, 1) for part, array in (("value", VALUES), ("count", COUNTS)))])
+    with pytest.raises(InvalidArgument, match=r"choose one: .*\.hook\(0\)\.latents\('resid_post.1'\)"):
+        two["resid_post.1"]
     both = Captures([*parts, *(entry(part, array, 1) for part, array in (("value", VALUES), ("index", IDS)))])
     with pytest.raises(InvalidArgument, match="choose one"):
         both.latents("resid_post.1")
+
+
+def test_a_change_that_is_none_is_named() -> None:
+    with pytest.raises(InvalidArgument, match=r"latent 9: .*ad"):
+        edit_latents("resid_post.1", "a", {3: 1.0, 9: {"ad": 1.0}})
+    with pytest.raises(InvalidArgument, match=r"^latents.changes: latent 9 needs exactly one"):
+        edit_latents("resid_post.1", "a", {9: {"set": 1.0, "add": 1.0}})
 
 
 def test_hooks_in_short() -> None:

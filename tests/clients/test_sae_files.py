@@ -102,6 +102,15 @@ def test_a_file_that_shrinks_while_it_is_sent(
         client.load_sae(folder, upload=True)
 
 
+def test_a_pickle_and_nothing_at_all(client: Client, tmp_path: Path) -> None:
+    (tmp_path / "sae.pt").write_bytes(b"x")
+    for name, kind in (("sae.pt", "is a file"), ("none", "is not there")):
+        with pytest.raises(
+            InvalidArgument, match=rf"{name} {kind}; give the folder .* pickles \(.pt\) are never opened"
+        ):
+            client.load_sae(tmp_path / name, upload=True)
+
+
 def test_no_weights(client: Client, folder: Path) -> None:
     (folder / "sae_weights.safetensors").write_bytes(b"")
     with pytest.raises(InvalidArgument, match=r"sae_weights.safetensors is empty"):

@@ -122,6 +122,19 @@ def test_bad_input(client: Client, model: str, folder: Path, tmp_path: Path) -> 
     ):
         with pytest.raises(InvalidArgument, match=message):
             client.run(PROMPT, hooks=hook, model=model)
+        with pytest.raises(InvalidArgument, match=message):
+            client.session([hook], model=model)
+    with client.session([edit_latents(SITE, "planets", {9: 1.0})], model=model) as live:
+        with pytest.raises(NotFound, match=r"hook 0 \(resid_post.1\): no SAE 'comets' is loaded for you"):
+            live.update([edit_latents(SITE, "comets", {9: 1.0})])
+        assert live.revision == 1
+
+
+def test_a_site_that_it_was_not_trained_at(client: Client, model: str, folder: Path) -> None:
+    with pytest.warns(UserWarning, match="'planets' was trained at resid_post.1, and is loaded onto resid_post.0"):
+        info = client.load_sae(folder, site="resid_post.0", model=model)
+    assert (info.site, info.own_site) == ("resid_post.0", SITE)
+    assert client.load_sae(folder, name="own", model=model).own_site == SITE
 
 
 LATENTS = Plan(

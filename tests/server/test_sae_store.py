@@ -18,6 +18,7 @@ from probewire.protos.errors import (
     NotFound,
     PermissionDenied,
     ResourceExhausted,
+    Unavailable,
 )
 from probewire.protos.model import ModelInfo, SiteInfo
 from probewire.protos.saes import LoadSaeRequest, SaeFiles, SaeInfo
@@ -173,6 +174,10 @@ def test_one_on_the_hub(store: SaeStore, tmp_path: Path, monkeypatch: pytest.Mon
     assert pinned.hash == item.hash
     with pytest.raises(NotFound):
         load_sae(LoadSaeRequest(source="owner/saes/layer_2"), LOCAL, INFO, store, ())
+    with pytest.raises(
+        Unavailable, match=r"the server has no folder 'saes/layer-15', and from the hub: saes/layer-15 is not"
+    ):
+        load_sae(LoadSaeRequest(source="saes/layer-15"), LOCAL, INFO, store, ())
 
 
 def test_another_users_sae_of_the_same_name_blocks_nobody(store: SaeStore, tmp_path: Path) -> None:

@@ -50,11 +50,13 @@ def test_its_numbers(client: Client, folder: Path, tmp_path: Path) -> None:
         strongest = sorted((float(latents[:, latent].max()) for _, latents in windows), reverse=True)
         told = [example[2] for example in page["top"][latent]]
         assert told == pytest.approx([value for value in strongest if value > 0][:8], rel=1e-2)
+        assert page["strong"][latent] == pytest.approx(np.median(told) if told else 0, rel=1e-2)
         cosine = unit @ unit[latent]
         cosine[latent] = -1
         assert page["near"][latent][0] == cosine.argmax()
     most = int(np.lexsort((np.arange(48), -(rows > 0).mean(axis=0)))[0])
-    raised = edit_latents(SITE, "again", {most: {"add": float(rows[:, most].max())}}, spans=[(1, None)])
+    strong = float(np.median(sorted((float(latents[:, most].max()) for _, latents in windows), reverse=True)[:8]))
+    raised = edit_latents(SITE, "again", {most: {"add": strong}}, spans=[(1, None)])
     client.load_sae(folder, name="again")
     plain = client.generate("abc", max_new_tokens=3).text
     moved = client.generate("abc", hooks=[raised], max_new_tokens=3).text

@@ -152,7 +152,7 @@ def test_in_a_browser(tmp_path: Path) -> None:
     assert seen["lit"] == 3
     assert seen["text"] == "abcdef"
     assert seen["tables"] == 3
-    assert seen["steered"] == ["0Once upon", "+2 × largest (4.00)Once <b>x</b>"]
+    assert seen["steered"] == ["0Once upon", "+2 × strong (4.00)Once <b>x</b>"]
     assert seen["byId"] == [0, 1, 3, 4]
     assert seen["byDensity"] == [1, 3, 4, 0]
     assert seen["withDead"] == 6

@@ -17,8 +17,13 @@ def test_a_folder_is_loaded_for_the_while(client: Client, save_sae: Callable[...
     with opened(client, folder) as (info, loaded):
         assert (info.site, info.d_sae, loaded.d_sae) == (SITE, 32, 32)
         assert [item.name for item in client.saes()] == [info.name]
-    with pytest.raises(ZeroDivisionError), opened(client, folder, site="resid_post.0"):
+    with pytest.raises(ZeroDivisionError), opened(client, folder):
         raise ZeroDivisionError
+    assert client.saes() == []
+    with pytest.warns(UserWarning, match="was trained at"), opened(client, folder, site="resid_post.0") as (info, _):
+        assert info.site == "resid_post.0"
+    with pytest.raises(UserWarning, match="was trained at"), opened(client, folder, site="resid_post.0"):
+        pass  # a warning that is an error, as here, leaves nothing behind
     assert client.saes() == []
 
 
@@ -27,7 +32,7 @@ def test_a_loaded_one_stays(client: Client, save_sae: Callable[..., Path], tmp_p
     client.load_sae(folder, name="mine")
     with opened(client, "mine") as (info, loaded):
         assert (info.name, loaded.folder) == ("mine", folder)
-    with pytest.raises(InvalidArgument, match="give folder="), opened(client, "mine", folder=tmp_path):
+    with pytest.raises(InvalidArgument, match="or as folder="), opened(client, "mine", folder=tmp_path):
         pass
     for other in (save_sae("standard", 64, 40, seed=1), save_sae("standard", 64, 32, seed=2)):
         with pytest.raises(FailedPrecondition, match="give the folder"), opened(client, "mine", folder=other):
@@ -39,7 +44,10 @@ def test_a_loaded_one_stays(client: Client, save_sae: Callable[..., Path], tmp_p
 def test_one_that_was_sent_along_needs_its_folder(client: Client, save_sae: Callable[..., Path]) -> None:
     folder = save_sae("standard", 64, 32, seed=3)
     client.load_sae(folder, name="sent", upload=True)
-    with pytest.raises(InvalidArgument, match="'sent along' on this machine; give folder="), opened(client, "sent"):
+    with (
+        pytest.raises(InvalidArgument, match="'sent along' on this machine; give their folder"),
+        opened(client, "sent"),
+    ):
         pass
     with opened(client, "sent", folder=folder) as (info, loaded):
         assert (info.name, loaded.folder) == ("sent", folder)

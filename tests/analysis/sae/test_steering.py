@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from probewire.analysis.sae.steering import DoseResponse, dose_response, word_ids
-from probewire.clients import Client, InvalidArgument, capture, edit_latents
+from probewire.clients import Client, InvalidArgument, NotFound, capture, edit_latents
 from tests.saes import write_sae
 
 SITE = "resid_post.1"
@@ -98,5 +98,18 @@ def test_what_is_said_of_it(found: DoseResponse, tmp_path: Path) -> None:
 def test_bad_input(client: Client, directions: np.ndarray) -> None:
     with pytest.raises(InvalidArgument, match="controls are other latents than 5"):
         dose_response(client, "steering", 5, directions, PROMPTS, WORDS, unit=1.0, controls=[5], progress=False)
+    for changed, message in (
+        ({"directions": directions.T}, r"directions is W_dec, \[d_sae 96, d_in 64\], got \[64, 96\]"),
+        ({"directions": directions[:, :10]}, r"got \[96, 10\]"),
+        ({"latent": 96}, r"latents \[96\] are outside 0 … 95 of SAE 'steering'"),
+        ({"controls": [7, -1]}, r"latents \[-1\] are outside"),
+        ({"prompts": "a text"}, "prompts is a list of at least one text, got 'a text'"),
+        ({"words": [97]}, "words is each word's token"),
+    ):
+        given = {"latent": 5, "directions": directions, "prompts": PROMPTS, "words": WORDS, "controls": [7]}
+        with pytest.raises(InvalidArgument, match=message):
+            dose_response(client, "steering", unit=1.0, progress=False, **(given | changed))
+    with pytest.raises(NotFound, match="no SAE 'nobody' is loaded; loaded: steering"):
+        dose_response(client, "nobody", 5, directions, PROMPTS, WORDS, unit=1.0, controls=[7], progress=False)
     with pytest.raises(InvalidArgument, match="not one"):
         word_ids(client, ["ab"])

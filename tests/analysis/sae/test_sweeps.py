@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,13 +55,20 @@ def test_more_noise_is_less_stable(sweep: Sweep) -> None:
 
 def test_the_table_and_the_json_have_every_row(sweep: Sweep) -> None:
     lines = sweep.table().splitlines()
-    assert len(lines) == 2 + len(OVER)
+    assert lines[2 + len(OVER)] == ""
     row = sweep.row(k=4, d_sae=12)
     assert f"| 4 | 12 | 3 | 4 | {row.stability.mean:.4f} [" in lines[4]
     found = json.loads(json.dumps(sweep.to_json(), allow_nan=False))
     assert found[2]["pwmcc"]["mean"] == pytest.approx(row.stability.mean)
     assert found[2]["one_to_one"] == pytest.approx(row.stability.assigned_mean)
     assert found[2]["l0"] == [4.0] * 4
+
+
+def test_the_table_says_how_to_read_it(sweep: Sweep) -> None:
+    assert "matched_controls (its Gaussian control) tells" in sweep.table()
+    assert "EV is 0 or less" not in sweep.table()
+    poor = replace(sweep.rows[0], explained_variances=np.full(4, -1.0))
+    assert "EV is 0 or less at k 1 of 12: " in Sweep((poor, *sweep.rows[1:])).table()
 
 
 def test_a_sweep_goes_on_where_it_stopped(tmp_path: Path) -> None:

@@ -139,6 +139,13 @@ def test_what_a_dtype_would_take_is_known_before_it_is_made(tmp_path: Path, monk
         source.load("a", "", "float64", INFO)
 
 
+@pytest.mark.parametrize(
+    ("told", "own"), [("blocks.1.hook_resid_post", "resid_post.1"), ("resid_post.2", "resid_post.2"), ("hook_foo", "")]
+)
+def test_where_it_was_trained(told: str, own: str, tmp_path: Path) -> None:
+    assert load(write_sae(tmp_path / "sae", site=told), "resid_post.1").own_site == own
+
+
 def test_weights_cut_short(tmp_path: Path) -> None:
     folder = write_sae(tmp_path / "sae")
     whole = (folder / "sae_weights.safetensors").read_bytes()
