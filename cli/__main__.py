@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -29,24 +30,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's own log only repeats, less clearly, what our errors say
     parser = argparse.ArgumentParser(
-        prog="probewire", description="An inference server that reads and edits what happens inside language models."
+        prog="probewire",
+        allow_abbrev=False,  # a slip of the finger is no other option
+        description="An inference server that reads and edits what happens inside language models.",
     )
     parser.add_argument("--version", action="version", version=f"probewire {VERSION}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
-        command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        command = commands.add_parser(
+            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", allow_abbrev=False
+        )
         if name in argv[:1]:  # only the chosen one is imported
             module = import_module(f".{name}", __package__)
             module.add_arguments(command)
             command.set_defaults(run=module.run)
     args = parser.parse_args(argv)
     try:
-        return args.run(args)
+        with warnings.catch_warnings():
+            warnings.showwarning = _warned
+            return args.run(args)
     except ProbewireError as error:
         print(f"probewire: {error.message}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _warned(message: Warning | str, *_: object) -> None:
+    """A warning as our errors look: a line, and no place in the source."""
+    print(f"probewire: {message}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "Needs the extra: pip install 'probewire[sae]'. `probewire sae ACTION --help` says more."
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     for name, (module, summary) in ACTIONS.items():
-        action = actions.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        action = actions.add_parser(
+            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", allow_abbrev=False
+        )
         module.add_arguments(action)
 
 

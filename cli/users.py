@@ -29,13 +29,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what `probewire users` takes."""
     parser.epilog = "A running server sees every change at once."
     commands = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    add = commands.add_parser("add", help="make a user and print the key, this once")
+    add = commands.add_parser("add", help="make a user and print the key, this once", allow_abbrev=False)
     _add_limits(add)
-    listing = commands.add_parser("list", help="everybody, with roles and limits; never a key")
-    change = commands.add_parser("set", help="change a user's role or limits; what is not named stays")
+    listing = commands.add_parser("list", help="everybody, with roles and limits; never a key", allow_abbrev=False)
+    change = commands.add_parser(
+        "set", help="change a user's role or limits; what is not named stays", allow_abbrev=False
+    )
     _add_limits(change, keep=True)
-    revoke = commands.add_parser("revoke", help="end a user's key")
-    rotate = commands.add_parser("rotate", help="print a new key, this once, and end the old one")
+    revoke = commands.add_parser("revoke", help="end a user's key", allow_abbrev=False)
+    rotate = commands.add_parser("rotate", help="print a new key, this once, and end the old one", allow_abbrev=False)
     for command in (add, change, revoke, rotate):
         command.add_argument("name", metavar="NAME")
     for command in (add, listing, change, revoke, rotate):

@@ -164,6 +164,10 @@ class Client:
         Every input needs one target; for several targets of one prompt name it several times.
         """
         plan = to_gradient_plan(hooks, capture, at)
+        if path is not None and not isinstance(path, IntegratedPath):  # pyright: ignore[reportUnnecessaryIsInstance] - notebooks
+            raise InvalidArgument(
+                f"path is an IntegratedPath (a line to average along, not sites: those go in at), got {path!r}"
+            )
         inputs = to_inputs(prompt)
         request = GradientsRequest(inputs, to_targets(target), model, plan, _rules(rules), direct, path)
         return Gradients(*collect(self._transport.gradients(request), [i.name for i in inputs if not i.source_only]))

@@ -183,7 +183,13 @@ def _change(latent: int, change: float | Mapping[str, Any]) -> LatentChange:
 
 
 def hook(site: str, edit: Edit | None = None, capture: Capture | None = None, **options: Unpack[Options]) -> Hook:
-    """Any hook, its `where` written flat."""
+    """Any hook, its `where` written flat. Raises InvalidArgument for options that there are not, as all above do."""
+    unknown = sorted(set(options) - set(Options.__annotations__))
+    if unknown:
+        raise InvalidArgument(
+            f"unknown options {unknown} of a hook at {site}; allowed besides the function's own: "
+            f"{', '.join(Options.__annotations__)}"
+        )
     inputs = options.get("inputs")
     return Hook(
         site,

@@ -19,9 +19,10 @@ _FIXES = {
     "CERTIFICATE_VERIFY_FAILED": "give the CA that signed the server's certificate as ca_file, and a host name that the "
     "certificate is for",
     "CERTIFICATE_REQUIRED": "the server asks for a client's certificate: give cert_file and key_file",
+    "HTTP1.X SERVER": "it speaks HTTP: write http:// if it is the HTTP port, or correct the address",
     "WRONG_VERSION_NUMBER": "it does not speak TLS: write grpc:// or http://",
 }
-"""What TLS libraries call their reasons, and the fix."""
+"""What libraries call their reasons, and the fix."""
 
 
 class Transport(Service, Protocol):

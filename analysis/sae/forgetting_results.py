@@ -22,7 +22,7 @@ Reason = Literal[
 ]
 REASONS: Mapping[Reason, str] = {
     "untrained SAE": "nothing shows that it was ever trained, so its latents mean nothing",
-    "no latent passes the threshold": "no latent fires on the forget texts and below the threshold on the retain texts",
+    "no latent passes the threshold": "no latent fires on the forget texts and below the threshold on the retain texts; a higher one lets more pass",
     "none fire on the questions": "the latents chosen fire at no token of the forget questions, so clamping does nothing",
     "side-effect gate": "no clamp that made the model forget left it the retain questions that it knew",
     "no answer changes": "the clamps act, but the model goes on answering every forget question",
@@ -172,7 +172,10 @@ class Forgetting:
             "known_questions": {name: accuracy.to_json() for name, accuracy in self.known.items()},
             "fired_on_questions": {str(latent): n for latent, n in self.fired_on_questions.items()},
             "eval_result_details": [result.to_json() for result in self.results],
-            "control_scores": list(self.control_scores),
+            "control_scores": [
+                score if any(result.forget is not None for result in draw) else None  # none of them could be run
+                for score, draw in zip(self.control_scores, self.controls, strict=True)
+            ],
             "control_details": [[result.to_json() for result in draw] for draw in self.controls],
             **about,
         }

@@ -176,6 +176,10 @@ def _require_rows(info: ModelInfo, site: Site) -> None:
     if site.name == "module":
         return
     layered = known is not None and (known.layers is None or site.layer in known.layers)
+    if known is not None and known.layers and not layered:
+        raise InvalidArgument(
+            f"site {site} does not exist; {site.name} has layers {known.layers[0]} … {known.layers[-1]} on this model"
+        )
     if known is None or not layered or not known.run or not all(known.widths):
         note = f" ({known.note})" if known is not None and known.note else ""
         raise InvalidArgument(

@@ -74,6 +74,12 @@ def test_every_action_explains_itself(capsys: pytest.CaptureFixture[str]) -> Non
         assert "--" in capsys.readouterr().out
 
 
+def test_half_an_option_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["sae", "train", "--store", "x", "--out", "y", "--step", "3"])
+    assert "--steps" in capsys.readouterr().err
+
+
 def test_collecting_says_what_was_left_out(texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = [
         "sae",

@@ -20,6 +20,7 @@ from probewire.clients import (
     Generation,
     Input,
     InvalidArgument,
+    LogProb,
     Message,
     NotFound,
     Run,
@@ -185,6 +186,19 @@ def test_the_retry_hint_comes_back(client: Client) -> None:
 def test_unknown_options_are_refused_before_anything_is_sent(client: Client) -> None:
     with pytest.raises(InvalidArgument, match=r"unknown options \['max_tokens'\]; allowed: max_new_tokens"):
         client.generate("a", max_tokens=3)  # pyright: ignore[reportCallIssue] - wrong on purpose
+
+
+def test_a_path_that_is_none(client: Client) -> None:
+    with pytest.raises(InvalidArgument, match=r"path is an IntegratedPath .* got \['resid_post.0'\]"):
+        client.gradients("a", LogProb(1), path=["resid_post.0"])
+
+
+def test_grpc_to_a_port_that_speaks_http(server: FakeServer) -> None:
+    with (
+        Client(server.http_url.replace("http", "grpc"), timeout_s=20) as client,
+        pytest.raises(Unavailable, match="it speaks HTTP: write http://"),
+    ):
+        client.models()
 
 
 def test_large_captures_cross_whole(client: Client) -> None:

@@ -27,8 +27,10 @@ from probewire.clients import (
     Zeros,
     ablate,
     capture,
+    edit_latents,
     hook,
     patch,
+    reconstruct,
     steer,
 )
 from probewire.clients.hooks import to_plan
@@ -126,3 +128,22 @@ def test_what_is_no_hook_is_refused() -> None:
         to_plan(bad("embed"))
     with pytest.raises(InvalidArgument, match="got int"):
         to_plan((), [bad(3)])
+
+
+MISSPELT: dict[str, Any] = {
+    "steer": lambda: steer("embed", [1.0], alpa=3.0),  # pyright: ignore[reportCallIssue]
+    "ablate": lambda: ablate("embed", position=[0]),  # pyright: ignore[reportCallIssue]
+    "patch": lambda: patch("embed", from_input="a", fase="prompt"),  # pyright: ignore[reportCallIssue]
+    "capture": lambda: capture("embed", latent="mine"),  # pyright: ignore[reportCallIssue]
+    "edit_latents": lambda: edit_latents("embed", "mine", {1: 2.0}, position=[-1]),  # pyright: ignore[reportCallIssue]
+    "reconstruct": lambda: reconstruct("embed", "mine", span=[(0, 1)]),  # pyright: ignore[reportCallIssue]
+    "hook": lambda: hook("embed", None, Capture(), ids="x"),  # pyright: ignore[reportCallIssue]
+}
+
+
+@pytest.mark.parametrize("name", MISSPELT)
+def test_an_option_that_there_is_not_is_never_passed_over(name: str) -> None:
+    with pytest.raises(
+        InvalidArgument, match=r"unknown options \['\w+'\] of a hook at embed; allowed .*positions, spans"
+    ):
+        MISSPELT[name]()

@@ -89,6 +89,8 @@ def test_random_latents_are_scored_as_the_run_is() -> None:
     told = found.to_json()
     assert told["control_scores"] == list(found.control_scores)
     assert told["control_details"][2][1]["forget"]["right"] == 12
+    idle = forgetting_of(result(9, 100), controls=((result(None, 0),), (result(9, 100),)))
+    assert idle.to_json()["control_scores"] == [None, pytest.approx(0.55)]
     none = forgetting_of(result(9, 100))
     assert "random" not in none.summary
     assert none.to_json()["control_scores"] == []
