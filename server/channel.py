@@ -47,6 +47,8 @@ class WorkerChannel:
             return await call
         except grpc.aio.AioRpcError as error:
             raise await self._translated(error) from None
+        except asyncio.CancelledError:
+            raise await self._closed() from None
 
     async def stream(self, method: str, request: bytes, caller: Caller | None = None) -> AsyncIterator[bytes]:
         """A streaming call's messages as they came. Closing cancels the call."""
@@ -58,9 +60,7 @@ class WorkerChannel:
         except grpc.aio.AioRpcError as error:
             raise await self._translated(error) from None
         except asyncio.CancelledError:
-            if _being_cancelled():
-                raise
-            raise await self._explain() or Unavailable("the connection to the worker was closed; retry") from None
+            raise await self._closed() from None
         finally:
             call.cancel()
 
@@ -74,6 +74,8 @@ class WorkerChannel:
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise DeadlineExceeded(f"no answer to a health probe within {timeout_s:g} s") from None
             raise await self._translated(error) from None
+        except asyncio.CancelledError:
+            raise await self._closed() from None
         return report_of(answer, lambda key: _as_bytes(trailers.get(key)))
 
     async def close(self) -> None:
@@ -85,6 +87,14 @@ class WorkerChannel:
 
     def _stream(self, method: str) -> grpc.aio.UnaryStreamMultiCallable[bytes, bytes]:
         return cast("grpc.aio.UnaryStreamMultiCallable[bytes, bytes]", self._channel.unary_stream(method))
+
+    async def _closed(self) -> ProbewireError:
+        """For a call that ended as cancelled. grpcio says so too when the channel is closed under it: whoever waits must
+        be told, as a cancellation that nobody asked for leaves the caller's own call without an answer.
+        """
+        if _being_cancelled():
+            raise asyncio.CancelledError
+        return await self._explain() or Unavailable("the connection to the worker was closed; retry")
 
     async def _translated(self, error: grpc.aio.AioRpcError) -> ProbewireError:
         if is_from_service(error) or error.code() not in _BROKEN:

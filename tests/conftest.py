@@ -9,6 +9,11 @@ from unittest import mock
 
 import pytest
 import torch
+from hypothesis import settings
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 torch.set_num_threads(1)  # tiny models: a second thread costs more than it brings
 

@@ -144,7 +144,14 @@ def _dress(axes: Mapping[str, Any], curves: Mapping[str, Curves]) -> None:
         axes["loss"].set_yscale("log")
     variance = np.concatenate([one["explained_variance"] for one in curves.values()])
     # The first steps explain less than nothing; what comes after them is what one looks for.
-    axes["explained_variance"].set_ylim(max(-0.05, float(np.nanmin(variance)) - 0.05), 1.0)
+    lowest = float(np.nanmin(variance))
+    later = np.concatenate([one["explained_variance"][len(one) // 2 :] for one in curves.values()])
+    bottom = max(lowest - 0.05, min(-0.05, float(np.nanmin(later)) - 0.05))
+    axes["explained_variance"].set_ylim(bottom, 1.0)
+    if lowest < bottom:
+        said = f"begins at {lowest:.3g}".replace("-", "−")
+        place = {"xycoords": "axes fraction", "ha": "right", "color": GREY, "fontsize": 8}
+        axes["explained_variance"].annotate(said, (0.98, 0.04), **place)
     axes["l0"].set_ylim(bottom=0)
     _dead_axis(axes["dead"], np.concatenate([one["dead"] for one in curves.values()]))
     axes["lr"].set_ylim(bottom=0)

@@ -25,7 +25,8 @@ def clamp_scatter(
 ) -> Figure:
     """A point a configuration, with 95 % Wilson intervals: forget questions still answered (y), retain questions (x).
 
-    Right of the dashed line a configuration passes the gate; of those the lowest sets the score.
+    Right of the dashed line a configuration passes the gate; of those the lowest sets the score. Grey dots are the same
+    configurations with random latents.
     Raises InvalidArgument where no configuration could be run.
     """
     ran = [result for result in run.results if result.forget is not None]
@@ -42,6 +43,9 @@ def clamp_scatter(
         axes.plot([], [], "o", color=PALETTE[place % len(PALETTE)], label=f"retain threshold {threshold:g}")
     for place, size in enumerate(sizes):
         axes.plot([], [], "os^Dv"[place % 5], color=GREY, label=f"{size} latents")
+    if not all(result.passes for result in ran):
+        axes.plot([], [], "o", color=GREY, markerfacecolor="white", label="hollow: fails the gate")
+    _random_points(axes, run)
     axes.set(xlim=(-0.04, 1.06), ylim=(-0.04, 1.06))
     axes.set_xlabel("retain questions still answered (all sets)")
     axes.set_ylabel("forget questions still answered")
@@ -49,6 +53,19 @@ def clamp_scatter(
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
     title(axes, what, how or f"{plain(run.summary.split(';')[0])}; bars are 95 % Wilson intervals")
     return finished(figure, path)
+
+
+def _random_points(axes: Any, run: Forgetting) -> None:
+    found = [
+        (result.side_effects.value, result.forget.value)
+        for draw in run.controls
+        for result in draw
+        if result.side_effects is not None and result.forget is not None
+    ]
+    if found:
+        axes.plot(
+            *zip(*found, strict=True), ".", color=GREY, markersize=4, alpha=0.6, zorder=2.5, label="random latents"
+        )
 
 
 def _point(axes: Any, result: ClampResult, colour: str, marker: str) -> None:

@@ -23,21 +23,21 @@ from probewire.protos.wire import from_json, from_proto, parse, to_json, to_prot
 from tests.protos.plans import gradients_requests, measured, plans, sweep_requests, tensors
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(plans)
 def test_any_plan_survives_protobuf(plan: Plan) -> None:
     data = to_proto(plan).SerializeToString()
     assert from_proto(Plan, parse(pb.Plan, data)) == plan
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(plans, st.sampled_from(["base64", "list"]))
 def test_any_plan_survives_json(plan: Plan, style: Any) -> None:
     data = json.loads(json.dumps(to_json(plan, tensors=style), allow_nan=False))
     assert from_json(Plan, data) == plan
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(gradients_requests | sweep_requests | measured, st.sampled_from(["base64", "list"]))
 def test_what_is_measured_survives(value: GradientsRequest | SweepRequest | Measured, style: Any) -> None:
     kind = type(value)
@@ -49,14 +49,14 @@ def test_what_is_measured_survives(value: GradientsRequest | SweepRequest | Meas
         assert found.values.dtype == "float64"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(tensors(1, 2, 3, dtypes=tuple(DTYPES)), st.sampled_from(["base64", "list"]))
 def test_any_tensor_survives(tensor: Tensor, style: Any) -> None:
     assert from_proto(Tensor, parse(pb.Tensor, to_proto(tensor).SerializeToString())) == tensor
     assert from_json(Tensor, json.loads(json.dumps(to_json(tensor, tensors=style)))) == tensor
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_plan_or_refused(data: bytes) -> None:
     assert _outcome(lambda: from_proto(Plan, parse(pb.Plan, data)))
@@ -74,7 +74,7 @@ json_data = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(json_data)
 def test_any_json_is_a_plan_or_refused(data: Any) -> None:
     assert _outcome(lambda: from_json(Plan, data))

@@ -95,7 +95,7 @@ def test_overdue_and_unwanted_leave() -> None:
     assert not list(queue)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     n_slots=st.integers(2, 9),
     users=st.dictionaries(st.sampled_from("abcdef"), st.lists(st.integers(1, 60), min_size=1, max_size=40), min_size=1),

@@ -79,6 +79,19 @@ def test_a_picture_shows_them(tmp_path: Path) -> None:
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_what_lies_below_the_axis_is_told() -> None:
+    def drawn(*variances: float) -> tuple[Any, list[str]]:
+        found = Curves()
+        for step, variance in enumerate(variances, 1):
+            found.add({**curves(1).last, "step": step, "explained_variance": variance})
+        axes = next(a for a in draw_curves({"": found}).axes if "explained" in a.get_ylabel())
+        return axes.get_ylim()[0], [text.get_text() for text in axes.texts]
+
+    assert drawn(-2.0, 0.5, 0.6, 0.7) == (-0.05, ["begins at −2"])
+    assert drawn(-2.0, -1.0, -0.5, -0.25) == (-0.55, ["begins at −2"]), "the later half is always seen"
+    assert drawn(0.1, 0.2) == (0.05, [])
+
+
 def test_several_share_a_picture() -> None:
     figure: Any = draw_curves({"one": curves(), "two $": curves(scale=3.0)}, what="Two")
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["one", r"two \$"]

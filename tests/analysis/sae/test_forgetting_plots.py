@@ -26,7 +26,12 @@ def test_a_point_a_configuration(tmp_path: Path) -> None:
     assert points[0.7, 3 / 20] == "white", "hollow where it fails the gate"
     assert points[1.0, 9 / 20] != "white"
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert labels == ["gate 0.99", "retain threshold 0.01", "10 latents"]
+    assert labels == ["gate 0.99", "retain threshold 0.01", "10 latents", "hollow: fails the gate"]
+    controls = ((result(20, 100), result(None, 0), result(None, 0)),)
+    figure = clamp_scatter(forgetting_of(result(9, 100), result(None, 0), result(None, 0), controls=controls))
+    labels = {line.get_label(): line for line in figure.axes[0].lines}
+    assert "hollow: fails the gate" not in labels
+    assert (*labels["random latents"].get_xdata(), *labels["random latents"].get_ydata()) == (1.0, 1.0)
     with pytest.raises(InvalidArgument, match="no latent passes the threshold"):
         clamp_scatter(forgetting_of(result(None, 0)))
 
