@@ -255,6 +255,7 @@ def test_a_full_queue_says_when_to_come_back(model: LocalModel) -> None:
     def fill() -> None:
         while len(jobs) < 200:
             jobs.append(model.submit(request, QueueSink(model.scheduler), local_caller()))
+            model.scheduler.call(lambda: None)  # it counts once the model's thread has taken it
 
     with pytest.raises(ResourceExhausted, match="waiting") as caught:
         fill()
