@@ -6,9 +6,8 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 
 from ..backends.checkpoints.hub import hub_files
-from ..backends.footprint import check_free
 from ..backends.saes import SaeSource, read_folder, source_of_files
-from ..backends.saes.files import CONFIG_FILE, READING, WEIGHTS_FILE
+from ..backends.saes.files import CONFIG_FILE, WEIGHTS_FILE
 from ..protos.errors import InvalidArgument, ProbewireError
 from ..protos.model import ModelInfo
 from ..protos.saes import MAX_NAME, LoadSaeRequest, SaeFiles, SaeInfo
@@ -56,7 +55,6 @@ def _sent_along(name: str, files: SaeFiles, user: User, store: SaeStore) -> SaeS
     if not files.upload:
         store.check_size(len(files.weights))
         return found
-    check_free(READING * store.sent_size(user, files.upload), f"reading SAE {name!r}")
     return replace(found, weights=store.sent(user, files.upload))
 
 

@@ -17,8 +17,9 @@ from threading import RLock
 
 import orjson
 
+from ..backends.footprint import check_free
 from ..backends.saes import Sae, SaeSource, read_folder
-from ..backends.saes.files import CONFIG_FILE, WEIGHTS_FILE
+from ..backends.saes.files import CONFIG_FILE, READING, WEIGHTS_FILE
 from ..protos.errors import (
     FailedPrecondition,
     Internal,
@@ -67,19 +68,21 @@ class SaeStore:
             return SaeReceived(self.uploads.append(user, part))
 
     def sent(self, user: User, upload: str) -> bytes:
-        """Weights by their SHA-256: sent in parts, or of an SAE that the user has loaded."""
+        """Weights by their SHA-256: sent in parts, or of an SAE that the user has loaded.
+
+        Raises NotFound, InvalidArgument for what is not all there, FailedPrecondition for what memory cannot hold.
+        """
+        check_free(READING * self.uploads.size(user, upload), "reading the SAE that was sent")
         try:
             return self.uploads.read(user, upload)
         except NotFound:
             found = self._loaded(user, upload)
             if found is None:
                 raise
-            return read_folder(found, self.max_bytes).weights
-
-    def sent_size(self, user: User, upload: str) -> int:
-        """How many bytes of them there are."""
-        found = self._loaded(user, upload)
-        return self.uploads.size(user, upload) if found is None else (found / WEIGHTS_FILE).stat().st_size
+        source = read_folder(found, self.max_bytes)
+        if source.hash != upload:
+            raise Internal(f"the files of the SAE with the SHA-256 {upload} are damaged; unload it, and load it again")
+        return source.weights
 
     def _loaded(self, user: User, upload: str) -> Path | None:
         rows = self._rows(user.name, "")

@@ -106,7 +106,9 @@ class SaeSource:
 
 
 def read_folder(folder: Path, max_bytes: int) -> SaeSource:
-    """An SAE's folder. Raises NotFound, or InvalidArgument for what is no SAE in the sae-lens format."""
+    """An SAE's folder. Raises NotFound, InvalidArgument for what is no SAE in the sae-lens format, FailedPrecondition for one
+    that memory cannot hold.
+    """
     if not folder.is_dir():
         kind = "a file, not a folder" if folder.exists() else "not there"
         raise NotFound(f"the SAE folder {folder} is {kind} on the server; give the folder with cfg.json in it")
@@ -121,6 +123,7 @@ def read_folder(folder: Path, max_bytes: int) -> SaeSource:
     size = (folder / WEIGHTS_FILE).stat().st_size
     if size > max_bytes:
         raise InvalidArgument(f"{folder / WEIGHTS_FILE} has {size:,} bytes; at most {max_bytes:,} are allowed")
+    check_free(READING * size, f"reading the SAE in {folder.name}")
     return source_of_files((folder / CONFIG_FILE).read_bytes(), (folder / WEIGHTS_FILE).read_bytes(), str(folder))
 
 

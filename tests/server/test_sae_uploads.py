@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from probewire.backends import footprint
-from probewire.protos.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
+from probewire.backends.saes import read_folder
+from probewire.protos.errors import FailedPrecondition, Internal, InvalidArgument, NotFound, ResourceExhausted
 from probewire.protos.model import ModelInfo, SiteInfo
 from probewire.protos.saes import LoadSaeRequest, SaeFiles, SaeInfo, SaePart
 from probewire.server.sae_loading import load_sae
@@ -169,9 +170,22 @@ def test_no_file_is_read_that_memory_cannot_hold(
 ) -> None:
     upload = send(store, ADA, weights(folder))
     monkeypatch.setattr(footprint, "free_bytes", lambda: 100_000)
-    monkeypatch.setattr(store, "sent", lambda *_: pytest.fail("it was read"))
-    with pytest.raises(FailedPrecondition, match=r"reading SAE 'a' takes about .* of memory, and .* are free"):
+    monkeypatch.setattr(Path, "read_bytes", lambda *_: pytest.fail("it was read"))
+    with pytest.raises(FailedPrecondition, match=r"reading the SAE that was sent takes about .* and .* are free"):
         load(store, ADA, folder, upload)
+    with pytest.raises(FailedPrecondition, match=r"reading the SAE in sae takes about .* of memory, and .* are free"):
+        read_folder(folder, 1 << 20)
+
+
+def test_what_is_damaged_on_the_server_is_not_taken_for_what_was_sent(
+    store: SaeStore, folder: Path, tmp_path: Path
+) -> None:
+    upload = send(store, ADA, weights(folder))
+    load(store, ADA, folder, upload)
+    [kept] = (tmp_path / "state" / "saes").glob("*/sae_weights.safetensors")
+    kept.write_bytes(weights(folder)[:-4] + bytes(4))
+    with pytest.raises(Internal, match=f"the SHA-256 {upload} are damaged; unload it, and load it again"):
+        load(store, ADA, folder, upload, name="b")
 
 
 def test_files_of_a_user_are_bounded(store: SaeStore, tmp_path: Path) -> None:

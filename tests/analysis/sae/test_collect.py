@@ -202,6 +202,13 @@ def test_sites_without_rows_of_one_width_are_refused(client: Client, tmp_path: P
     assert not (tmp_path / "s").exists()
 
 
+def test_a_layer_that_is_none_is_named(client: Client, tmp_path: Path) -> None:
+    with pytest.raises(
+        InvalidArgument, match=r"site resid_post.99 does not exist; resid_post has layers 0 … \d+ on this model"
+    ):
+        collect(client, TEXTS, "resid_post.99", tmp_path / "s")
+
+
 def test_bad_corpora_are_refused_with_their_place(client: Client, tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="holds no documents"):
         collect(client, [], SITE, tmp_path / "a")
