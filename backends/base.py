@@ -13,8 +13,9 @@ from .limits import Limits
 
 if TYPE_CHECKING:
     from .backward import BoundBackward
+    from .bound import BoundHook, BoundPlan
     from .metrics import BoundMetric
-    from .plan import BoundHook, BoundPlan
+    from .points import Points
 
 __all__ = ["Backend", "Engine", "Rows", "Sequence", "StepResult"]
 
@@ -134,6 +135,8 @@ class Backend(Protocol):
     """One loaded model."""
 
     info: ModelInfo
+    points: Points
+    """Where its sites are."""
     limits: Limits
     engine: Engine | None
     """None when generation is refused (`info.generate_note` says why)."""

@@ -82,7 +82,7 @@ def _sequence(backend: Backend, name: str, tokens: list[int], mode: str, prompt_
     length = prompt_length or len(tokens)
     plan = bind(
         _FINAL,
-        backend.info,
+        backend,
         mode="generate" if mode == "generate" else "run",
         input_name="input",
         tokens=tokens,

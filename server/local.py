@@ -149,7 +149,7 @@ class LocalModel:
 
     def put_session(self, session: Session, caller: Caller) -> None:
         """Take a session or its next revision, for generations under way from their next step on."""
-        check_session_plan(session.plan, self.info, self._shelf(caller))  # here: an SAE may have to be read
+        check_session_plan(session.plan, self.backend, self._shelf(caller))  # here: an SAE may have to be read
 
         def put() -> None:
             self.sessions.put(caller.user.name, session, self.scheduler.jobs, self.backend)

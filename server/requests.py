@@ -8,7 +8,8 @@ from dataclasses import replace
 from functools import partial
 
 from ..backends.base import Backend, Sequence
-from ..backends.plan import BoundPlan, Mode, bind
+from ..backends.bound import BoundPlan, Mode
+from ..backends.plan import bind
 from ..backends.saes import Shelf
 from ..backends.tokenizer import Tokenizer
 from ..protos.errors import FailedPrecondition, InvalidArgument
@@ -91,7 +92,7 @@ def _prepare(
             prepared.sequence = input_sequence(
                 f"{request_id}.{index}", mode, request, prepared, backend, lengths, shelf, seed + index, n_own
             )
-    set_sources(request_id, request.plan, inputs, info, lengths, shelf, n_own)
+    set_sources(request_id, request.plan, inputs, backend, lengths, shelf, n_own)
     for sequence in (s for item in inputs for s in (item.sequence, item.source) if s is not None):
         sequence.plan.revision = revision
     store_bytes = check_bytes(inputs, info, limits)
@@ -124,9 +125,7 @@ def _rebound(
         check_bytes([again], backend.info, limits)
         found.append((item.sequence, again.sequence.plan))
     if item.source is not None and item.item.name not in prepared.rows:
-        source = source_sequence(
-            item.source.id, request.plan, item, prepared.inputs, backend.info, lengths, shelf, n_own
-        )
+        source = source_sequence(item.source.id, request.plan, item, prepared.inputs, backend, lengths, shelf, n_own)
         assert source is not None
         found.append((item.source, source.plan))
     for _, plan in found:
@@ -181,7 +180,7 @@ def input_sequence(
             raise InvalidArgument(f"input {item.name!r} {reason}; shorten the prompt or lower max_new_tokens")
     plan = bind(
         request.plan,
-        backend.info,
+        backend,
         mode=mode,
         input_name=item.name,
         tokens=tokens,

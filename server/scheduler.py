@@ -11,7 +11,8 @@ from itertools import chain
 from typing import Any
 
 from ..backends.base import Backend, Sequence
-from ..backends.plan import BoundPlan, give_rows
+from ..backends.bound import BoundPlan
+from ..backends.source_rows import give_rows
 from ..protos.activity import WorkerStatus
 from ..protos.errors import Cancelled, ProbewireError, ResourceExhausted, Unavailable
 from .admission import Item, admit_next

@@ -11,9 +11,10 @@ import torch
 from ...protos.sites import ATTENTION_SITES, Site
 from ..backward import Backward, BoundBackward, Enough
 from ..base import Sequence, StepResult
-from ..executor import Executor, Slot
+from ..executor import Executor
 from ..gradients import finish, one_prompt, slots_of, spread
 from ..metrics import INSIDE_MLP, BoundMetric, measure_logits
+from ..slot import Slot
 from .norms import Norms
 from .taps import Taps
 
@@ -101,7 +102,7 @@ class TorchGradients:
                 values[index] = measure_logits(self.executor.ops, metric, self.executor.ops.f32(row))
             else:
                 values[index] = backward.coordinates[index]
-                if _LOGITS in slot.plan.taps:
+                if _LOGITS in slot.plan.sites:
                     self.head(slot, hidden, metric.position)
         return values
 
