@@ -6,6 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence as SequenceOf
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..protos.errors import ProbewireError
 from ..protos.model import ModelInfo, Sampling
 from ..protos.tensors import Array
@@ -152,6 +155,10 @@ class Backend(Protocol):
 
     def run(self, sequences: SequenceOf[Sequence]) -> list[StepResult]:
         """One forward over several sequences at once, right-padded; a result each, in order."""
+        ...
+
+    def final_rows(self, ids: NDArray[np.int64]) -> Array:
+        """What the body of the model gives for [batch, row] token ids that nobody hooks: [batch, row, d_model]."""
         ...
 
     def gradients(self, sequences: SequenceOf[Sequence]) -> list[StepResult]:

@@ -150,7 +150,8 @@ def tokens_of(item: Input, tokenizer: Tokenizer, info: ModelInfo, limits: Reques
     tokens = tokenizer.encode(item)
     longest = min(limits.max_prompt_tokens, info.context_length or limits.max_prompt_tokens)
     if len(tokens) > longest:
-        raise InvalidArgument(f"input {item.name!r} has {len(tokens)} tokens; at most {longest} are allowed")
+        why = f" ({info.context_note})" if info.context_note and longest == info.context_length else ""
+        raise InvalidArgument(f"input {item.name!r} has {len(tokens)} tokens; at most {longest} are allowed{why}")
     if item.prompt_length is not None and item.prompt_length > len(tokens):
         raise InvalidArgument(
             f"input {item.name!r}: prompt_length {item.prompt_length} is above its {len(tokens)} tokens"
@@ -177,7 +178,8 @@ def input_sequence(
         assert backend.engine is not None
         reason = backend.engine.reason_not_to_fit(n_rows + 1)
         if reason is not None:
-            raise InvalidArgument(f"input {item.name!r} {reason}; shorten the prompt or lower max_new_tokens")
+            why = f" ({backend.info.context_note})" if backend.info.context_note else ""
+            raise InvalidArgument(f"input {item.name!r} {reason}{why}; shorten the prompt or lower max_new_tokens")
     plan = bind(
         request.plan,
         backend,

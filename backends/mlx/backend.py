@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence as SequenceOf
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from numpy.typing import NDArray
 
 from ...protos.model import ModelInfo
 from ...protos.sites import Site
@@ -17,6 +17,7 @@ from ..backward import BoundBackward, rules_of
 from ..base import Engine, Sequence, StepResult
 from ..bound import BoundPlan
 from ..captures import flush_reductions
+from ..context import fitted
 from ..executor import Executor
 from ..families import generation_note, run_only_sites
 from ..limits import Limits
@@ -33,7 +34,7 @@ from .attention import Attention
 from .cache import RunCache
 from .engine import MlxEngine
 from .gradients import MlxBackward, MlxGradients
-from .load import Loaded, choose_device, load_model, windows_of
+from .load import choose_device, load_model, windows_of
 from .norms import Norms
 from .ops import MlxOps, dtype_name
 from .sweeps import MlxSweeps
@@ -76,7 +77,7 @@ class MlxBackend:
             self._backward_of,
         )
         self._sweeps = MlxSweeps(self, self.executor, self.taps, self.attention, list(self.model.layers))
-        limits = _fitting(limits, loaded)
+        limits, context_note = fitted(limits, config, [(loaded.max_positions, loaded.reason)])
         note = generation_note("mlx", config.model_type)
         self.engine: Engine | None = None if note else self._engine(limits)
         self.limits = limits
@@ -98,6 +99,7 @@ class MlxBackend:
             vocab_size=dims.vocab,
             n_experts=dims.n_experts,
             context_length=min(limits.context_tokens, limits.cache_tokens),
+            context_note=context_note,
             generate=not note,
             generate_note=note,
             n_slots=limits.n_slots,
@@ -156,6 +158,12 @@ class MlxBackend:
     def sweep(self, variants: SequenceOf[Sequence], trunk: Trunk | None) -> list[StepResult]:
         """See Backend."""
         return self._sweeps(variants, trunk)
+
+    def final_rows(self, ids: NDArray[np.int64]) -> Array:
+        """See Backend."""
+        self.executor.begin([], (ids.shape[0], ids.shape[1]))
+        self.taps.attach(())
+        return self.executor.ops.to_host([self._plain_forward(mx.array(ids))])[0]
 
     def gradients(self, sequences: SequenceOf[Sequence]) -> list[StepResult]:
         """See Backend."""
@@ -223,9 +231,3 @@ class MlxBackend:
         self.engine = None
         self.model = None
         mx.clear_cache()
-
-
-def _fitting(limits: Limits, loaded: Loaded) -> Limits:
-    """The limits, with the context no longer than the model's own, nor than mlx-lm gets right."""
-    longest = [getattr(loaded.config, "max_position_embeddings", None), loaded.max_positions]
-    return replace(limits, context_tokens=min(limits.context_tokens, *(int(n) for n in longest if n)))

@@ -15,6 +15,7 @@ from transformers import AutoConfig
 from ...protos.errors import FailedPrecondition, InvalidArgument
 from ..checkpoints.mlx_recipe import MlxRecipe, mlx_recipe
 from ..checkpoints.mlx_weights import mlx_weights
+from ..weights import has_own_head
 from .ops import mlx_dtype
 
 __all__ = ["Loaded", "choose_device", "load_model", "mend", "windows_of"]
@@ -33,6 +34,8 @@ class Loaded:
     dtype: mx.Dtype
     max_positions: int | None
     """Beyond them mlx-lm would part from transformers."""
+    reason: str = ""
+    """Why."""
 
 
 def choose_device(device: str) -> mx.Device:
@@ -51,6 +54,8 @@ def load_model(folder: Path, dtype: str) -> Loaded:
     """The model on MLX's default device. `dtype` is a wire name or "auto" (the checkpoint's own)."""
     written: dict[str, Any] = json.loads((folder / "config.json").read_text())
     config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
+    if written.get("tie_word_embeddings", config.tie_word_embeddings) and has_own_head(folder):
+        written["tie_word_embeddings"] = False  # as transformers has it: what the file holds counts
     recipe = mlx_recipe(written if config.model_type in _WINDOWS_OF_ITS_OWN else {**written, "sliding_window": None})
     model, _ = mlx_lm_utils.load_model(folder, lazy=True, model_config=recipe.config, get_model_classes=_classes)
     chosen = mlx_dtype(dtype) if dtype != "auto" else _own_dtype(written, model)
@@ -58,7 +63,7 @@ def load_model(folder: Path, dtype: str) -> Loaded:
     mend(model, recipe, config, chosen)
     model.eval()
     mx.eval(model.parameters())
-    return Loaded(model, config, chosen, recipe.max_positions)
+    return Loaded(model, config, chosen, recipe.max_positions, recipe.reason)
 
 
 def _classes(config: dict[str, Any]) -> tuple[type, type]:

@@ -153,6 +153,9 @@ class _Builder:
             settings = {"rope_theta": config.get("rope_local_base_freq", family.local_theta)}
         settings.setdefault("rope_theta", config.get("rope_theta", family.theta))
         settings.setdefault("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
+        for name in ("max_position_embeddings", "original_max_position_embeddings"):
+            if config.get(name) is not None:
+                settings.setdefault(name, config[name])
         return Config(settings)
 
     def _mlp(self, i: int) -> Mlp:

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from ...protos.errors import FailedPrecondition, Unsupported
+from ...protos.errors import Unsupported
 from ...protos.model import ModelInfo
 from ...protos.sites import Site
 from ...protos.tensors import Array
@@ -19,6 +20,7 @@ from ..backward import BoundBackward, rules_of
 from ..base import Engine, Sequence, StepResult
 from ..bound import BoundPlan
 from ..captures import flush_reductions
+from ..context import fitted
 from ..executor import Executor
 from ..families import generation_note, run_only_sites
 from ..footprint import footprint
@@ -61,6 +63,7 @@ class TorchBackend:
         self.executor = Executor(TorchOps(self.device))
         self.taps = Taps(self.model, self.executor)
         eager = getattr(config, "attn_logit_softcapping", None) is not None or config.model_type == "gpt_oss"
+        eager |= family is None  # the library's own: see load_model
         attention = self._own_attention(eager)
         self.activation, norms = activation_name(config), Norms(self.model, self.executor.ops)
         self._gradients = TorchGradients(
@@ -71,7 +74,7 @@ class TorchBackend:
         if family is not None:
             layers = [self.taps.modules[family.layer_path("torch", i)] for i in range(dims.n_layers)]
             self._sweeps = TorchSweeps(self, self.executor, self.taps, attention, layers)
-        limits = _fitting(limits, config)
+        limits, context_note = fitted(limits, config)
         note = generation_note("torch", config.model_type)
         self.engine: Engine | None = None
         if not note:
@@ -95,6 +98,7 @@ class TorchBackend:
             vocab_size=dims.vocab,
             n_experts=dims.n_experts,
             context_length=min(limits.context_tokens, limits.cache_tokens),
+            context_note=context_note,
             generate=not note,
             generate_note=note,
             n_slots=limits.n_slots,
@@ -150,6 +154,13 @@ class TorchBackend:
             rows = captured.get(id(slot.sequence), []) + flush_reductions(slot.plan)
             results.append(result_of(slot, rows, None))
         return results
+
+    @torch.inference_mode()
+    def final_rows(self, ids: NDArray[np.int64]) -> Array:
+        """See Backend."""
+        self.executor.begin([], (ids.shape[0], ids.shape[1]))
+        self.taps.attach(())
+        return self.executor.ops.to_host([self.hidden(torch.from_numpy(ids).to(self.device))])[0]
 
     def gradients(self, sequences: SequenceOf[Sequence]) -> list[StepResult]:
         """See Backend."""
@@ -226,13 +237,3 @@ class TorchBackend:
 
 def _picked(bias: torch.Tensor | None, at: torch.Tensor) -> torch.Tensor | None:
     return None if bias is None else bias[at]
-
-
-def _fitting(limits: Limits, config: Any) -> Limits:
-    """The limits, with the context no longer than the model's own."""
-    from dataclasses import replace
-
-    longest = getattr(config, "max_position_embeddings", None) or limits.context_tokens
-    if longest < 1:
-        raise FailedPrecondition(f"the model's config says max_position_embeddings = {longest}; it must be above 0")
-    return replace(limits, context_tokens=min(limits.context_tokens, longest))
