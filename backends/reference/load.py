@@ -64,8 +64,7 @@ class _Builder:
         embedding = read.array(f"{self._name('embedding')}.weight")
         unembedding = Linear(embedding.T)
         if "lm_head.weight" in read:
-            stored = read.linear("lm_head")
-            unembedding = unembedding if config.get("tie_word_embeddings", family.tied) else stored
+            unembedding = read.linear("lm_head")  # what the file holds counts, whatever the config says of tying
         elif not config.get("tie_word_embeddings", family.tied):
             raise Unsupported("the checkpoint has no lm_head.weight, and config.json does not tie the embeddings")
         return ReferenceModel(
