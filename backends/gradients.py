@@ -13,6 +13,7 @@ from ..protos.spec import Hook
 from .base import Sequence, StepResult
 from .captures import flush_reductions
 from .executor import Executor
+from .overflow import not_measured
 from .slot import Slot
 
 __all__ = ["finish", "one_prompt", "rows_of", "slots_of", "spread"]
@@ -88,6 +89,9 @@ def finish(
         error = next((slots[i].error for i in indices if slots[i].error is not None), None)
         if error is not None:
             results.append(StepResult(slot.sequence, error=error))
+            continue
+        if fault := not_measured([measured[i] for i in indices]):
+            results.append(StepResult(slot.sequence, error=fault))
             continue
         rows = captured.get(id(slot.sequence), []) + flush_reductions(slot.plan)
         results.append(StepResult(slot.sequence, tuple(rows), measured=tuple(measured[i] for i in indices)))

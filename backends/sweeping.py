@@ -23,6 +23,7 @@ from .bound import BoundPlan, chosen_positions
 from .executor import Executor
 from .metrics import BoundMetric, measure_logits
 from .ops import Ops
+from .overflow import not_measured
 from .slot import Slot
 
 __all__ = ["WHOLE", "Start", "Sweeps", "Trunk", "grouped", "hooks_in", "start_of"]
@@ -239,6 +240,8 @@ class Sweeps(ABC):
 def _result(slot: Slot, values: NDArray[np.float64]) -> StepResult:
     if slot.error is not None:
         return StepResult(slot.sequence, error=slot.error)
+    if fault := not_measured(values.tolist()):
+        return StepResult(slot.sequence, error=fault)
     return StepResult(slot.sequence, measured=tuple(float(value) for value in values))
 
 

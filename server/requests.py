@@ -31,6 +31,10 @@ __all__ = [
 ]
 
 
+SEEDS = 1 << 63
+"""Input i samples with seed + i; after the largest seed comes 0."""
+
+
 def prepare_generate(
     request: GenerateRequest,
     backend: Backend,
@@ -90,7 +94,7 @@ def _prepare(
     for index, prepared in enumerate(inputs):
         if not prepared.item.source_only:
             prepared.sequence = input_sequence(
-                f"{request_id}.{index}", mode, request, prepared, backend, lengths, shelf, seed + index, n_own
+                f"{request_id}.{index}", mode, request, prepared, backend, lengths, shelf, (seed + index) % SEEDS, n_own
             )
     set_sources(request_id, request.plan, inputs, backend, lengths, shelf, n_own)
     for sequence in (s for item in inputs for s in (item.sequence, item.source) if s is not None):

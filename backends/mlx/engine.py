@@ -243,13 +243,13 @@ class MlxEngine:
         self.logits = None
         if any(slot.wants_logprobs for _, slot in forward.slots):
             forward.logits = logits.astype(mx.float32)
-        sampled = mx.argmax(logits, axis=-1)
+        sampled, forward.largest = mx.argmax(logits, axis=-1), logits.max(axis=-1).astype(mx.float32)
         drawing = [(owner, slot) for owner, slot in forward.slots if slot.sequence.sampling.temperature > 0]
         if drawing:
             sampled = self._draw(forward, drawing, logits, sampled)
         forward.sampled = sampled
         wanted = [] if forward.logits is None else [forward.logits]
-        mx.async_eval(sampled, *wanted, *forward.captured())
+        mx.async_eval(sampled, forward.largest, *wanted, *forward.captured())
         return sampled
 
     def _draw(
