@@ -83,6 +83,12 @@ def _prepare(
     if session is not None:
         request, revision = replace(request, plan=followed(request.plan, session)), session.revision
     n_own = len(own_plan.hooks)
+    for item in request.inputs:
+        if mode == "generate" and item.prompt_length is not None:
+            raise InvalidArgument(
+                f"input {item.name!r}: prompt_length is for runs, which may repeat a generation; in a generation the whole "
+                "input is the prompt: leave it out"
+            )
     inputs = [
         PreparedInput(i, tokens_of(i, tokenizer, info, limits), mode == "generate" and not i.source_only)
         for i in request.inputs

@@ -156,7 +156,9 @@ class MlxEngine:
             self.generator.next()
         except BaseException:
             self.generator = self._generator()  # it stopped half-way; whoever was in it is lost
+            self.executor.end()
             raise
+        self.executor.end()  # what it captured is with its forward
         self.n_steps += 1
         if self.n_steps % _STEPS_BETWEEN_SWEEPS == 0:
             mx.clear_cache()  # keys grow by new, larger buffers, and MLX keeps the old ones

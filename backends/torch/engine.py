@@ -219,6 +219,7 @@ class TorchEngine:
                 rows = rows + sampled_logprob_rows(slot, choice)
                 sequence.tokens.append(choice.token)
             results.append(result_of(slot, rows, choice))
+        self.slots, self.producing = [], []
         return results
 
 
