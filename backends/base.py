@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .bound import BoundHook, BoundPlan
     from .metrics import BoundMetric
     from .points import Points
+    from .run_parts import RunParts
 
 __all__ = ["Backend", "Engine", "Rows", "Sequence", "StepResult"]
 
@@ -155,6 +156,15 @@ class Backend(Protocol):
 
     def run(self, sequences: SequenceOf[Sequence]) -> list[StepResult]:
         """One forward over several sequences at once, right-padded; a result each, in order."""
+        ...
+
+    @property
+    def cuts_runs(self) -> bool:
+        """Whether `run_part` is offered."""
+        ...
+
+    def run_part(self, sequence: Sequence, parts: RunParts, stop: int) -> StepResult:
+        """Run a sequence from where `parts` ends to a position; the whole run's outcome comes with the last part."""
         ...
 
     def final_rows(self, ids: NDArray[np.int64]) -> Array:
