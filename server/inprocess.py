@@ -128,9 +128,9 @@ class InProcessService:
     def create_session(self, request: CreateSessionRequest) -> Session:
         """See Service."""
         self._model.check_model(request.model)
-        session = self._sessions.draft(LOCAL.name, request, self._model.info.id, 0)
-        self._model.put_session(session, local_caller())
-        self._sessions.add(LOCAL.name, session)
+        with self._sessions.drafted(LOCAL.name, request, self._model.info.id, 0) as session:
+            self._model.put_session(session, local_caller())
+            self._sessions.add(LOCAL.name, session)
         return session
 
     def update_session(self, request: UpdateSessionRequest) -> Session:
@@ -151,8 +151,9 @@ class InProcessService:
 
     def delete_session(self, session_id: str) -> None:
         """See Service."""
-        self._sessions.delete(LOCAL.name, session_id)
-        self._model.sessions.drop(LOCAL.name, session_id)
+        with self._updating:
+            self._sessions.delete(LOCAL.name, session_id)
+            self._model.sessions.drop(LOCAL.name, session_id)
 
     def activity(self) -> ActivityReport:
         """See Service; requests are not listed in process."""

@@ -1,8 +1,8 @@
 """A model that is none, for worker processes: operations whose behaviour a test writes into the prompt.
 
 The prompt is JSON: `bytes` a token, `interval_s` between tokens, `fail` (a code, or "bug") after the first token, and
-`hang` to stop answering health probes; a sweep takes `interval_s` a plan. The model's name may ask for trouble while loading: `fake/slow`, `fake/broken`,
-`fake/bug`.
+`hang` to stop answering health probes; a sweep takes `interval_s` a plan. The model's name may ask for trouble while
+loading: `fake/slow`, `fake/broken`, `fake/bug`, `fake/none` (which lists no model).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 
 from fake_saes import FakeSaes
 
+from probewire.protos.activity import WorkerStatus
 from probewire.protos.errors import Code, InvalidArgument, NotFound, error_from_code
 from probewire.protos.gradients import GradientsRequest
 from probewire.protos.loading import HealthReport, LoadProgress, LoadRequest
@@ -34,6 +35,7 @@ from probewire.protos.model import (
     Usage,
 )
 from probewire.protos.saes import SaeInfo
+from probewire.protos.sessions import Session
 from probewire.protos.sweeps import SweepRequest
 from probewire.protos.tensors import Tensor
 from probewire.server.config import Report, WorkerConfig
@@ -54,6 +56,7 @@ class FakeOperations(FakeSaes):
         self.steps = 0
         self.hanging = False
         self.loaded_saes = dict[str, SaeInfo]()
+        self.sessions = dict[str, Session]()
         self.stored = StoredCapture("c1", "resid_post.0", "input", (0, 1), "float32", (2, 3), model_id)
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[list[Event]]:
@@ -117,7 +120,7 @@ class FakeOperations(FakeSaes):
             self.active -= 1
 
     async def models(self) -> list[ModelInfo]:
-        return [await self.describe("")]
+        return [] if self.model_id == "fake/none" else [await self.describe("")]
 
     async def describe(self, model: str) -> ModelInfo:
         if model not in ("", self.model_id):
@@ -156,6 +159,18 @@ class FakeOperations(FakeSaes):
 
     async def delete_capture(self, capture_id: str, model: str) -> None:
         await self.capture(capture_id, model)
+
+    async def put_session(self, session: Session) -> None:
+        """Refuses one named `refused`."""
+        if session.name == "refused":
+            raise InvalidArgument("as you asked")
+        self.sessions[session.id] = session
+
+    async def drop_session(self, session_id: str) -> None:
+        del self.sessions[session_id]
+
+    async def status(self) -> WorkerStatus:
+        return WorkerStatus(running=self.active)
 
     async def health(self) -> HealthReport:
         if self.hanging:
