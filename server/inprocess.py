@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 from ..backends.checkpoints import resolve_model
@@ -27,6 +27,23 @@ from .users import LOCAL
 __all__ = ["InProcessService"]
 
 
+class _Answer(Iterator[Event]):
+    """A request's events. Any thread may close it: whoever waits for the next one is told that there is none."""
+
+    def __init__(self, events: Generator[Event], sink: QueueSink) -> None:
+        self._events, self._sink = events, sink
+
+    def __next__(self) -> Event:
+        return next(self._events)
+
+    def close(self) -> None:
+        """Cancel the request."""
+        try:
+            self._events.close()
+        except ValueError:  # another thread is inside: when it comes out, it cancels the request itself
+            self._sink.end(None)
+
+
 class InProcessService:
     """The sync `Service` of protos/service.py over a model in this process: what `Client.inprocess` is handed."""
 
@@ -44,6 +61,9 @@ class InProcessService:
 
     def _stream(self, request: InferenceRequest) -> Iterator[Event]:
         sink = QueueSink(self._model.scheduler)
+        return _Answer(self._events(request, sink), sink)
+
+    def _events(self, request: InferenceRequest, sink: QueueSink) -> Generator[Event]:
         job = self._model.submit(request, sink, local_caller())
         try:
             yield from sink.events()
