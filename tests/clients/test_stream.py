@@ -78,6 +78,7 @@ def test_closing_from_another_thread_ends_a_wait_and_cancels(client: Client, ser
         try:
             rest = read_elsewhere(stream, pool)
             assert waiting.wait(20)
+            assert wait_for(lambda: stream.text == "bc", 20), "it waits for the third"
             stream.close()
             if client.address == "in process":  # a plain generator cannot be woken: it ends with its next item
                 go_on.set()

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import trustme
-from fake_server import FakeServer, ServerTls
+from fake_server import FakeServer, ServerTls, wait_for
 from fake_service import FakeService
 
 from probewire.clients import Client, InvalidArgument, Unavailable
@@ -87,6 +87,7 @@ def test_a_stream_is_closed_from_another_thread_there_too(server: FakeServer, fi
             try:
                 rest = pool.submit(list, stream)
                 assert waiting.wait(20)
+                assert wait_for(lambda stream=stream: stream.text == "b", 20)
                 stream.close()
                 assert len(rest.result(20)) == 1
             finally:
