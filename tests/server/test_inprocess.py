@@ -1,28 +1,34 @@
-"""A model in this process, read and closed from several threads."""
+"""A model in this process: closed from another thread, and no more kept of a forward than was asked for."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from probewire.backends.limits import Limits
-from probewire.clients import Client
+from probewire.clients import Client, Input
+from probewire.protos.edits import FromInput, Replace
+from probewire.protos.spec import Capture, Hook, Where
+from probewire.protos.tensors import Array
 from probewire.server.config import WorkerConfig
+from probewire.server.delivery import Job
 from probewire.server.inprocess import InProcessService
 from probewire.server.local import LocalModel
 from tests.tiny_models import tiny_checkpoint
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalModel]:
+@pytest.fixture(scope="module", params=["torch", "mlx"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalModel]:
     folder: Path = tiny_checkpoint("llama", tmp_path_factory.mktemp("tiny"))
     engine = Limits(n_slots=2, context_tokens=256, cache_tokens=512, chunk_tokens=16)
-    made = LocalModel(WorkerConfig(model=str(folder), id="tiny", backend="torch", engine=engine), folder)
+    made = LocalModel(WorkerConfig(model=str(folder), id="tiny", backend=request.param, engine=engine), folder)
     yield made
     made.close()
 
@@ -60,3 +66,60 @@ def test_closing_from_another_thread_ends_a_wait_and_cancels(model: LocalModel) 
             go_on.set()
     assert model.scheduler.call(lambda: list(engine.active)) == [], "it was cancelled before this question came"
     assert len(client.generate("When Mary", max_new_tokens=2, ignore_eos=True).only.new) == 2
+
+
+EVERYTHING = Hook("resid_post.*", capture=Capture(), inputs=("greedy",))
+LONG = " ".join(["When Mary and John went to the store"] * 4)
+
+
+def held(arrays: Iterable[Array]) -> tuple[int, int]:
+    """Bytes of arrays, and of what they keep alive."""
+    wholes, own = dict[int, int](), 0
+    for array in arrays:
+        own += array.nbytes
+        while isinstance(array.base, np.ndarray):
+            array = array.base
+        wholes[id(array)] = array.nbytes
+    return own, sum(wholes.values())
+
+
+@pytest.mark.parametrize("generates", [False, True])
+def test_what_is_stored_keeps_no_neighbours_captures_alive(
+    model: LocalModel, generates: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Hook("resid_post.0", capture=Capture(store=True), where=Where(positions=(0,)), inputs=("modest",))
+    seen: list[tuple[int, int]] = []
+    gather = Job._kept
+
+    def looked_at(job: Job, output: Any) -> Any:
+        seen.append(held(rows.values for rows in output.kept))
+        return gather(job, output)
+
+    monkeypatch.setattr(Job, "_kept", looked_at)
+    client = Client(service=InProcessService(model))
+    prompts = {"greedy": LONG, "modest": "When"}
+    if generates:
+        client.generate(prompts, hooks=[EVERYTHING, kept], max_new_tokens=3, ignore_eos=True)
+    else:
+        client.run(prompts, hooks=[EVERYTHING, kept])
+    assert seen == [(4 * 64, 4 * 64)], "one row of float32"
+
+
+def test_rows_that_other_inputs_read_keep_no_neighbours_captures_alive(
+    model: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, int]] = []
+    take = Job.take_source_rows
+
+    def looked_at(job: Job, item: Any, result: Any) -> None:
+        take(job, item, result)
+        rows = [row for sites in job.prepared.rows.values() for found in sites.values() for row in found.values()]
+        seen.append(held(rows))
+
+    monkeypatch.setattr(Job, "take_source_rows", looked_at)
+    patch = Hook(
+        "resid_post.0", edit=Replace(FromInput("clean", (1,))), where=Where(positions=(1,)), inputs=("corrupt",)
+    )
+    inputs = {"greedy": LONG, "clean": Input("When Mary", source_only=True), "corrupt": "When John"}
+    Client(service=InProcessService(model)).run(inputs, hooks=[EVERYTHING, patch])
+    assert seen == [(4 * 64, 4 * 64)]
