@@ -56,7 +56,6 @@ class FakeOperations(FakeSaes):
         self.steps = 0
         self.hanging = False
         self.loaded_saes = dict[str, SaeInfo]()
-        self.sessions = dict[str, Session]()
         self.stored = StoredCapture("c1", "resid_post.0", "input", (0, 1), "float32", (2, 3), model_id)
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[list[Event]]:
@@ -160,6 +159,19 @@ class FakeOperations(FakeSaes):
     async def delete_capture(self, capture_id: str, model: str) -> None:
         await self.capture(capture_id, model)
 
+    async def health(self) -> HealthReport:
+        if self.hanging:
+            await asyncio.sleep(3600)
+        return HealthReport(True, "a forward took 0 ms", {self.model_id: "ready"})
+
+
+class FakeWorker(FakeOperations):
+    """With what only the gateway asks."""
+
+    def __init__(self, model_id: str) -> None:
+        super().__init__(model_id)
+        self.sessions = dict[str, Session]()
+
     async def put_session(self, session: Session) -> None:
         """Refuses one named `refused`."""
         if session.name == "refused":
@@ -172,13 +184,8 @@ class FakeOperations(FakeSaes):
     async def status(self) -> WorkerStatus:
         return WorkerStatus(running=self.active)
 
-    async def health(self) -> HealthReport:
-        if self.hanging:
-            await asyncio.sleep(3600)
-        return HealthReport(True, "a forward took 0 ms", {self.model_id: "ready"})
 
-
-async def make(config: WorkerConfig, report: Report) -> FakeOperations:
+async def make(config: WorkerConfig, report: Report) -> FakeWorker:
     """The factory that tests give to worker_main."""
     sys.stdout.write("a print while loading does not break the reports\n")
     for done in range(3):
@@ -190,4 +197,4 @@ async def make(config: WorkerConfig, report: Report) -> FakeOperations:
         raise RuntimeError("out of memory")
     if config.model == "fake/slow":
         await asyncio.sleep(3600)
-    return FakeOperations(config.id)
+    return FakeWorker(config.id)
