@@ -13,7 +13,7 @@ from ..backends.limits import Limits as EngineLimits
 from ..protos.errors import FailedPrecondition, InvalidArgument
 from ..protos.loading import LoadRequest
 from ..server.config import BACKENDS, DTYPES, GatewayConfig, RequestLimits, Supervision, WorkerConfig
-from ..server.gateway import default_id
+from ..server.model_names import default_id, parsed
 from ..server.state import State, default_state_folder
 from ..server.users import Users
 from .log import start_log
@@ -174,23 +174,13 @@ def gateway_config(args: argparse.Namespace) -> GatewayConfig:
 
 def load_requests(models: list[str]) -> list[LoadRequest]:
     """What to load, from `[ID=]MODEL[@BACKEND]`; the default model when nothing is named."""
-    parsed = [_parse(text) for text in models or [""]]
-    bare = [default_id(request.model) for request in parsed]
-    requests = [_named(request, repeated=bare.count(default_id(request.model)) > 1) for request in parsed]
+    asked = [parsed(LoadRequest(text)) for text in models or [""]]
+    bare = [default_id(request.model) for request in asked]
+    requests = [_named(request, repeated=bare.count(default_id(request.model)) > 1) for request in asked]
     ids = [request.id for request in requests]
     if len(set(ids)) != len(ids):
         raise InvalidArgument(f"two models would be served as {ids}; name them apart: ID=MODEL or MODEL@BACKEND")
     return requests
-
-
-def _parse(text: str) -> LoadRequest:
-    name, equals, rest = text.partition("=")
-    if not equals or "/" in name or not name:
-        name, rest = "", text
-    model, at, backend = rest.rpartition("@")
-    if not at or backend not in BACKENDS:
-        model, backend = rest, "auto"
-    return LoadRequest(model, id=name, backend=backend)
 
 
 def _named(request: LoadRequest, *, repeated: bool) -> LoadRequest:

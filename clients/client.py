@@ -263,7 +263,7 @@ class Client:
         revision: str = "",
         progress: bool = True,
     ) -> ModelInfo:
-        """Load a model into a worker of its own and wait until it serves."""
+        """Load a model into a worker of its own and wait until it serves. `model`: `[ID=]MODEL[@BACKEND]`, as `serve` takes it."""
         info: ModelInfo | None = None
         with progress_bar(f"loading {model}", "bytes", show=progress) as bar:
             for step in self._transport.load(LoadRequest(model, id, backend, dtype, revision)):

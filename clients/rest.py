@@ -25,7 +25,9 @@ from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionReques
 from ..protos.sweeps import SweepRequest
 from ..protos.tensors import Array, Tensor
 from ..protos.wire import from_json, to_json
+from .closable import Closable
 from .rest_errors import error_of, readable, translated
+from .rest_interrupt import Interrupt
 from .tls import Tls
 from .transport import Watch, is_loopback
 
@@ -201,8 +203,13 @@ class RestTransport:
         self._http.close()
 
     def _events(self, path: str, request: InferenceRequest) -> Iterator[Event]:
+        interrupt = Interrupt()
+        return Closable(self._decoded(path, request, interrupt), interrupt)
+
+    def _decoded(self, path: str, request: InferenceRequest, interrupt: Interrupt) -> Iterator[Event]:
         decoder = DelimitedDecoder()
         with self._stream("POST", path, to_json(request), accept=MEDIA_TYPE, timeout_s=self._timeout_s) as response:
+            interrupt.hold(response)
             for chunk in self._chunks(response):
                 yield from decoder.feed(chunk)
         decoder.close()

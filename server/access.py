@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 
 from ..protos.errors import ResourceExhausted, Unauthenticated
 from .callers import Caller, new_request_id
@@ -23,8 +24,13 @@ class Access:
     machine can reach such a box, unless the operator insisted. Used by the event loop alone.
     """
 
-    def __init__(self, users: Users | None = None) -> None:
-        self._users = users
+    def __init__(
+        self, users: Users | None = None, refused: Callable[[str, str], None] = lambda face, key: None
+    ) -> None:
+        """`refused` is told of everybody who is not let in: on which face (grpc, http), and with which key (none,
+        wrong, or slowed: wrong, from an address that has to wait).
+        """
+        self._users, self._refused = users, refused
         self._failures: OrderedDict[str, list[float]] = OrderedDict()
 
     def enter(self, authorization: str, peer: str, request_id: str = "") -> Caller:
@@ -37,6 +43,7 @@ class Access:
             return Caller(LOCAL, request_id, peer)
         scheme, _, key = authorization.partition(" ")
         if not authorization:
+            self._refused(_face_of(peer), "none")
             raise Unauthenticated(
                 "this box has users: send your key as `authorization: Bearer pw_…` (Client(…, api_key=…)); "
                 "whoever runs the box makes one with `probewire users add NAME`"
@@ -44,8 +51,9 @@ class Access:
         user = self._users.by_key(key.strip()) if scheme.lower() == "bearer" else None
         if user is None:
             host = host_of(peer)
-            self._check_failures(host)
+            self._check_failures(host, _face_of(peer))
             self._note_failure(host)
+            self._refused(_face_of(peer), "wrong")
             raise Unauthenticated(
                 "the key is not valid here: it was mistyped, revoked or replaced; it is sent as "
                 "`authorization: Bearer pw_…`"
@@ -58,9 +66,10 @@ class Access:
             return True
         return self._users.is_current(caller.user)
 
-    def _check_failures(self, host: str) -> None:
+    def _check_failures(self, host: str, face: str) -> None:
         recent = [at for at in self._failures.get(host, ()) if at > time.monotonic() - FAILURE_WINDOW_S]
         if len(recent) >= MAX_FAILURES:
+            self._refused(face, "slowed")
             raise ResourceExhausted(
                 f"{len(recent)} keys from {host} were wrong within the last minute; wait before the next",
                 retry_after_s=max(1.0, recent[0] + FAILURE_WINDOW_S - time.monotonic()),
@@ -74,6 +83,11 @@ class Access:
         self._failures.move_to_end(host)
         while len(self._failures) > MAX_ADDRESSES:
             self._failures.popitem(last=False)
+
+
+def _face_of(peer: str) -> str:
+    """Which face a peer came to: gRPC names the kind of its address, HTTP gives a plain host."""
+    return "grpc" if peer.partition(":")[0] in ("ipv4", "ipv6", "unix") else "http"
 
 
 def host_of(peer: str) -> str:

@@ -21,6 +21,7 @@ from ..protos.tensors import Array, Tensor
 from .callers import Caller
 from .capture_store import CaptureStore, Kept, Reservation
 from .live import LiveSessions
+from .memory import owned
 from .prepared import Prepared, PreparedInput
 from .text import TextStream
 
@@ -117,7 +118,7 @@ class Job:
         """Keep what a source run captured for the inputs that read it."""
         rows: dict[str, dict[int, Array]] = {}
         for found in result.rows:
-            for site, values in zip(found.sites, found.values, strict=True):
+            for site, values in zip(found.sites, owned(found.values), strict=True):
                 values = np.swapaxes(values, 0, 1) if site.startswith(("attn_scores", "attn_probs")) else values
                 rows.setdefault(site, {}).update(zip(found.positions, values, strict=True))
         self.prepared.rows[item.item.name] = rows
@@ -219,7 +220,7 @@ class Job:
         for found in rows:
             hook = hooks[found.hook]
             if hook.capture is not None and hook.capture.store:
-                output.kept.append(found)
+                output.kept.append(replace(found, values=owned(found.values)))
             else:
                 self._buffer.append(
                     _frame(

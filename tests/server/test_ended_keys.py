@@ -35,6 +35,7 @@ LONG = {"n": 1000, "bytes": 500_000}
 def swept_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing but the sweep ends a stream here: no message that goes out looks at the key."""
     monkeypatch.setattr(desk_module, "RECHECK_S", 3600.0)
+    monkeypatch.setattr(gateway_module, "SWEEP_S", 0.05)
     monkeypatch.setattr(gateway_module, "UPKEEP_S", 0.05)
 
 
@@ -87,6 +88,25 @@ def test_a_stalled_grpc_reader_frees_its_slot(tmp_path: Path) -> None:
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
     assert audited(audit) == [("Inference.Generate", "UNAUTHENTICATED")]
+
+
+def test_a_stream_that_brings_nothing_is_ended_however_seldom_there_is_upkeep(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gateway_module, "UPKEEP_S", 3600.0)
+
+    async def scenario() -> None:
+        async with gateway("fake") as (it, server):
+            authorization = ("authorization", f"Bearer {it.users.add('ada', 'researcher')}")
+            async with served(it, streams=it.streams, admit=admit_at_the_door(it.desk.access)) as door:
+                call = door.channel.unary_stream(GENERATE)(request_bytes(interval_s=3600), metadata=(authorization,))
+                await call.read()
+                it.users.rotate("ada")
+                error = await broken(call)
+                assert error.code() is grpc.StatusCode.UNAUTHENTICATED
+                await freed(it, server)
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
 
 
 @asynccontextmanager
