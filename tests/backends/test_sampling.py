@@ -60,7 +60,7 @@ def test_logprobs_are_of_the_untempered_distribution() -> None:
 def test_nearly_no_temperature_is_greedy(temperature: float, more: dict[str, float]) -> None:
     """Logits over a tiny temperature overflow float32, and the smallest of these float64."""
     logits = np.array([1.0, -np.inf, 3.0, 3.0, 2.9999], dtype=np.float32)
-    sampling = Sampling(temperature=temperature, **more)  # pyright: ignore[reportArgumentType] - numbers by name
+    sampling = Sampling(temperature=temperature, **more)
     assert [choose_token(logits, sampling, 7, i) for i in range(20)] == [2] * 20
 
 

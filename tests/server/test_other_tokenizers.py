@@ -11,16 +11,21 @@ from unittest import mock
 import numpy as np
 import pytest
 import tokenizers
+from fake_model import FakeOperations
+from rest_caller import Caller
 
 from probewire.backends.limits import Limits
 from probewire.clients import Client, Logit, steer
+from probewire.clients.prompts import Prompt
 from probewire.protos.errors import InvalidArgument
 from probewire.protos.model import Input, Message, TokenizeRequest
 from probewire.protos.spec import Hook
 from probewire.protos.tokens import EndToken
+from probewire.protos.wire import to_json
 from probewire.server.config import WorkerConfig
 from probewire.server.inprocess import InProcessService
-from probewire.server.local import LocalModel
+from probewire.server.local import LocalModel, LocalOperations
+from probewire.server.rest import create_app
 from tests.tiny_models import tiny_checkpoint
 from tests.tiny_tokenizers import CHATML, SPECIAL, VOCAB_SIZE, tokenizer_folder
 
@@ -61,14 +66,16 @@ def library(folder: Path) -> Any:
     return made.from_file(str(folder / "tokenizer.json"))
 
 
-def _writing(client: Client, text: str, end: tuple[int, ...] = ()) -> tuple[list[Hook], list[int]]:
-    """Hooks that make the model write a text behind the prompt, and its ids."""
-    prompt = client.tokenize(PROMPT).token_ids
+def _writing(
+    client: Client, text: str, end: tuple[int, ...] = (), *, prompt: Prompt = PROMPT
+) -> tuple[list[Hook], list[int]]:
+    """Hooks that make the model write a text behind a prompt, and its ids."""
+    n_prompt = len(client.tokenize(prompt).token_ids)
     before, whole = (client.tokenize(part).token_ids for part in ("\n", "\n" + text))
     assert whole[: len(before)] == before
     ids = [*whole[len(before) :], *end]
     wanted = np.eye(VOCAB_SIZE, dtype=np.float32)[ids] * 1e4
-    return [steer("logits", row, positions=[len(prompt) - 1 + i]) for i, row in enumerate(wanted)], ids
+    return [steer("logits", row, positions=[n_prompt - 1 + i]) for i, row in enumerate(wanted)], ids
 
 
 TEXT = " Paris. It is a café 😀 of  Mary"
@@ -145,3 +152,41 @@ def test_a_prompt_of_a_million_tokens_is_refused_by_its_length(client: Client, m
         ):
             with pytest.raises(InvalidArgument, match=refused):
                 ask()
+
+
+def test_every_http_face_refuses_it_by_its_length(model: LocalModel) -> None:
+    call = Caller(create_app(LocalOperations(model), version="test", max_body_bytes=1 << 24), FakeOperations())
+    long = " Mary" * 200_000
+    chat = {"messages": [{"role": "user", "content": long}]}
+    with mock.patch.object(model.tokenizer.codec, "encode", side_effect=AssertionError("it was tokenised")):
+        for path, body in (
+            ("/v1/chat/completions", chat),
+            ("/v1/chat/completions", {**chat, "max_tokens": 1}),
+            ("/v1/completions", {"prompt": long}),
+            ("/v1/generate", {"inputs": [{"text": long}]}),
+            ("/v1/chat/completions/with_activations", {**chat, "max_tokens": 1}),
+        ):
+            answer = call.post(path, body)
+            assert answer.status_code == 422, (path, answer.text)
+            assert "tokens or more; at most 256 are allowed" in answer.text
+    counted = call.post("/v1/tokenize", {"input": {"text": " Mary" * 300}, "at_most": 5})
+    assert counted.status_code == 422
+    assert call.post("/v1/tokenize", {"input": {"text": " Mary" * 300}}).status_code == 200
+
+
+def test_a_chats_logprobs_have_the_bytes_of_an_emoji(model: LocalModel, client: Client) -> None:
+    call = Caller(create_app(LocalOperations(model), version="test", max_body_bytes=1 << 24), FakeOperations())
+    hooks, _ = _writing(client, " a 😀", (SPECIAL.index("<|im_end|>"),))
+    body = {"prompt": PROMPT, "max_tokens": 20, "temperature": 0, "probewire": {"hooks": [to_json(h) for h in hooks]}}
+    told = call.post("/v1/completions", {**body, "logprobs": 0}).json()["choices"][0]
+    assert told["text"] == " a 😀"
+    assert "".join(told["logprobs"]["tokens"]).replace("bytes:", "").endswith("\\xf0\\x9f\\x98\\x80<|im_end|>")
+    messages = [{"role": "user", "content": PROMPT}]
+    hooks, ids = _writing(client, " a 😀", (SPECIAL.index("<|im_end|>"),), prompt=messages)
+    body = {"messages": messages, "max_tokens": 20, "temperature": 0, "logprobs": True, "top_logprobs": 0}
+    body["probewire"] = {"hooks": [to_json(h) for h in hooks]}
+    choice = call.post("/v1/chat/completions", body).json()["choices"][0]
+    content = choice["logprobs"]["content"]
+    assert (choice["message"]["content"], len(content)) == (" a 😀", len(ids))
+    assert b"".join(bytes(entry["bytes"] or ()) for entry in content).decode() == " a 😀"
+    assert content[-1]["bytes"] is None
