@@ -91,7 +91,7 @@ class LocalModel:
         self.scheduler = Scheduler(build, config.limits, on_death)
         self.backend = self.scheduler.start()
         self.tokenizer = Tokenizer(folder, self.backend.info.vocab_size)
-        self.info: ModelInfo = replace(self.backend.info, chat_template=self.tokenizer.has_chat_template)
+        self.info: ModelInfo = self.tokenizer.described(self.backend.info)
         self.sessions = LiveSessions()
         self.state, self._own_folder = self._open_state()
         self.store = CaptureStore(self.state, max_bytes=config.limits.max_store_bytes, ttl_s=config.limits.store_ttl_s)
@@ -175,9 +175,9 @@ class LocalModel:
         self.check_model(request.model)
         messages = request.input.messages or ()
         length = len(request.input.text or "") + sum(len(message.content) for message in messages)
-        if length > MAX_TOKENIZE_CHARS:
+        if length > MAX_TOKENIZE_CHARS and not request.at_most:
             raise InvalidArgument(f"a text to tokenize has at most {MAX_TOKENIZE_CHARS:,} characters, got {length:,}")
-        ids = self.tokenizer.encode(request.input)
+        ids = self.tokenizer.encode(request.input, at_most=request.at_most)
         return Tokenized(tuple(ids), tuple(self.tokenizer.tokens(ids)), self.tokenizer.decode(ids))
 
     def probe(self) -> HealthReport:
