@@ -24,7 +24,8 @@ from probewire.protos.tokens import EndToken
 from probewire.protos.wire import to_json
 from probewire.server.config import WorkerConfig
 from probewire.server.inprocess import InProcessService
-from probewire.server.local import LocalModel, LocalOperations
+from probewire.server.local import LocalModel
+from probewire.server.local_operations import LocalOperations
 from probewire.server.rest import create_app
 from tests.tiny_models import tiny_checkpoint
 from tests.tiny_tokenizers import CHATML, SPECIAL, VOCAB_SIZE, tokenizer_folder
