@@ -150,6 +150,15 @@ class Backend(Protocol):
         """Seconds spent in hooks so far (on a GPU: in launching them)."""
         ...
 
+    @property
+    def threads(self) -> int:
+        """Threads that the library computes with on the CPU; 1 where there is nothing to choose."""
+        ...
+
+    def use_threads(self, n: int) -> None:
+        """Compute with so many from the next forward on."""
+        ...
+
     def bind(self, plan: BoundPlan) -> None:
         """Move a plan's tensors to the device, once, before its sequence is used."""
         ...

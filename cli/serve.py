@@ -74,6 +74,12 @@ def _add_sizes(group: argparse._ArgumentGroup) -> None:  # pyright: ignore[repor
     group.add_argument("--context", type=int, default=_ENGINE.context_tokens, help="positions one input may use")
     group.add_argument("--cache-tokens", type=int, default=_ENGINE.cache_tokens, help="positions of KV cache, a model")
     group.add_argument("--chunk", type=int, default=_ENGINE.chunk_tokens, help="prompt tokens in one forward")
+    group.add_argument(
+        "--threads",
+        type=int,
+        default=0,
+        help="of each model on the CPU; 0: as many as there are cores that nothing else keeps busy, looked at once a second",
+    )
     group.add_argument("--max-prompt-tokens", type=int, default=_LIMITS.max_prompt_tokens, help="of one input")
     group.add_argument("--max-new-tokens", type=int, default=_LIMITS.max_new_tokens, help="of one input")
     group.add_argument("--max-request-mib", type=int, default=_LIMITS.max_request_bytes >> 20, help="of one request")
@@ -153,6 +159,7 @@ def gateway_config(args: argparse.Namespace) -> GatewayConfig:
         revision=args.revision,
         cache_dir=str(cache_dir) if cache_dir else "",
         engine=engine,
+        threads=args.threads,
         limits=limits,
         sae_folders=tuple(str(folder.expanduser().resolve()) for folder in args.sae_folder),
         factory=args.factory,

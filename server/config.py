@@ -79,6 +79,8 @@ class WorkerConfig:
     engine: EngineLimits = EngineLimits()
     """Slots and cache."""
     limits: RequestLimits = RequestLimits()
+    threads: int | None = None
+    """Of a model on the CPU; 0: as many as there are cores that nobody else keeps busy; None: as the library chooses."""
     drain_s: float = 5.0
     """How long requests in flight may go on once the worker is told to end."""
     state_dir: str = ""

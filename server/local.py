@@ -76,7 +76,7 @@ class LocalModel:
                 limits=config.engine,
             )
 
-        self.scheduler = Scheduler(build, config.limits, on_death)
+        self.scheduler = Scheduler(build, config.limits, on_death, threads=config.threads)
         self.backend = self.scheduler.start()
         self.tokenizer = Tokenizer(folder, self.backend.info.vocab_size)
         self.info: ModelInfo = self.tokenizer.described(self.backend.info)

@@ -10,7 +10,7 @@ from ..protos import probewire_pb2 as pb
 from ..protos.spec import Plan
 from ..protos.wire import parse
 from .audit import prompt_of
-from .streams import EncodedStreams, closing
+from .streams import EncodedStreams, closing, off_the_loop
 
 if TYPE_CHECKING:
     from .gateway import Gateway
@@ -44,8 +44,13 @@ class PassThrough:
 
     async def _passed(self, operation: str, message: Callable[[], Any], request: bytes) -> AsyncIterator[bytes]:
         gateway = self._gateway
-        asked = parse(message, request)
-        with gateway.desk.visit(operation, **_about(asked, prompts=gateway.desk.audit.prompts)) as visit:
+
+        def read() -> tuple[Any, dict[str, Any]]:
+            asked = parse(message, request)
+            return asked, _about(asked, prompts=gateway.desk.audit.prompts)
+
+        asked, about = await off_the_loop(request, read)
+        with gateway.desk.visit(operation, **about) as visit:
             async with gateway.ready(asked.model) as worker:
                 visit.model = worker.config.id
                 if visit.session:

@@ -17,6 +17,7 @@ from ..protos.activity import WorkerStatus
 from ..protos.errors import Cancelled, ProbewireError, ResourceExhausted, Unavailable
 from .admission import Item, admit_next
 from .config import RequestLimits
+from .cores import Cores
 from .delivery import Job
 from .fair_queue import FairQueue, Ledger
 from .forwards import Forwards, as_internal, told
@@ -40,9 +41,14 @@ class Scheduler:
     """
 
     def __init__(
-        self, build: Callable[[], Backend], limits: RequestLimits, on_death: Callable[[], None] | None = None
+        self,
+        build: Callable[[], Backend],
+        limits: RequestLimits,
+        on_death: Callable[[], None] | None = None,
+        *,
+        threads: int | None = None,
     ) -> None:
-        self._build, self._limits, self._on_death = build, limits, on_death
+        self._build, self._limits, self._on_death, self._threads = build, limits, on_death, threads
         self._ready = threading.Event()
         self._failure: BaseException | None = None
         self._wake = threading.Condition()
@@ -165,6 +171,7 @@ class Scheduler:
     def _main(self) -> None:
         try:
             self.backend = self._build()
+            self._cores = Cores.of(self.backend, self._threads)
             self._forwards.pace.try_out(self.backend)
         except BaseException as error:  # noqa: BLE001 - raised again in `start`
             self._failure = error
@@ -191,6 +198,7 @@ class Scheduler:
             commands, self._commands = self._commands, deque()
         for command in commands:
             command()
+        self._cores.look()
         with self.tempo.busy():
             self._give_up_waiting()
             self._run_some()
