@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from ipaddress import ip_address
 from typing import Protocol
 
 from ..protos.service import Service
 from ..protos.tensors import Array
 
-__all__ = ["Transport", "Watch", "fix_for", "is_loopback"]
+__all__ = ["Transport", "Watch", "fix_for"]
 
 Watch = Callable[[int, int], None]
 """Called with (bytes done, bytes in all; 0 where unknown)."""
@@ -41,13 +40,3 @@ class Transport(Service, Protocol):
 def fix_for(reason: str) -> str:
     """What to do about a connection that could not be had."""
     return next((fix for name, fix in _FIXES.items() if name in reason.upper()), NO_SERVER)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host is this machine; calls to it never go through a proxy."""
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
