@@ -115,9 +115,7 @@ def test_a_stalled_reader_of_server_sent_events_frees_its_slot(tmp_path: Path) -
             key = it.users.add("ada", "researcher")
             script = json.dumps({"bytes": LONG["bytes"]})
             body = json.dumps({"text": script, "stream": True, "sampling": {"max_new_tokens": LONG["n"]}})
-            head = (
-                f"POST /v1/generate HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ncontent-length: {len(body)}"
-            )
+            head = f"POST /v1/generate HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {key}\r\ncontent-length: {len(body)}"
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(f"{head}\r\n\r\n{body}".encode())
             await reader.readuntil(b"event: token")
