@@ -36,14 +36,14 @@ class Cors:
         allowed = self._allowed(headers)
 
         async def marked(message: Message) -> None:
-            if message["type"] == "http.response.start" and self._origins:
+            if message["type"] == "http.response.start":
                 self._mark(MutableHeaders(scope=message), allowed)
             await send(message)
 
         if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
             await _preflight(scope, headers, allowed)(scope, receive, marked)
         else:
-            await self._app(scope, receive, marked)
+            await self._app(scope, receive, marked if self._origins else send)
 
     def _allowed(self, headers: Headers) -> str | None:
         """The Origin as it was sent, if its page is one of those."""

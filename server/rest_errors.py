@@ -102,13 +102,18 @@ class Reception:
         try:
             await self._app(scope, receive, noted)
         except Exception as error:
-            problem = of_ours(error, scope)
+            problem = of_ours(_behind(error) if status else error, scope)
             if status:
                 raise problem from error  # the answer has begun: all that is left is to break it off
             await error_response(problem, request_id(scope))(scope, receive, noted)
         finally:
             route = getattr(scope.get("route"), "path", _NO_ROUTE)
             self._metrics.http(scope["method"], route, status or Code.CANCELLED.value.http)
+
+
+def _behind(error: Exception) -> Exception:
+    """What a route raised after its answer had begun: Starlette hides it, as its handlers can tell nobody any more."""
+    return error.__cause__ if isinstance(error.__cause__, ProbewireError) else error
 
 
 def add_error_handlers(app: FastAPI) -> None:

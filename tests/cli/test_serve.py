@@ -121,7 +121,9 @@ def test_two_models_under_one_name_are_refused() -> None:
         load_requests(["m", "m"])
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.9", "::1", "localhost"])
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "127.0.0.9", "::1", "[::1]", "::ffff:127.0.0.1", "localhost", "LocalHost"]
+)
 def test_this_machine_needs_no_flag(host: str) -> None:
     check_host(host, insecure=False)
 

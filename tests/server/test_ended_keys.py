@@ -11,18 +11,19 @@ from pathlib import Path
 
 import grpc
 import pytest
-import uvicorn
 from serving import GENERATE, Served, broken, eventually, gateway, request_bytes, served
 
+from probewire.cli.http import HttpServer
+from probewire.cli.serving import _listen
 from probewire.protos.errors import Unauthenticated
 from probewire.server import desk as desk_module, gateway as gateway_module
 from probewire.server.access import Access
 from probewire.server.audit import Audit
 from probewire.server.callers import CALLER, Caller
+from probewire.server.config import GatewayConfig
 from probewire.server.desk import Desk
 from probewire.server.gateway import Gateway
 from probewire.server.metrics import Metrics
-from probewire.server.rest import create_app
 from probewire.server.rpc import admit_at_the_door
 from probewire.server.state import State
 from probewire.server.users import Users
@@ -92,22 +93,19 @@ def test_a_stalled_grpc_reader_frees_its_slot(tmp_path: Path) -> None:
 @asynccontextmanager
 async def http(it: Gateway) -> AsyncGenerator[int]:
     """The port of the REST face, in this loop."""
-    app = create_app(it, version="test", access=it.desk.access)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="off", timeout_graceful_shutdown=1))
-    serving = asyncio.create_task(server._serve())
-
-    async def started() -> bool:
-        return server.started
-
-    await eventually(started, "the HTTP server listens")
+    server = HttpServer(it, GatewayConfig(drain_s=1), None)
+    listener = _listen("127.0.0.1", 0)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
     try:
-        yield server.servers[0].sockets[0].getsockname()[1]
+        yield listener.getsockname()[1]
     finally:
         server.should_exit = True
         await serving
 
 
-def test_a_stalled_reader_of_server_sent_events_frees_its_slot(tmp_path: Path) -> None:
+def test_a_stalled_reader_of_server_sent_events_frees_its_slot(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     audit = tmp_path / "audit.jsonl"
 
     async def scenario() -> None:
@@ -127,7 +125,10 @@ def test_a_stalled_reader_of_server_sent_events_frees_its_slot(tmp_path: Path) -
             assert not rest.endswith(b"\r\n0\r\n\r\n"), "an answer that was broken off has no end"
             writer.close()
 
-    asyncio.run(asyncio.wait_for(scenario(), 60))
+    with caplog.at_level(logging.INFO):
+        asyncio.run(asyncio.wait_for(scenario(), 60))
+    assert "broken off: your key was revoked" in caplog.text
+    assert not [record for record in caplog.records if record.exc_info or record.levelno >= logging.ERROR]
     assert audited(audit) == [("Inference.Generate", "UNAUTHENTICATED")]
 
 
