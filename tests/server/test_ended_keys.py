@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -91,13 +92,13 @@ def test_a_stalled_grpc_reader_frees_its_slot(tmp_path: Path) -> None:
 
 
 @asynccontextmanager
-async def http(it: Gateway) -> AsyncGenerator[int]:
+async def http(it: Gateway) -> AsyncGenerator[tuple[int, HttpServer]]:
     """The port of the REST face, in this loop."""
     server = HttpServer(it, GatewayConfig(drain_s=1), None)
     listener = _listen("127.0.0.1", 0)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     try:
-        yield listener.getsockname()[1]
+        yield listener.getsockname()[1], server
     finally:
         server.should_exit = True
         await serving
@@ -109,7 +110,7 @@ def test_a_stalled_reader_of_server_sent_events_frees_its_slot(
     audit = tmp_path / "audit.jsonl"
 
     async def scenario() -> None:
-        async with gateway("fake", audit=str(audit)) as (it, server), http(it) as port:
+        async with gateway("fake", audit=str(audit)) as (it, server), http(it) as (port, face):
             key = it.users.add("ada", "researcher")
             script = json.dumps({"bytes": LONG["bytes"]})
             body = json.dumps({"text": script, "stream": True, "sampling": {"max_new_tokens": LONG["n"]}})
@@ -117,6 +118,12 @@ def test_a_stalled_reader_of_server_sent_events_frees_its_slot(
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(f"{head}\r\n\r\n{body}".encode())
             await reader.readuntil(b"event: token")
+
+            async def full() -> bool:
+                connections: set[Any] = face.server_state.connections
+                return any(connection.flow.write_paused for connection in connections)
+
+            await eventually(full, "the reader takes nothing more")
             await stalled(it, server)
             it.users.revoke("ada")
             await freed(it, server)
