@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import ipaddress
 import logging
 from dataclasses import replace
 from pathlib import Path
 
 from ..backends.limits import Limits as EngineLimits
 from ..protos.errors import FailedPrecondition, InvalidArgument
+from ..protos.hosts import canonical, is_loopback
 from ..protos.loading import LoadRequest
 from ..server.config import BACKENDS, DTYPES, GatewayConfig, RequestLimits, Supervision, WorkerConfig
 from ..server.model_names import default_id, parsed
@@ -57,6 +57,28 @@ def _add_network(group: argparse._ArgumentGroup) -> None:  # pyright: ignore[rep
     group.add_argument("--grpc-port", type=int, default=_GATEWAY.grpc_port, help="of gRPC; 0: any free one")
     group.add_argument(
         "--insecure", action="store_true", help="listen beyond this machine although the box has no users, so no keys"
+    )
+    group.add_argument(
+        "--allowed-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name that HTTP callers may use for this server, besides localhost, the address it listens on, --host and "
+        "the names in the certificate: a proxy's, say; may be given several times",
+    )
+    group.add_argument(
+        "--allowed-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="a web page (https://tool.lab) that may send requests and read the answers; may be given several times",
+    )
+    group.add_argument(
+        "--trusted-proxy",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="a proxy's address or network, whose X-Forwarded-For says who called; may be given several times",
     )
     group.add_argument("--tls-cert", type=Path, default=None, help="certificate chain (PEM) of both faces")
     group.add_argument("--tls-key", type=Path, default=None, help="its private key (PEM)")
@@ -165,7 +187,7 @@ def gateway_config(args: argparse.Namespace) -> GatewayConfig:
         factory=args.factory,
     )
     return GatewayConfig(
-        host=args.host,
+        host=canonical(args.host),  # [::1] is how it is written beside a port
         port=args.port,
         grpc_port=args.grpc_port,
         worker=worker,
@@ -176,6 +198,9 @@ def gateway_config(args: argparse.Namespace) -> GatewayConfig:
         audit=str(args.audit or ""),
         audit_prompts=args.audit_prompts,
         idle_unload_s=args.idle_unload,
+        allowed_hosts=tuple(args.allowed_host),
+        allowed_origins=tuple(args.allowed_origin),
+        trusted_proxies=tuple(args.trusted_proxy),
     )
 
 
@@ -199,10 +224,7 @@ def _named(request: LoadRequest, *, repeated: bool) -> LoadRequest:
 
 def check_host(host: str, *, insecure: bool, has_users: bool = False, secure: bool = False) -> None:
     """Raise FailedPrecondition for an address that others can reach without a key, unless the operator insists."""
-    try:
-        loopback = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = host == "localhost"
+    loopback = is_loopback(host)
     if not loopback and not has_users and not insecure:
         raise FailedPrecondition(
             f"--host {host} would let anyone who reaches this machine use the models and load others: this box has no "

@@ -16,6 +16,7 @@ from ..protos.activity import ActivityReport
 from ..protos.errors import Internal, NotFound
 from ..protos.events import FrameAssembler, read_events
 from ..protos.gradients import GradientsRequest
+from ..protos.hosts import is_loopback
 from ..protos.loading import HealthReport, LoadProgress, LoadRequest
 from ..protos.model import (
     Event,
@@ -35,7 +36,7 @@ from ..protos.wire import from_json, from_proto, to_proto
 from .closable import Closable
 from .rpc_errors import translated
 from .tls import Tls
-from .transport import Watch, is_loopback
+from .transport import Watch
 
 __all__ = ["RpcTransport"]
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from ipaddress import ip_address
 from typing import Protocol
 
 from ..protos.errors import Unavailable
 from ..protos.service import Service
 from ..protos.tensors import Array
 
-__all__ = ["Transport", "Watch", "fix_for", "is_loopback", "lost"]
+__all__ = ["Transport", "Watch", "fix_for", "lost"]
 
 Watch = Callable[[int, int], None]
 """Called with (bytes done, bytes in all; 0 where unknown)."""
@@ -53,13 +52,3 @@ def lost(address: str, reason: str) -> Unavailable:
         "restarted, or the network failed; send the request again",
         retry_after_s=RETRY_S,
     )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host is this machine; calls to it never go through a proxy."""
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -9,6 +9,8 @@ from importlib.util import find_spec
 
 from ..backends.limits import Limits as EngineLimits
 from ..protos.errors import FailedPrecondition, InvalidArgument
+from .origins import Origin, host_name
+from .proxies import Proxies
 from .service import Operations
 
 __all__ = [
@@ -147,6 +149,17 @@ class GatewayConfig:
     audit_prompts: bool = False
     idle_unload_s: float = 0.0
     """A model that nobody has used for so long frees its memory until it is asked for; 0: never."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names that HTTP callers may reach us by, besides loopback, our address, `host` and the certificate's."""
+    allowed_origins: tuple[str, ...] = ()
+    """Pages that may send us requests and read the answers, besides our own."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses and networks whose word is taken for who called them."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "allowed_hosts", tuple(map(host_name, self.allowed_hosts)))
+        object.__setattr__(self, "allowed_origins", tuple(Origin.of(text).text for text in self.allowed_origins))
+        Proxies.of(self.trusted_proxies)
 
     @property
     def limits(self) -> RequestLimits:

@@ -145,7 +145,9 @@ def test_clients_of_a_server_that_ends_are_told_the_truth(tmp_path: Path, number
             client.close()
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.9", "::1", "localhost"])
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "127.0.0.9", "::1", "[::1]", "::ffff:127.0.0.1", "localhost", "LocalHost"]
+)
 def test_this_machine_needs_no_flag(host: str) -> None:
     check_host(host, insecure=False)
 
