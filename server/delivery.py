@@ -93,6 +93,8 @@ class Job:
         self._started = False
         self._submitted_s = time.perf_counter()
         self._outputs: dict[str, _Output] = {}
+        self._writing = 0
+        """Inputs whose captures are on their way to the disk."""
         self._buffer: list[Event] = []
 
     def catch_up(self) -> None:
@@ -187,6 +189,7 @@ class Job:
         for plan in (*sequence.retired, sequence.plan):
             self._take_rows(output, sequence, flush_reductions(plan), plan.revision)
         if output.kept:
+            self._writing += 1
             self._store.put_later(
                 self.caller.user.name,
                 self._kept(output),
@@ -197,12 +200,14 @@ class Job:
 
     def _stored(self, output: _Output, reason: Reason, stored: tuple[StoredCapture, ...] | ProbewireError) -> None:
         """The captures of an input are on the disk, or could not be put there."""
+        self._writing -= 1
         if isinstance(stored, ProbewireError):
             self._thread.drop(self, stored)
         elif self.ended:  # the caller has left meanwhile
             for item in stored:
                 with contextlib.suppress(ProbewireError):
                     self._store.delete(self.caller.user.name, item.id)
+            self._release()
         else:
             self._done(output, reason, stored)
             self.send()
@@ -259,11 +264,17 @@ class Job:
     def _close(self, error: ProbewireError | None) -> None:
         self.send()
         self.ended = True
+        self._release()
+        self._sink.end(error)
+
+    def _release(self) -> None:
+        """Let go of the room for captures, once nothing is being written into it any more."""
+        if self._writing:
+            return
         try:
             self._store.release(self._reservation)
         except ProbewireError as fault:  # the model's thread goes on; what is reserved is let go of at the next start
             log.warning("room for captures of request %s stays reserved: %s", self.prepared.id, fault.message)
-        self._sink.end(error)
 
     def is_behind(self, *, held: bool) -> bool:
         """Whether its reader is too slow for more; with hysteresis."""
