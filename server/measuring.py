@@ -62,7 +62,7 @@ def prepare_gradients(
             _check_room(sequence, item.item.name, backend.limits.max_run_tokens // GRADIENT_COST)
             item.sequence = sequence
     set_sources(request_id, request.plan, inputs, backend, lengths, shelf)
-    store_bytes = check_bytes(inputs, info, limits)
+    store_bytes = check_bytes(inputs, backend, limits)
     started = started_of(request_id, request.plan, inputs, info, tokenizer)
     return Prepared(request_id, "gradients", request.plan, inputs, started, store_bytes)
 

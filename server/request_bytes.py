@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..backends.bound import BoundHook, BoundPlan, chosen_positions
+from ..backends.bound import Bindable, BoundHook, BoundPlan, chosen_positions
+from ..backends.checks import widths_of
 from ..protos.errors import ResourceExhausted
 from ..protos.latents import ReadLatents
-from ..protos.model import ModelInfo
-from ..protos.spec import Capture, Gather, Last, Mean, NextLogprob, Norm, Project, TopK
+from ..protos.spec import Capture, Gather, Last, Mean, NextLogprob, Norm, Project, Site, TopK
 from ..protos.tensors import numpy_dtype
 from .config import RequestLimits
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["check_bytes"]
 
 
-def check_bytes(inputs: Iterable[PreparedInput], info: ModelInfo, limits: RequestLimits) -> int:
+def check_bytes(inputs: Iterable[PreparedInput], model: Bindable, limits: RequestLimits) -> int:
     """Bytes that `store` captures will take; raises when all captures together pass the limit."""
     sent = stored = 0
     for prepared in inputs:
@@ -32,8 +32,8 @@ def check_bytes(inputs: Iterable[PreparedInput], info: ModelInfo, limits: Reques
             capture = bound.hook.capture
             if capture is None:
                 continue
-            positions = chosen_positions(bound, plan, prepared.tokens)
-            size = _row_bytes(bound, capture, info, plan) * len(positions) * len(bound.sites)
+            n_positions = len(chosen_positions(bound, plan, prepared.tokens))
+            size = n_positions * sum(_row_bytes(bound, site, capture, model, plan) for site in bound.sites)
             stored, sent = (stored + size, sent) if capture.store else (stored, sent + size)
     if sent > limits.max_capture_bytes:
         raise ResourceExhausted(
@@ -43,8 +43,9 @@ def check_bytes(inputs: Iterable[PreparedInput], info: ModelInfo, limits: Reques
     return stored
 
 
-def _row_bytes(bound: BoundHook, capture: Capture, info: ModelInfo, plan: BoundPlan) -> int:
-    reduce, name = capture.reduce, bound.sites[0].name
+def _row_bytes(bound: BoundHook, site: Site, capture: Capture, model: Bindable, plan: BoundPlan) -> int:
+    """Bytes of one position's row of a hook at one of its sites."""
+    reduce = capture.reduce
     if isinstance(reduce, ReadLatents):
         sae = bound.saes[reduce.sae]
         item = 8 if "float64" in (capture.dtype, sae.dtype) else 4
@@ -52,9 +53,8 @@ def _row_bytes(bound: BoundHook, capture: Capture, info: ModelInfo, plan: BoundP
         if reduce.top_k is None:
             return item * n
         return 4 + (4 + item) * reduce.top_k + (item * (reduce.top_k + 2) if capture.gradient else 0)
-    item = numpy_dtype(capture.dtype or info.dtype).itemsize
-    offered = info.site(name)
-    widths = offered.widths if offered is not None else (info.d_model,)
+    item = numpy_dtype(capture.dtype or model.info.dtype).itemsize
+    widths = widths_of(site, model)
     row = int(np.prod([w or plan.n_rows for w in widths]))
     if isinstance(reduce, (Last, Mean)):
         return -(-row * item // max(plan.n_rows, 1))

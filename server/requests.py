@@ -105,7 +105,7 @@ def _prepare(
     set_sources(request_id, request.plan, inputs, backend, lengths, shelf, n_own)
     for sequence in (s for item in inputs for s in (item.sequence, item.source) if s is not None):
         sequence.plan.revision = revision
-    store_bytes = check_bytes(inputs, info, limits)
+    store_bytes = check_bytes(inputs, backend, limits)
     started = started_of(request_id, request.plan, inputs, info, tokenizer, revision)
     prepared = Prepared(request_id, mode, request.plan, inputs, started, store_bytes)
     if session is not None and isinstance(request, GenerateRequest):
@@ -132,7 +132,7 @@ def _rebound(
         again.sequence = input_sequence(
             item.sequence.id, prepared.mode, request, again, backend, lengths, shelf, 0, n_own
         )
-        check_bytes([again], backend.info, limits)
+        check_bytes([again], backend, limits)
         found.append((item.sequence, again.sequence.plan))
     if item.source is not None and item.item.name not in prepared.rows:
         source = source_sequence(item.source.id, request.plan, item, prepared.inputs, backend, lengths, shelf, n_own)

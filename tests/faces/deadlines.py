@@ -21,7 +21,9 @@ def stress(served: Served, model: str, n: int, longest_s: float, seed: int = 0) 
     rng = np.random.default_rng(seed)
     asked = [(_request(rng, model), float(rng.uniform(0.05, longest_s))) for _ in range(n)]
     with (
-        httpx.Client(base_url=served.http, timeout=DEADLINE_S, trust_env=False, limits=httpx.Limits(max_connections=AT_ONCE)) as web,
+        httpx.Client(
+            base_url=served.http, timeout=DEADLINE_S, trust_env=False, limits=httpx.Limits(max_connections=AT_ONCE)
+        ) as web,
         ThreadPoolExecutor(AT_ONCE) as pool,
     ):
         statuses = list(pool.map(lambda one: _post(web, *one), asked))
