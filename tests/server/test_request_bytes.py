@@ -23,9 +23,9 @@ HOOKS = [
     Hook("module:model.layers.0.self_attn.k_proj:output", capture=Capture()),
     Hook("module:model.layers.0.mlp.down_proj:input", capture=Capture(dtype="float16")),
     Hook("module:model.layers.0:output", capture=Capture()),
-    Hook(UP, capture=Capture(TopK(3))),
-    Hook(UP, capture=Capture(Gather((1, 2)))),
-    Hook(UP, capture=Capture(Norm())),
+    Hook(UP, capture=Capture(reduce=TopK(3))),
+    Hook(UP, capture=Capture(reduce=Gather((1, 2)))),
+    Hook(UP, capture=Capture(reduce=Norm())),
     Hook("attn_probs.0", capture=Capture()),
     Hook("mlp_act.*", capture=Capture()),
 ]
