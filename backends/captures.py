@@ -14,6 +14,7 @@ from ..protos.sites import ATTENTION_SITES, Site
 from ..protos.spec import Capture, Gather, Last, Mean, NextLogprob, Norm, Project, Reduction, TopK
 from ..protos.tensors import Array, numpy_dtype
 from .base import Rows
+from .distributions import next_log_probability
 from .latent_reads import LatentReads
 from .ops import Ops
 from .plan import BoundHook, BoundPlan
@@ -163,11 +164,11 @@ class Collector:
         if not len(local):
             return
         picked = ops.index(local)
-        logprobs = ops.log_softmax(ops.f32(ops.take(rows, picked, 0)))
-        following = ops.index(np.array([tokens[slot.position + int(i) + 1] for i in local]))
+        taken, following = ops.take(rows, picked, 0), np.array([tokens[slot.position + int(i) + 1] for i in local])
+        found = next_log_probability(ops, taken, following)
         capture = bound.hook.capture
         assert capture is not None
-        parts = {"": self._cast(ops.gather_last(logprobs, following), capture.dtype)}
+        parts = {"": self._cast(ops.like(found, ops.f32(taken[:1])) if capture.dtype is None else found, capture.dtype)}
         mask = None if mask is None else ops.take(mask, picked, 0)
         self.entries.append(_Entry(slot, bound, index, site, slot.positions[local], parts, mask))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence as SequenceOf
+from collections.abc import Callable, Mapping, Sequence as SequenceOf
 from typing import Any
 
 import numpy as np
@@ -10,11 +10,15 @@ import numpy as np
 from ..protos.latents import ReadLatents
 from ..protos.sites import Site
 from ..protos.spec import Hook
+from .backward import Backward
 from .base import Sequence, StepResult
 from .captures import flush_reductions
 from .executor import Executor, Slot
+from .metrics import measure_logits
 
-__all__ = ["finish", "one_prompt", "rows_of", "slots_of", "spread"]
+__all__ = ["finish", "one_prompt", "rows_of", "slots_of", "spread", "values_of"]
+
+_LOGITS = Site("logits")
 
 
 def rows_of(sequence: Sequence) -> int:
@@ -67,6 +71,31 @@ def spread(executor: Executor, slot: Slot, sequences: SequenceOf[Sequence]) -> l
         each.error = slot.error
     executor.slots = slots
     return slots
+
+
+def values_of(
+    executor: Executor,
+    backward: Backward,
+    slots: SequenceOf[Slot],
+    hidden: Any,
+    head: Callable[[Slot, Any, SequenceOf[int]], Any],
+) -> dict[int, Any]:
+    """Metric → its value, wide; none of a slot that has failed. `head`: final-norm rows to a slot's logits at positions."""
+    ops, values = executor.ops, dict[int, Any]()
+    for index, metric in enumerate(backward.metrics):
+        slot = slots[0 if backward.shared else index]
+        if slot.error is not None:
+            continue
+        if metric.site is None:
+            rows = head(slot, hidden, [reading.position for reading in metric.readings])
+            pairs = enumerate(zip(metric.weights, metric.readings, strict=True))
+            parts = [weight * measure_logits(ops, part, rows[i : i + 1])[0] for i, (weight, part) in pairs]
+            values[index] = ops.stack(parts).sum()
+        else:
+            values[index] = ops.wide(backward.coordinates[index])
+            if _LOGITS in slot.plan.taps:
+                head(slot, hidden, [metric.position])
+    return values
 
 
 def finish(

@@ -124,8 +124,20 @@ class Ops(Protocol):
         """The k largest of the last axis, descending, and their indices."""
         ...
 
-    def log_softmax(self, x: T) -> T:
-        """Over the last axis."""
+    def wide(self, x: T) -> T:
+        """Cast to the widest float of the device: float64, but for GPUs that have none."""
+        ...
+
+    def exp(self, x: T) -> T:
+        """Elementwise, to the digits of x's dtype."""
+        ...
+
+    def max_last(self, x: T) -> T:
+        """The largest over the last axis, which is kept."""
+        ...
+
+    def sum_last(self, x: T) -> T:
+        """Over the last axis, with an error that does not grow with its length."""
         ...
 
     def gather_last(self, x: T, index: T) -> T:

@@ -221,8 +221,8 @@ def _member(message: Any, shape: _Shape, name: str) -> Any:
         return from_proto(shape.type, message)
     chosen = message.WhichOneof("kind")
     by_name = {snake(cls): cls for cls in shape.type}
-    if chosen is None:
-        raise InvalidArgument(f"{name} is empty; give one of {', '.join(by_name)}")
+    if chosen not in by_name:
+        raise InvalidArgument(f"{name} is {chosen or 'empty'}; give one of {', '.join(by_name)}")
     return from_proto(by_name[chosen], getattr(message, chosen))
 
 

@@ -62,7 +62,7 @@ class TorchBackend:
         attention = self._own_attention(eager)
         self.activation, norms = activation_name(config), Norms(self.model, self.executor.ops)
         self._gradients = TorchGradients(
-            self.executor, self.taps, norms, self.hidden, self._logits_row, self._backward_of
+            self.executor, self.taps, norms, self.hidden, self._logits_rows, self._backward_of
         )
         self._sweeps: TorchSweeps | None = None
         if family is not None:
@@ -182,11 +182,11 @@ class TorchBackend:
             logits = functional.linear(hidden, head.weight[at], _picked(head.bias, at))
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
-    def _logits_row(self, slot: Slot, hidden: torch.Tensor, position: int) -> torch.Tensor:
-        """A row of a slot's logits, after the plan's edits there."""
+    def _logits_rows(self, slot: Slot, hidden: torch.Tensor, positions: SequenceOf[int]) -> torch.Tensor:
+        """Rows of a slot's logits, after the plan's edits there."""
         if _LOGITS in slot.plan.taps:
-            return self.tap_logits(slot, hidden)[0, position]
-        return self.logits(hidden[slot.batch, position : position + 1])[0]
+            return self.tap_logits(slot, hidden)[0, list(positions)]
+        return self.logits(hidden[slot.batch, list(positions)])
 
     def tap_logits(self, slot: Slot, hidden: torch.Tensor) -> torch.Tensor:
         """[1, row, vocab] after a slot's edits: one sequence at a time, a whole batch's would be the largest tensor of all."""

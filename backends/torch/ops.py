@@ -125,8 +125,17 @@ class TorchOps:
         values, index = x.topk(k, dim=-1)
         return values, index
 
-    def log_softmax(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.log_softmax(x, dim=-1)
+    def wide(self, x: torch.Tensor) -> torch.Tensor:
+        return x.double()
+
+    def exp(self, x: torch.Tensor) -> torch.Tensor:
+        return x.exp()
+
+    def max_last(self, x: torch.Tensor) -> torch.Tensor:
+        return x.amax(-1, keepdim=True)
+
+    def sum_last(self, x: torch.Tensor) -> torch.Tensor:
+        return x.sum(-1)
 
     def gather_last(self, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         return x.gather(-1, index[:, None])[:, 0]
