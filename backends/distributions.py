@@ -17,11 +17,10 @@ from .ops import Ops
 
 __all__ = ["divergence", "log_probability", "next_log_probability"]
 
-MAX_WIDE = 1 << 22
-"""Entries that are worked on at once: a batch of rows, of a large vocabulary, would take gigabytes."""
+MAX_WIDE = 1 << 17
+"""Entries that are worked on at once, or one row: they stay in a core's cache, and a batch takes no gigabytes."""
 _SMALL = 0.5
-"""Below it e^r − 1 − r is summed as a series: as a difference it would keep no digits."""
-_LAST_POWER = 14
+"""Below it a term is a product of e^r − 1 − r: as a difference of the shares it would keep no digits."""
 
 
 def log_probability(ops: Ops, rows: Any, tokens: Sequence[int]) -> Any:
@@ -73,8 +72,8 @@ class _Baseline:
 def divergence(ops: Ops, baseline: Array, rows: Any) -> Any:
     """[row], wide: KL(p ‖ q) in nats of p from [vocab] logits on the host and q from each of [row, vocab] on the device.
 
-    Σ p·(e^r − 1 − r) with r = log q − log p. No term is negative; an error of either normaliser enters squared; and
-    where q is close to p the terms are series in r. The gradient by a row is q − p.
+    Σ p·(e^r − 1 − r) with r = log q − log p. No term is negative, and an error of either normaliser
+    enters squared. The gradient by a row is q − p.
     """
     given = baseline.astype(np.float64).reshape(1, -1)
     with np.errstate(invalid="ignore"):  # a row that is none stays not a number
@@ -97,7 +96,7 @@ def _divergence(ops: Ops, base: _Baseline, rows: Any) -> Any:
     none = (p == 0) & (q == q)
     r = ops.where(none, zeros, own - base.logits - (top - base.peak) - (total.log() - base.log_mass))
     small = abs(r) < _SMALL
-    curved = _curved(ops.where(small, r, zeros))
+    curved = ops.exp_less(ops.where(small, r, zeros))
     terms = ops.where(none, q, ops.where(small, p * curved, ops.clip(q - p - p * r, 0.0, None)))
     slope = ops.where(none, q, ops.where(small, p * (r + curved), q - p))
     finite = own != -np.inf
@@ -112,11 +111,3 @@ def _parts(rows: Any) -> list[slice]:
 
 def _joined(ops: Ops, parts: list[Any]) -> Any:
     return parts[0] if len(parts) == 1 else ops.join(parts)
-
-
-def _curved(r: Any) -> Any:
-    """e^r − 1 − r of small numbers, to the last digits of float64; never negative."""
-    rest = r * 0.0 + 1.0
-    for k in range(_LAST_POWER, 2, -1):
-        rest = rest * r / k + 1.0
-    return r * r / 2 * rest

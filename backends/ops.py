@@ -132,6 +132,10 @@ class Ops(Protocol):
         """Elementwise, to the digits of x's dtype."""
         ...
 
+    def exp_less(self, x: T) -> T:
+        """e^x − 1 − x of small numbers, elementwise: not below 0."""
+        ...
+
     def max_last(self, x: T) -> T:
         """The largest over the last axis, which is kept."""
         ...

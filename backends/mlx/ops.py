@@ -140,6 +140,14 @@ class MlxOps:
         # mlx's own has six digits, whatever the dtype.
         return mx.power(mx.array(math.e, mx.float64), x) if x.dtype == mx.float64 else mx.exp(x)
 
+    def exp_less(self, x: mx.array) -> mx.array:
+        if x.dtype == mx.float64:
+            return mx.maximum(mx.expm1(x) - x, 0.0)
+        rest = mx.ones_like(x)
+        for k in range(9, 2, -1):  # the difference would keep half of float32's digits
+            rest = rest * x / k + 1.0
+        return x * x / 2 * rest
+
     def max_last(self, x: mx.array) -> mx.array:
         return x.max(axis=-1, keepdims=True)
 

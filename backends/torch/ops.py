@@ -131,6 +131,9 @@ class TorchOps:
     def exp(self, x: torch.Tensor) -> torch.Tensor:
         return x.exp()
 
+    def exp_less(self, x: torch.Tensor) -> torch.Tensor:
+        return (x.expm1() - x).clamp(min=0.0)
+
     def max_last(self, x: torch.Tensor) -> torch.Tensor:
         return x.amax(-1, keepdim=True)
 
