@@ -13,8 +13,9 @@ from ..protos.spec import Hook
 from .backward import Backward
 from .base import Sequence, StepResult
 from .captures import flush_reductions
-from .executor import Executor, Slot
+from .executor import Executor
 from .metrics import measure_logits
+from .slot import Slot
 
 __all__ = ["finish", "one_prompt", "rows_of", "slots_of", "spread", "values_of"]
 
@@ -46,11 +47,11 @@ def one_prompt(sequences: SequenceOf[Sequence]) -> bool:
     first = sequences[0]
     if len(sequences) < 2 or (first.backward is not None and first.backward.path is not None):
         return False
-    if Site("logits") in first.plan.taps:
+    if Site("logits") in first.plan.sites:
         return False  # a metric's row of logits is made of its own
     return all(
         s.tokens == first.tokens
-        and s.plan.taps == first.plan.taps  # the one forward watches the first one's sites
+        and s.plan.sites == first.plan.sites  # the one forward watches the first one's sites
         and all(_only_gradient(b.hook) for b in s.plan.hooks)
         for s in sequences
     )
@@ -93,7 +94,7 @@ def values_of(
             values[index] = ops.stack(parts).sum()
         else:
             values[index] = ops.wide(backward.coordinates[index])
-            if _LOGITS in slot.plan.taps:
+            if _LOGITS in slot.plan.sites:
                 head(slot, hidden, [metric.position])
     return values
 

@@ -13,9 +13,9 @@ from ..protos.metrics import Coordinate, Kl, Logit, LogitDifference, LogProb, Me
 from ..protos.model import ModelInfo
 from ..protos.sites import ATTENTION_SITES, HEAD_SITES, Site
 from ..protos.spec import Capture, Hook, Where
+from .bound import BoundHook
 from .distributions import divergence, log_probability
 from .ops import Ops
-from .plan import BoundHook
 
 __all__ = [
     "INSIDE_MLP",

@@ -8,9 +8,9 @@ from ..protos.sites import Site
 from ..protos.spec import NextLogprob
 from ..protos.tensors import numpy_dtype
 from .base import Rows, StepResult
-from .executor import Slot
-from .plan import choose
+from .bound import choose
 from .sampling import Choice
+from .slot import Slot
 
 __all__ = ["result_of", "sampled_logprob_rows"]
 

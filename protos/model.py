@@ -81,6 +81,8 @@ class ModelInfo:
     n_experts: int = 0
     context_length: int = 0
     """Positions a request may use, prompt and new tokens together."""
+    context_note: str = ""
+    """Why there are fewer of them than the operator allows, where there are."""
     generate: bool = True
     generate_note: str = ""
     """Why generation is refused, when it is."""

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from ..backends.base import Backend, Sequence, StepResult
+from ..backends.bound import BoundPlan
 from ..backends.gradients import rows_of
-from ..backends.plan import BoundPlan, give_rows
+from ..backends.source_rows import give_rows
 from ..protos.errors import Internal, ProbewireError
 from .admission import Item
 from .delivery import Job

@@ -9,8 +9,8 @@ from typing import Any
 import mlx.core as mx
 
 from ..captures import Collector
-from ..executor import Slot
 from ..sampling import Choice, logprobs_of
+from ..slot import Slot
 from .cache import Owner
 from .ops import to_numpy
 

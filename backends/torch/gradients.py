@@ -11,9 +11,10 @@ import torch
 from ...protos.sites import ATTENTION_SITES, Site
 from ..backward import Backward, BoundBackward, Enough
 from ..base import Sequence, StepResult
-from ..executor import Executor, Slot
+from ..executor import Executor
 from ..gradients import finish, one_prompt, slots_of, spread, values_of
 from ..metrics import INSIDE_MLP, BoundMetric
+from ..slot import Slot
 from .norms import Norms
 from .taps import Taps
 

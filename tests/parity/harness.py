@@ -60,7 +60,7 @@ def sequence(
     length = prompt_length or len(tokens)
     bound = bind(
         plan,
-        backend.info,
+        backend,
         mode="run" if mode == "run" else "generate",
         input_name="input",
         tokens=tokens,
