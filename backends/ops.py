@@ -60,6 +60,10 @@ class Ops(Protocol):
         """Cast to a dtype by its wire name."""
         ...
 
+    def lost(self, x: T, cast: T) -> T:
+        """[row], bool: whether a cast turned any finite number of a row into an infinite one."""
+        ...
+
     def take(self, x: T, index: T, axis: int) -> T:
         """Pick along an axis."""
         ...

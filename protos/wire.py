@@ -20,7 +20,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from . import probewire_pb2 as pb
 from .errors import InvalidArgument
-from .tensors import Tensor, numpy_dtype
+from .tensors import FLOAT_DTYPES, Array, Tensor, narrowed, numpy_dtype
 
 __all__ = ["from_json", "from_proto", "parse", "snake", "to_json", "to_proto"]
 
@@ -350,6 +350,8 @@ def _bytes(data: Any, path: str) -> bytes:
 def _tensor_from_json(data: Any, path: str) -> Tensor:
     if isinstance(data, (list, int, float)) and not isinstance(data, bool):
         return Tensor.of(cast("list[Any] | float", data))
+    if data == "-Infinity":  # JSON has no number for it
+        return Tensor.of(float("-inf"))
     given = _object(data)
     if given is None or set(given) != {"dtype", "shape", "data"}:
         raise InvalidArgument(
@@ -361,10 +363,17 @@ def _tensor_from_json(data: Any, path: str) -> Tensor:
         return _tensor(dtype, shape, _bytes(given["data"], f"{path}.data"))
     try:
         numbers = [float(x) for x in np.ravel(np.array(given["data"], dtype=object))]  # float() reads the names too
-        array = np.array(numbers, dtype=np.float64).astype(numpy_dtype(dtype)).reshape(shape)
+        wide = np.array(numbers, dtype=np.float64)
+        array = (_narrowed(wide, dtype, path) if dtype in FLOAT_DTYPES else wide.astype(numpy_dtype(dtype))).reshape(
+            shape
+        )
     except (TypeError, ValueError, OverflowError) as error:
         raise InvalidArgument(f"{path}.data does not hold numbers of shape {list(shape)}: {error}") from None
     return Tensor.of(array)
+
+
+def _narrowed(array: Array, dtype: str, path: str) -> Array:
+    return narrowed(array, dtype, f"send {path}.data in another dtype")
 
 
 def _brief(data: Any) -> str:

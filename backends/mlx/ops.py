@@ -78,6 +78,9 @@ class MlxOps:
     def cast(self, x: mx.array, dtype: str) -> mx.array:
         return x.astype(_DTYPES[dtype]) if mx.issubdtype(x.dtype, mx.floating) else x
 
+    def lost(self, x: mx.array, cast: mx.array) -> mx.array:
+        return (mx.isinf(cast) & mx.isfinite(x)).reshape(len(x), -1).any(axis=-1)
+
     def take(self, x: mx.array, index: mx.array, axis: int) -> mx.array:
         return mx.take(x, index, axis=axis)
 

@@ -74,6 +74,9 @@ class TorchOps:
     def cast(self, x: torch.Tensor, dtype: str) -> torch.Tensor:
         return x.to(_DTYPES[dtype]) if x.is_floating_point() else x
 
+    def lost(self, x: torch.Tensor, cast: torch.Tensor) -> torch.Tensor:
+        return (cast.isinf() & x.isfinite()).reshape(len(x), -1).any(-1)
+
     def take(self, x: torch.Tensor, index: torch.Tensor, axis: int) -> torch.Tensor:
         return x.index_select(axis, index)
 
