@@ -339,10 +339,15 @@ class Executor:
         """End the forward: every captured row on the host, by id of the slot's sequence."""
         self._check_raw()
         rows = self.collector.finish()
+        self.end()
         out: dict[int, list[Rows]] = {}
         for slot, found in rows.items():
             out.setdefault(id(slot.sequence), []).extend(found)
         return out
+
+    def end(self) -> None:
+        """Let go of what the forward made: an idle model keeps nobody's tensors on its device."""
+        self.slots, self.collector, self.watching = [], Collector(self.ops), {}
 
     def _check_raw(self) -> None:
         """Fail the sequences whose raw module did not run once: what they asked for would be missing, or twice."""

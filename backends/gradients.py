@@ -15,6 +15,7 @@ from .base import Sequence, StepResult
 from .captures import flush_reductions
 from .executor import Executor
 from .metrics import measure_logits
+from .overflow import not_measured
 from .slot import Slot
 
 __all__ = ["finish", "one_prompt", "rows_of", "slots_of", "spread", "values_of"]
@@ -117,6 +118,10 @@ def finish(
         error = next((slots[i].error for i in indices if slots[i].error is not None), None)
         if error is not None:
             results.append(StepResult(slot.sequence, error=error))
+            continue
+        metrics = [slots[i].sequence.metrics[0] for i in indices]
+        if fault := not_measured(metrics, [measured[i] for i in indices]):
+            results.append(StepResult(slot.sequence, error=fault))
             continue
         rows = captured.get(id(slot.sequence), []) + flush_reductions(slot.plan)
         results.append(StepResult(slot.sequence, tuple(rows), measured=tuple(measured[i] for i in indices)))

@@ -54,6 +54,11 @@ class BoundMetric:
         return self.metric.weights if isinstance(self.metric, WeightedSum) else (1.0,)
 
     @property
+    def diverges(self) -> bool:
+        """Whether it may be infinite."""
+        return any(isinstance(reading.metric, Kl) for reading in self.readings)
+
+    @property
     def site(self) -> Site | None:
         """Where a coordinate is read; None for metrics of logits."""
         return Site.parse(self.metric.site) if isinstance(self.metric, Coordinate) else None

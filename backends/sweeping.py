@@ -22,6 +22,7 @@ from .bound import BoundPlan, chosen_positions
 from .executor import Executor
 from .metrics import BoundMetric, columns_of, measure_columns, measure_logits
 from .ops import Ops
+from .overflow import not_measured
 from .slot import Slot
 
 __all__ = ["WHOLE", "Start", "Sweeps", "Trunk", "grouped", "hooks_in", "start_of"]
@@ -220,7 +221,10 @@ class Sweeps(ABC):
 def _result(slot: Slot, values: NDArray[np.float64]) -> StepResult:
     if slot.error is not None:
         return StepResult(slot.sequence, error=slot.error)
-    return StepResult(slot.sequence, measured=_targets(slot.sequence, values))
+    measured = _targets(slot.sequence, values)
+    if fault := not_measured(slot.sequence.metrics, measured):
+        return StepResult(slot.sequence, error=fault)
+    return StepResult(slot.sequence, measured=measured)
 
 
 def _targets(sequence: Sequence, readings: SequenceOf[float] | NDArray[np.float64]) -> tuple[float, ...]:

@@ -54,7 +54,7 @@ class LiveSession:
 
     @property
     def hooks(self) -> tuple[Hook, ...]:
-        """In the order they apply, after a request's own."""
+        """In the order they apply, before a request's own: those see what the session edits."""
         return self._session.plan.hooks
 
     def update(self, hooks: Hooks, *, force: bool = False) -> Self:

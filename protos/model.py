@@ -149,7 +149,7 @@ class Sampling:
     top_k: int = 0
     """0: off."""
     seed: int | None = None
-    """None: the server draws one and reports it. Input i of a request samples with seed + i."""
+    """None: the server draws one and reports it. Input i of a request samples with seed + i (modulo 2**63)."""
     stop: tuple[str, ...] = ()
     """Text that ends the generation; it is not part of the text returned."""
     logprobs: int | None = None

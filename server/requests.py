@@ -31,6 +31,10 @@ __all__ = [
 ]
 
 
+SEEDS = 1 << 63
+"""Input i samples with seed + i; after the largest seed comes 0."""
+
+
 def prepare_generate(
     request: GenerateRequest,
     backend: Backend,
@@ -79,6 +83,12 @@ def _prepare(
     if session is not None:
         request, revision = replace(request, plan=followed(request.plan, session)), session.revision
     n_own = len(own_plan.hooks)
+    for item in request.inputs:
+        if mode == "generate" and item.prompt_length is not None:
+            raise InvalidArgument(
+                f"input {item.name!r}: prompt_length is for runs, which may repeat a generation; in a generation the whole "
+                "input is the prompt: leave it out"
+            )
     inputs = [
         PreparedInput(i, tokens_of(i, tokenizer, info, limits), mode == "generate" and not i.source_only)
         for i in request.inputs
@@ -90,7 +100,7 @@ def _prepare(
     for index, prepared in enumerate(inputs):
         if not prepared.item.source_only:
             prepared.sequence = input_sequence(
-                f"{request_id}.{index}", mode, request, prepared, backend, lengths, shelf, seed + index, n_own
+                f"{request_id}.{index}", mode, request, prepared, backend, lengths, shelf, (seed + index) % SEEDS, n_own
             )
     set_sources(request_id, request.plan, inputs, backend, lengths, shelf, n_own)
     for sequence in (s for item in inputs for s in (item.sequence, item.source) if s is not None):

@@ -19,7 +19,7 @@ from .admission import Item, admit_next
 from .config import RequestLimits
 from .delivery import Job
 from .fair_queue import FairQueue, Ledger
-from .forwards import Forwards, as_internal
+from .forwards import Forwards, as_internal, told
 from .prepared import PreparedInput
 from .tempo import Tempo
 
@@ -350,7 +350,7 @@ class Scheduler:
                 continue
             touched[job.prepared.id] = job
             if result.error is not None:
-                self.drop(job, result.error)
+                self.drop(job, told(self.backend, result))
                 continue
             self._waiting.ledger.charge(job.caller.user.name, result.token is not None)
             if job.deliver_step(result):

@@ -156,7 +156,9 @@ class MlxEngine:
             self.generator.next()
         except BaseException:
             self.generator = self._generator()  # it stopped half-way; whoever was in it is lost
+            self.executor.end()
             raise
+        self.executor.end()  # what it captured is with its forward
         self.n_steps += 1
         if self.n_steps % _STEPS_BETWEEN_SWEEPS == 0:
             mx.clear_cache()  # keys grow by new, larger buffers, and MLX keeps the old ones
@@ -243,13 +245,13 @@ class MlxEngine:
         self.logits = None
         if any(slot.wants_logprobs for _, slot in forward.slots):
             forward.logits = logits.astype(mx.float32)
-        sampled = mx.argmax(logits, axis=-1)
+        sampled, forward.largest = mx.argmax(logits, axis=-1), logits.max(axis=-1).astype(mx.float32)
         drawing = [(owner, slot) for owner, slot in forward.slots if slot.sequence.sampling.temperature > 0]
         if drawing:
             sampled = self._draw(forward, drawing, logits, sampled)
         forward.sampled = sampled
         wanted = [] if forward.logits is None else [forward.logits]
-        mx.async_eval(sampled, *wanted, *forward.captured())
+        mx.async_eval(sampled, forward.largest, *wanted, *forward.captured())
         return sampled
 
     def _draw(

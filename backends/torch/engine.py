@@ -19,7 +19,7 @@ from ..executor import Executor
 from ..limits import Limits
 from ..sampling import Choice, choose_token, logprobs_of
 from ..slot import Slot
-from ..stepping import result_of, sampled_logprob_rows
+from ..stepping import not_finite, result_of, sampled_logprob_rows
 from .attention import Attention
 from .ops import to_numpy
 from .packed import Packed
@@ -160,8 +160,12 @@ class TorchEngine:
 
     def _choose(self, logits: torch.Tensor) -> list[int]:
         best = logits.argmax(dim=-1).tolist()
+        finite = torch.isfinite(logits.amax(dim=-1)).tolist()  # not a number is larger than all
         for i, slot in enumerate(self.producing):
             sequence = slot.sequence
+            if not finite[i]:
+                slot.error = slot.error or not_finite(slot)
+                continue
             token, row = best[i], None
             if sequence.sampling.temperature > 0 or slot.wants_logprobs:
                 row = to_numpy(logits[i])
@@ -215,6 +219,7 @@ class TorchEngine:
                 rows = rows + sampled_logprob_rows(slot, choice)
                 sequence.tokens.append(choice.token)
             results.append(result_of(slot, rows, choice))
+        self.slots, self.producing = [], []
         return results
 
 

@@ -67,11 +67,13 @@ class TorchGradients:
         for slot in slots:
             assert slot.tokens is not None
             ids[slot.batch, : slot.stop] = slot.tokens
-        with torch.enable_grad():
-            hidden = self._forward(backward, slots, torch.from_numpy(ids).to(device), layout)
-            values = values_of(self.executor, backward, slots, hidden, self.head)
-            grads = self._of_each(backward, values) if shared else self._backward(backward, values)
-        self.executor.backward = None
+        try:
+            with torch.enable_grad():
+                hidden = self._forward(backward, slots, torch.from_numpy(ids).to(device), layout)
+                values = values_of(self.executor, backward, slots, hidden, self.head)
+                grads = self._of_each(backward, values) if shared else self._backward(backward, values)
+        finally:
+            self.executor.backward = None
         if shared:
             slots = spread(self.executor, slots[0], sequences)
         return finish(self.executor, slots, {k: v.detach() for k, v in values.items()}, grads)
