@@ -81,7 +81,7 @@ def distinct(elements: st.SearchStrategy[int]) -> st.SearchStrategy[tuple[int, .
 parts = {"units": distinct(positive), "heads": distinct(positive)}
 sources = st.one_of(
     st.builds(Zeros),
-    st.builds(Constant, tensors(1, 2)),
+    st.builds(Constant, tensors(0, 1, 2)),
     st.builds(Inline, tensors(2, 3)),
     st.builds(Stored, names),
     st.builds(FromInput, names, distinct(st.integers(-50, 50))),
