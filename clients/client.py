@@ -32,6 +32,7 @@ from .stream import Stream
 from .sweep import Sweep, collect_sweep, sweep_axes
 from .targets import Targets, to_targets
 from .tls import read_tls
+from .tokens import one_token
 
 __all__ = ["DEFAULT_URL", "Captured", "Client"]
 
@@ -201,16 +202,8 @@ class Client:
         return Sweep(started, measured, named)
 
     def token(self, text: str, *, model: str = "") -> int:
-        """The id of the one token that a text is. Raises InvalidArgument when it is several, or none."""
-        found = self.tokenize(text, model=model)
-        plain = [(i, t) for i, t in zip(found.token_ids, found.tokens, strict=True) if t == text]
-        ids = [i for i, t in zip(found.token_ids, found.tokens, strict=True) if t and t in text]
-        if len(plain) == 1 and len(ids) == 1:
-            return plain[0][0]
-        raise InvalidArgument(
-            f"{text!r} is {len(found.token_ids)} tokens for this model ({', '.join(map(repr, found.tokens))}), not one; "
-            "a leading space often matters: ' Mary'"
-        )
+        """The id of the one token that a text is behind other text. Raises InvalidArgument when it is several, or none."""
+        return one_token(text, lambda t: self.tokenize(t, model=model))
 
     def _generate(self, request: GenerateRequest, progress: bool) -> Generation:
         expected = [item.name for item in request.inputs if not item.source_only]
@@ -263,7 +256,7 @@ class Client:
         revision: str = "",
         progress: bool = True,
     ) -> ModelInfo:
-        """Load a model into a worker of its own and wait until it serves."""
+        """Load a model into a worker of its own and wait until it serves. `model`: `[ID=]MODEL[@BACKEND]`, as `serve` takes it."""
         info: ModelInfo | None = None
         with progress_bar(f"loading {model}", "bytes", show=progress) as bar:
             for step in self._transport.load(LoadRequest(model, id, backend, dtype, revision)):

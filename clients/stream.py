@@ -12,6 +12,7 @@ from ..protos.errors import Internal
 from ..protos.model import Event, Finished, ResolvedHook, Revised, Started, TensorFrame, Token
 from ..protos.tensors import Array
 from .captures import Captures
+from .closable import Closable
 
 __all__ = ["Step", "Stream"]
 
@@ -61,16 +62,17 @@ class _Seen:
 
 
 class Stream:
-    """An iterator of Steps. Use it in a `with`, or close it: leaving early cancels the request on the server.
+    """An iterator of Steps. Use it in a `with`, or close it, from any thread: leaving early cancels the request on the server.
 
-    The request is accepted, and `started` known, once the stream is made. Tensors are not kept; `text` is.
+    The request is accepted, and `started` known, once the stream is made. Tensors are not kept; `text` is. A thread that
+    waits for the next step when another closes the stream finds it ended; `finished` says whether it had come to its end.
     """
 
     def __init__(self, events: Iterator[Event]) -> None:
-        self._events = events
+        self._events = events if isinstance(events, Closable) else Closable(events)
         self._seen = _Seen()
-        self._steps = _steps(events, self._seen)
-        first = next(events, None)
+        self._steps = Closable(_steps(self._events, self._seen), self._events.close)
+        first = next(self._events, None)
         if not isinstance(first, Started):
             self.close()
             raise Internal(f"the answer began with {type(first).__name__}, not with started")
@@ -117,11 +119,9 @@ class Stream:
         self.close()
 
     def close(self) -> None:
-        """Cancel what is left. Doing it twice, or after the end, is harmless."""
-        for iterator in (self._steps, self._events):
-            close = getattr(iterator, "close", None)
-            if close is not None:
-                close()
+        """Cancel what is left, from whichever thread. Doing it twice, or after the end, is harmless."""
+        self._steps.close()
+        self._events.close()
 
 
 def _steps(events: Iterator[Event], seen: _Seen) -> Iterator[Step]:
