@@ -52,7 +52,8 @@ class Sequence:
     def reading(self) -> Iterator[BoundHook]:
         """Everything of it that may read rows of another input."""
         yield from self.plan.hooks
-        yield from (metric.baseline for metric in self.metrics if metric.baseline is not None)
+        readings = (reading for metric in self.metrics for reading in metric.readings)
+        yield from (reading.baseline for reading in readings if reading.baseline is not None)
         if self.backward is not None and self.backward.path is not None:
             yield self.backward.path.other
 

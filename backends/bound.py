@@ -105,6 +105,13 @@ class BoundPlan:
     """Scratch space of the executor (reduction state)."""
 
     @property
+    def last_layer(self) -> int | None:
+        """The last layer at whose sites anything acts (−1: the embedding alone); None where all layers must run."""
+        layers = [-1 if site.name == "embed" else site.layer for site in self.sites]
+        known = [layer for layer in layers if layer is not None]
+        return max(known) if layers and len(known) == len(layers) else None
+
+    @property
     def wants_prompt_logits(self) -> bool:
         """Some hook asks for logits of prompt rows before the last."""
         if not self.prompt_length:

@@ -13,8 +13,10 @@ from ..protos.latents import ReadLatents
 from ..protos.sites import ATTENTION_SITES, Site
 from ..protos.spec import Capture, Gather, Last, Mean, NextLogprob, Norm, Project, Reduction, TopK
 from ..protos.tensors import Array, numpy_dtype
+from .alarms import Alarms, beyond
 from .base import Rows
 from .bound import BoundHook, BoundPlan
+from .distributions import next_log_probability
 from .latent_reads import LatentReads
 from .ops import Ops
 from .saes.latent_maths import LatentMaths
@@ -69,7 +71,8 @@ class Collector:
     def __init__(self, ops: Ops) -> None:
         self.ops = ops
         self.latents = LatentMaths(ops)
-        self.together = LatentReads(ops)
+        self.alarms = Alarms()
+        self.together = LatentReads(ops, self.alarms)
         self.entries: list[_Entry] = []
         self.whole: dict[tuple[Any, ...], _Whole] = {}
         """By (takers, shape, dtype)."""
@@ -84,6 +87,7 @@ class Collector:
     def part(self, slots: Collection[Slot]) -> Collector:
         """What some sequences captured, and nothing of the others."""
         part = Collector(self.ops)
+        part.alarms = self.alarms.part(slots)
         part.entries = [entry for entry in self.entries if entry.slot in slots]
         part.together = self.together.part(slots)
         for (takers, *kind), whole in self.whole.items():
@@ -119,11 +123,30 @@ class Collector:
             mask = None if mask is None else ops.take(mask, picked, 0)
             encoded = None if encoded is None else ops.take(encoded, picked, 0)
         reduced = self._reduce(capture.reduce, rows, bound, encoded)
-        parts = {_part(capture, name): self._cast(part, capture.dtype) for name, part in reduced}
-        self.entries.append(_Entry(slot, bound, index, site, positions, parts, mask))
+        self._enter(slot, bound, index, site, positions, {_part(capture, name): part for name, part in reduced}, mask)
 
-    def _cast(self, part: Any, dtype: str | None) -> Any:
-        return part if dtype is None else self.ops.cast(part, dtype)
+    def _enter(
+        self,
+        slot: Slot,
+        bound: BoundHook,
+        index: int,
+        site: Site,
+        positions: NDArray[np.int64],
+        parts: dict[str, Any],
+        mask: Any,
+    ) -> None:
+        """Take parts in the dtype that was asked for; a number that it does not hold fails the slot."""
+        ops, capture = self.ops, bound.hook.capture
+        assert capture is not None
+        if capture.dtype is not None:
+            cast = {name: ops.cast(part, capture.dtype) for name, part in parts.items()}
+            at = positions[-1:] if isinstance(capture.reduce, Last) and mask is None else positions
+            for name, part in parts.items():
+                wrong = ops.lost(part, cast[name])
+                self.alarms.add(slot, at, wrong if mask is None else wrong & mask, beyond(site, capture.dtype))
+            if not isinstance(capture.reduce, Mean):  # which is cast once it is made
+                parts = cast
+        self.entries.append(_Entry(slot, bound, index, site, positions, parts, mask))
 
     def _reduce(self, reduce: Reduction | None, rows: Any, bound: BoundHook, encoded: Any) -> list[tuple[str, Any]]:
         ops = self.ops
@@ -165,19 +188,19 @@ class Collector:
         if not len(local):
             return
         picked = ops.index(local)
-        logprobs = ops.log_softmax(ops.f32(ops.take(rows, picked, 0)))
-        following = ops.index(np.array([tokens[slot.position + int(i) + 1] for i in local]))
+        taken, following = ops.take(rows, picked, 0), np.array([tokens[slot.position + int(i) + 1] for i in local])
+        found = next_log_probability(ops, taken, following)
         capture = bound.hook.capture
         assert capture is not None
-        parts = {"": self._cast(ops.gather_last(logprobs, following), capture.dtype)}
+        parts = {"": ops.like(found, ops.f32(taken[:1])) if capture.dtype is None else found}
         mask = None if mask is None else ops.take(mask, picked, 0)
-        self.entries.append(_Entry(slot, bound, index, site, slot.positions[local], parts, mask))
+        self._enter(slot, bound, index, site, slot.positions[local], parts, mask)
 
     def device_tensors(self) -> list[Any]:
         """Everything that `finish` will move, for backends that schedule lazily."""
         entries = [t for e in self.entries for t in (*e.parts.values(), *(() if e.mask is None else (e.mask,)))]
         whole = [whole.tensor(self.ops) for whole in self.whole.values()]
-        return [*whole, *self.together.device_tensors(), *entries]
+        return [*whole, *self.together.device_tensors(), *entries, *self.alarms.device_tensors()]
 
     def finish(self) -> dict[Slot, list[Rows]]:
         """Move everything to the host; rows of the same hook and positions are stacked over sites."""
@@ -197,6 +220,7 @@ class Collector:
                     continue
                 key = (entry.slot, entry.bound.index, part, tuple(positions.tolist()))
                 grouped.setdefault(key, []).append((entry, array))
+        self.alarms.finish(host)
         for slot, rows in self._stacked(grouped).items():
             out.setdefault(slot, []).extend(rows)
         return out

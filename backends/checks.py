@@ -22,6 +22,7 @@ from ..protos.sites import ATTENTION_SITES, HEAD_SITES, Site, SitePattern
 from ..protos.spec import Capture, Condition, Gather, Hook, NextLogprob, Project, TopK, Where
 from ..protos.tensors import Tensor
 from .points import Points
+from .ranges import check_numbers
 from .sites import ROW_EDITS
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def check_hook(
         _check_condition(hook.where.when, sites, model, mode, where)
     if hook.edit is not None:
         _check_edit(hook.edit, sites[0], offered, widths, where)
+        check_numbers(hook.edit, info.dtype, where)
         if isinstance(hook.edit, LowRank):
             _check_read(hook.edit, sites, model.points, where)
     if hook.capture is not None and hook.capture.gradient and sites[0].name != "module" and not offered.gradients:
@@ -163,7 +165,7 @@ def _check_edit(edit: Edit, site: Site, offered: SiteInfo, widths: tuple[int, ..
     if edit.heads is not None and site.name not in HEAD_SITES:
         raise InvalidArgument(f"{where}: {site.name} has no heads; leave out heads (or use units)")
     if site.name in ATTENTION_SITES:
-        _check_key_edit(edit, where)
+        _check_key_edit(edit, widths, where)
     if edit.heads is not None and max(edit.heads) >= widths[0]:
         raise InvalidArgument(f"{where}: head {max(edit.heads)} is outside 0 … {widths[0] - 1}")
     if edit.units is not None and widths[-1] and max(edit.units) >= widths[-1]:
@@ -174,7 +176,7 @@ def _check_edit(edit: Edit, site: Site, offered: SiteInfo, widths: tuple[int, ..
         _check_widths(edit, width, n_heads, widths, where)
 
 
-def _check_key_edit(edit: Edit, where: str) -> None:
+def _check_key_edit(edit: Edit, widths: tuple[int, ...], where: str) -> None:
     if isinstance(edit, Add) and edit.units is None:
         raise InvalidArgument(
             f"{where}: add at attention sites needs units (key positions), the key axis has no fixed width"
@@ -183,8 +185,23 @@ def _check_key_edit(edit: Edit, where: str) -> None:
         raise InvalidArgument(f"{where}: norm_match has no meaning at attention sites (masked scores are infinite)")
     if isinstance(edit, Clamp) and edit.directions is not None:
         raise InvalidArgument(f"{where}: clamp at attention sites takes no directions, the key axis has no fixed width")
-    if isinstance(edit, Replace) and isinstance(edit.source, Constant):
-        raise InvalidArgument(f"{where}: replace at attention sites takes zeros, inline, stored or from_input")
+    if isinstance(edit, Replace):
+        _check_key_rows(edit, widths[0] if edit.heads is None else len(edit.heads), where)
+
+
+def _check_key_rows(edit: Replace, n_heads: int, where: str) -> None:
+    source, n_keys = edit.source, None if edit.units is None else len(edit.units)
+    if isinstance(source, Constant) and n_keys is None and (source.value.shape or edit.takes_out):
+        raise InvalidArgument(
+            f"{where}: replace.constant at attention sites needs units (key positions), the key axis has no fixed width"
+        )
+    if isinstance(source, Inline):
+        shape = source.value.shape
+        if len(shape) != 3 or shape[0] != n_heads or shape[2] != (n_keys or shape[2]):
+            keys = "keys" if n_keys is None else n_keys
+            raise InvalidArgument(
+                f"{where}: replace.inline rows have shape {list(shape)}, here it must be [{n_heads} heads, queries, {keys}]"
+            )
 
 
 def _check_widths(edit: Edit, width: int, n_heads: int | None, widths: tuple[int, ...], where: str) -> None:
@@ -205,8 +222,9 @@ def _check_widths(edit: Edit, width: int, n_heads: int | None, widths: tuple[int
             raise InvalidArgument(f"{where}: low_rank.b is {edit.b.shape[1]} wide, the site is {flat} wide")
     elif isinstance(edit, Replace):
         if isinstance(edit.source, Constant):
-            _check_vector(edit.source.value, width, n_heads, f"{where}: replace.constant.value")
-        elif isinstance(edit.source, Inline):
+            if edit.source.value.shape:
+                _check_vector(edit.source.value, width, n_heads, f"{where}: replace.constant.value")
+        elif isinstance(edit.source, Inline) and widths[-1]:  # at attention sites keys are checked on their own
             expected = (*widths[:-1], width) if n_heads is None else (n_heads, width)
             if edit.source.value.shape[1:] != expected:
                 raise InvalidArgument(

@@ -59,9 +59,10 @@ class Edits:
             out["heads"] = ops.index(np.array(edit.heads))
         if isinstance(edit, Add):
             vector = edit.vector.floats()
-            if edit.norm_match:
-                norms = np.linalg.norm(vector, axis=-1, keepdims=True)
-                vector = np.divide(vector, norms, out=np.zeros_like(vector), where=norms > 0)
+            if edit.norm_match:  # in float64: squares of a number that float32 holds may be none
+                wide = vector.astype(np.float64)
+                norms = np.linalg.norm(wide, axis=-1, keepdims=True)
+                vector = np.divide(wide, norms, out=np.zeros_like(wide), where=norms > 0).astype(np.float32)
             out["vector"] = ops.device(vector)
         elif isinstance(edit, ProjectOut):
             out["basis"] = ops.device(span_basis(edit.directions.floats()))
@@ -162,10 +163,16 @@ class Edits:
         if isinstance(edit.source, Zeros):
             return ops.zeros_like(x)
         if isinstance(edit.source, Constant):
-            return ops.zeros_like(x) + device["constant"]
+            constant = device["constant"]
+            if edit.units is not None and constant.ndim and x.shape[-1] != constant.shape[-1]:
+                constant = ops.take(constant, ops.index(_kept(edit.units, rows.shape[-1])), -1)
+            return ops.zeros_like(x) + constant
         source = device["rows"][index] if bound.per_site else device["rows"]
         taken = ops.take(source, ops.index(np.array([bound.row_of[int(p)] for p in positions])), 0)
-        if not isinstance(edit.source, Inline):  # stored captures and other inputs hold whole rows
+        if isinstance(edit.source, Inline):
+            if edit.units is not None and taken.shape[-1] != x.shape[-1]:  # keys that do not exist yet
+                taken = ops.take(taken, ops.index(_kept(edit.units, rows.shape[-1])), -1)
+        else:  # stored captures and other inputs hold whole rows
             taken = taken if edit.heads is None else ops.take(taken, device["heads"], 1)
             units = None if edit.units is None else _below(edit.units, min(taken.shape[-1], rows.shape[-1]))
             taken = taken if units is None else ops.take(taken, ops.index(units), -1)

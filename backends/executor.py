@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..protos.edits import Replace
 from ..protos.errors import Internal, InvalidArgument, ProbewireError
 from ..protos.latents import ReadLatents
 from ..protos.sites import ATTENTION_SITES, Site
+from .alarms import no_key_left
 from .base import Rows
 from .bound import Acting, BoundHook, choose
 from .captures import Collector
@@ -189,6 +191,13 @@ class Executor:
             return rows
         return self._left(point, rows, slot)
 
+    def require_keys(self, point: Point, slot: Slot, scores: Any) -> None:
+        """Fail the slot for a query ([row, head, key] scores) of which edits have left no key at all."""
+        acting = slot.plan.at.get(point)
+        if acting is not None and any(isinstance(one.bound.hook.edit, Replace) for one in acting):
+            none = (self.ops.max_last(scores) == -np.inf).reshape(len(scores), -1).any(-1)
+            self.collector.alarms.add(slot, slot.positions, none, no_key_left(acting[0].site))
+
     def fail_wanting(self, points: SequenceOf[Point], reason: str) -> None:
         """Fail the sequences that ask for points which turned out not to be readable."""
         for slot in self.wanting(*points):
@@ -270,6 +279,8 @@ class Executor:
             raise InvalidArgument(f"a hook at {site} gives {list(new.shape)} for rows of {list(old.shape)}")
         if site.name in ATTENTION_SITES:
             masked = slot.masked if picked is None else ops.take(slot.masked, picked, 0)
+            if site.name == "attn_scores" and not isinstance(bound.hook.edit, Replace):
+                masked = masked | (old == -np.inf)  # so is a key that an earlier hook took out
             new = ops.where(masked, old, new)  # edits never reach masked keys: scores stay −inf, probabilities 0
         if mask is not None:
             mask = mask if picked is None else ops.take(mask, picked, 0)

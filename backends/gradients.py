@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence as SequenceOf
+from collections.abc import Callable, Mapping, Sequence as SequenceOf
 from typing import Any
 
 import numpy as np
@@ -10,13 +10,17 @@ import numpy as np
 from ..protos.latents import ReadLatents
 from ..protos.sites import Site
 from ..protos.spec import Hook
+from .backward import Backward
 from .base import Sequence, StepResult
 from .captures import flush_reductions
 from .executor import Executor
+from .metrics import measure_logits
 from .overflow import not_measured
 from .slot import Slot
 
-__all__ = ["finish", "one_prompt", "rows_of", "slots_of", "spread"]
+__all__ = ["finish", "one_prompt", "rows_of", "slots_of", "spread", "values_of"]
+
+_LOGITS = Site("logits")
 
 
 def rows_of(sequence: Sequence) -> int:
@@ -71,6 +75,31 @@ def spread(executor: Executor, slot: Slot, sequences: SequenceOf[Sequence]) -> l
     return slots
 
 
+def values_of(
+    executor: Executor,
+    backward: Backward,
+    slots: SequenceOf[Slot],
+    hidden: Any,
+    head: Callable[[Slot, Any, SequenceOf[int]], Any],
+) -> dict[int, Any]:
+    """Metric → its value, wide; none of a slot that has failed. `head`: final-norm rows to a slot's logits at positions."""
+    ops, values = executor.ops, dict[int, Any]()
+    for index, metric in enumerate(backward.metrics):
+        slot = slots[0 if backward.shared else index]
+        if slot.error is not None:
+            continue
+        if metric.site is None:
+            rows = head(slot, hidden, [reading.position for reading in metric.readings])
+            pairs = enumerate(zip(metric.weights, metric.readings, strict=True))
+            parts = [weight * measure_logits(ops, part, rows[i : i + 1])[0] for i, (weight, part) in pairs]
+            values[index] = ops.stack(parts).sum()
+        else:
+            values[index] = ops.wide(backward.coordinates[index])
+            if _LOGITS in slot.plan.sites:
+                head(slot, hidden, [metric.position])
+    return values
+
+
 def finish(
     executor: Executor, slots: list[Slot], values: Mapping[int, Any], grads: Mapping[tuple[Site, int], Any]
 ) -> list[StepResult]:
@@ -90,7 +119,8 @@ def finish(
         if error is not None:
             results.append(StepResult(slot.sequence, error=error))
             continue
-        if fault := not_measured([measured[i] for i in indices]):
+        metrics = [slots[i].sequence.metrics[0] for i in indices]
+        if fault := not_measured(metrics, [measured[i] for i in indices]):
             results.append(StepResult(slot.sequence, error=fault))
             continue
         rows = captured.get(id(slot.sequence), []) + flush_reductions(slot.plan)

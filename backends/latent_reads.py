@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..protos.latents import ReadLatents
 from ..protos.sites import Site
 from ..protos.tensors import Array
+from .alarms import Alarms, beyond
 from .base import Rows
 from .bound import BoundHook
 from .ops import Ops
@@ -49,8 +50,8 @@ class _Read:
 class LatentReads:
     """Of one forward."""
 
-    def __init__(self, ops: Ops) -> None:
-        self.ops = ops
+    def __init__(self, ops: Ops, alarms: Alarms) -> None:
+        self.ops, self.alarms = ops, alarms
         self.maths = LatentMaths(ops)
         self.reads: list[_Read] = []
 
@@ -81,14 +82,23 @@ class LatentReads:
         parts = self.maths.read(reduce, takers[0].bound.device["saes"][reduce.sae], rows)
         cast = {part: tensor if dtype is None else self.ops.cast(tensor, dtype) for part, tensor in parts}
         starts = np.cumsum([0, *(len(rows) for rows in chosen)]).tolist()
+        if dtype is not None:
+            self._watch(dict(parts), cast, dtype, list(zip(takers, starts, strict=False)))
         self.reads.append(_Read(list(zip(takers, starts, strict=False)), cast))
+
+    def _watch(self, parts: dict[str, Any], cast: dict[str, Any], dtype: str, takers: list[tuple[Taker, int]]) -> None:
+        for name, tensor in parts.items():
+            wrong = self.ops.lost(tensor, cast[name])
+            for taker, start in takers:
+                own, positions = wrong[start : start + len(taker.rows)], taker.slot.position + taker.rows
+                self.alarms.add(taker.slot, positions, own, beyond(taker.site, dtype))
 
     def _taken(self, flat: Any, at: NDArray[np.int64]) -> Any:
         return self.ops.take(flat, self.ops.index(at), 0)
 
     def part(self, slots: Collection[Slot]) -> LatentReads:
         """What some sequences read, and nothing of the others."""
-        part = LatentReads(self.ops)
+        part = LatentReads(self.ops, self.alarms)
         for read in self.reads:
             if kept := [(taker, start) for taker, start in read.takers if taker.slot in slots]:
                 part.reads.append(_Read(kept, read.parts))

@@ -27,6 +27,6 @@ def gram_schmidt(directions: NDArray[np.float32]) -> NDArray[np.float32]:
         raise InvalidArgument(f"clamp.directions are {n} in a space of {width}; send at most {width}")
     q, r = np.linalg.qr(matrix.T)
     diagonal = np.diag(r)
-    if (np.abs(diagonal) <= _RANK_TOLERANCE * np.linalg.norm(matrix, axis=1)).any():
+    if (np.abs(diagonal) <= _RANK_TOLERANCE * np.linalg.norm(matrix.astype(np.float64), axis=1)).any():
         raise InvalidArgument("clamp.directions are linearly dependent; send independent directions")
     return np.ascontiguousarray((q * np.sign(diagonal)).T.astype(np.float32))

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..protos.errors import InvalidArgument
-from ..protos.metrics import Coordinate, Kl, Logit, LogitDifference, LogProb, Metric, TopLogits
+from ..protos.metrics import Coordinate, Kl, Logit, LogitDifference, LogProb, Metric, TopLogits, WeightedSum
 from ..protos.model import ModelInfo
 from ..protos.sites import ATTENTION_SITES, HEAD_SITES, Site
 from ..protos.spec import Capture, Hook, Where
 from .bound import BoundHook
+from .distributions import divergence, log_probability
 from .ops import Ops
 
-__all__ = ["INSIDE_MLP", "BoundMetric", "bind_metric", "measure_coordinate", "measure_logits"]
+__all__ = [
+    "INSIDE_MLP",
+    "BoundMetric",
+    "bind_metric",
+    "columns_of",
+    "measure_columns",
+    "measure_coordinate",
+    "measure_logits",
+]
 
 INSIDE_MLP = frozenset({"mlp_gate", "mlp_up", "mlp_act", "mlp_out"})
 """A coordinate here belongs to its layer's MLP, which `direct` does not block."""
@@ -31,6 +40,23 @@ class BoundMetric:
     """Absolute."""
     baseline: BoundHook | None = None
     """Kl: the logits row of the other input, once that has run."""
+    parts: tuple[BoundMetric, ...] = ()
+    """Of a sum: its metrics."""
+
+    @property
+    def readings(self) -> tuple[BoundMetric, ...]:
+        """What is measured of one row each: itself, or a sum's parts."""
+        return self.parts or (self,)
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Of the readings."""
+        return self.metric.weights if isinstance(self.metric, WeightedSum) else (1.0,)
+
+    @property
+    def diverges(self) -> bool:
+        """Whether it may be infinite."""
+        return any(isinstance(reading.metric, Kl) for reading in self.readings)
 
     @property
     def site(self) -> Site | None:
@@ -48,6 +74,10 @@ def bind_metric(
     metric: Metric, info: ModelInfo, *, n_tokens: int, prompt_length: int, input_lengths: Mapping[str, int], what: str
 ) -> BoundMetric:
     """Check a metric against a model and a prompt. Raises InvalidArgument with the reason and the fix."""
+    lengths = {"n_tokens": n_tokens, "prompt_length": prompt_length}
+    if isinstance(metric, WeightedSum):
+        parts = [bind_metric(m, info, **lengths, input_lengths=input_lengths, what=what) for m in metric.metrics]
+        return BoundMetric(metric, max(part.position for part in parts), parts=tuple(parts))
     position = metric.position + prompt_length if metric.position < 0 else metric.position
     if not 0 <= position < n_tokens:
         raise InvalidArgument(f"{what}: position {metric.position} is outside the prompt's {n_tokens} tokens")
@@ -64,7 +94,7 @@ def bind_metric(
 
 def _tokens_of(metric: Metric) -> tuple[int, ...]:
     if isinstance(metric, (Logit, LogProb)):
-        return (metric.token,)
+        return metric.ids
     return (*metric.correct, *metric.wrong) if isinstance(metric, LogitDifference) else ()
 
 
@@ -104,30 +134,51 @@ def _baseline(metric: Metric, input_lengths: Mapping[str, int], what: str) -> Bo
     return bound
 
 
-def measure_logits(ops: Ops, bound: BoundMetric, row: Any) -> Any:
-    """A metric of logits ([vocab], float32 at least) as a scalar on the device."""
+def measure_logits(ops: Ops, bound: BoundMetric, rows: Any) -> Any:
+    """[row], wide: a metric of [row, vocab] logits on the device (of one row: not a sum)."""
     metric = bound.metric
-    if isinstance(metric, Logit):
-        value = row[metric.token]
-        return value - row.mean() if metric.centred else value
-    if isinstance(metric, LogitDifference):
-        correct, wrong = (ops.take(row, ops.index(np.array(ids)), 0).mean() for ids in (metric.correct, metric.wrong))
-        return correct - wrong
-    if isinstance(metric, TopLogits):
-        _, largest = ops.top_k(ops.stop(row)[None], metric.k)
-        total = ops.take(row, largest[0], 0).sum()
-        return total - metric.k * row.mean() if metric.centred else total
-    logprobs = ops.log_softmax(row[None])[0]
     if isinstance(metric, LogProb):
-        return logprobs[metric.token]
-    assert isinstance(metric, Kl)
-    assert bound.baseline is not None
-    assert bound.baseline.source is not None
-    given = np.asarray(bound.baseline.source, dtype=np.float64).reshape(-1)
-    shifted = given - given.max()
-    baseline = shifted - np.log(np.exp(shifted).sum())
-    p = np.exp(baseline)
-    return float((p * baseline).sum()) - (ops.like(ops.device(p), logprobs) * logprobs).sum()
+        return log_probability(ops, rows, metric.ids)
+    if isinstance(metric, Kl):
+        assert bound.baseline is not None
+        assert bound.baseline.source is not None
+        return divergence(ops, np.asarray(bound.baseline.source), rows)
+    if isinstance(metric, TopLogits):
+        _, largest = ops.top_k(ops.stop(rows), metric.k)
+        mean = _mean(ops, ops.take_last(rows, largest))
+        return metric.k * (mean - _mean(ops, rows) if metric.centred else mean)
+    value = measure_columns(ops, metric, rows, {})
+    return value - _mean(ops, rows) if isinstance(metric, Logit) and metric.centred else value
+
+
+def columns_of(metrics: Iterable[Metric]) -> list[int] | None:
+    """The token ids that metrics read of a row of logits; None for the whole row."""
+    found: set[int] = set()
+    for metric in metrics:
+        if isinstance(metric, Logit) and not metric.centred:
+            found.update(metric.ids)
+        elif isinstance(metric, LogitDifference):
+            found.update(metric.correct, metric.wrong)
+        else:
+            return None
+    return sorted(found)
+
+
+def measure_columns(ops: Ops, metric: Metric, rows: Any, at: Mapping[int, int]) -> Any:
+    """[row], wide: a metric that reads few logits. `at`: token id → its column, where that is not the id itself."""
+    if isinstance(metric, Logit):
+        return _of_tokens(ops, rows, metric.ids, at)
+    assert isinstance(metric, LogitDifference)
+    return _of_tokens(ops, rows, metric.correct, at) - _of_tokens(ops, rows, metric.wrong, at)
+
+
+def _of_tokens(ops: Ops, rows: Any, ids: tuple[int, ...], at: Mapping[int, int]) -> Any:
+    return _mean(ops, ops.take(rows, ops.index(np.array([at.get(token, token) for token in ids])), -1))
+
+
+def _mean(ops: Ops, rows: Any) -> Any:
+    """[row], wide."""
+    return ops.sum_last(ops.wide(rows)) / int(rows.shape[-1])
 
 
 def measure_coordinate(ops: Ops, bound: BoundMetric, row: Any) -> Any:

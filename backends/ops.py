@@ -60,6 +60,10 @@ class Ops(Protocol):
         """Cast to a dtype by its wire name."""
         ...
 
+    def lost(self, x: T, cast: T) -> T:
+        """[row], bool: whether a cast turned any finite number of a row into an infinite one."""
+        ...
+
     def take(self, x: T, index: T, axis: int) -> T:
         """Pick along an axis."""
         ...
@@ -124,8 +128,24 @@ class Ops(Protocol):
         """The k largest of the last axis, descending, and their indices."""
         ...
 
-    def log_softmax(self, x: T) -> T:
-        """Over the last axis."""
+    def wide(self, x: T) -> T:
+        """Cast to the widest float of the device: float64, but for GPUs that have none."""
+        ...
+
+    def exp(self, x: T) -> T:
+        """Elementwise, to the digits of x's dtype."""
+        ...
+
+    def exp_less(self, x: T) -> T:
+        """e^x − 1 − x of small numbers, elementwise: not below 0."""
+        ...
+
+    def max_last(self, x: T) -> T:
+        """The largest over the last axis, which is kept."""
+        ...
+
+    def sum_last(self, x: T) -> T:
+        """Over the last axis, with an error that does not grow with its length."""
         ...
 
     def gather_last(self, x: T, index: T) -> T:

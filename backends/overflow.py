@@ -16,6 +16,7 @@ from .bound import Acting, BoundHook, BoundPlan
 
 if TYPE_CHECKING:
     from .base import Backend, Sequence
+    from .metrics import BoundMetric
 
 __all__ = ["NotFinite", "explained", "not_measured"]
 
@@ -29,9 +30,13 @@ class NotFinite(InvalidArgument):
     """A sequence came to values that are no numbers."""
 
 
-def not_measured(values: SequenceOf[float]) -> NotFinite | None:
-    """Why a metric's values say nothing, or None. Minus infinity is a log-probability like others."""
-    bad = [value for value in values if math.isnan(value) or value == math.inf]
+def not_measured(metrics: SequenceOf[BoundMetric], values: SequenceOf[float]) -> NotFinite | None:
+    """Why metrics' values say nothing, or None. Minus infinity is a log-probability like others.
+
+    So is infinity a divergence: from a row of logits of which an edit has taken something out that the baseline says.
+    """
+    pairs = zip(metrics, values, strict=True)
+    bad = [value for metric, value in pairs if math.isnan(value) or (value == math.inf and not metric.diverges)]
     return NotFinite(f"the metric came to {bad[0]}: values overflowed on the way to it") if bad else None
 
 

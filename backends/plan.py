@@ -18,7 +18,7 @@ from .checks import check_hook, expand
 from .points import Point, Points
 from .saes.sae import Sae, check_latents, saes_of
 from .saes.shelf import EMPTY, Shelf
-from .source_rows import attach_source
+from .source_rows import attach_source, check_keys_left
 
 __all__ = ["bind", "hook_saes", "succeed"]
 
@@ -66,6 +66,7 @@ def bind(
     bound_plan = BoundPlan(mode, prompt_length, n_rows, tuple(hooks), by_site, at, plain, latents, sites)
     for bound in hooks:
         attach_source(bound, bound_plan, model, tokens, input_lengths or {}, shelf.captures)
+        check_keys_left(bound, bound_plan, tokens)
     return bound_plan
 
 

@@ -65,11 +65,10 @@ def _kept(scaled: NDArray[np.float64], sampling: Sampling) -> NDArray[np.int64] 
 
 def logprobs_of(logits: Logits, token: int, n_top: int) -> Choice:
     """The token with its log-probability and those of the n likeliest."""
-    wide = logits.astype(np.float64)
-    peak = wide.max()
-    log_sum = peak + np.log(np.exp(wide - peak).sum())
+    shifted = logits.astype(np.float64) - float(logits.max())
+    log_sum = np.log(np.exp(shifted).sum())
     top: tuple[tuple[int, float], ...] = ()
     if n_top:
         best = np.argsort(-logits, kind="stable")[:n_top]
-        top = tuple((int(i), float(wide[i] - log_sum)) for i in best)
-    return Choice(token, float(wide[token] - log_sum), top)
+        top = tuple((int(i), float(shifted[i] - log_sum)) for i in best)
+    return Choice(token, float(shifted[token] - log_sum), top)

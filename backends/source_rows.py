@@ -11,10 +11,11 @@ from ..protos.edits import Constant, FromInput, Inline, Replace, Stored, Zeros
 from ..protos.errors import InvalidArgument, NotFound
 from ..protos.sites import Site
 from ..protos.tensors import Array
+from .alarms import no_key_left
 from .bound import Bindable, BoundHook, BoundPlan, choose, chosen_positions
 from .checks import widths_of
 
-__all__ = ["attach_source", "give_rows"]
+__all__ = ["attach_source", "check_keys_left", "give_rows"]
 
 
 def attach_source(
@@ -44,6 +45,26 @@ def attach_source(
         raise InvalidArgument(_MISMATCH.format(where=where, rows=len(bound.source), positions=len(positions)))
     bound.row_of = {int(p): i for i, p in enumerate(positions)}
     _check_source(bound, model)
+
+
+def check_keys_left(bound: BoundHook, plan: BoundPlan, tokens: list[int]) -> None:
+    """Raise InvalidArgument where a hook alone takes out every key that some row sees.
+
+    What several hooks do together, or one within a window or under a condition, shows in the forward.
+    """
+    edit = bound.hook.edit
+    if bound.hook.where.when is not None or not isinstance(edit, Replace) or not edit.takes_out:
+        return
+    if bound.sites[0].name != "attn_scores":
+        return
+    assert isinstance(edit.source, (Constant, Inline))
+    out = np.isneginf(edit.source.value.numpy())  # one number, [key], [head, key]; rows sent along: [head, row, key]
+    units = edit.units or tuple(range(out.shape[-1]))
+    for position in chosen_positions(bound, plan, tokens).tolist():
+        own = out[:, bound.row_of[position]] if isinstance(edit.source, Inline) else out
+        seen = np.array([unit <= position for unit in units])
+        if ((own & seen).sum(axis=-1) == position + 1).any():
+            raise no_key_left(bound.sites[0])(position)
 
 
 def _check_source(bound: BoundHook, model: Bindable) -> None:

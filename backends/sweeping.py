@@ -8,7 +8,7 @@ reads keys and values of earlier positions from the input's own forward (the tru
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence as SequenceOf
+from collections.abc import Sequence as SequenceOf
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..protos.metrics import Logit, LogitDifference, Metric
 from ..protos.sites import Site
 from .base import Sequence, StepResult
 from .bound import BoundPlan, chosen_positions
 from .executor import Executor
-from .metrics import BoundMetric, measure_logits
+from .metrics import BoundMetric, columns_of, measure_columns, measure_logits
 from .ops import Ops
 from .overflow import not_measured
 from .slot import Slot
@@ -64,6 +63,7 @@ class Trunk:
     """Layer → [1, kv_head, row, d_head]."""
     values: dict[int, Any] = field(default_factory=dict[int, Any])
     measured: tuple[float, ...] = ()
+    """Of each reading of its metrics."""
 
 
 def start_of(plan: BoundPlan, base: frozenset[int], tokens: list[int], n_layers: int) -> Start:
@@ -105,37 +105,13 @@ def grouped(variants: SequenceOf[Sequence], trunk: Trunk, n_layers: int) -> dict
     return {position: sorted(found) for position, found in sorted(groups.items())}
 
 
-def _columns_of(metrics: Iterable[Metric]) -> list[int] | None:
-    """The token ids that metrics read of a row of logits; None for the whole row."""
-    found: set[int] = set()
-    for metric in metrics:
-        if isinstance(metric, Logit) and not metric.centred:
-            found.add(metric.token)
-        elif isinstance(metric, LogitDifference):
-            found.update(metric.correct, metric.wrong)
-        else:
-            return None
-    return sorted(found)
-
-
-def _measure(ops: Ops, metrics: SequenceOf[BoundMetric], rows: Any, columns: list[int] | None) -> Any:
-    """[target, slot] on the device, from logits [target, slot, vocab] (or of the given token ids alone)."""
-    if columns is not None:
-        at = {token: i for i, token in enumerate(columns)}
-        return ops.stack([_of_columns(ops, metric.metric, row, at) for metric, row in zip(metrics, rows, strict=True)])
-    found = [[measure_logits(ops, m, row) for row in own] for m, own in zip(metrics, rows, strict=True)]
-    return ops.stack([ops.stack(values) for values in found])
-
-
-def _of_columns(ops: Ops, metric: Metric, rows: Any, at: dict[int, int]) -> Any:
-    if isinstance(metric, Logit):
-        return rows[:, at[metric.token]]
-    assert isinstance(metric, LogitDifference)
-    correct, wrong = (
-        ops.take(rows, ops.index(np.array([at[token] for token in ids])), -1).mean(-1)
-        for ids in (metric.correct, metric.wrong)
-    )
-    return correct - wrong
+def _measure(ops: Ops, readings: SequenceOf[BoundMetric], rows: list[Any], columns: list[int] | None) -> Any:
+    """[reading, slot] on the device, from logits [slot, vocab] for each reading (or of the given token ids alone)."""
+    pairs = zip(readings, rows, strict=True)
+    if columns is None:
+        return ops.stack([measure_logits(ops, reading, own) for reading, own in pairs])
+    at = {token: i for i, token in enumerate(columns)}
+    return ops.stack([measure_columns(ops, reading.metric, own, at) for reading, own in pairs])
 
 
 def hooks_in(plan: BoundPlan) -> frozenset[int]:
@@ -177,8 +153,10 @@ class Sweeps(ABC):
             values = self._measured(slots, hidden, position, trunk)
             for (_, index), slot, found in zip(entering, slots, values, strict=True):
                 results[index] = _result(slot, found)
-        same = trunk.measured  # of variants that change nothing
-        return [results.get(i) or StepResult(variant, measured=same) for i, variant in enumerate(variants)]
+        return [  # variants that change nothing measure what the trunk does
+            results.get(i) or StepResult(variant, measured=_targets(variant, trunk.measured))
+            for i, variant in enumerate(variants)
+        ]
 
     def _whole_forwards(self, variants: SequenceOf[Sequence]) -> tuple[list[Slot], NDArray[np.float64]]:
         """As a run has them."""
@@ -188,23 +166,26 @@ class Sweeps(ABC):
         return slots, self._measured(slots, self._whole(tokens), 0, None)
 
     def _measured(self, slots: list[Slot], hidden: Any, position: int, trunk: Trunk | None) -> NDArray[np.float64]:
-        """[slot, target], on the host."""
-        ops, metrics = self.executor.ops, slots[0].sequence.metrics
-        at = [metric.position - position for metric in metrics]  # below 0: nothing from here on can change it
+        """[slot, reading], on the host."""
+        ops = self.executor.ops
+        readings = [reading for metric in slots[0].sequence.metrics for reading in metric.readings]
+        at = [reading.position - position for reading in readings]  # below 0: nothing from here on can change it
+        places = sorted({max(i, 0) for i in at})
         tapped = any(_LOGITS in slot.plan.sites for slot in slots)
-        columns = None if tapped else _columns_of(metric.metric for metric in metrics)
+        columns = None if tapped else columns_of(reading.metric for reading in readings)
         if tapped:
             whole = [self._tap_logits(slot, hidden)[0] for slot in slots]
-            rows = ops.stack([ops.stack([logits[max(i, 0)] for logits in whole]) for i in at])
+            rows = [ops.stack([logits[i] for logits in whole]) for i in places]
         else:
-            rows = self._logits(ops.stack([hidden[:, max(i, 0)] for i in at]), columns)
-        [found] = ops.to_host([_measure(ops, metrics, ops.f32(rows), columns)])
+            rows = self._logits(ops.stack([hidden[:, i] for i in places]), columns)
+        rows = [rows[places.index(max(i, 0))] for i in at]
+        [found] = ops.to_host([_measure(ops, readings, rows, columns)])
         self.executor.collect()
         values = np.asarray(found, dtype=np.float64).T.copy()
-        for target, i in enumerate(at):
+        for reading, i in enumerate(at):
             if i < 0:
                 assert trunk is not None
-                values[:, target] = trunk.measured[target]
+                values[:, reading] = trunk.measured[reading]
         return values
 
     def join(self, slots: list[Slot], n_rows: int) -> None:
@@ -240,9 +221,17 @@ class Sweeps(ABC):
 def _result(slot: Slot, values: NDArray[np.float64]) -> StepResult:
     if slot.error is not None:
         return StepResult(slot.sequence, error=slot.error)
-    if fault := not_measured(values.tolist()):
+    measured = _targets(slot.sequence, values)
+    if fault := not_measured(slot.sequence.metrics, measured):
         return StepResult(slot.sequence, error=fault)
-    return StepResult(slot.sequence, measured=tuple(float(value) for value in values))
+    return StepResult(slot.sequence, measured=measured)
+
+
+def _targets(sequence: Sequence, readings: SequenceOf[float] | NDArray[np.float64]) -> tuple[float, ...]:
+    """A sequence's metrics, from what was read for them."""
+    rest = iter(readings)
+    weights = [metric.weights for metric in sequence.metrics]
+    return tuple(float(sum(weight * next(rest) for weight in own)) for own in weights)
 
 
 def _slot(sequence: Sequence, row: int, position: int) -> Slot:

@@ -30,7 +30,7 @@ from ..protos.errors import (
 )
 from ..protos.gradients import IntegratedPath
 from ..protos.latents import LatentChange, Latents, ReadLatents
-from ..protos.metrics import Coordinate, Kl, Logit, LogitDifference, LogProb, Target, TopLogits
+from ..protos.metrics import Coordinate, Kl, Logit, LogitDifference, LogProb, Target, TopLogits, WeightedSum
 from ..protos.model import Input, Message, ModelInfo, Sampling
 from ..protos.saes import SaeInfo
 from ..protos.sites import Site
@@ -127,6 +127,7 @@ __all__ = [
     "Unauthenticated",
     "Unavailable",
     "Unsupported",
+    "WeightedSum",
     "Where",
     "Zeros",
     "ablate",

@@ -315,7 +315,7 @@ class Client:
 
         `source`: a folder, or `owner/repo[@revision]/path` on the Hugging Face hub. A folder of this machine is read by
         a server that runs on it, and sent along to any other; `upload` says which. `site`: left out, as the SAE's config
-        says (TransformerLens names too). `dtype`: in which it works; auto: as saved. `shared`: all users may use it.
+        says (TransformerLens names too). `dtype`: in which it works; auto: as its config says. `shared`: all users may use it.
         """
         folder = Path(source).expanduser()
         if upload is None:

@@ -98,7 +98,7 @@ def patch(
     *,
     from_input: str | None = None,
     source_positions: int | Sequence[int] | None = None,
-    value: Values | None = None,
+    value: Values | float | None = None,
     stored: str | None = None,
     units: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
@@ -107,7 +107,8 @@ def patch(
     """Put other rows in place of the chosen ones, in order: exactly one of
 
     `from_input` (the same site in another input of the request, at `source_positions` or else the hook's own),
-    `value` (rows sent along, with the site's own axes) and `stored` (the id of a capture kept on the server).
+    `value` (rows sent along, with the site's own axes; or one number for all) and `stored` (the id of a capture kept on
+    the server). `patch("attn_scores.5", value=-inf, units=[2])` takes key 2 out: what is left still sums to 1.
     """
     given = [name for name, v in (("from_input", from_input), ("value", value), ("stored", stored)) if v is not None]
     if len(given) != 1:
@@ -118,7 +119,8 @@ def patch(
     if from_input is not None:
         source = FromInput(from_input, _indices(source_positions))
     elif value is not None:
-        source = Inline(Tensor.of(value))
+        tensor = Tensor.of(value)
+        source = Inline(tensor) if tensor.shape else Constant(tensor)
     else:
         source = Stored(cast("str", stored))
     return hook(site, Replace(source, units=_indices(units), heads=_indices(heads)), **options)

@@ -14,7 +14,7 @@ import numpy as np
 from .errors import InvalidArgument
 from .latents import Latents
 from .numbers import finite, indices
-from .tensors import FLOAT_DTYPES, Tensor, require_finite
+from .tensors import FLOAT_DTYPES, Tensor, narrowed, require_finite
 
 __all__ = [
     "Add",
@@ -50,6 +50,24 @@ def float_tensor(value: Tensor, what: str, ndim: int | tuple[int, ...] | None = 
     if 0 in tensor.shape:
         raise InvalidArgument(f"{what} is empty (shape {list(tensor.shape)})")
     require_finite(tensor, what)
+    return tensor
+
+
+def _replacement(value: Tensor, what: str, ndim: tuple[int, ...]) -> Tensor:
+    """A float tensor of numbers, or of −inf where nothing shall be said of a value but that it is out."""
+    tensor = Tensor.of(value)
+    if tensor.dtype in ("int32", "int64"):
+        tensor = Tensor.of(tensor.floats())
+    if tensor.dtype not in FLOAT_DTYPES or len(tensor.shape) not in ndim or 0 in tensor.shape:
+        axes = " or ".join(str(n) for n in ndim)
+        raise InvalidArgument(
+            f"{what} must be a float tensor of {axes} axes, none of them empty; got {tensor.dtype} of shape {list(tensor.shape)}"
+        )
+    array = tensor.numpy()
+    if np.isnan(array).any() or np.isposinf(array).any():
+        raise InvalidArgument(
+            f"{what} holds NaN or +infinity; send numbers (−infinity only where a value shall be out)"
+        )
     return tensor
 
 
@@ -105,10 +123,12 @@ class Constant:
     """Replace every chosen row by the same values, for example a dataset mean."""
 
     value: Tensor
-    """[width], or [n_heads, width] at head sites."""
+    """[width], or [n_heads, width] at head sites; or one number for all. −inf: see Replace."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "value", float_tensor(self.value, "replace.constant.value", (1, 2)))
+        tensor = _replacement(self.value, "replace.constant.value", (0, 1, 2))
+        narrowed(tensor.numpy(), "float32", "replace.constant is computed in it")
+        object.__setattr__(self, "value", tensor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,18 +136,10 @@ class Inline:
     """Replace the chosen rows, in order, by the rows of a tensor sent with the request."""
 
     value: Tensor
-    """The site's own axes; the row axis has one entry a chosen position. −inf is allowed (masked scores)."""
+    """The site's own axes (of the part: with `units` these); the row axis has one entry a chosen position. −inf: see Replace."""
 
     def __post_init__(self) -> None:
-        tensor = Tensor.of(self.value)
-        if tensor.dtype not in FLOAT_DTYPES or len(tensor.shape) not in (2, 3):
-            raise InvalidArgument(
-                f"replace.inline.value must be a float tensor with the site's axes, got {tensor.dtype} "
-                f"of shape {list(tensor.shape)}"
-            )
-        if np.isnan(tensor.floats()).any():
-            raise InvalidArgument("replace.inline.value holds NaN; send numbers (−inf only for masked scores)")
-        object.__setattr__(self, "value", tensor)
+        object.__setattr__(self, "value", _replacement(self.value, "replace.inline.value", (2, 3)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +167,18 @@ Source = Zeros | Constant | Inline | Stored | FromInput
 
 @dataclass(frozen=True, slots=True)
 class Replace(_Part):
-    """h becomes the source's row. Source rows pair with the hook's positions in order and must match in number."""
+    """h becomes the source's row. Source rows pair with the hook's positions in order and must match in number.
+
+    −inf takes a key (`attn_scores`), a token (`logits`) or an expert (`router_logits`) out; it means nothing elsewhere.
+    """
 
     source: Source
+
+    @property
+    def takes_out(self) -> bool:
+        """Whether values sent along hold −inf."""
+        given = self.source.value if isinstance(self.source, (Constant, Inline)) else None
+        return given is not None and bool(np.isneginf(given.numpy()).any())
 
 
 @dataclass(frozen=True, slots=True)

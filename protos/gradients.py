@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .errors import InvalidArgument
-from .metrics import MAX_TARGETS, Target
+from .metrics import MAX_TARGETS, Target, WeightedSum
 from .model import Input, named_inputs
 from .sites import Site
 from .spec import Plan
@@ -83,6 +83,8 @@ def check_targets(inputs: tuple[Input, ...], targets: tuple[Target, ...]) -> Non
     """Raise InvalidArgument for no or too many targets, or for one whose inputs do not exist or are sources only."""
     if not 1 <= len(targets) <= MAX_TARGETS:
         raise InvalidArgument(f"a request takes 1 to {MAX_TARGETS} targets, got {len(targets)}")
+    if (n := sum(len(t.metric.metrics) if isinstance(t.metric, WeightedSum) else 1 for t in targets)) > MAX_TARGETS:
+        raise InvalidArgument(f"the targets' sums hold {n} metrics; a request takes {MAX_TARGETS} in all")
     if all(item.source_only for item in inputs):
         raise InvalidArgument("every input is source_only, so nothing would be measured; leave it off one")
     known = {item.name for item in inputs if not item.source_only}

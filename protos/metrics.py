@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from operator import index
+from typing import get_args
 
 from .edits import float_tensor
 from .errors import InvalidArgument
-from .numbers import indices
+from .numbers import finite, indices
 from .sites import Site
 from .tensors import Tensor
 
@@ -21,6 +22,7 @@ __all__ = [
     "Metric",
     "Target",
     "TopLogits",
+    "WeightedSum",
 ]
 
 MAX_TARGETS = 256
@@ -57,19 +59,42 @@ def _tokens(values: tuple[int, ...], what: str) -> tuple[int, ...]:
     return found
 
 
+def _one_or_several(metric: Logit | LogProb, kind: str) -> None:
+    if (metric.token is None) == (metric.tokens is None):
+        raise InvalidArgument(f"{kind} needs exactly one of token (an id) and tokens (several)")
+    if metric.tokens is None:
+        _token(metric, kind)
+    else:
+        object.__setattr__(metric, "tokens", _tokens(metric.tokens, f"{kind}.tokens"))
+
+
+def _ids(metric: Logit | LogProb) -> tuple[int, ...]:
+    if metric.tokens is not None:
+        return metric.tokens
+    assert metric.token is not None
+    return (metric.token,)
+
+
 @dataclass(frozen=True, slots=True)
 class Logit:
-    """The logit of one token."""
+    """The logit of one token, or the mean logit of several."""
 
-    token: int
+    token: int | None = None
     position: int = -1
     """Of the row that predicts; negative: from the prompt's end."""
     centred: bool = False
     """Minus the mean logit of the row."""
+    tokens: tuple[int, ...] | None = None
+    """In place of one."""
 
     def __post_init__(self) -> None:
-        _token(self, "logit")
+        _one_or_several(self, "logit")
         _position(self, "logit")
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The token, or the tokens."""
+        return _ids(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,14 +129,21 @@ class TopLogits:
 
 @dataclass(frozen=True, slots=True)
 class LogProb:
-    """The natural log-probability of one token."""
+    """The natural log-probability of one token, or of a set: the logarithm of their summed probability."""
 
-    token: int
+    token: int | None = None
     position: int = -1
+    tokens: tuple[int, ...] | None = None
+    """In place of one."""
 
     def __post_init__(self) -> None:
-        _token(self, "log_prob")
+        _one_or_several(self, "log_prob")
         _position(self, "log_prob")
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The token, or the tokens."""
+        return _ids(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +187,35 @@ class Coordinate:
             object.__setattr__(self, "direction", float_tensor(self.direction, "coordinate.direction", 1))
 
 
-Metric = Logit | LogitDifference | TopLogits | LogProb | Kl | Coordinate
+OfLogits = Logit | LogitDifference | TopLogits | LogProb | Kl
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedSum:
+    """Σ weight·metric over metrics of logits, each at its own position."""
+
+    metrics: tuple[OfLogits, ...]
+    weights: tuple[float, ...] = ()
+    """One a metric; none: 1 each."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "metrics", tuple(self.metrics))
+        wrong = [metric for metric in self.metrics if not isinstance(metric, get_args(OfLogits))]
+        if wrong or not 1 <= len(self.metrics) <= MAX_TARGETS:
+            found = type(wrong[0]).__name__ if wrong else f"{len(self.metrics)} of them"
+            raise InvalidArgument(
+                f"weighted_sum takes 1 to {MAX_TARGETS} metrics of logits ({', '.join(c.__name__ for c in get_args(OfLogits))}), "
+                f"got {found}; ask for other metrics on their own and add their values and gradients up"
+            )
+        weights = tuple(finite(weight, "weighted_sum.weights") for weight in self.weights)
+        if len(weights) not in (0, len(self.metrics)):
+            raise InvalidArgument(
+                f"weighted_sum has {len(self.metrics)} metrics and {len(weights)} weights; give one each"
+            )
+        object.__setattr__(self, "weights", weights or (1.0,) * len(self.metrics))
+
+
+Metric = Logit | LogitDifference | TopLogits | LogProb | Kl | Coordinate | WeightedSum
 
 
 @dataclass(frozen=True, slots=True)

@@ -606,30 +606,42 @@ class RunRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ...) -> None: ...
 
 class Metric(_message.Message):
-    __slots__ = ("logit", "logit_difference", "top_logits", "log_prob", "kl", "coordinate")
+    __slots__ = ("logit", "logit_difference", "top_logits", "log_prob", "kl", "coordinate", "weighted_sum")
     LOGIT_FIELD_NUMBER: _ClassVar[int]
     LOGIT_DIFFERENCE_FIELD_NUMBER: _ClassVar[int]
     TOP_LOGITS_FIELD_NUMBER: _ClassVar[int]
     LOG_PROB_FIELD_NUMBER: _ClassVar[int]
     KL_FIELD_NUMBER: _ClassVar[int]
     COORDINATE_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTED_SUM_FIELD_NUMBER: _ClassVar[int]
     logit: Logit
     logit_difference: LogitDifference
     top_logits: TopLogits
     log_prob: LogProb
     kl: Kl
     coordinate: Coordinate
-    def __init__(self, logit: _Optional[_Union[Logit, _Mapping]] = ..., logit_difference: _Optional[_Union[LogitDifference, _Mapping]] = ..., top_logits: _Optional[_Union[TopLogits, _Mapping]] = ..., log_prob: _Optional[_Union[LogProb, _Mapping]] = ..., kl: _Optional[_Union[Kl, _Mapping]] = ..., coordinate: _Optional[_Union[Coordinate, _Mapping]] = ...) -> None: ...
+    weighted_sum: WeightedSum
+    def __init__(self, logit: _Optional[_Union[Logit, _Mapping]] = ..., logit_difference: _Optional[_Union[LogitDifference, _Mapping]] = ..., top_logits: _Optional[_Union[TopLogits, _Mapping]] = ..., log_prob: _Optional[_Union[LogProb, _Mapping]] = ..., kl: _Optional[_Union[Kl, _Mapping]] = ..., coordinate: _Optional[_Union[Coordinate, _Mapping]] = ..., weighted_sum: _Optional[_Union[WeightedSum, _Mapping]] = ...) -> None: ...
+
+class WeightedSum(_message.Message):
+    __slots__ = ("metrics", "weights")
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    metrics: _containers.RepeatedCompositeFieldContainer[Metric]
+    weights: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, metrics: _Optional[_Iterable[_Union[Metric, _Mapping]]] = ..., weights: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Logit(_message.Message):
-    __slots__ = ("token", "position", "centred")
+    __slots__ = ("token", "position", "centred", "tokens")
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     CENTRED_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
     token: int
     position: int
     centred: bool
-    def __init__(self, token: _Optional[int] = ..., position: _Optional[int] = ..., centred: _Optional[bool] = ...) -> None: ...
+    tokens: Indices
+    def __init__(self, token: _Optional[int] = ..., position: _Optional[int] = ..., centred: _Optional[bool] = ..., tokens: _Optional[_Union[Indices, _Mapping]] = ...) -> None: ...
 
 class LogitDifference(_message.Message):
     __slots__ = ("correct", "wrong", "position")
@@ -652,12 +664,14 @@ class TopLogits(_message.Message):
     def __init__(self, k: _Optional[int] = ..., position: _Optional[int] = ..., centred: _Optional[bool] = ...) -> None: ...
 
 class LogProb(_message.Message):
-    __slots__ = ("token", "position")
+    __slots__ = ("token", "position", "tokens")
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
     token: int
     position: int
-    def __init__(self, token: _Optional[int] = ..., position: _Optional[int] = ...) -> None: ...
+    tokens: Indices
+    def __init__(self, token: _Optional[int] = ..., position: _Optional[int] = ..., tokens: _Optional[_Union[Indices, _Mapping]] = ...) -> None: ...
 
 class Kl(_message.Message):
     __slots__ = ("baseline", "position", "baseline_position")

@@ -77,7 +77,7 @@ class LoadSaeRequest:
     site: str = ""
     """Such as resid_post.15; empty: as the SAE's own config says."""
     dtype: str = "auto"
-    """In which it encodes and decodes: float32, bfloat16, float16, float64; auto: as saved."""
+    """In which it encodes and decodes: float32, bfloat16, float16, float64; auto: as its config says."""
     shared: bool = False
     """Every user of the server may use it; else its owner alone."""
 

@@ -67,6 +67,8 @@ __all__ = [
 ]
 
 MAX_HOOKS = 1024
+MAY_BE_OUT = ("attn_scores", "logits", "router_logits")
+"""Sites before a softmax: −inf there takes a key, a token or an expert out."""
 MAX_TOP_K = 4096
 MAX_NAME = 500
 """Letters of a site's name, which is remembered once parsed, and of a hook's id, which comes back with each tensor."""
@@ -255,6 +257,10 @@ class Hook:
             object.__setattr__(self, "inputs", tuple(self.inputs))
             if not self.inputs:
                 raise InvalidArgument("hook.inputs is empty; leave it out to mean every input")
+        if isinstance(self.edit, Replace) and self.edit.takes_out and not self.site.startswith(MAY_BE_OUT):
+            raise InvalidArgument(
+                f"the hook at {self.site} replaces by −infinity, which is possible at {', '.join(MAY_BE_OUT)} alone; send numbers"
+            )
         if self.edit is None and self.capture is None:
             raise InvalidArgument(f"the hook at {self.site} has neither an edit nor a capture; give at least one")
 

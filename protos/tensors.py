@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .errors import InvalidArgument
 
-__all__ = ["DTYPES", "FLOAT_DTYPES", "Array", "Tensor", "dtype_name", "numpy_dtype", "require_finite"]
+__all__ = ["DTYPES", "FLOAT_DTYPES", "Array", "Tensor", "dtype_name", "narrowed", "numpy_dtype", "require_finite"]
 
 Array = NDArray[Any]
 
@@ -89,7 +89,8 @@ class Tensor:
 
     def floats(self) -> NDArray[np.float32]:
         """The values as float32 (a copy unless they already are)."""
-        return self.numpy().astype(np.float32, copy=False)
+        with np.errstate(over="ignore"):  # numbers beyond float32 become infinite: see `require_finite`
+            return self.numpy().astype(np.float32, copy=False)
 
     def __repr__(self) -> str:
         return f"Tensor({self.dtype}, {list(self.shape)})"
@@ -101,7 +102,7 @@ def _as_array(value: Any) -> Array:
     except ValueError as error:  # ragged nested lists
         raise InvalidArgument(f"not a rectangular array of numbers: {error}") from None
     if array.dtype.kind == "f" and array.dtype.itemsize == 8 and not isinstance(value, np.ndarray):
-        array = array.astype(np.float32)
+        array = narrowed(array, "float32", "a tensor of Python floats is float32; send a float64 array instead")
     if array.dtype not in _NAMES:
         if array.dtype.kind in "iu":
             return array.astype(np.int64)
@@ -111,8 +112,23 @@ def _as_array(value: Any) -> Array:
     return array
 
 
+def narrowed(array: Array, dtype: str, fix: str) -> Array:
+    """The array in another float dtype. Raises InvalidArgument for finite numbers that this does not hold."""
+    with np.errstate(over="ignore"):
+        cast = array.astype(numpy_dtype(dtype))
+    lost = np.isfinite(array) & ~np.isfinite(cast)
+    if lost.any():
+        raise InvalidArgument(f"{float(array[lost].flat[0]):g} is beyond {dtype}: {fix}")
+    return cast
+
+
 def require_finite(tensor: Tensor, what: str) -> None:
-    """Raise InvalidArgument when a float tensor holds NaN or infinity."""
-    if tensor.dtype in FLOAT_DTYPES and not np.isfinite(tensor.floats()).all():
-        bad = int((~np.isfinite(tensor.floats())).sum())
-        raise InvalidArgument(f"{what} holds {bad} values that are NaN or infinite; send finite numbers")
+    """Raise InvalidArgument when a float tensor holds NaN, infinity, or numbers beyond float32, in which edits compute."""
+    if tensor.dtype not in FLOAT_DTYPES or np.isfinite(floats := tensor.floats()).all():
+        return
+    own = np.isfinite(tensor.numpy())
+    if own.all():
+        raise InvalidArgument(
+            f"{what} holds {float(tensor.numpy()[~np.isfinite(floats)].flat[0]):g}, which is beyond float32"
+        )
+    raise InvalidArgument(f"{what} holds {int((~own).sum())} values that are NaN or infinite; send finite numbers")

@@ -20,7 +20,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from . import probewire_pb2 as pb
 from .errors import InvalidArgument
-from .tensors import Tensor, numpy_dtype
+from .tensors import FLOAT_DTYPES, Array, Tensor, narrowed, numpy_dtype
 
 __all__ = ["from_json", "from_proto", "parse", "snake", "to_json", "to_proto"]
 
@@ -32,6 +32,8 @@ MIN_INT, MAX_INT = -(1 << 63), (1 << 63) - 1
 """What the contract's int64 holds."""
 MAX_PARTS = 1 << 17
 """Messages inside one request, at any depth: an empty one takes two bytes to send, and a microsecond to look at."""
+_NAMED = ("NaN", "Infinity", "-Infinity")
+"""What JSON has no numbers for; none is the base64 of one number."""
 _PB: Any = pb  # generated messages are looked up by the value class's name
 
 
@@ -221,8 +223,8 @@ def _member(message: Any, shape: _Shape, name: str) -> Any:
         return from_proto(shape.type, message)
     chosen = message.WhichOneof("kind")
     by_name = {snake(cls): cls for cls in shape.type}
-    if chosen is None:
-        raise InvalidArgument(f"{name} is empty; give one of {', '.join(by_name)}")
+    if chosen not in by_name:
+        raise InvalidArgument(f"{name} is {chosen or 'empty'}; give one of {', '.join(by_name)}")
     return from_proto(by_name[chosen], getattr(message, chosen))
 
 
@@ -350,6 +352,8 @@ def _bytes(data: Any, path: str) -> bytes:
 def _tensor_from_json(data: Any, path: str) -> Tensor:
     if isinstance(data, (list, int, float)) and not isinstance(data, bool):
         return Tensor.of(cast("list[Any] | float", data))
+    if data == "-Infinity":  # JSON has no number for it
+        return Tensor.of(float("-inf"))
     given = _object(data)
     if given is None or set(given) != {"dtype", "shape", "data"}:
         raise InvalidArgument(
@@ -357,14 +361,21 @@ def _tensor_from_json(data: Any, path: str) -> Tensor:
         )
     shape = _value_from_json(given["shape"], _Shape("scalar", int, True, False), f"{path}.shape")
     dtype = _scalar(given["dtype"], str, f"{path}.dtype")
-    if isinstance(given["data"], str):
+    if isinstance(given["data"], str) and given["data"] not in _NAMED:
         return _tensor(dtype, shape, _bytes(given["data"], f"{path}.data"))
     try:
         numbers = [float(x) for x in np.ravel(np.array(given["data"], dtype=object))]  # float() reads the names too
-        array = np.array(numbers, dtype=np.float64).astype(numpy_dtype(dtype)).reshape(shape)
+        wide = np.array(numbers, dtype=np.float64)
+        array = (_narrowed(wide, dtype, path) if dtype in FLOAT_DTYPES else wide.astype(numpy_dtype(dtype))).reshape(
+            shape
+        )
     except (TypeError, ValueError, OverflowError) as error:
         raise InvalidArgument(f"{path}.data does not hold numbers of shape {list(shape)}: {error}") from None
     return Tensor.of(array)
+
+
+def _narrowed(array: Array, dtype: str, path: str) -> Array:
+    return narrowed(array, dtype, f"send {path}.data in another dtype")
 
 
 def _brief(data: Any) -> str:

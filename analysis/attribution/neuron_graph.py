@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ...clients import Client, Input, capture as capture_hook, hook
 from ...clients.prompts import Prompt
 from ...protos.errors import InvalidArgument
-from ...protos.metrics import Coordinate, Logit, LogitDifference, LogProb, Metric, TopLogits
+from ...protos.metrics import Coordinate, Logit, LogitDifference, LogProb, Metric, TopLogits, WeightedSum
 from ...protos.model import Tokenized
 from ...protos.spec import Capture
 from .direct_effects import DirectEffects, Neuron, direct_effects
@@ -204,6 +204,11 @@ def _position(metric: Metric, n_tokens: int) -> int:
         raise InvalidArgument(
             "a neuron graph explains logits; give a metric of them, such as TopLogits(5) or Logit(token)"
         )
+    if isinstance(metric, WeightedSum):
+        found = {_position(part, n_tokens) for part in metric.metrics}
+        if len(found) > 1:
+            raise InvalidArgument(f"a neuron graph explains one row of logits; the sum reads those of {sorted(found)}")
+        return found.pop()
     position = metric.position + n_tokens if metric.position < 0 else metric.position
     if not 0 <= position < n_tokens:
         raise InvalidArgument(
@@ -217,12 +222,15 @@ def _in_words(client: Client, metric: Metric, model: str) -> str:
         return ", ".join(repr(text) for text in client.tokenize(list(tokens), model=model).tokens)
 
     where = f"at position {getattr(metric, 'position', -1)}"
+    if isinstance(metric, WeightedSum):
+        parts = [_in_words(client, part, model) for part in metric.metrics]
+        return " + ".join(f"{weight:g} · {part}" for weight, part in zip(metric.weights, parts, strict=True))
     if isinstance(metric, TopLogits):
         return f"sum of the {metric.k} largest{' centred' if metric.centred else ''} logits {where}"
     if isinstance(metric, Logit):
-        return f"{'centred ' if metric.centred else ''}logit {words(metric.token)} {where}"
+        return f"{'centred ' if metric.centred else ''}logit {words(*metric.ids)} {where}"
     if isinstance(metric, LogitDifference):
         return f"logit {words(*metric.correct)} minus {words(*metric.wrong)} {where}"
     if isinstance(metric, LogProb):
-        return f"log-probability of {words(metric.token)} {where}"
+        return f"log-probability of {words(*metric.ids)} {where}"
     return f"{type(metric).__name__} {where}"

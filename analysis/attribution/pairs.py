@@ -9,7 +9,7 @@ from typing import Literal
 from ...clients import Client, Input
 from ...clients.prompts import Prompts, to_inputs
 from ...protos.errors import InvalidArgument
-from ...protos.metrics import Kl, Metric, Target
+from ...protos.metrics import Kl, Metric, Target, WeightedSum
 from ...protos.model import MAX_INPUTS
 
 __all__ = ["MAX_PAIRS", "Direction", "Pair", "Side", "check_direction", "make_pairs", "same_length"]
@@ -128,8 +128,15 @@ def _metrics(metric: Metric | Sequence[Metric], n: int) -> list[Metric]:
 
 def _with_own_baseline(pair: Pair) -> Pair:
     metric = pair.metric
-    if not isinstance(metric, Kl):
+    parts = metric.metrics if isinstance(metric, WeightedSum) else (metric,)
+    sides = {part.baseline for part in parts if isinstance(part, Kl)}
+    if not sides:
         return pair
-    if metric.baseline not in ("clean", "corrupt"):
-        raise InvalidArgument(f'a Kl between pairs has the baseline "clean" or "corrupt", got {metric.baseline!r}')
-    return replace(pair, metric=replace(metric, baseline=f"baseline {pair.index}"), baseline=metric.baseline)
+    if len(sides) > 1 or not sides <= {"clean", "corrupt"}:
+        named = ", ".join(repr(side) for side in sorted(sides))
+        raise InvalidArgument(f'a Kl between pairs has the baseline "clean" or "corrupt", got {named}')
+    [side] = sides
+    own = tuple(replace(p, baseline=f"baseline {pair.index}") if isinstance(p, Kl) else p for p in parts)
+    return replace(
+        pair, metric=replace(metric, metrics=own) if isinstance(metric, WeightedSum) else own[0], baseline=side
+    )

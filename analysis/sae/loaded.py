@@ -130,11 +130,24 @@ def load(folder: str | Path) -> LoadedSae:
             f"{folder} is no SAE: {' and '.join(missing)} not found; allowed is the sae-lens format (sae.save_model)"
         )
     try:
-        config = json.loads((folder / "cfg.json").read_text())
+        config: dict[str, Any] = json.loads((folder / "cfg.json").read_text())
         found = import_sae_lens().SAE.load_from_disk(str(folder), device="cpu")
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise InvalidArgument(f"the SAE in {folder} cannot be loaded: {error}") from None
+    _check_finished(folder, str(found.cfg.normalize_activations), config)
     return LoadedSae(folder, found.eval(), config)
+
+
+def _check_finished(folder: Path, normalisation: str, config: dict[str, Any]) -> None:
+    """Refuse what sae-lens loads and does not do; the server refuses the same."""
+    if normalisation in ("expected_average_only_in", "covariance_whitening"):
+        raise InvalidArgument(
+            f"the SAE in {folder} is not finished: it reads activations that training had scaled ({normalisation}), and its "
+            "weights do not hold the scale; fold it in with sae-lens, and save it again"
+        )
+    activation = config.get("activation_fn_str") or config.get("activation_fn") or "relu"
+    if activation not in ("relu", "topk"):
+        raise InvalidArgument(f"the SAE in {folder} has activation_fn {activation!r}, which sae-lens takes for relu")
 
 
 def require_trained(sae: LoadedSae) -> None:

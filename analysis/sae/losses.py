@@ -255,11 +255,20 @@ def _sums(clean: Run, run: Run, name: str) -> tuple[float, float]:
 
 def _kl(clean: NDArray[Any], other: NDArray[Any]) -> float:
     """Σ over rows of KL(softmax clean ‖ softmax other), a row at a time: a vocabulary in float64 is large enough."""
-    total = 0.0
-    for row, changed in zip(clean, other, strict=True):
-        p, q = _log_softmax(row), _log_softmax(changed)
-        total += float(np.exp(p) @ (p - q))
-    return total
+    return sum(_divergence(row, changed) for row, changed in zip(clean, other, strict=True))
+
+
+def _divergence(clean: NDArray[Any], other: NDArray[Any]) -> float:
+    """Σ p·(e^r − 1 − r) with r = log q − log p, as the server's own metric has it: no term is negative."""
+    log_p, log_q = _log_softmax(clean), _log_softmax(other)
+    p, q = np.exp(log_p), np.exp(log_q)
+    said = p > 0
+    r = log_q[said] - log_p[said]
+    small = np.abs(r) < 1.0
+    near, far = r[small], ~small
+    terms = np.maximum(p[said][small] * (np.expm1(near) - near), 0.0).sum()
+    terms += np.maximum(q[said][far] - p[said][far] * (1.0 + r[far]), 0.0).sum()
+    return float(terms + q[~said].sum())
 
 
 def _log_softmax(row: NDArray[Any]) -> Floats:

@@ -151,6 +151,8 @@ class Attention:
         scores = mx.where(hidden, mx.array(-mx.inf, scores.dtype), scores).swapaxes(0, 1)
         slot.masked = hidden[:, None]
         scores = self.executor.tap_one(points["attn_scores"], slot, scores)
+        if sinks is None:
+            self.executor.require_keys(points["attn_scores"], slot, scores)
         probs = _softmax(scores.swapaxes(0, 1)[None], sinks)[0].astype(queries.dtype).swapaxes(0, 1)
         probs = self.executor.tap_one(points["attn_probs"], slot, probs)
         return probs.swapaxes(0, 1) @ own_values

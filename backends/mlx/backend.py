@@ -75,7 +75,7 @@ class MlxBackend:
             norms,
             loaded.dtype,
             self.hidden,
-            self._logits_row,
+            self._logits_rows,
             self._backward_of,
         )
         self._sweeps = MlxSweeps(self, self.executor, self.taps, self.attention, list(self.model.layers))
@@ -231,11 +231,12 @@ class MlxBackend:
             logits = logits if columns is None else logits[..., mx.array(columns)]
         return logits if self.softcap is None else mx.tanh(logits / self.softcap) * self.softcap
 
-    def _logits_row(self, slot: Slot, hidden: mx.array, position: int) -> mx.array:
-        """A row of a slot's logits, after the plan's edits there."""
+    def _logits_rows(self, slot: Slot, hidden: mx.array, positions: SequenceOf[int]) -> mx.array:
+        """Rows of a slot's logits, after the plan's edits there."""
+        at = mx.array(list(positions))
         if _LOGITS in slot.plan.sites:
-            return self.tap_logits(slot, hidden)[0, position]
-        return self.logits(hidden[slot.batch : slot.batch + 1, position : position + 1])[0, 0]
+            return self.tap_logits(slot, hidden)[0, at]
+        return self.logits(hidden[slot.batch, at][None])[0]
 
     def tap_logits(self, slot: Slot, hidden: mx.array) -> mx.array:
         """[1, row, vocab] after a slot's edits. One sequence at a time: a whole batch's logits would be the largest tensor of all."""

@@ -12,8 +12,8 @@ from ...protos.sites import ATTENTION_SITES, Site
 from ..backward import Backward, BoundBackward
 from ..base import Sequence, StepResult
 from ..executor import Executor
-from ..gradients import finish, one_prompt, slots_of, spread
-from ..metrics import INSIDE_MLP, BoundMetric, measure_logits
+from ..gradients import finish, one_prompt, slots_of, spread, values_of
+from ..metrics import INSIDE_MLP, BoundMetric
 from ..slot import Slot
 from .attention import Attention
 from .norms import Norms
@@ -58,10 +58,10 @@ class MlxGradients:
         norms: Norms,
         dtype: mx.Dtype,
         body: Callable[[mx.array], mx.array],
-        head: Callable[[Slot, mx.array, int], mx.array],
+        head: Callable[[Slot, mx.array, SequenceOf[int]], mx.array],
         make: Callable[[BoundBackward, list[Slot], list[BoundMetric] | None], MlxBackward],
     ) -> None:
-        """`body`: token ids to final-norm rows. `head`: these, for one slot, to its logits at a position: [vocab]."""
+        """`body`: token ids to final-norm rows. `head`: these, for one slot, to its logits at positions: [row, vocab]."""
         self.executor, self.taps, self.attention, self.norms, self.dtype = executor, taps, attention, norms, dtype
         self.body, self.head, self.make = body, head, make
 
@@ -95,7 +95,7 @@ class MlxGradients:
         def total(zeros: list[mx.array]) -> mx.array:
             backward.zeros = dict(zip(keys, zeros, strict=True))
             values.clear()
-            values.update(self._values(backward, slots, self._forward(backward, slots, ids, layout)))
+            values.update(self._values(backward, slots, ids, layout))
             return mx.stack(list(values.values())).sum() if values else mx.array(0.0)
 
         start = self._zeros(backward, keys, slots, layout)
@@ -118,11 +118,11 @@ class MlxGradients:
             backward.zeros = dict(zip(keys, zeros, strict=True))
             backward.leaves = dict(zip(layers, below, strict=True))
             values.clear()
-            values.update(self._values(backward, slots, self._forward(backward, slots, ids, layout)))
+            values.update(self._values(backward, slots, ids, layout))
             return [backward.cuts[layer][0] for layer in layers] + list(values.values())
 
         n = len(backward.metrics)
-        eye = mx.eye(n, dtype=self.dtype)
+        eye = self.executor.ops.wide(mx.eye(n))
         none = [mx.zeros((n, *layout, info.d_model), self.dtype) for _ in layers]
         own = np.array([[m.mlp_layer == layer for layer in layers] for m in backward.metrics]).reshape(n, len(layers))
 
@@ -154,27 +154,18 @@ class MlxGradients:
     ) -> list[mx.array]:
         return [mx.zeros(_shape(backward.info, site, slots, index, layout), self.dtype) for site, index in keys]
 
+    def _values(
+        self, backward: MlxBackward, slots: list[Slot], ids: mx.array, layout: tuple[int, int]
+    ) -> dict[int, mx.array]:
+        hidden = self._forward(backward, slots, ids, layout)
+        return values_of(self.executor, backward, slots, hidden, self.head)
+
     def _forward(self, backward: MlxBackward, slots: list[Slot], ids: mx.array, layout: tuple[int, int]) -> mx.array:
         self.executor.begin(slots, layout, backward)
         self.taps.attach(self.executor.asked)
         self.attention.begin(self.executor.asked)
         self.norms.linear = "ln" in backward.how.rules
         return self.body(ids)
-
-    def _values(self, backward: MlxBackward, slots: list[Slot], hidden: mx.array) -> dict[int, mx.array]:
-        """Slot index → its metric."""
-        ops, values = self.executor.ops, dict[int, mx.array]()
-        for index, metric in enumerate(backward.metrics):
-            slot = slots[0 if backward.shared else index]
-            if slot.error is not None:
-                continue
-            if metric.site is None:
-                values[index] = measure_logits(ops, metric, ops.f32(self.head(slot, hidden, metric.position)))
-            else:
-                values[index] = backward.coordinates[index]
-                if _LOGITS in slot.plan.sites:
-                    self.head(slot, hidden, metric.position)
-        return values
 
 
 def _keys(backward: MlxBackward) -> list[Key]:

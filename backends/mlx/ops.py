@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import mlx.core as mx
@@ -26,6 +27,10 @@ def dtype_name(dtype: mx.Dtype) -> str:
     return _NAMES[dtype]
 
 
+def _has_float64() -> bool:
+    return mx.default_device().type == mx.cpu  # GPUs have none
+
+
 def to_numpy(arrays: Sequence[mx.array]) -> list[Array]:
     """Arrays as numpy, all computed at once; bfloat16 through ml_dtypes. Copies, so that no batch is kept alive."""
     raw = [x.view(mx.uint16) if x.dtype == mx.bfloat16 else x for x in arrays]
@@ -41,7 +46,7 @@ class MlxOps:
     """See backends/ops.py for each method."""
 
     def device(self, array: Array) -> mx.array:
-        double = array.dtype == np.float64 and mx.default_device().type == mx.cpu  # GPUs have none
+        double = array.dtype == np.float64 and _has_float64()
         return mx.array(np.array(array, dtype=np.float64 if double else np.float32), mx.float64 if double else None)
 
     def index(self, array: NDArray[np.int64]) -> mx.array:
@@ -72,6 +77,9 @@ class MlxOps:
 
     def cast(self, x: mx.array, dtype: str) -> mx.array:
         return x.astype(_DTYPES[dtype]) if mx.issubdtype(x.dtype, mx.floating) else x
+
+    def lost(self, x: mx.array, cast: mx.array) -> mx.array:
+        return (mx.isinf(cast) & mx.isfinite(x)).reshape(len(x), -1).any(axis=-1)
 
     def take(self, x: mx.array, index: mx.array, axis: int) -> mx.array:
         return mx.take(x, index, axis=axis)
@@ -128,8 +136,32 @@ class MlxOps:
         index = mx.take_along_axis(index, order, axis=-1).astype(mx.int64)
         return mx.take_along_axis(values, order, axis=-1), index
 
-    def log_softmax(self, x: mx.array) -> mx.array:
-        return x - mx.logsumexp(x, axis=-1, keepdims=True)
+    def wide(self, x: mx.array) -> mx.array:
+        return x.astype(mx.float64 if _has_float64() else mx.float32)
+
+    def exp(self, x: mx.array) -> mx.array:
+        # mlx's own has six digits, whatever the dtype.
+        return mx.power(mx.array(math.e, mx.float64), x) if x.dtype == mx.float64 else mx.exp(x)
+
+    def exp_less(self, x: mx.array) -> mx.array:
+        if x.dtype == mx.float64:
+            return mx.maximum(mx.expm1(x) - x, 0.0)
+        rest = mx.ones_like(x)
+        for k in range(9, 2, -1):  # the difference would keep half of float32's digits
+            rest = rest * x / k + 1.0
+        return x * x / 2 * rest
+
+    def max_last(self, x: mx.array) -> mx.array:
+        return x.max(axis=-1, keepdims=True)
+
+    def sum_last(self, x: mx.array) -> mx.array:
+        if x.dtype == mx.float64:
+            return x.sum(axis=-1)
+        while (n := x.shape[-1]) > 1:  # by halves: a float32 total that grows term by term rounds each of them away
+            half = n // 2
+            folded = x[..., :half] + x[..., half : 2 * half]
+            x = folded if n % 2 == 0 else mx.concatenate([folded, x[..., -1:]], axis=-1)
+        return x[..., 0]
 
     def gather_last(self, x: mx.array, index: mx.array) -> mx.array:
         return mx.take_along_axis(x, index[:, None], axis=-1)[:, 0]

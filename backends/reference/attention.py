@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...protos.errors import InvalidArgument
 from ...protos.sites import Site
 from ...protos.tensors import Array
 from .linear import Linear, Norm
@@ -75,6 +76,8 @@ class Attention:
         scores = softcap(np.einsum("qhd,khd->hqk", q, k) * self.scale, self.cap)
         scores = np.where(visible_keys(len(x), self.window), scores, -np.inf)
         scores = tap(Site("attn_scores", layer), scores)
+        if self.sinks is None and (left := np.isneginf(scores).all(axis=-1).any(axis=0)).any():
+            raise InvalidArgument(f"attn_scores.{layer}: the row at position {int(left.argmax())} has no key left")
         probs = tap(Site("attn_probs", layer), _softmax_with_sink(scores, self.sinks))
         z = tap(Site("z", layer), np.einsum("hqk,khd->qhd", probs, v))
         flat = z.reshape(len(x), -1)

@@ -66,6 +66,8 @@ def edit_rows(edit: Edit, h: Array, around: Around) -> Array:
         return _edit_part(edit, h, around)
     _check_at_attention(edit, site)
     visible = around.visible[:, None, :]
+    if site.name == "attn_scores" and not isinstance(edit, Replace):
+        visible = visible & (h != -np.inf)  # a key that an earlier hook took out stays out
     return np.where(visible, _edit_part(edit, np.where(visible, h, 0), around), MASKED[site.name])
 
 
@@ -75,13 +77,17 @@ def _check_at_attention(edit: Edit, site: Site) -> None:
         isinstance(edit, Scale)
         or (isinstance(edit, Add) and edit.units is not None and not edit.norm_match)
         or (isinstance(edit, Clamp) and edit.directions is None)
-        or (isinstance(edit, Replace) and not isinstance(edit.source, Constant))
+        or (isinstance(edit, Replace) and not _spans_keys(edit))
     )
     if not allowed:
         raise InvalidArgument(
-            f"{site} takes scale, add with units, clamp without directions, and replace by zeros or rows; "
+            f"{site} takes scale, add with units, clamp without directions, and replace by zeros, rows or numbers; "
             f"not this {type(edit).__name__}"
         )
+
+
+def _spans_keys(edit: Replace) -> bool:
+    return isinstance(edit.source, Constant) and edit.units is None and bool(edit.source.value.shape)
 
 
 def _low_rank(edit: LowRank, h: Array, around: Around) -> Array:
@@ -169,8 +175,10 @@ def _same_shape(source: Array, rows: Array, around: Around) -> Array:
 
 
 def _vector(tensor: Tensor, x: Array, part: _Part) -> Array:
-    """A vector of the part: [width], or [head, width] with one row a head of the part."""
+    """A vector of the part: [width], or [head, width] with one row a head of the part; or one number."""
     whole = (*x.shape[1:-1], part.width)
+    if not tensor.shape:
+        return _floats(tensor, x)
     if tensor.shape not in (whole[-1:], whole):
         raise InvalidArgument(f"the vector is {list(tensor.shape)}, the part needs {list(whole)}")
     return _floats(tensor, x)[..., part.held]

@@ -73,7 +73,7 @@ def captured_rows(
 def _next_logprob(rows: Array, positions: tuple[int, ...], tokens: Sequence[int], dtype: str) -> Captured:
     kept = [i for i, p in enumerate(positions) if p + 1 < len(tokens)]
     at = tuple(positions[i] for i in kept)
-    logits = rows[kept]
+    logits = rows[kept].astype(np.float64)
     shifted = logits - logits.max(axis=-1, keepdims=True)
     logprobs = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     following = np.array([tokens[p + 1] for p in at], dtype=np.int64)

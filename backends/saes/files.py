@@ -17,6 +17,7 @@ from ...protos.model import ModelInfo
 from ...protos.sites import ATTENTION_SITES, HEAD_SITES, Site, SitePattern
 from ...protos.tensors import FLOAT_DTYPES, Array, Tensor, numpy_dtype
 from ..footprint import check_free
+from .config import as_of_version_6, check_config, dtype_of, k_of, metadata_of
 from .sae import Sae
 
 __all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "SaeSource", "read_folder", "source_of_files"]
@@ -32,10 +33,6 @@ _ENCODERS = {
 }
 READING = 2.5
 """Bytes of memory to a byte of a weights file while it is read: the file, its tensors, what is found out about them."""
-_PROCESSING = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
-_NORMS = ("none", "layer_norm", "constant_norm_rescale")
-_FOLDED = ("expected_average_only_in", "covariance_whitening")
-"""sae-lens folds these into the weights when training ends, and does nothing for them afterwards."""
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _st: Any = safetensors  # not annotated
 
@@ -45,7 +42,7 @@ class SaeSource:
     """An SAE's two files, not yet put on a site."""
 
     config: dict[str, Any]
-    """cfg.json, as versions from 6 on say it."""
+    """cfg.json, as versions of sae-lens from 6 on say it."""
     config_text: bytes
     """The same as it came."""
     weights: bytes
@@ -63,19 +60,21 @@ class SaeSource:
         `max_bytes`: of the weights in `dtype`.
         """
         found = _site(site or _own_site(self.config, self.what), info, self.what)
-        architecture = str(self.config.get("architecture") or "standard")
+        architecture = str(self.config.get("architecture"))
         if architecture not in _ENCODERS:
             raise InvalidArgument(
                 f"{self.what} has architecture {architecture!r}; allowed: {', '.join(_ENCODERS)} "
                 "(BatchTopK and Matryoshka SAEs are saved as jumprelu by sae-lens's save_inference_model)"
             )
+        check_config(self.config, architecture, self.what)
         arrays = _weights(self.weights, self.what)
         d_in, d_sae = _sizes(arrays, self.config, self.what)
         wanted = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
         wanted |= dict.fromkeys(_ENCODERS[architecture], (d_sae,))
+        _without_scale(arrays, self.what)
         _check_arrays(arrays, wanted, self.what)
         _check_width(found, d_in, self.config, info, self.what)
-        chosen = _dtype(dtype, arrays["W_enc"], self.what)
+        chosen = _dtype(dtype, self.config, arrays["W_enc"], self.what)
         if chosen == "float64" and info.backend == "mlx" and "gpu" in info.device:
             raise InvalidArgument(f"{self.what} cannot work in float64 on {info.device}; load it with dtype='float32'")
         _check_size({key: arrays[key] for key in wanted}, chosen, max_bytes, self.what)
@@ -85,19 +84,18 @@ class SaeSource:
             if gated is not None:
                 kept["scale_mag"] = gated.astype(numpy_dtype(chosen))
                 del kept["r_mag"]
-        rescale = architecture == "topk" and bool(self.config.get("rescale_acts_by_decoder_norm", False))
+        rescale = bool(self.config.get("rescale_acts_by_decoder_norm", False))
         _check_kept(kept, chosen, self.what, rescale=rescale)
-        _check_processing(self.config, self.what)
         return Sae(
             name=name,
             site=found,
             architecture=architecture,
             d_in=d_in,
             d_sae=d_sae,
-            k=_k(self.config, d_sae, self.what) if architecture == "topk" else 0,
+            k=k_of(self.config, d_sae, self.what) if architecture == "topk" else 0,
             dtype=chosen,
             subtract=bool(self.config.get("apply_b_dec_to_input", True)),
-            normalize=_norm(self.config, self.what),
+            normalize=str(self.config.get("normalize_activations") or "none"),
             rescale=rescale,
             arrays=kept,
             own_site=_trained_at(self.config, self.what),
@@ -137,26 +135,11 @@ def source_of_files(config: bytes, weights: bytes, what: str) -> SaeSource:
         raise InvalidArgument(f"{CONFIG_FILE} of {what} is not JSON: {error}") from None
     if not isinstance(parsed, dict):
         raise InvalidArgument(f"{CONFIG_FILE} of {what} must hold an object, not {type(parsed).__name__}")
-    return SaeSource(_as_of_version_6(cast("dict[str, Any]", parsed)), config, weights, what)
-
-
-def _as_of_version_6(config: dict[str, Any]) -> dict[str, Any]:
-    """Configs from before sae-lens 6 keep everything at the top, and top-k among activation functions."""
-    if "metadata" in config:
-        return config
-    config = {{"hook_point": "hook_name", "activation_fn_str": "activation_fn"}.get(k, k): v for k, v in config.items()}
-    kwargs = config.get("activation_fn_kwargs")
-    if config.get("activation_fn") == "topk" and isinstance(kwargs, dict):
-        config = {**config, "architecture": "topk", "k": cast("dict[str, Any]", kwargs).get("k")}
-    if config.get("reshape_activations") is None and "hook_z" in str(config.get("hook_name", "")):
-        config = {**config, "reshape_activations": "hook_z"}
-    kept = ("hook_name", "model_from_pretrained_kwargs")
-    return {**config, "metadata": {key: config.get(key) for key in kept}}
+    return SaeSource(as_of_version_6(cast("dict[str, Any]", parsed), what), config, weights, what)
 
 
 def _own_site(config: dict[str, Any], what: str) -> str:
-    metadata: Any = config.get("metadata")
-    name = cast("dict[str, Any]", metadata).get("hook_name") if isinstance(metadata, dict) else None
+    name = metadata_of(config).get("hook_name")
     if not isinstance(name, str) or not name:
         raise InvalidArgument(f"{what} does not say where it reads (metadata.hook_name); give a site: 'resid_post.15'")
     return name
@@ -213,6 +196,16 @@ def _sizes(arrays: dict[str, Array], config: dict[str, Any], what: str) -> tuple
     return d_in, d_sae
 
 
+def _without_scale(arrays: dict[str, Array], what: str) -> None:
+    """sae-lens wrote a `scaling_factor` of ones for a time, and takes it away again as it loads."""
+    found = arrays.pop("scaling_factor", None)
+    if found is not None and not np.allclose(found.astype(np.float64), 1.0):
+        raise InvalidArgument(
+            f"{what} has a finetuned scaling_factor of its latents, which sae-lens from version 6 on does not load either; "
+            "multiply W_dec's rows by it, and save the SAE without"
+        )
+
+
 def _check_arrays(arrays: dict[str, Array], wanted: dict[str, tuple[int, ...]], what: str) -> None:
     for key, shape in wanted.items():
         if key not in arrays:
@@ -247,17 +240,6 @@ def _check_kept(kept: dict[str, Array], dtype: str, what: str, *, rescale: bool)
         raise InvalidArgument(f"{what} rescales latents by their decoder norms, and some of these are zero")
 
 
-def _check_processing(config: dict[str, Any], what: str) -> None:
-    """sae-lens notes how the model was loaded that an SAE was trained on; ours is the checkpoint as it is."""
-    metadata: Any = config.get("metadata")
-    options: Any = metadata.get("model_from_pretrained_kwargs") if isinstance(metadata, dict) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType] - JSON
-    if isinstance(options, dict) and (changed := [k for k in _PROCESSING if cast("dict[str, Any]", options).get(k)]):
-        raise InvalidArgument(
-            f"{what} was trained on a model whose weights TransformerLens had processed ({', '.join(changed)}); this server "
-            "runs the checkpoint as it is, on which its latents would be others"
-        )
-
-
 def _check_width(site: Site, d_in: int, config: dict[str, Any], info: ModelInfo, what: str) -> None:
     offered = info.site(site.name)
     assert offered is not None
@@ -271,25 +253,9 @@ def _check_width(site: Site, d_in: int, config: dict[str, Any], info: ModelInfo,
         raise InvalidArgument(f"{what} reads the heads' outputs (hook_z); load it onto z, not {site}")
 
 
-def _dtype(asked: str, w_enc: Array, what: str) -> str:
+def _dtype(asked: str, config: dict[str, Any], w_enc: Array, what: str) -> str:
     if asked == "auto":
-        return str(w_enc.dtype)
+        return dtype_of(config, str(w_enc.dtype), what)
     if asked not in FLOAT_DTYPES:
         raise InvalidArgument(f"{what}: dtype {asked!r}; allowed: auto, {', '.join(FLOAT_DTYPES)}")
     return asked
-
-
-def _k(config: dict[str, Any], d_sae: int, what: str) -> int:
-    k = config.get("k")
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= d_sae:
-        raise InvalidArgument(f"{what}: k of a topk SAE must be in 1 … {d_sae}, its config says {k!r}")
-    return k
-
-
-def _norm(config: dict[str, Any], what: str) -> str:
-    found = config.get("normalize_activations") or "none"
-    if found in _FOLDED or isinstance(found, bool):
-        return "none"
-    if found not in _NORMS:
-        raise InvalidArgument(f"{what}: normalize_activations {found!r}; allowed: {', '.join((*_NORMS, *_FOLDED))}")
-    return str(found)

@@ -11,11 +11,9 @@ from ...protos.latents import Latents, ReadLatents
 from ...protos.sites import Site
 from ...protos.spec import Hook
 from ...protos.tensors import Array
+from ..ranges import most
 
 __all__ = ["Sae", "check_latents", "saes_of"]
-
-MOST = {"float16": 65504.0}
-"""The largest number of a dtype that is narrower than float32 in range."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,13 +79,13 @@ def check_latents(hook: Hook, sites: tuple[Site, ...], sae: Sae, where: str) -> 
 
 
 def _check_numbers(edit: Latents, sae: Sae, where: str) -> None:
-    most = MOST.get(sae.dtype, float("inf"))
+    largest = most(sae.dtype)
     for change in edit.changes:
         for name in ("set", "add", "scale", "min", "max"):
-            if abs(getattr(change, name) or 0.0) > most:
+            if abs(getattr(change, name) or 0.0) > largest:
                 raise InvalidArgument(
                     f"{where}: latent {change.id}: {name} {getattr(change, name)} is beyond {sae.dtype}, in which SAE "
-                    f"{sae.name!r} works (at most {most:g}); load it in another dtype"
+                    f"{sae.name!r} works (at most {largest:g}); load it in another dtype"
                 )
 
 

@@ -171,6 +171,8 @@ class Attention:
         slot.masked = hidden[:, None]
         points = self._points_of(layer)
         scores = self.executor.tap_one(points["attn_scores"], slot, scores)
+        if kwargs.get("s_aux") is None:
+            self.executor.require_keys(points["attn_scores"], slot, scores)
         probs = _softmax(scores.transpose(0, 1)[None], kwargs.get("s_aux"))[0].to(query.dtype).transpose(0, 1)
         probs = self.executor.tap_one(points["attn_probs"], slot, probs)
         return torch.matmul(probs.transpose(0, 1), values).transpose(0, 1)

@@ -16,7 +16,7 @@ from ...protos.errors import Unsupported
 from ...protos.model import ModelInfo
 from ...protos.sites import Site
 from ...protos.tensors import Array
-from ..backward import BoundBackward, rules_of
+from ..backward import BoundBackward, Enough, rules_of
 from ..base import Engine, Sequence, StepResult
 from ..bound import BoundPlan
 from ..captures import flush_reductions
@@ -69,13 +69,15 @@ class TorchBackend:
         self.attention = attention = self._own_attention(eager)
         self.activation, norms = activation_name(config), Norms(self.model, self.executor.ops)
         self._gradients = TorchGradients(
-            self.executor, self.taps, norms, self.hidden, self._logits_row, self._backward_of
+            self.executor, self.taps, norms, self.hidden, self._logits_rows, self._backward_of
         )
         self._sweeps: TorchSweeps | None = None
         self.points = self.executor.points = self._look(family, dims.n_heads)
+        self.layers: list[Any] = []
+        """None for models of no family."""
         if family is not None:
-            layers = [self.taps.modules[family.layer_path("torch", i)] for i in range(dims.n_layers)]
-            self._sweeps = TorchSweeps(self, self.executor, self.taps, attention, layers)
+            self.layers = [self.taps.modules[family.layer_path("torch", i)] for i in range(dims.n_layers)]
+            self._sweeps = TorchSweeps(self, self.executor, self.taps, attention, self.layers)
         limits, context_note = fitted(limits, config)
         limits = with_chunk(limits, self)
         note = generation_note("torch", config.model_type)
@@ -157,7 +159,7 @@ class TorchBackend:
             slots.append(Slot(sequence, i, 0, len(tokens), 0, tokens))
         self.executor.begin(slots, (len(sequences), longest))
         self.taps.attach(self.executor.asked)
-        hidden = self.hidden(torch.from_numpy(ids).to(self.device))
+        hidden = self._as_far_as_asked(slots, torch.from_numpy(ids).to(self.device))
         for slot in slots:
             if _LOGITS in slot.plan.sites and slot.error is None:
                 self.tap_logits(slot, hidden)
@@ -173,6 +175,21 @@ class TorchBackend:
         """Whether attention is ours, which adds earlier keys and values."""
         return self._sweeps is not None
 
+    def _as_far_as_asked(self, slots: list[Slot], ids: torch.Tensor, positions: torch.Tensor | None = None) -> Any:
+        """Final-norm rows; None when the forward ended before, as nobody asks for anything of its last layers."""
+        last = [slot.plan.last_layer for slot in slots]
+        known = [layer for layer in last if layer is not None]
+        after = max(known) + 2 if len(known) == len(last) else len(self.layers)  # one more: sites have other names there
+        if after >= len(self.layers):
+            return self.hidden(ids, positions)
+        handle = self.layers[after].register_forward_pre_hook(_enough)
+        try:
+            return self.hidden(ids, positions)
+        except Enough:
+            return None
+        finally:
+            handle.remove()
+
     @torch.inference_mode()
     def run_part(self, sequence: Sequence, parts: RunParts, stop: int) -> StepResult:
         """See Backend."""
@@ -183,7 +200,8 @@ class TorchBackend:
         self.taps.attach(self.executor.asked)
         with self.attention.growing(parts):
             ids = torch.from_numpy(tokens)[None].to(self.device)
-            hidden = self.hidden(ids, torch.arange(start, stop, device=self.device)[None])
+            positions = torch.arange(start, stop, device=self.device)[None]
+            hidden = self._as_far_as_asked([slot], ids, positions)
         return self._part_of(slot, hidden, parts, stop)
 
     def _part_of(self, slot: Slot, hidden: torch.Tensor, parts: RunParts, stop: int) -> StepResult:
@@ -242,11 +260,11 @@ class TorchBackend:
             logits = functional.linear(hidden, head.weight[at], _picked(head.bias, at))
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
-    def _logits_row(self, slot: Slot, hidden: torch.Tensor, position: int) -> torch.Tensor:
-        """A row of a slot's logits, after the plan's edits there."""
+    def _logits_rows(self, slot: Slot, hidden: torch.Tensor, positions: SequenceOf[int]) -> torch.Tensor:
+        """Rows of a slot's logits, after the plan's edits there."""
         if _LOGITS in slot.plan.sites:
-            return self.tap_logits(slot, hidden)[0, position]
-        return self.logits(hidden[slot.batch, position : position + 1])[0]
+            return self.tap_logits(slot, hidden)[0, list(positions)]
+        return self.logits(hidden[slot.batch, list(positions)])
 
     def tap_logits(self, slot: Slot, hidden: torch.Tensor) -> torch.Tensor:
         """[1, row, vocab] after a slot's edits: one sequence at a time, a whole batch's would be the largest tensor of all."""
@@ -273,6 +291,10 @@ class TorchBackend:
         self.model = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _enough(*_: Any) -> None:
+    raise Enough
 
 
 def _picked(bias: torch.Tensor | None, at: torch.Tensor) -> torch.Tensor | None:

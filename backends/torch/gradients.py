@@ -12,8 +12,8 @@ from ...protos.sites import ATTENTION_SITES, Site
 from ..backward import Backward, BoundBackward, Enough
 from ..base import Sequence, StepResult
 from ..executor import Executor
-from ..gradients import finish, one_prompt, slots_of, spread
-from ..metrics import INSIDE_MLP, BoundMetric, measure_logits
+from ..gradients import finish, one_prompt, slots_of, spread, values_of
+from ..metrics import INSIDE_MLP, BoundMetric
 from ..slot import Slot
 from .norms import Norms
 from .taps import Taps
@@ -48,10 +48,10 @@ class TorchGradients:
         taps: Taps,
         norms: Norms,
         body: Callable[[torch.Tensor], torch.Tensor],
-        head: Callable[[Slot, torch.Tensor, int], torch.Tensor],
+        head: Callable[[Slot, torch.Tensor, SequenceOf[int]], torch.Tensor],
         make: Callable[[BoundBackward, list[Slot], list[BoundMetric] | None], TorchBackward],
     ) -> None:
-        """`body`: token ids to final-norm rows. `head`: these, for one slot, to its logits at a position: [vocab]."""
+        """`body`: token ids to final-norm rows. `head`: these, for one slot, to its logits at positions: [row, vocab]."""
         self.executor, self.taps, self.norms = executor, taps, norms
         self.body, self.head, self.make = body, head, make
 
@@ -70,7 +70,7 @@ class TorchGradients:
         try:
             with torch.enable_grad():
                 hidden = self._forward(backward, slots, torch.from_numpy(ids).to(device), layout)
-                values = self._values(backward, slots, hidden)
+                values = values_of(self.executor, backward, slots, hidden, self.head)
                 grads = self._of_each(backward, values) if shared else self._backward(backward, values)
         finally:
             self.executor.backward = None
@@ -91,22 +91,6 @@ class TorchGradients:
             return None
         finally:
             self.norms.detach()
-
-    def _values(self, backward: TorchBackward, slots: list[Slot], hidden: Any) -> dict[int, torch.Tensor]:
-        """Slot index → its metric."""
-        values: dict[int, torch.Tensor] = {}
-        for index, metric in enumerate(backward.metrics):
-            slot = slots[0 if backward.shared else index]
-            if slot.error is not None:
-                continue
-            if metric.site is None:
-                row = self.head(slot, hidden, metric.position)
-                values[index] = measure_logits(self.executor.ops, metric, self.executor.ops.f32(row))
-            else:
-                values[index] = backward.coordinates[index]
-                if _LOGITS in slot.plan.sites:
-                    self.head(slot, hidden, metric.position)
-        return values
 
     def _of_each(self, backward: TorchBackward, values: dict[int, torch.Tensor]) -> dict[Any, Any]:
         """Gradients of many metrics of one forward: site → [metric, row, …], as if each were a batch's own."""

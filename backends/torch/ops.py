@@ -74,6 +74,9 @@ class TorchOps:
     def cast(self, x: torch.Tensor, dtype: str) -> torch.Tensor:
         return x.to(_DTYPES[dtype]) if x.is_floating_point() else x
 
+    def lost(self, x: torch.Tensor, cast: torch.Tensor) -> torch.Tensor:
+        return (cast.isinf() & x.isfinite()).reshape(len(x), -1).any(-1)
+
     def take(self, x: torch.Tensor, index: torch.Tensor, axis: int) -> torch.Tensor:
         return x.index_select(axis, index)
 
@@ -125,8 +128,20 @@ class TorchOps:
         values, index = x.topk(k, dim=-1)
         return values, index
 
-    def log_softmax(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.log_softmax(x, dim=-1)
+    def wide(self, x: torch.Tensor) -> torch.Tensor:
+        return x.double()
+
+    def exp(self, x: torch.Tensor) -> torch.Tensor:
+        return x.exp()
+
+    def exp_less(self, x: torch.Tensor) -> torch.Tensor:
+        return (x.expm1() - x).clamp(min=0.0)
+
+    def max_last(self, x: torch.Tensor) -> torch.Tensor:
+        return x.amax(-1, keepdim=True)
+
+    def sum_last(self, x: torch.Tensor) -> torch.Tensor:
+        return x.sum(-1)
 
     def gather_last(self, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         return x.gather(-1, index[:, None])[:, 0]

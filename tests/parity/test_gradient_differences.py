@@ -9,7 +9,7 @@ import pytest
 
 from probewire.clients import Client, ablate, capture, hook, patch, steer
 from probewire.protos.edits import Add, Clamp, Edit, LowRank, Noise, ProjectOut, Scale
-from probewire.protos.metrics import Coordinate, Kl, Logit, LogitDifference, LogProb, Metric, TopLogits
+from probewire.protos.metrics import Coordinate, Kl, Logit, LogitDifference, LogProb, Metric, TopLogits, WeightedSum
 from probewire.protos.model import Input, ModelInfo, SiteInfo
 from probewire.protos.sites import ATTENTION_SITES
 from probewire.protos.spec import Hook
@@ -35,8 +35,13 @@ METRICS: dict[str, Metric] = {
     "logit difference": LogitDifference((7, 8), (200,), -3),
     "top logits": TopLogits(5),
     "centred top logits": TopLogits(4, 10, centred=True),
+    "mean logit": Logit(tokens=(7, 40, 200), position=9),
     "log-probability": LogProb(40, 11),
+    "log-probability of a set": LogProb(tokens=(40, 41, 7), position=11),
     "kl": Kl("other", -2, 5),
+    "weighted sum": WeightedSum(
+        (LogProb(tokens=(40, 7), position=11), Kl("other", 12, 5), Logit(3, centred=True)), (1.0, -0.5, 0.25)
+    ),
     "a neuron": Coordinate("mlp_act.2", 9, 5),
     "a unit of a head": Coordinate("z.2", -1, 3, head=2),
     "a direction": Coordinate("resid_post.1", 8, direction=Tensor.of(WIDE)),

@@ -242,7 +242,7 @@ def test_numbers_that_an_sae_cannot_hold(loaded: Loaded) -> None:
 
 
 def test_what_is_no_number_is_shown(loaded: Loaded) -> None:
-    huge = steer(SITE, np.full(64, 3e38, np.float32), 1e30, positions=2)
+    huge = [steer(SITE, np.full(64, 3e38, np.float32), positions=2), hook(SITE, Scale(1e30), positions=2)]
     rows = loaded.client.run(TOKENS, hooks=huge, capture=capture(SITE, latents="norm rescaled", top_k=4)).captures
     assert not np.isfinite(rows.latents(SITE).values[2]).all() or rows.latents(SITE).counts[2] > 0
 

@@ -29,6 +29,7 @@ from probewire.protos.spec import (
     TopK,
     Where,
 )
+from probewire.protos.tensors import Tensor
 from tests.parity.harness import TOLERANCE, Captured, Key, assert_same, every_site, load, run
 from tests.tiny_models import FAMILIES, tiny_checkpoint
 
@@ -98,6 +99,11 @@ def _edits(site: SiteInfo, d_in: dict[str, int]) -> list[Edit]:
             Add(_vector(2), units=(0, 3)),
             Clamp(min=0.05, max=0.4, heads=(0, 2)),
             Replace(Inline(inline)),
+            Replace(Inline(np.abs(_vector(site.widths[0], N, 2))), units=(1, 4)),
+            Replace(Inline(np.abs(_vector(2, N, 2))), units=(4, 1), heads=(0, 2)),
+            Replace(Constant(Tensor.of(0.25)), units=(0, 3)),
+            Replace(Constant(Tensor.of(0.25)), heads=(1,)),
+            Replace(Constant(np.abs(_vector(2))), units=(6, 3)),
         ]
     width = site.widths[-1]
     heads = site.widths[0] if site.name in HEAD_SITES else None
@@ -109,6 +115,7 @@ def _edits(site: SiteInfo, d_in: dict[str, int]) -> list[Edit]:
         Scale(-0.5),
         Replace(Zeros(), units=(0, 2)),
         Replace(Constant(_vector(width))),
+        Replace(Constant(Tensor.of(-0.4)), units=(0, 2)),
         Replace(Inline(_vector(*rows))),
         ProjectOut(_vector(2, width)),
         Clamp(_vector(2, width), min=-0.1, max=0.2),

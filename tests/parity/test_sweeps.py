@@ -11,7 +11,7 @@ import pytest
 
 from probewire.clients import Client, capture, hook, patch, steer
 from probewire.protos.edits import Add, Edit, Noise, ProjectOut, Replace, Scale, Zeros
-from probewire.protos.metrics import Kl, Logit, LogitDifference, LogProb, Metric, Target, TopLogits
+from probewire.protos.metrics import Kl, Logit, LogitDifference, LogProb, Metric, Target, TopLogits, WeightedSum
 from probewire.protos.model import Input, SiteInfo
 from probewire.protos.sites import ATTENTION_SITES, HEAD_SITES
 from probewire.protos.spec import Condition, Hook
@@ -30,6 +30,9 @@ METRICS: list[Metric] = [
     Kl("other", 9, 4),
     TopLogits(3, 5, centred=True),
     Logit(200, 1),
+    LogProb(tokens=(3, 9, 200), position=-4),
+    Logit(tokens=(5, 9), centred=True),
+    WeightedSum((LogProb(3, 2), Kl("other", 9, 4), LogitDifference((5,), (9, 11))), (2.0, -1.0, 0.5)),
 ]
 WIDE = np.random.default_rng(4).normal(size=64).astype(np.float32)
 
@@ -46,17 +49,20 @@ def _inputs(**own: Any) -> dict[str, Any]:
 def _measured(metric: Metric, logits: Any, baseline: Any, prompt: int) -> float:
     """A metric from [pos, vocab] logits, in numpy."""
     own, other = (np.asarray(rows, dtype=np.float64) for rows in (logits, baseline))
+    if isinstance(metric, WeightedSum):
+        parts = [_measured(part, logits, baseline, prompt) for part in metric.metrics]
+        return float(np.dot(metric.weights, parts))
     at = metric.position + (prompt if metric.position < 0 else 0)
     row = own[at]
     if isinstance(metric, Logit):
-        return float(row[metric.token] - (row.mean() if metric.centred else 0.0))
+        return float(row[list(metric.ids)].mean() - (row.mean() if metric.centred else 0.0))
     if isinstance(metric, LogitDifference):
         return float(row[list(metric.correct)].mean() - row[list(metric.wrong)].mean())
     if isinstance(metric, TopLogits):
         return float(np.sort(row)[-metric.k :].sum() - (metric.k * row.mean() if metric.centred else 0.0))
     q = _log_softmax(row)
     if isinstance(metric, LogProb):
-        return float(q[metric.token])
+        return float(np.log(np.exp(q[list(metric.ids)]).sum()))
     assert isinstance(metric, Kl)
     p = _log_softmax(other[metric.position if metric.baseline_position is None else metric.baseline_position])
     return float((np.exp(p) * (p - q)).sum())
@@ -180,7 +186,14 @@ def test_the_ends_of_the_model(opened: Opened, backend: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_metrics_that_read_few_logits(opened: Opened, family: str, backend: str) -> None:
     """Only those tokens' logits are computed, unless a plan edits them."""
-    client, metrics = opened(family, backend, "float32"), [Logit(5), LogitDifference((5, 200), (9,), -3), Logit(9, 2)]
+    client = opened(family, backend, "float32")
+    metrics: list[Metric] = [
+        Logit(5),
+        LogitDifference((5, 200), (9,), -3),
+        Logit(9, 2),
+        Logit(tokens=(9, 77, 5), position=3),
+        WeightedSum((Logit(30, 2), LogitDifference((5,), (9,))), (0.5, -2.0)),
+    ]
     plans = [[hook(f"mlp_out.{layer}", Scale(0.0), positions=[p])] for layer in (0, 2) for p in (1, 10)]
     few = _require_same(client, [*plans, []], metrics=metrics)
     with_edited_logits = _require_same(client, [*plans, [], [hook("logits", Scale(0.5))]], metrics=metrics)

@@ -34,6 +34,7 @@ from probewire.protos.metrics import (
     Measured,
     Target,
     TopLogits,
+    WeightedSum,
 )
 from probewire.protos.model import Input
 from probewire.protos.sites import GLOBAL_SITES, LAYER_SITES
@@ -80,7 +81,7 @@ def distinct(elements: st.SearchStrategy[int]) -> st.SearchStrategy[tuple[int, .
 parts = {"units": distinct(positive), "heads": distinct(positive)}
 sources = st.one_of(
     st.builds(Zeros),
-    st.builds(Constant, tensors(1, 2)),
+    st.builds(Constant, tensors(0, 1, 2)),
     st.builds(Inline, tensors(2, 3)),
     st.builds(Stored, names),
     st.builds(FromInput, names, distinct(st.integers(-50, 50))),
@@ -165,12 +166,21 @@ plans = st.builds(Plan, st.lists(hooks, max_size=4).map(tuple))
 
 positions = st.integers(-50, 50)
 token_lists = st.lists(positive, min_size=1, max_size=3, unique=True).map(tuple)
-metrics = st.one_of(
+of_logits = st.one_of(
     st.builds(Logit, positive, positions, st.booleans()),
+    st.builds(Logit, st.none(), positions, st.booleans(), token_lists),
+    st.builds(LogProb, st.none(), positions, token_lists),
     st.builds(LogitDifference, token_lists, token_lists, positions),
     st.builds(TopLogits, st.integers(1, 100), positions, st.booleans()),
     st.builds(LogProb, positive, positions),
     st.builds(Kl, names, positions, st.none() | positions),
+)
+sums = st.lists(st.tuples(of_logits, numbers), min_size=1, max_size=3).map(
+    lambda found: WeightedSum(tuple(metric for metric, _ in found), tuple(weight for _, weight in found))
+)
+metrics = st.one_of(
+    of_logits,
+    sums,
     st.builds(Coordinate, st.sampled_from(["mlp_act.3", "embed"]), positions, positive, st.none() | positive),
     st.builds(Coordinate, st.just("z.1"), positions, head=positive, direction=tensors(1)),
 )

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from probewire.protos import probewire_pb2 as pb
-from probewire.protos.edits import Add, Scale
+from probewire.protos.edits import Add, Replace, Scale
 from probewire.protos.errors import InvalidArgument
 from probewire.protos.gradients import GradientsRequest
 from probewire.protos.metrics import Logit, Measured, Target
@@ -157,6 +157,28 @@ def test_absent_fields_of_what_is_measured_take_their_defaults() -> None:
 def test_json_errors_name_the_place(data: Any, message: str) -> None:
     with pytest.raises(InvalidArgument, match=message):
         from_json(Plan, data)
+
+
+def test_numbers_that_a_dtype_does_not_hold_are_refused() -> None:
+    """They would become infinite, and −infinity means something."""
+    for dtype, number in (("float16", -7e4), ("float32", 1e39), ("bfloat16", -1e39)):
+        with pytest.raises(InvalidArgument, match=f"is beyond {dtype}: send value.data in another dtype"):
+            from_json(Tensor, {"dtype": dtype, "shape": [2], "data": [1.0, number]}, "value")
+    with pytest.raises(InvalidArgument, match=r"1e\+39 is beyond float32"):
+        from_json(Tensor, [1.0, 1e39], "value")
+
+
+def test_a_key_is_taken_out_in_json() -> None:
+    edit = {"replace": {"source": {"constant": {"value": "-Infinity"}}, "units": [2]}}
+    plan = from_json(Plan, {"hooks": [{"site": "attn_scores.1", "edit": edit}]})
+    [hook] = plan.hooks
+    assert isinstance(hook.edit, Replace)
+    assert hook.edit.takes_out
+    for style in ("list", "base64"):
+        data = json.loads(json.dumps(to_json(plan, tensors=style), allow_nan=False))
+        assert from_json(Plan, data) == plan
+    with pytest.raises(InvalidArgument, match="replaces by −infinity"):
+        from_json(Plan, {"hooks": [{"site": "resid_post.1", "edit": edit}]})
 
 
 def test_unknown_protobuf_fields_are_refused_at_any_depth() -> None:

@@ -167,7 +167,7 @@ def test_openapi_describes_the_bodies_that_we_parse(call: Caller) -> None:
     for path, fields in (("gradients", {"plan", "rules", "direct", "path"}), ("sweep", {"base", "plans", "share"})):
         asked = document["paths"][f"/v1/{path}"]["post"]["requestBody"]["content"]["application/json"]["schema"]
         assert {"inputs", "text", "targets", "metric", "hooks", "format"} | fields <= set(asked["properties"])
-    assert {"logit", "logit_difference", "top_logits", "log_prob", "kl", "coordinate"} == {
+    assert {"logit", "logit_difference", "top_logits", "log_prob", "kl", "coordinate", "weighted_sum"} == {
         next(iter(choice["properties"])) for choice in schemas["Target"]["properties"]["metric"]["oneOf"]
     }
     assert schemas["Hook"]["required"] == ["site"]

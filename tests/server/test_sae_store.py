@@ -242,7 +242,7 @@ def test_sources_that_are_none(source: str, store: SaeStore) -> None:
 def test_a_config_is_kept_as_it_came(number: str, store: SaeStore, tmp_path: Path) -> None:
     folder = write_sae(tmp_path / "sae")
     text = (folder / "cfg.json").read_text()
-    (folder / "cfg.json").write_text(text[:-1] + f', "odd": {number}}}')
+    (folder / "cfg.json").write_text(text.replace('"metadata": {', f'"metadata": {{"odd": {number}, ', 1))
     put(store, ADA, folder)
     [kept] = (tmp_path / "state" / "saes").iterdir()
     assert (kept / "cfg.json").read_bytes() == (folder / "cfg.json").read_bytes()

@@ -8,7 +8,7 @@ import pytest
 from probewire.analysis.attribution.direct_effects import direct_effects
 from probewire.analysis.attribution.neuron_graph import neuron_graph
 from probewire.analysis.attribution.relp import relp
-from probewire.clients import Client, Coordinate, InvalidArgument, Logit, LogitDifference, TopLogits
+from probewire.clients import Client, Coordinate, InvalidArgument, Logit, LogitDifference, TopLogits, WeightedSum
 
 PROMPT = "abcdefgh"
 
@@ -72,6 +72,16 @@ def test_bad_input(tiny: Client) -> None:
         neuron_graph(tiny, PROMPT, metric=Logit(9999))
     with pytest.raises(InvalidArgument, match="position 9 is outside the prompt"):
         neuron_graph(tiny, PROMPT, metric=Logit(70, position=9))
+    with pytest.raises(InvalidArgument, match=r"explains one row of logits; the sum reads those of \[3, 8\]"):
+        neuron_graph(tiny, PROMPT, metric=WeightedSum((Logit(70), Logit(71, 3))))
+
+
+def test_a_sum_of_metrics_is_explained(tiny: Client) -> None:
+    summed = WeightedSum((Logit(70), Logit(tokens=(71, 72))), (1.0, -1.0))
+    found = neuron_graph(tiny, PROMPT, threshold=0.05, metric=summed)
+    same = neuron_graph(tiny, PROMPT, threshold=0.05, metric=LogitDifference((70,), (71, 72)))
+    assert found.adjacency == pytest.approx(same.adjacency, abs=1e-9)
+    assert found.info.metric == "1 · logit 'g' at position -1 + -1 · logit 'h', 'i' at position -1"
 
 
 def test_the_threshold_that_the_error_names_lets_enough_pass(tiny: Client) -> None:

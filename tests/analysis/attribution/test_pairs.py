@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from probewire.analysis.attribution.pairs import MAX_PAIRS, check_direction, make_pairs, same_length
-from probewire.clients import Client, InvalidArgument, Kl, Logit
+from probewire.clients import Client, InvalidArgument, Kl, Logit, WeightedSum
 
 METRIC = Logit(65)
 
@@ -38,6 +38,11 @@ def test_a_kl_has_the_baseline_of_its_own_pair(tiny: Client) -> None:
     assert (baseline.token_ids, baseline.source_only) == (pair.clean, True)
     with pytest.raises(InvalidArgument, match='baseline "clean" or "corrupt"'):
         make_pairs(tiny, "abc", "abd", Kl("other"))
+    [summed] = make_pairs(tiny, "abc", "abd", WeightedSum((Kl("clean"), METRIC), (1.0, -2.0)))
+    assert summed.metric == WeightedSum((Kl(baseline.name), METRIC), (1.0, -2.0))
+    assert summed.baselines == pair.baselines
+    with pytest.raises(InvalidArgument, match="got 'clean', 'corrupt'"):
+        make_pairs(tiny, "abc", "abd", WeightedSum((Kl("clean"), Kl("corrupt"))))
 
 
 def test_direction() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from probewire.analysis.ablation.reference import tokenized
-from probewire.analysis.sae.losses import losses
+from probewire.analysis.sae.losses import _kl, losses
 from probewire.analysis.sae.splice import splice
 from probewire.clients import Add, Client, Constant, InvalidArgument, Replace, Run, Scale, Tensor, Zeros, capture, hook
 from tests.analysis.sae.conftest import SITE
@@ -145,3 +145,23 @@ def test_what_cannot_be_scored_is_refused(client: Client, contexts: list[list[in
     assert "costs the model nothing" in told["ce_loss_score_refused"]
     with pytest.raises(InvalidArgument, match='"zero" or "mean"'):
         found.ce_loss_score("noise", against="median")
+
+
+def test_a_divergence_keeps_its_digits_and_is_never_negative() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(4, 1000)) * 4
+    assert _kl(rows, rows) == 0.0
+    for size in (1e-7, 1e-4, 1.0):
+        nudged = rows + size * rng.normal(size=rows.shape)
+        p = np.exp(rows) / np.exp(rows).sum(axis=1, keepdims=True)
+        change = nudged - rows
+        centred = change - (p * change).sum(axis=1, keepdims=True)
+        second = (p * centred**2).sum() / 2  # what a divergence is to second order
+        assert _kl(rows, nudged) == pytest.approx(second, rel=1.0 if size == 1.0 else 1e-2)
+        assert _kl(rows, nudged) > 0
+    rows[:, 3] = -np.inf
+    other = rows.copy()
+    other[:, 5] = -np.inf
+    assert _kl(rows, rows) == 0.0, "0 · log 0"
+    assert _kl(rows, other) == np.inf
+    assert 0 < _kl(other, rows) < np.inf

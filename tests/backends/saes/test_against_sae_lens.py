@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 
 from probewire.backends.mlx.ops import MlxOps
 from probewire.backends.ops import Ops
 from probewire.backends.saes import LatentMaths, Sae, latent_maths, read_folder
+from probewire.backends.saes.config import HONOURED, METADATA, OF_OLD, WITHOUT_EFFECT
 from probewire.backends.torch.ops import TorchOps
 from probewire.protos.latents import LatentChange, Latents
 from probewire.protos.model import ModelInfo, SiteInfo
@@ -112,6 +117,83 @@ def test_an_edit_keeps_the_error(kind: str, ops: Ops, tmp_path: Path) -> None:
     assert close(found, expected)
 
 
+OLD: dict[str, dict[str, Any]] = {
+    "standard": {"activation_fn_str": "relu", "normalize_activations": False},
+    "gated": {"architecture": "gated", "apply_b_dec_to_input": False, "normalize_activations": None},
+    "jumprelu": {"architecture": "jumprelu", "activation_fn_kwargs": {}, "finetuning_scaling_factor": False},
+    "topk": {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 6}, "architecture": "standard"},
+    "layer norm": {"normalize_activations": "layer_norm", "sae_lens_training_version": "3.9.2"},
+}
+"""Configs of versions before 6: what they say of the numbers."""
+
+
+@pytest.mark.parametrize("kind", OLD)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_saes_of_another_age(kind: str, scaled: bool, ops: Ops, tmp_path: Path) -> None:
+    """For a time sae-lens wrote a `scaling_factor` of ones beside the weights."""
+    folder = write_sae(tmp_path / "sae", kind)
+    told = {"d_in": 64, "d_sae": 96, "dtype": "torch.float32", "hook_point": "blocks.1.hook_resid_post", **OLD[kind]}
+    if scaled:
+        told["finetuning_scaling_factor"] = False
+        arrays = load_file(folder / "sae_weights.safetensors")
+        save_file({**arrays, "scaling_factor": np.ones(96, np.float32)}, folder / "sae_weights.safetensors")
+    (folder / "cfg.json").write_text(json.dumps(told))
+    sae, theirs = opened(folder)
+    assert str(sae.site) == "resid_post.1"
+    _require_alike(ops, sae, theirs, TOLERANCE)
+
+
+def _require_alike(ops: Ops, sae: Sae, theirs: Any, tolerance: float) -> None:
+    maths = LatentMaths(ops)
+    on, rows = maths.device(sae), ops.exact(ROWS)
+    with torch.no_grad():
+        expected = theirs.encode(torch.from_numpy(ROWS))
+        decoded = theirs.decode(expected).double().numpy()
+    f, kept = maths.encode(on, rows), expected.double().numpy()
+    for found, wanted in ((f, kept), (maths.decode(on, f, rows), decoded)):
+        gap = np.abs(on_host(ops, found).astype(np.float64) - wanted).max()
+        assert gap <= tolerance * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize(
+    ("told", "saved"),
+    [
+        ("float32", ml_dtypes.bfloat16),
+        ("torch.float32", np.float16),
+        ("bfloat16", np.float32),
+        ("float16", np.float32),
+        ("float64", np.float32),
+    ],
+)
+@pytest.mark.parametrize("kind", ["standard", "jumprelu", "gated"])
+def test_the_config_says_in_which_dtype(kind: str, told: str, saved: Any, ops: Ops, tmp_path: Path) -> None:
+    folder = write_sae(tmp_path / "sae", kind, dtype=saved)
+    config = json.loads((folder / "cfg.json").read_text())
+    (folder / "cfg.json").write_text(json.dumps({**config, "dtype": told}))
+    sae, theirs = opened(folder)
+    assert sae.dtype == str(theirs.dtype).removeprefix("torch.") == told.removeprefix("torch.")
+    for name in ("W_enc", "W_dec", "b_dec"):
+        np.testing.assert_array_equal(
+            sae.arrays[name].astype(np.float64), getattr(theirs, name).detach().double().numpy()
+        )
+    _require_alike(ops, sae, theirs, {"bfloat16": 1e-2, "float16": 2e-3}.get(sae.dtype, TOLERANCE))
+
+
+def test_every_field_of_sae_lens_is_known(tmp_path: Path) -> None:
+    """A new one must be looked at: honoured, refused, or found to change nothing."""
+    registry: Any = import_module("sae_lens.registry")
+    known = HONOURED | OF_OLD | METADATA | WITHOUT_EFFECT
+    trained_as = {"standard", "topk", "jumprelu", "gated", "batchtopk", "matryoshka_batchtopk"}
+    inference = [registry.SAE_CLASS_REGISTRY[name][1] for name in ("standard", "topk", "jumprelu", "gated")]
+    training = [registry.SAE_TRAINING_CLASS_REGISTRY[name][1] for name in trained_as]
+    for config in (*inference, *training):
+        assert {field.name for field in fields(config)} <= known, config
+    for config in inference:  # all that inference has may change numbers
+        assert {field.name for field in fields(config)} - {"device"} <= HONOURED, config
+    assert {"architecture"}.union(*({field.name for field in fields(config)} for config in inference)) >= HONOURED
+    assert import_module("sae_lens.loading.pretrained_sae_loaders").LLM_METADATA_KEYS <= METADATA
+
+
 def test_what_sae_lens_saves_and_what_we_keep(tmp_path: Path) -> None:
     """An SAE of sae-lens's own making, with everything that its save_model writes."""
     torch.manual_seed(0)
@@ -136,3 +218,16 @@ def test_another_dtype(dtype: str, ops: Ops, tmp_path: Path) -> None:
     at = expected.argmax(axis=1)
     rows = np.arange(len(ROWS))
     assert np.abs(f[rows, at] - expected[rows, at]).max() < bound * expected.max()
+
+
+@pytest.mark.parametrize("kind", ["Standard", "TopK", "JumpReLU", "Gated"])
+def test_what_training_saves_before_it_ends(kind: str, ops: Ops, tmp_path: Path) -> None:
+    """A checkpoint's config holds the fields of training too."""
+    torch.manual_seed(1)
+    config = getattr(sae_lens(), f"{kind}TrainingSAEConfig")(d_in=64, d_sae=96, **({"k": 6} if kind == "TopK" else {}))
+    config.metadata.hook_name = "blocks.2.hook_resid_post"
+    made = getattr(sae_lens(), f"{kind}TrainingSAE")(config)
+    with torch.no_grad():
+        made.W_dec *= torch.linspace(0.5, 2.0, 96)[:, None]  # norms that matter where latents are rescaled by them
+    made.save_model(tmp_path / "saved")
+    _require_alike(ops, *opened(tmp_path / "saved"), TOLERANCE)

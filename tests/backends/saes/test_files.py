@@ -61,6 +61,37 @@ def only_a_pickle(folder: Path) -> None:
     (folder / "ae.pt").write_bytes(pickle.dumps({}))
 
 
+def of_old(**change: Any) -> Callable[[Path], None]:
+    """A config of sae-lens 3, of a standard SAE."""
+
+    def apply(folder: Path) -> None:
+        old = {
+            "architecture": "standard",
+            "d_in": 64,
+            "d_sae": 96,
+            "dtype": "torch.float32",
+            "device": "cuda",
+            "hook_point": "blocks.1.hook_resid_post",
+            "hook_point_layer": 1,
+            "hook_point_head_index": None,
+            "activation_fn_str": "relu",
+            "activation_fn_kwargs": {},
+            "normalize_activations": "none",
+            "finetuning_scaling_factor": False,
+            "noise_scale": 0.0,
+            "sae_lens_training_version": None,
+        }
+        (folder / "cfg.json").write_text(json.dumps({**old, **change}))
+
+    return apply
+
+
+def unfinished(folder: Path) -> None:
+    """As a checkpoint of sae-lens's trainer lies there."""
+    with_config(normalize_activations="expected_average_only_in")(folder)
+    (folder / "activation_scaler.json").write_text(json.dumps({"scaling_factor": 0.02, "has_whitening": False}))
+
+
 BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "NaN": (with_weights(nan_weights), "W_dec holds NaN"),
     "a pickle under the name": (pickled, "pickles are never opened"),
@@ -73,6 +104,28 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no k": (with_config(k=0), "k of a topk SAE must be in 1 … 96"),
     "a k beyond": (with_config(k=97), "k of a topk SAE"),
     "another norm": (with_config(normalize_activations="whiten"), "normalize_activations 'whiten'"),
+    "not finished": (unfinished, "is not finished: it reads activations that training had scaled"),
+    "not whitened": (with_config(normalize_activations="covariance_whitening"), "sae.fold_activation_whitening"),
+    "not finished, of old": (of_old(normalize_activations=True), "(expected_average_only_in)"),
+    "another activation": (of_old(activation_fn_str="tanh-relu"), "activation_fn 'tanh-relu'; allowed: relu"),
+    "another activation, of late": (with_config(activation_fn="gelu"), "activation_fn 'gelu'; allowed: relu"),
+    "top-k of nothing": (of_old(activation_fn_str="topk", activation_fn_kwargs=None), "activation_fn 'topk'"),
+    "more of an activation": (of_old(activation_fn_kwargs={"k": 6, "leak": 0.1}), "activation_fn_kwargs leak"),
+    "a finetuned scale": (
+        with_weights(lambda arrays: arrays.update(scaling_factor=np.full(96, 1.2, "float32"))),
+        "has a finetuned scaling_factor",
+    ),
+    "a field of tomorrow": (with_config(post_scale=2.0), "does not know (post_scale)"),
+    "a bias by halves": (with_config(apply_b_dec_to_input=0.5), "apply_b_dec_to_input 0.5; allowed: true, false"),
+    "norms of another": (
+        with_config(architecture="standard", rescale_acts_by_decoder_norm=True),
+        "rescale_acts_by_decoder_norm, which only topk SAEs do",
+    ),
+    "a head alone": (
+        with_config(metadata={"hook_name": "resid_post.1", "sae_lens_version": "6.0.0", "hook_head_index": 3}),
+        "reads head 3 alone",
+    ),
+    "a dtype that is none": (with_config(dtype="int8"), "its config says dtype 'int8'"),
     "no bias": (with_weights(lambda arrays: arrays.pop("b_enc")), "has no b_enc"),
     "a bias too short": (with_weights(lambda arrays: arrays.update(b_enc=np.zeros(5, "float32"))), "b_enc has shape"),
     "more than it uses": (with_weights(lambda arrays: arrays.update(r=np.zeros(5, "float32"))), "does not use (r)"),
