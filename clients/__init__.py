@@ -51,6 +51,7 @@ from ..protos.spec import (
 )
 from ..protos.tensors import Tensor
 from .archive import load
+from .asked import Asked
 from .captures import Captures
 from .client import Client
 from .hooks import ablate, capture, edit_latents, hook, patch, reconstruct, steer
@@ -63,6 +64,7 @@ from .sweep import Sweep
 
 __all__ = [
     "Add",
+    "Asked",
     "Cancelled",
     "Capture",
     "Captures",

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..protos.assemble import AssembledCapture
+from ..protos.assemble import AssembledCapture, row_axis
 from ..protos.errors import InvalidArgument, NotFound
-from ..protos.sites import Site, SitePattern
+from ..protos.sites import AXES, LAYER_SITES, Site, SitePattern
 from ..protos.tensors import Array
 from .latents import LatentRows
 
@@ -107,14 +107,37 @@ class Captures:
     def stack(self, name: str, part: str | None = None) -> Array:
         """[layer, pos, …] of a kind of site (`resid_post`), over the captured layers in ascending order.
 
-        Raises NotFound when there is none, InvalidArgument when the layers have different rows.
+        Of a site (`resid_post.10`, `logits`) or a hook's id it is `array(name)`. Raises NotFound when there is none,
+        InvalidArgument when the layers have different rows.
         """
         key = (name, part)
         if key not in self._stacked:
             self._stacked[key] = self._stack(name, part)
         return self._stacked[key]
 
+    def last(self, name: str, position: int | None = None) -> Array:
+        """One row of what `stack(name)` gives, its row axis gone: that at a position, or the last that was captured.
+
+        Raises NotFound when there is no row of it.
+        """
+        stacked, site = self.stack(name), self._sites_of(name)[0]
+        where = self.positions(site)
+        if not where or (position is not None and position not in where):
+            wanted = "" if position is None else f" of the last token (position {position})"
+            raise NotFound(
+                f"{site} was captured at positions {_few(where)}, so there is no row{wanted}; capture it too"
+            )
+        axis = row_axis(self._entry(site, None).key.site) + (name in LAYER_SITES)
+        row = stacked.take(where.index(max(where) if position is None else position), axis)
+        row.flags.writeable = False
+        return row
+
+    def _sites_of(self, name: str) -> list[str]:
+        return [f"{name}.{layer}" for layer in self.layers(name)] if name in LAYER_SITES else [name]
+
     def _stack(self, name: str, part: str | None) -> Array:
+        if name not in LAYER_SITES and (name in self or name not in AXES):
+            return self.array(name, part)
         layers = self.layers(name)
         if not layers:
             raise NotFound(f"no layer of {name!r} was captured; {self._captured()}")
@@ -178,6 +201,22 @@ class Captures:
 
     def __len__(self) -> int:
         return len(self.sites)
+
+    def keys(self) -> tuple[str, ...]:
+        """As `sites`."""
+        return self.sites
+
+    def values(self) -> Iterator[Array]:
+        """The array of each site. Raises InvalidArgument at one that holds several tensors."""
+        return (self[site] for site in self.sites)
+
+    def items(self) -> Iterator[tuple[str, Array]]:
+        """Each site with its array, as of `values`."""
+        return ((site, self[site]) for site in self.sites)
+
+    def _ipython_key_completions_(self) -> list[str]:
+        ids = (entry.id for entry in self.entries if entry.id != f"hook{entry.key.hook}")
+        return list(dict.fromkeys((*self.sites, *ids)))
 
     def __repr__(self) -> str:
         return f"Captures({self._captured()})"

@@ -13,6 +13,7 @@ from ..protos.latents import LatentChange, Latents, ReadLatents
 from ..protos.spec import Capture, Condition, Hook, Last, Mean, NextLogprob, Norm, Plan, Reduction, Span, Where
 from ..protos.tensors import Array, Tensor
 from ..protos.wire import from_json, to_json
+from .for_model import ForModel, plain
 
 __all__ = [
     "HookLike",
@@ -24,15 +25,15 @@ __all__ = [
     "edit_latents",
     "hook",
     "patch",
+    "planned",
     "reconstruct",
     "steer",
-    "to_gradient_plan",
     "to_plan",
 ]
 
 HookLike = Hook | Mapping[str, Any]
 """A hook, as a value or as JSON data: {"site": …, "edit": {"add": …}, …}."""
-Hooks = HookLike | Sequence[HookLike]
+Hooks = HookLike | Sequence[HookLike | Sequence[HookLike]]
 Values = Tensor | Array | Sequence[Any]
 """Numbers as an array or nested lists."""
 
@@ -203,15 +204,16 @@ def hook(site: str, edit: Edit | None = None, capture: Capture | None = None, **
 
 def to_plan(hooks: Hooks = (), captures: str | Hooks | Sequence[str | HookLike] = ()) -> Plan:
     """Hooks, then captures (which therefore see edited values), as one plan. A captured site may be just its name."""
-    reads = (_to_hook(item, captures=True) for item in _listed(captures))
-    return Plan((*(_to_hook(item) for item in _listed(hooks)), *reads))
+    return planned(hooks, captures)[0]
 
 
-def to_gradient_plan(hooks: Hooks, captures: str | Hooks | Sequence[str | HookLike], at: Any) -> Plan:
-    """As `to_plan`, with gradients at sites: names, patterns, or hooks that capture."""
-    plan = to_plan(hooks, captures)
-    reads = (_to_hook(item, captures=True) for item in _listed(at))
-    return Plan((*plan.hooks, *(_with_gradient(item) for item in reads)))
+def planned(hooks: Hooks = (), captures: Any = (), at: Any = ()) -> tuple[Plan, tuple[str, ...]]:
+    """The plan, with gradients at the sites of `at`; and the hashes of the models that its steering vectors are for."""
+    given = [_to_hook(item) for item in _listed(hooks)]
+    given += [_to_hook(item, captures=True) for item in _listed(captures)]
+    given += [_with_gradient(_to_hook(item, captures=True)) for item in _listed(at)]
+    models = dict.fromkeys(item.model_hash for item in given if isinstance(item, ForModel) and item.model_hash)
+    return Plan(tuple(plain(item) for item in given)), tuple(models)
 
 
 def _with_gradient(value: Hook) -> Hook:
@@ -236,7 +238,10 @@ def _to_hook(value: Any, *, captures: bool = False) -> Hook:
 def _listed(value: Any) -> Sequence[Any]:
     if isinstance(value, (Hook, Mapping, str)):
         return (cast("Any", value),)
-    return tuple(value)
+    items: list[Any] = []
+    for item in value:  # what steers with a vector of several layers is a tuple of hooks
+        items += _listed(item) if isinstance(item, (tuple, list)) else [item]
+    return items
 
 
 def _where(options: Options) -> Where:

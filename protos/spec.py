@@ -259,7 +259,7 @@ class Hook:
             raise InvalidArgument(f"the hook at {self.site} has neither an edit nor a capture; give at least one")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Plan:
     """An ordered list of hooks. Hooks at the same site apply in this order."""
 
@@ -272,3 +272,8 @@ class Plan:
         ids = [hook.id for hook in self.hooks if hook.id is not None]
         if len(set(ids)) != len(ids):
             raise InvalidArgument(f"hook ids must be distinct, got {ids}")
+
+    def __repr__(self) -> str:
+        from .telling import told_plan  # which is written in terms of this file
+
+        return told_plan(self)

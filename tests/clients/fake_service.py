@@ -137,7 +137,7 @@ class FakeService:
         self.requests.append(request)
         followed = Followed(GenerateRequest(request.inputs, plan=request.plan), self.live)
         yield self._started(request.inputs, request.plan)
-        for item in request.inputs:
+        for item in (item for item in request.inputs if not item.source_only):
             tokens = prompt_ids(item)
             held: dict[int, list[tuple[tuple[int, ...], Array]]] = {}
             yield from self._frames(item, followed, list(tokens), range(len(tokens)), len(tokens), 0, held)
