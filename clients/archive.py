@@ -77,7 +77,7 @@ def load(path: str | Path) -> Any:
         axes = {name: [_hashable(label) for label in labels] for name, labels in told["axes"].items()}
         measured = {name: tensors[f"measured/{name}"] for name in told["inputs"]}
         return Sweep(started, measured, axes, cast("Asked", asked))
-    inputs = {item["name"]: _input_from_json(item, tensors) for item in told["inputs"]}
+    inputs = {item["name"]: _input_from_json(item, tensors, started.n_layers) for item in told["inputs"]}
     kinds: dict[str, type[Result]] = {"Run": Run, "Generation": Generation, "Gradients": Gradients}
     return kinds[told["kind"]](started, inputs, asked)
 
@@ -179,7 +179,7 @@ def _entry_to_json(entry: AssembledCapture, tensors: dict[str, Array]) -> dict[s
     }
 
 
-def _input_from_json(data: dict[str, Any], tensors: dict[str, Array]) -> InputResult:
+def _input_from_json(data: dict[str, Any], tensors: dict[str, Array], n_layers: int) -> InputResult:
     from .input_result import InputResult
 
     captures = [
@@ -191,7 +191,7 @@ def _input_from_json(data: dict[str, Any], tensors: dict[str, Array]) -> InputRe
         )
         for item in data["captures"]
     ]
-    values, gradients = parted(captures)
+    values, gradients = parted(captures, n_layers)
     return InputResult(
         data["name"],
         tuple(data["prompt_ids"]),

@@ -49,6 +49,11 @@ class _Starts:
             self.hooks.update((hook.hook, hook) for hook in event.hooks)
 
     @property
+    def n_layers(self) -> int:
+        """Of the model; 0 where it was not told."""
+        return 0 if self.first is None else self.first.n_layers
+
+    @property
     def revision(self) -> int:
         """Of the session, when the first request began."""
         return 0 if self.first is None else self.first.revision
@@ -109,7 +114,7 @@ class Collector:
 
     def _input(self, begun: InputStarted) -> InputResult:
         name = begun.name
-        values, gradients = parted(assemble(self._frames.get(name, ())).values())
+        values, gradients = parted(assemble(self._frames.get(name, ())).values(), self._starts.n_layers)
         return InputResult(
             name,
             begun.token_ids,

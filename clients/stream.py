@@ -90,18 +90,20 @@ class Told:
     def step(self, event: Event) -> Step | None:
         """The step that an event completes, if it does."""
         self._keep(event)
+        n_layers = 0 if self.started is None else self.started.n_layers
         if isinstance(event, TensorFrame):
             self._pending.setdefault(event.input, []).append(event)
         elif isinstance(event, Token):
             self.text.setdefault(event.input, []).append(event.text)
             self._last[event.input] = event.index
-            return _step(event.input, event.index, event, self._pending.pop(event.input, []))
+            return _step(event.input, event.index, event, self._pending.pop(event.input, []), n_layers)
         elif isinstance(event, Revised):
             self.revision, self.hooks = event.revision, event.hooks
         elif isinstance(event, Finished):
             self.finished[event.input] = event
             if event.input in self._pending:
-                return _step(event.input, self._last.get(event.input, -1) + 1, None, self._pending.pop(event.input))
+                index = self._last.get(event.input, -1) + 1
+                return _step(event.input, index, None, self._pending.pop(event.input), n_layers)
         return None
 
     def _keep(self, event: Event) -> None:
@@ -226,6 +228,6 @@ def _steps(events: Iterator[Event], told: Told) -> Iterator[Step]:
             yield step
 
 
-def _step(name: str, index: int, token: Token | None, frames: list[TensorFrame]) -> Step:
+def _step(name: str, index: int, token: Token | None, frames: list[TensorFrame], n_layers: int) -> Step:
     revision = token.revision if token is not None else max(frame.revision for frame in frames)
-    return Step(name, index, token, Captures(assemble(frames).values()), revision)
+    return Step(name, index, token, Captures(assemble(frames).values(), n_layers), revision)

@@ -184,7 +184,7 @@ class Condition:
 
     def __post_init__(self) -> None:
         if self.site:
-            object.__setattr__(self, "site", str(Site.parse(_bounded(self.site, "when.site"))))
+            object.__setattr__(self, "site", Site.canonical(_bounded(self.site, "when.site")))
         object.__setattr__(self, "threshold", finite(self.threshold, "when.threshold"))
         _one_of(self.op, ("gt", "ge", "lt", "le"), "when.op")
         _one_of(self.latch, (None, "last", "mean"), "when.latch")

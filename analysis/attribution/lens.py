@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ...clients import Client, Gather, Hook, InputResult, Run, TopK, capture, patch
 from ...clients.prompts import Prompt
 from ...protos.errors import Internal, InvalidArgument
+from .grid import Layers, from_start
 
 __all__ = ["LogitLens", "logit_lens"]
 
@@ -71,7 +72,7 @@ def logit_lens(
     *,
     k: int = 5,
     targets: Sequence[int] = (),
-    layers: Sequence[int] | None = None,
+    layers: Layers = None,
     positions: Sequence[int] | None = None,
     model: str = "",
 ) -> LogitLens:
@@ -82,7 +83,9 @@ def logit_lens(
     Raises InvalidArgument for layers, positions or targets that the model or the prompt does not have.
     """
     info = client.describe(model)
-    chosen = _checked(list(range(info.n_layers)) if layers is None else layers, info.n_layers, "layer")
+    chosen = _checked(
+        range(info.n_layers) if layers is None else from_start(layers, info.n_layers), info.n_layers, "layer"
+    )
     wanted = tuple(_checked(targets, info.vocab_size, "target token")) if len(targets) else ()
     streams = client.run(prompt, capture=[f"resid_post.{layer}" for layer in chosen], model=model).only
     tokens = streams.tokens

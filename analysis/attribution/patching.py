@@ -15,7 +15,7 @@ from ...clients.hooks import Options
 from ...clients.prompts import Prompts
 from ...protos.errors import InvalidArgument
 from ...protos.metrics import Metric
-from .grid import Cell, Heads, Positions, make_grid
+from .grid import Cell, Heads, Layers, Positions, make_grid
 from .pairs import Direction, Pair, Side, check_direction, make_pairs, same_length
 
 __all__ = ["Patching", "patch"]
@@ -74,6 +74,7 @@ def patch(
     sites: str | Sequence[str],
     metric: Metric | Sequence[Metric],
     *,
+    layers: Layers = None,
     positions: Positions = None,
     heads: Heads = None,
     direction: Direction = "denoise",
@@ -84,7 +85,7 @@ def patch(
     """Patch every cell of sites × positions × heads on its own, in one sweep.
 
     `clean`, `corrupt`: a prompt or a list each, pairing token by token; several are averaged. `sites`: kinds
-    ("resid_pre": every layer), patterns or single sites. `positions` None: each on its own; "all": all together.
+    ("resid_pre": every layer, or `layers`), patterns or single sites. `positions` None: each on its own; "all": all together.
     `heads` None: whole rows; "all": each on its own (q, k, v, z, attn_*). `direction` "denoise": the corrupt prompt
     runs and clean values are put in; "noise": the other way. Raises InvalidArgument for prompts that do not pair.
     """
@@ -92,7 +93,7 @@ def patch(
     pairs = make_pairs(client, clean, corrupt, metric, model=model)
     explicit = positions is not None
     n_tokens = min(map(len, pairs)) if explicit else same_length(pairs, "a grid over every position")
-    grid = make_grid(client.describe(model), sites, n_tokens, positions, heads)
+    grid = make_grid(client.describe(model), sites, n_tokens, positions, heads, layers)
     whole = Cell("embed", None, None)  # all embeddings of the other side: its own forward, in the same sweep
     plans: list[list[Hook]] = [[]]
     plans += [[_hook(cell, pair, base, other) for pair in pairs] for cell in (whole, *grid.cells)]

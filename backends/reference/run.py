@@ -145,7 +145,7 @@ class _Input:
         when = bound.hook.where.when
         if when is None:
             return bound.positions
-        read = Site.parse(when.site) if when.site else site
+        read = Site.parse(when.site, len(self.request.model.layers)) if when.site else site
         if read.name in ATTENTION_SITES:
             raise InvalidArgument(f"a condition cannot read {read}")
         if read != site and read not in self.finals:

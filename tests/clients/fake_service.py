@@ -188,7 +188,18 @@ class FakeService:
         began = tuple(InputStarted(i.name, prompt_ids(i), tuple(chr(t) for t in prompt_ids(i)), 7) for i in inputs)
         versions = {"numpy": np.__version__}
         return Started(
-            "req-1", "fake", "abc123", "numpy", "cpu", DTYPE, "none", versions, resolved(plan), began, revision
+            "req-1",
+            "fake",
+            "abc123",
+            "numpy",
+            "cpu",
+            DTYPE,
+            "none",
+            versions,
+            resolved(plan),
+            began,
+            revision,
+            N_LAYERS,
         )
 
     def _frames(self, item, followed, tokens, rows, prompt, step, held) -> Iterator[TensorFrame]:
