@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..protos.errors import FailedPrecondition, InvalidArgument, ProbewireError
+from .checkpoints.folder import check_whole
+from .limits import Limits
+from .selfcheck import causality_fault, engine_fault
 
 if TYPE_CHECKING:
     from .base import Backend
-    from .limits import Limits
 
 __all__ = ["BACKENDS", "free_bytes", "load_backend"]
 
 BACKENDS = ("torch", "mlx")
+MOST_OF_AN_ERROR = 600
+"""Letters of what a library says of a checkpoint."""
 
 
 def load_backend(
@@ -44,18 +47,36 @@ def load_backend(
         raise FailedPrecondition(
             f"backend {name} needs {error.name}, which is not installed; pip install 'probewire[{name}]'"
         ) from None
+    check_whole(folder)
     try:
         backend = Chosen(folder, model_id=model_id, model_hash=model_hash, dtype=dtype, device=device, limits=limits)
+        not_causal = causality_fault(backend) if check else ""
     except ProbewireError:
         raise
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:  # what the libraries say of a bad checkpoint
-        raise InvalidArgument(f"the checkpoint in {folder} cannot be loaded on {name}: {error}") from error
+    except ImportError as error:  # of a package that the checkpoint's way of storing weights needs
+        raise FailedPrecondition(
+            f"the checkpoint in {folder} cannot be loaded on {name} with what is installed: {_in_a_line(error)}"
+        ) from error
+    except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+        # What the libraries say of a bad checkpoint.
+        raise InvalidArgument(f"the checkpoint in {folder} cannot be loaded on {name}: {_in_a_line(error)}") from error
+    if not_causal:
+        backend.close()
+        raise InvalidArgument(
+            f"the checkpoint in {folder} is no causal language model on {name}: {not_causal}; probewire serves those only"
+        )
     fault = _fault(name, folder, backend, device) if check and backend.engine is not None else ""
     if fault and backend.engine is not None:
         backend.engine.close()
         backend.engine = None
         backend.info = replace(backend.info, generate=False, generate_note=f"{fault}; use runs")
     return backend
+
+
+def _in_a_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    kind = type(error).__name__
+    return f"{kind}: {text[:MOST_OF_AN_ERROR]}…" if len(text) > MOST_OF_AN_ERROR else f"{kind}: {text}"
 
 
 def free_bytes(name: str, device: str) -> int | None:
@@ -72,16 +93,27 @@ def free_bytes(name: str, device: str) -> int | None:
 
 
 def _fault(name: str, folder: Path, backend: Backend, device: str) -> str:
-    """What the self-check found, or empty."""
-    from .limits import Limits
-    from .selfcheck import engine_fault, has_window, window_fault
+    """What the self-check found, or empty. Whatever goes wrong in it costs generation, and never the load."""
+    try:
+        return _found(name, folder, backend, device)
+    except Exception as error:  # noqa: BLE001 - the libraries raise what they like of a model they hardly know
+        return f"the check of the engine failed: {_in_a_line(error)}"
+
+
+def _found(name: str, folder: Path, backend: Backend, device: str) -> str:
+    from .checkpoints.shrunk import full_config
+    from .selfcheck import has_window, window_fault
 
     fault = engine_fault(backend)
-    if fault or not has_window(json.loads((folder / "config.json").read_text())):
+    if fault or not has_window(config := full_config(folder)):
         return fault
+    if name == "torch":
+        from .torch.tiny import write_tiny
+    else:
+        from .mlx.tiny import write_tiny
     small = Limits(n_slots=2, context_tokens=64, cache_tokens=128, chunk_tokens=8)
-    return window_fault(
-        lambda tiny: load_backend(name, tiny, model_id="check", limits=small, device=device, check=False),
-        folder,
-        backend.weight_names(),
-    )
+
+    def load(tiny: Path) -> Backend:
+        return load_backend(name, tiny, model_id="check", limits=small, device=device, check=False)
+
+    return window_fault(load, write_tiny, config)

@@ -15,14 +15,14 @@ import numpy as np
 from ..protos.gradients import RULES, IntegratedPath
 from ..protos.model import ModelInfo
 from ..protos.sites import ATTENTION_SITES, Site
+from .bound import BoundHook, BoundPlan
 from .metrics import BoundMetric, measure_coordinate
 from .ops import Ops
-from .plan import BoundHook, BoundPlan
 from .rules import gated
 from .sites import Family
 
 if TYPE_CHECKING:
-    from .executor import Slot
+    from .slot import Slot
 
 __all__ = ["Backward", "BoundBackward", "BoundPath", "Enough", "rules_of", "without_gradient"]
 
@@ -121,9 +121,9 @@ class Backward(ABC):
         """The order of the last site that matters, when no metric reads the logits."""
         if any(metric.site is None for metric in self.metrics):
             return None
-        orders = [site.order for site in (*self.targets, *(site for slot in self.slots for site in slot.plan.taps))]
+        orders = [site.order for site in (*self.targets, *(site for slot in self.slots for site in slot.plan.sites))]
         unfit = {Site("logits").name, *ATTENTION_SITES}  # made after the forward, or one sequence at a time
-        if any(site.name in unfit for slot in self.slots for site in slot.plan.taps):
+        if any(site.name in unfit for slot in self.slots for site in slot.plan.sites):
             return None
         return None if any(order is None for order in orders) else max(order for order in orders if order is not None)
 

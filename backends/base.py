@@ -6,6 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence as SequenceOf
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..protos.errors import ProbewireError
 from ..protos.model import ModelInfo, Sampling
 from ..protos.tensors import Array
@@ -13,8 +16,9 @@ from .limits import Limits
 
 if TYPE_CHECKING:
     from .backward import BoundBackward
+    from .bound import BoundHook, BoundPlan
     from .metrics import BoundMetric
-    from .plan import BoundHook, BoundPlan
+    from .points import Points
 
 __all__ = ["Backend", "Engine", "Rows", "Sequence", "StepResult"]
 
@@ -134,6 +138,8 @@ class Backend(Protocol):
     """One loaded model."""
 
     info: ModelInfo
+    points: Points
+    """Where its sites are."""
     limits: Limits
     engine: Engine | None
     """None when generation is refused (`info.generate_note` says why)."""
@@ -149,6 +155,10 @@ class Backend(Protocol):
 
     def run(self, sequences: SequenceOf[Sequence]) -> list[StepResult]:
         """One forward over several sequences at once, right-padded; a result each, in order."""
+        ...
+
+    def final_rows(self, ids: NDArray[np.int64]) -> Array:
+        """What the body of the model gives for [batch, row] token ids that nobody hooks: [batch, row, d_model]."""
         ...
 
     def gradients(self, sequences: SequenceOf[Sequence]) -> list[StepResult]:

@@ -14,13 +14,13 @@ from ..protos.sites import ATTENTION_SITES, Site
 from ..protos.spec import Capture, Gather, Last, Mean, NextLogprob, Norm, Project, Reduction, TopK
 from ..protos.tensors import Array, numpy_dtype
 from .base import Rows
+from .bound import BoundHook, BoundPlan
 from .latent_reads import LatentReads
 from .ops import Ops
-from .plan import BoundHook, BoundPlan
 from .saes.latent_maths import LatentMaths
 
 if TYPE_CHECKING:
-    from .executor import Slot
+    from .slot import Slot
 
 __all__ = ["Collector", "flush_reductions"]
 
@@ -42,7 +42,8 @@ class _Entry:
 class _Whole:
     """Tensors of one shape and dtype, a site each, that the same sequences take their rows of."""
 
-    sites: list[Site] = field(default_factory=list[Site])
+    sites: list[dict[Slot, Site]] = field(default_factory=list["dict[Slot, Site]"])
+    """What each sequence calls each of them."""
     values: list[Any] = field(default_factory=list[Any])
     stacked: Any = None
 
@@ -73,10 +74,11 @@ class Collector:
         self.whole: dict[tuple[Any, ...], _Whole] = {}
         """By (takers, shape, dtype)."""
 
-    def add_whole(self, site: Site, value: Any, takers: list[tuple[Slot, BoundHook]]) -> None:
+    def add_whole(self, value: Any, takers: list[tuple[Slot, BoundHook, Site]]) -> None:
         """Take all rows of several sequences at once; they are parted on the host."""
-        whole = self.whole.setdefault((tuple(takers), tuple(value.shape), value.dtype), _Whole())
-        whole.sites.append(site)
+        who = tuple((slot, bound) for slot, bound, _ in takers)
+        whole = self.whole.setdefault((who, tuple(value.shape), value.dtype), _Whole())
+        whole.sites.append({slot: site for slot, _, site in takers})
         whole.values.append(value)
 
     def part(self, slots: Collection[Slot]) -> Collector:
@@ -202,8 +204,9 @@ class Collector:
     def _parted(self, host: Iterator[Array]) -> dict[Slot, list[Rows]]:
         out: dict[Slot, list[Rows]] = {}
         for (takers, _, _), whole in self.whole.items():
-            stacked, sites = next(host), tuple(str(site) for site in whole.sites)
+            stacked = next(host)
             for slot, bound in takers:
+                sites = tuple(str(names[slot]) for names in whole.sites)
                 positions = tuple(range(slot.position, slot.position + slot.n))
                 values = stacked[:, slot.batch, slot.start : slot.stop]
                 out.setdefault(slot, []).append(Rows(bound.index, sites, positions, values))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ..protos.edits import (
     Add,
     Clamp,
@@ -19,8 +21,13 @@ from ..protos.model import ModelInfo, SiteInfo
 from ..protos.sites import ATTENTION_SITES, HEAD_SITES, Site, SitePattern
 from ..protos.spec import Capture, Condition, Gather, Hook, NextLogprob, Project, TopK, Where
 from ..protos.tensors import Tensor
+from .points import Points
+from .sites import ROW_EDITS
 
-__all__ = ["check_hook", "edit_name", "expand"]
+if TYPE_CHECKING:
+    from .bound import Bindable
+
+__all__ = ["check_hook", "edit_name", "expand", "from_input", "widths_of"]
 
 
 def edit_name(edit: Edit) -> str:
@@ -40,38 +47,46 @@ def expand(hook: Hook, info: ModelInfo, where: str) -> tuple[Site, ...]:
 def check_hook(
     hook: Hook,
     sites: tuple[Site, ...],
-    info: ModelInfo,
+    model: Bindable,
     mode: str,
     where: str,
     *,
-    tokens: int,
     prompt_length: int,
     n_rows: int,
 ) -> None:
     """Raise InvalidArgument unless this model can honour the hook exactly."""
-    if sites[0].name == "module":
-        _check_raw(hook, where)
-        offered = None
-    else:
-        offered = _offered(sites, info, mode, where)
-    widths = offered.widths if offered is not None else None
+    info = model.info
+    offered = _offered(sites, model, mode, where)
+    widths = offered.widths
     _check_where(hook.where, prompt_length, n_rows, where)
     if hook.where.when is not None:
-        _check_condition(hook.where.when, sites, info, mode, where)
+        _check_condition(hook.where.when, sites, model, mode, where)
     if hook.edit is not None:
         _check_edit(hook.edit, sites[0], offered, widths, where)
-    if hook.capture is not None and hook.capture.gradient and offered is not None and not offered.gradients:
+        if isinstance(hook.edit, LowRank):
+            _check_read(hook.edit, sites, model.points, where)
+    if hook.capture is not None and hook.capture.gradient and sites[0].name != "module" and not offered.gradients:
         allowed = ", ".join(s.name for s in info.sites if s.gradients)
         raise InvalidArgument(f"{where}: {sites[0].name} offers no gradients; allowed: {allowed}")
     if hook.capture is not None:
         _check_capture(hook.capture, sites[0], widths, mode, hook.where.when is not None, where)
     if hook.edit is not None and sites[0].name == "logits" and mode == "generate" and hook.where.phase == "prompt":
         raise InvalidArgument(f"{where}: editing logits of prompt rows changes nothing; edit them with phase 'all'")
-    del tokens
 
 
-def _offered(sites: tuple[Site, ...], info: ModelInfo, mode: str, where: str) -> SiteInfo:
-    name = sites[0].name
+def widths_of(site: Site, model: Bindable) -> tuple[int, ...]:
+    """Sizes of a site's axes after its row axis; 0 for the key axis. The site is one that the model offers."""
+    if site.name == "module":
+        return model.points.tail(site)
+    offered = model.info.site(site.name)
+    assert offered is not None
+    return offered.widths
+
+
+def _offered(sites: tuple[Site, ...], model: Bindable, mode: str, where: str) -> SiteInfo:
+    name, info = sites[0].name, model.info
+    if name == "module":
+        return _raw(sites[0], model.points, where)
     offered = info.site(name)
     if offered is None:
         allowed = ", ".join(site.name for site in info.sites) or "raw module sites only"
@@ -88,9 +103,13 @@ def _offered(sites: tuple[Site, ...], info: ModelInfo, mode: str, where: str) ->
     return offered
 
 
-def _check_raw(hook: Hook, where: str) -> None:
-    if isinstance(hook.edit, LowRank):
-        raise InvalidArgument(f"{where}: low_rank needs a named site such as mlp_out.3, not a raw module")
+def _raw(site: Site, points: Points, where: str) -> SiteInfo:
+    """What can be done at a raw module: everything that needs no more than its width."""
+    if reason := points.reason_to_refuse(site):
+        raise InvalidArgument(f"{where}: {reason}")
+    widths = points.tail(site)
+    edits = (*ROW_EDITS, *(("latents",) if len(widths) == 1 else ()))
+    return SiteInfo(site.name, site.axes, widths, edits=edits)
 
 
 def _check_where(where: Where, prompt_length: int, n_rows: int, what: str) -> None:
@@ -108,16 +127,15 @@ def _check_where(where: Where, prompt_length: int, n_rows: int, what: str) -> No
             raise InvalidArgument(f"{what}: span {span.start}:{span.stop} chooses nothing in 0:{n_rows}")
 
 
-def _check_condition(when: Condition, sites: tuple[Site, ...], info: ModelInfo, mode: str, where: str) -> None:
+def _check_condition(when: Condition, sites: tuple[Site, ...], model: Bindable, mode: str, where: str) -> None:
+    info = model.info
     for site in sites:
         read = Site.parse(when.site) if when.site else site
         if read.name in ATTENTION_SITES:
             raise InvalidArgument(f"{where}: a condition cannot read {read.name}; use z or attn_out")
         if read != site and (read.order is None or site.order is None or read.order > site.order):
             raise InvalidArgument(f"{where}: the condition reads {read}, which is computed after {site}")
-        if read.name == "module":
-            continue
-        widths = _offered((read,), info, mode, where).widths
+        widths = _offered((read,), model, mode, where).widths
         if read.layer is not None and not 0 <= read.layer < info.n_layers:
             raise InvalidArgument(f"{where}: the condition's {read} is outside layers 0 … {info.n_layers - 1}")
         _check_condition_part(when, read, widths, where)
@@ -137,17 +155,15 @@ def _check_condition_part(when: Condition, read: Site, widths: tuple[int, ...], 
         )
 
 
-def _check_edit(edit: Edit, site: Site, offered: SiteInfo | None, widths: tuple[int, ...] | None, where: str) -> None:
+def _check_edit(edit: Edit, site: Site, offered: SiteInfo, widths: tuple[int, ...], where: str) -> None:
     name = edit_name(edit)
-    if offered is not None and name not in offered.edits:
+    if name not in offered.edits:
         allowed = ", ".join(offered.edits) or "none (captures only)"
         raise InvalidArgument(f"{where}: {name} is not possible at {site.name}; allowed here: {allowed}")
     if edit.heads is not None and site.name not in HEAD_SITES:
         raise InvalidArgument(f"{where}: {site.name} has no heads; leave out heads (or use units)")
     if site.name in ATTENTION_SITES:
         _check_key_edit(edit, where)
-    if widths is None:
-        return
     if edit.heads is not None and max(edit.heads) >= widths[0]:
         raise InvalidArgument(f"{where}: head {max(edit.heads)} is outside 0 … {widths[0] - 1}")
     if edit.units is not None and widths[-1] and max(edit.units) >= widths[-1]:
@@ -191,13 +207,23 @@ def _check_widths(edit: Edit, width: int, n_heads: int | None, widths: tuple[int
         if isinstance(edit.source, Constant):
             _check_vector(edit.source.value, width, n_heads, f"{where}: replace.constant.value")
         elif isinstance(edit.source, Inline):
-            expected = (width,) if n_heads is None else (n_heads, width)
+            expected = (*widths[:-1], width) if n_heads is None else (n_heads, width)
             if edit.source.value.shape[1:] != expected:
                 raise InvalidArgument(
                     f"{where}: replace.inline rows have shape {list(edit.source.value.shape[1:])}, the site's part has {list(expected)}"
                 )
     elif isinstance(edit, Noise):
         return
+
+
+def _check_read(edit: LowRank, sites: tuple[Site, ...], points: Points, where: str) -> None:
+    """What a linear site's module reads must be as wide as `low_rank.a` takes."""
+    for site in sites:
+        width = points.read_width(site)
+        if width and edit.a.shape[0] != width:
+            raise InvalidArgument(
+                f"{where}: low_rank.a takes rows {edit.a.shape[0]} wide, but the module of {site} reads rows {width} wide"
+            )
 
 
 def _check_vector(vector: Tensor, width: int, n_heads: int | None, what: str) -> None:
@@ -208,7 +234,7 @@ def _check_vector(vector: Tensor, width: int, n_heads: int | None, what: str) ->
 
 
 def _check_capture(
-    capture: Capture, site: Site, widths: tuple[int, ...] | None, mode: str, conditional: bool, where: str
+    capture: Capture, site: Site, widths: tuple[int, ...], mode: str, conditional: bool, where: str
 ) -> None:
     reduce = capture.reduce
     if isinstance(reduce, NextLogprob) and site.name != "logits":
@@ -225,8 +251,6 @@ def _check_capture(
         raise InvalidArgument(
             f"{where}: {site.name} cannot be reduced, its key axis has no fixed width; capture it whole"
         )
-    if widths is None:
-        return
     if isinstance(reduce, Gather) and max(reduce.ids) >= widths[-1]:
         what = "token id" if site.name == "logits" else "unit"
         raise InvalidArgument(f"{where}: {what} {max(reduce.ids)} is outside 0 … {widths[-1] - 1}")

@@ -23,10 +23,10 @@ from ..protos.edits import (
 )
 from ..protos.errors import InvalidArgument
 from ..protos.sites import ATTENTION_SITES, Site
+from .bound import BoundHook
 from .linear import gram_schmidt, span_basis
 from .noise import noise_row
 from .ops import Ops
-from .plan import BoundHook
 from .saes.latent_maths import LatentMaths
 
 __all__ = ["Edits"]

@@ -1,7 +1,8 @@
 """Applies plans to the tensors of one forward, for every sequence in the batch at once.
 
-A backend calls `begin` with the rows of this forward, `tap` at each site as the forward reaches it, and `collect` at
-the end. Each sequence sees its own rows alone, at absolute positions, whatever the batch, chunk or page did.
+A backend calls `begin` with the rows of this forward, `tap` at each point that is asked for as the forward reaches it,
+and `collect` at the end. Each sequence sees its own rows alone, at absolute positions, whatever the batch, chunk or
+page did. What fails, fails its own sequence.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,64 +18,19 @@ from numpy.typing import NDArray
 from ..protos.errors import Internal, InvalidArgument, ProbewireError
 from ..protos.latents import ReadLatents
 from ..protos.sites import ATTENTION_SITES, Site
-from .base import Rows, Sequence
+from .base import Rows
+from .bound import Acting, BoundHook, choose
 from .captures import Collector
 from .edit import Edits
 from .latent_reads import Taker
 from .ops import Ops
-from .plan import BoundHook, BoundPlan, choose
+from .points import Point, Points, View
+from .slot import Slot
 
 if TYPE_CHECKING:
     from .backward import Backward
 
-__all__ = ["Executor", "Slot"]
-
-
-@dataclass(eq=False, slots=True)
-class Slot:
-    """Where one sequence's rows lie in this forward's tensors."""
-
-    sequence: Sequence
-    batch: int
-    """Index on the batch axis."""
-    start: int
-    """First row on the position axis."""
-    stop: int
-    position: int
-    """Absolute position of the first row."""
-    tokens: NDArray[np.int64] | None = None
-    """Input tokens of the rows; None when not known on the host (and no hook needs them)."""
-    keys: tuple[int, int] | None = None
-    """Range on the key axis, where the batch's keys are packed."""
-    masked: Any = None
-    """At attn_*: which keys each row cannot see, [row, 1 or head, key]."""
-    error: ProbewireError | None = None
-    """Set when a hook of this sequence failed; its later hooks are skipped."""
-    conditions: dict[tuple[int, int], Any] = field(default_factory=dict[tuple[int, int], Any])
-    """(hook, site index) → boolean row mask, read at an earlier site."""
-    encoded: dict[tuple[int, int], Any] = field(default_factory=dict[tuple[int, int], Any])
-    """(hook, site index) → the rows whose latents' gradients are asked for."""
-    choices: dict[tuple[int, str], Any] = field(default_factory=dict[tuple[int, str], Any])
-    plan: BoundPlan = field(init=False)
-    """The sequence's when this forward began: a live session may give the sequence another for the next one."""
-
-    def __post_init__(self) -> None:
-        self.plan = self.sequence.plan
-
-    @property
-    def wants_logprobs(self) -> bool:
-        """Whether the log-probability of the token sampled from it is asked for."""
-        return self.sequence.sampling.logprobs is not None or self.plan.wants_next_logprob
-
-    @property
-    def n(self) -> int:
-        """Number of rows."""
-        return self.stop - self.start
-
-    @property
-    def positions(self) -> NDArray[np.int64]:
-        """Absolute positions of the rows."""
-        return np.arange(self.position, self.position + self.n)
+__all__ = ["Executor", "as_error"]
 
 
 class Executor:
@@ -83,149 +38,208 @@ class Executor:
 
     def __init__(self, ops: Ops) -> None:
         self.ops = ops
+        self.points: Points
+        """Set once the model has been looked at."""
         self.edits = Edits(ops)
         self.slots: list[Slot] = []
-        self.asked: set[Site] = set()
-        """Sites that some sequence of this forward asks for: asked at every site of every layer, so kept."""
-        self.reached: Counter[Site] = Counter()
-        """How often this forward reached each raw module."""
+        self.asked: set[Point] = set()
+        """Points that some sequence of this forward asks for: asked at every one of every layer, so kept."""
+        self.reached: Counter[Point] = Counter()
+        """How often this forward reached each of them."""
         self.layout = (0, 0)
         """Sizes of the batch and row axes of this forward: a raw tensor without them cannot be matched to tokens."""
         self.collector = Collector(ops)
         self.backward: Backward | None = None
         """Set while a forward is made for gradients."""
+        self.watching: dict[Point, list[tuple[Site, View]]] = {}
+        """Named sites that `backward` is to be shown, in forward order."""
         self.hook_s = 0.0
         """Seconds spent in `tap` since the start."""
 
     def begin(self, slots: SequenceOf[Slot], layout: tuple[int, int], backward: Backward | None = None) -> None:
         """Start a forward over [batch, row, …] tensors of the given layout."""
         self.layout, self.backward = layout, backward
-        self.slots = [slot for slot in slots if slot.plan.by_site]
-        self.asked = {site for slot in self.slots for site in slot.plan.taps}
+        self.slots = [slot for slot in slots if slot.plan.at]
+        self.asked = {point for slot in self.slots for point in slot.plan.at}
+        self.watching = {}
         if backward is not None:
-            self.asked |= backward.sites
+            self._watch_for(backward)
         self.collector = Collector(self.ops)
         self.reached.clear()
 
-    def wanting(self, *sites: Site) -> list[Slot]:
-        """The slots that ask for any of the sites."""
-        if self.asked.isdisjoint(sites):
+    def _watch_for(self, backward: Backward) -> None:
+        named = {site for slot in self.slots for site in slot.plan.sites if site.order is not None}
+        for site in sorted(named | backward.sites, key=lambda site: site.order or (0, 0)):
+            spot = self.points.spot(site)
+            self.asked.add(spot.point)
+            self.watching.setdefault(spot.point, []).append((site, spot.view))
+
+    def wanting(self, *points: Point) -> list[Slot]:
+        """The slots that ask for any of the points."""
+        if self.asked.isdisjoint(points):
             return []
-        return [s for s in self.slots if any(site in s.plan.taps for site in sites)]
+        return [s for s in self.slots if any(point in s.plan.at for point in points)]
 
     def tap(
         self,
-        site: Site,
+        point: Point,
         value: Any,
         *,
         linear_input: Any = None,
-        in_place: bool = False,
         slots: SequenceOf[Slot] | None = None,
         owner: Slot | None = None,
     ) -> Any:
-        """Read and edit `value` ([batch, row, …]) at a site. Returns the value to go on with.
+        """Read and edit the tensor at a point, [batch, row, …]. Returns the value to go on with.
 
         A hook that fails marks its own slot; nothing is raised, so neighbours do not notice. `owner`: the slot whose
         rows alone `value` holds.
         """
-        if site.name == "module":
-            self.reached[site] += 1
+        self.reached[point] += 1
         start_s = time.perf_counter()
         if self.backward is not None:
-            entered = self.backward.enter(site, value)
-            if in_place and entered is not value:
-                value[...] = entered  # what else holds the tensor goes on with it too
-            else:
-                value = entered
-        result, plain, takers = value, list[tuple[Slot, BoundHook]](), list[Taker]()
+            value = self._entered(point, value)
+        result, plain, takers = value, list[tuple[Slot, BoundHook, Site]](), list[Taker]()
+        view: View | None = None
         for slot in self.slots if slots is None else slots:
             plan = slot.plan
-            if (bound := plan.plain.get(site)) is not None:
-                chosen = self._chosen(slot, bound, site)
-                if chosen is None:
-                    plain.append((slot, bound))
-                if chosen is None or not len(chosen):
-                    continue
-            if slot.error is not None or (site not in plan.by_site and site not in plan.conditions):
+            if slot.error is not None or (acting := plan.at.get(point)) is None:
                 continue
-            if (bound := plan.latents.get(site)) is not None:
-                chosen = self._chosen(slot, bound, site)
+            if (one := plan.plain.get(point)) is not None:
+                chosen = self._chosen(slot, one.bound, one.site)
+                if chosen is None and (view is None or view == one.view):
+                    view = one.view
+                    plain.append((slot, one.bound, one.site))
+                    continue
+                if chosen is not None and not len(chosen):
+                    continue
+            elif (one := plan.latents.get(point)) is not None:
+                chosen = self._chosen(slot, one.bound, one.site)
                 rows = np.arange(slot.n) if chosen is None else chosen
                 if len(rows):
-                    takers.append(Taker(slot, bound, rows))
+                    takers.append(Taker(slot, one.bound, one.site, one.view, rows))
                 continue
-            rows = result[slot.batch, slot.start : slot.stop]
-            if any(bound.hook.edit is not None for bound, _ in plan.by_site.get(site, ())):
-                rows = self.ops.copy(rows)  # what is captured here must not see the write below
-            source = None if linear_input is None else linear_input[slot.batch, slot.start : slot.stop]
-            try:
-                edited = self.tap_rows(site, slot, rows, linear_input=source)
-            except Exception as error:  # noqa: BLE001 - a fault in one request's hook must not reach its neighbours
-                slot.error = _as_error(error, site)
-                continue
-            if edited is rows:
-                continue
-            if not in_place and result is value:
-                result = self.ops.copy(value)
-            result[slot.batch, slot.start : slot.stop] = edited
-        if plain:
-            self.collector.add_whole(site, value, plain)
+            result = self._acted(point, slot, acting, value, result, linear_input)
+        if plain and view is not None:
+            self._take_whole(point, view, value, plain)
         if takers:
-            self._read_latents(site, value, takers)
+            self._read_latents(value, takers)
         if self.backward is not None:  # last, as it may end the forward
-            result = self.backward.leave(site, result, in_place=in_place, slot=owner)
+            result = self._left(point, result, owner)
         self.hook_s += time.perf_counter() - start_s
         return result
 
-    def _read_latents(self, site: Site, value: Any, takers: list[Taker]) -> None:
+    def _acted(self, point: Point, slot: Slot, acting: list[Acting], value: Any, result: Any, linear_input: Any) -> Any:
+        """The tensor after what one slot's hooks do to its rows."""
+        rows = result[slot.batch, slot.start : slot.stop]
+        source = None
+        if any(one.bound.hook.edit is not None for one in acting):
+            rows = self.ops.copy(rows)  # what is captured here must not see the write below
+            source = None if linear_input is None else linear_input[slot.batch, slot.start : slot.stop]
+        elif point.changes:
+            rows = self.ops.copy(rows)
+        edited = self._tap_rows(acting, slot, rows, source)
+        if edited is rows:
+            return result
+        if not point.in_place and result is value:
+            result = self.ops.copy(value)
+        result[slot.batch, slot.start : slot.stop] = edited
+        return result
+
+    def _entered(self, point: Point, value: Any) -> Any:
+        assert self.backward is not None
+        for site, view in self.watching.get(point, ()):
+            shown = view.of(value)
+            entered = self.backward.enter(site, shown)
+            if entered is shown:
+                continue
+            entered = view.put(value, entered, self.ops.copy)
+            if point.in_place:
+                value[...] = entered  # what else holds the tensor goes on with it too
+            else:
+                value = entered
+        return value
+
+    def _left(self, point: Point, value: Any, owner: Slot | None) -> Any:
+        assert self.backward is not None
+        for site, view in self.watching.get(point, ()):
+            shown = view.of(value)
+            left = self.backward.leave(site, shown, in_place=point.in_place, slot=owner)
+            if left is not shown:
+                value = view.put(value, left, self.ops.copy)
+        return value
+
+    def _take_whole(self, point: Point, view: View, value: Any, plain: list[tuple[Slot, BoundHook, Site]]) -> None:
+        self.collector.add_whole(view.of(self.ops.copy(value) if point.changes else value), plain)
+
+    def _read_latents(self, value: Any, takers: list[Taker]) -> None:
         for group in self.collector.together.groups(takers):
             try:
-                self.collector.together.add(site, value, group)
-            except Exception as error:  # noqa: BLE001 - as in `tap`; these asked for the same
+                self.collector.together.add(value, group)
+            except Exception as error:  # noqa: BLE001 - as in `_tap_rows`; these asked for the same
                 for taker in group:
-                    taker.slot.error = _as_error(error, site)
+                    taker.slot.error = as_error(error, taker.site)
 
-    def tap_one(self, site: Site, slot: Slot, rows: Any) -> Any:
+    def tap_one(self, point: Point, slot: Slot, rows: Any) -> Any:
         """Like `tap`, for a site that a backend computes one sequence at a time."""
-        plan = slot.plan
-        if slot.error is not None or (site not in plan.by_site and site not in plan.conditions):
+        self.reached[point] += 1
+        if slot.error is not None or (acting := slot.plan.at.get(point)) is None:
             return rows
-        try:
-            rows = self.tap_rows(site, slot, rows)
-            return rows if self.backward is None else self.backward.leave(site, rows, slot=slot)
-        except Exception as error:  # noqa: BLE001 - as in `tap`
-            slot.error = _as_error(error, site)
+        rows = self._tap_rows(acting, slot, rows, None)
+        if self.backward is None or slot.error is not None:
             return rows
+        return self._left(point, rows, slot)
 
-    def fail_wanting(self, sites: SequenceOf[Site], reason: str) -> None:
-        """Fail the sequences that ask for sites which turned out not to be readable."""
-        for slot in self.wanting(*sites):
-            slot.error = slot.error or InvalidArgument(f"{sites[0]}: {reason}")
+    def fail_wanting(self, points: SequenceOf[Point], reason: str) -> None:
+        """Fail the sequences that ask for points which turned out not to be readable."""
+        for slot in self.wanting(*points):
+            acting = next(slot.plan.at[point] for point in points if point in slot.plan.at)
+            slot.error = slot.error or InvalidArgument(f"{acting[0].site}: {reason}")
 
-    def tap_rows(self, site: Site, slot: Slot, rows: Any, *, linear_input: Any = None) -> Any:
-        """Read and edit one sequence's rows ([row, …]; attn_*: [row, head, key]); the same object when unchanged."""
-        plan = slot.plan
+    def _tap_rows(self, acting: list[Acting], slot: Slot, rows: Any, linear_input: Any) -> Any:
+        """Read and edit one sequence's rows ([row, …]; attn_*: [row, head, key]); the same object when unchanged.
+
+        When a hook fails, its slot is marked and the rows stay as they were.
+        """
         raw = current = rows
-        for bound, index in plan.by_site.get(site, ()):
-            chosen = self._chosen(slot, bound, site)
-            mask = self._condition(slot, bound, index, site, current)
-            if chosen is not None and not len(chosen):
-                continue
-            if bound.hook.edit is not None:
-                current = self._edit(slot, bound, index, site, current, chosen, mask, linear_input)
-            if bound.hook.capture is not None and not bound.hook.capture.gradient:
-                value = raw if bound.hook.capture.before else current
-                self.collector.add(slot, bound, index, site, value, chosen, mask)
-        for bound, index in plan.conditions.get(site, ()):
-            slot.conditions[bound.index, index] = self._evaluate(slot, bound, index, current)
+        for one in acting:
+            try:
+                shown = one.view.of(current)
+                if one.condition_only:
+                    slot.conditions[one.bound.index, one.index] = self._evaluate(slot, one.bound, one.index, shown)
+                    continue
+                if one.first:
+                    raw = current
+                edited = self._act(slot, one, raw, shown, linear_input)
+                if edited is not shown:
+                    current = one.view.put(current, edited, self.ops.copy)
+            except Exception as error:  # noqa: BLE001 - a fault in one request's hook must not reach its neighbours
+                slot.error = as_error(error, one.site)
+                return rows
         if self.backward is not None:
-            self._keep_encoded(site, slot, current)
+            self._keep_encoded(acting, slot, current)
         return current
 
-    def _keep_encoded(self, site: Site, slot: Slot, rows: Any) -> None:
-        for bound, index in slot.plan.by_site.get(site, ()):
-            if (capture := bound.hook.capture) and capture.gradient and isinstance(capture.reduce, ReadLatents):
-                slot.encoded[bound.index, index] = self.ops.stop(rows)
+    def _keep_encoded(self, acting: list[Acting], slot: Slot, rows: Any) -> None:
+        """Where gradients by latents are asked for: the rows after all edits, to be encoded then."""
+        for one in acting:
+            capture = one.bound.hook.capture
+            if capture is not None and capture.gradient and isinstance(capture.reduce, ReadLatents):
+                slot.encoded[one.bound.index, one.index] = self.ops.stop(one.view.of(rows))
+
+    def _act(self, slot: Slot, one: Acting, raw: Any, shown: Any, linear_input: Any) -> Any:
+        """One hook at one site: what it shows after the hook's edit."""
+        bound, index, site = one.bound, one.index, one.site
+        chosen = self._chosen(slot, bound, site)
+        mask = self._condition(slot, bound, index, site, shown)
+        if chosen is not None and not len(chosen):
+            return shown
+        capture, edited = bound.hook.capture, shown
+        if bound.hook.edit is not None:
+            edited = self._edit(slot, bound, index, site, shown, chosen, mask, linear_input)
+        if capture is not None and not capture.gradient:
+            value = one.view.of(raw) if capture.before else edited
+            self.collector.add(slot, bound, index, site, value, chosen, mask)
+        return edited
 
     def _chosen(self, slot: Slot, bound: BoundHook, site: Site) -> NDArray[np.int64] | None:
         """Row numbers within the slot that the hook applies to; None for all of them."""
@@ -252,6 +266,8 @@ class Executor:
         source = linear_input if linear_input is None or picked is None else ops.take(linear_input, picked, 0)
         positions = slot.positions if chosen is None else slot.positions[chosen]
         new = ops.like(self.edits.apply(bound, index, site, ops.f32(old), positions, source), rows)
+        if tuple(new.shape) != tuple(old.shape):  # it would be spread over the rows, or not fit them
+            raise InvalidArgument(f"a hook at {site} gives {list(new.shape)} for rows of {list(old.shape)}")
         if site.name in ATTENTION_SITES:
             masked = slot.masked if picked is None else ops.take(slot.masked, picked, 0)
             new = ops.where(masked, old, new)  # edits never reach masked keys: scores stay −inf, probabilities 0
@@ -306,27 +322,35 @@ class Executor:
                 try:
                     self.collector.add(slot, bound, index, site, rows, chosen, None, encoded=encoded)
                 except Exception as error:  # noqa: BLE001 - as in `tap`
-                    slot.error = slot.error or _as_error(error, site)
+                    slot.error = slot.error or as_error(error, site)
 
     def collect(self) -> dict[int, list[Rows]]:
         """End the forward: every captured row on the host, by id of the slot's sequence."""
         self._check_raw()
         rows = self.collector.finish()
+        self.end()
         out: dict[int, list[Rows]] = {}
         for slot, found in rows.items():
             out.setdefault(id(slot.sequence), []).extend(found)
         return out
 
+    def end(self) -> None:
+        """Let go of what the forward made: an idle model keeps nobody's tensors on its device."""
+        self.slots, self.collector, self.watching = [], Collector(self.ops), {}
+
     def _check_raw(self) -> None:
         """Fail the sequences whose raw module did not run once: what they asked for would be missing, or twice."""
         for slot in self.slots:
-            for site in slot.plan.taps:
-                if site.name == "module" and self.reached[site] != 1 and slot.error is None:
-                    times = f"ran {self.reached[site]} times" if self.reached[site] else "did not run"
-                    slot.error = InvalidArgument(f"{site}: the module {times} in a forward; ask for one that runs once")
+            for point, acting in slot.plan.at.items():
+                if slot.error is None and self.reached[point] != 1 and acting[0].site.name == "module":
+                    times = f"ran {self.reached[point]} times" if self.reached[point] else "did not run"
+                    slot.error = InvalidArgument(
+                        f"{acting[0].site}: the module {times} in a forward; ask for one that runs once"
+                    )
 
 
-def _as_error(error: Exception, site: Site) -> ProbewireError:
+def as_error(error: Exception, site: Site) -> ProbewireError:
+    """What a hook at a site raised, as its caller is told."""
     if isinstance(error, ProbewireError):
         return error
     # torch says RuntimeError of tensors that do not go together, as of much else.

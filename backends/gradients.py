@@ -12,7 +12,9 @@ from ..protos.sites import Site
 from ..protos.spec import Hook
 from .base import Sequence, StepResult
 from .captures import flush_reductions
-from .executor import Executor, Slot
+from .executor import Executor
+from .overflow import not_measured
+from .slot import Slot
 
 __all__ = ["finish", "one_prompt", "rows_of", "slots_of", "spread"]
 
@@ -42,11 +44,11 @@ def one_prompt(sequences: SequenceOf[Sequence]) -> bool:
     first = sequences[0]
     if len(sequences) < 2 or (first.backward is not None and first.backward.path is not None):
         return False
-    if Site("logits") in first.plan.taps:
+    if Site("logits") in first.plan.sites:
         return False  # a metric's row of logits is made of its own
     return all(
         s.tokens == first.tokens
-        and s.plan.taps == first.plan.taps  # the one forward watches the first one's sites
+        and s.plan.sites == first.plan.sites  # the one forward watches the first one's sites
         and all(_only_gradient(b.hook) for b in s.plan.hooks)
         for s in sequences
     )
@@ -87,6 +89,9 @@ def finish(
         error = next((slots[i].error for i in indices if slots[i].error is not None), None)
         if error is not None:
             results.append(StepResult(slot.sequence, error=error))
+            continue
+        if fault := not_measured([measured[i] for i in indices]):
+            results.append(StepResult(slot.sequence, error=fault))
             continue
         rows = captured.get(id(slot.sequence), []) + flush_reductions(slot.plan)
         results.append(StepResult(slot.sequence, tuple(rows), measured=tuple(measured[i] for i in indices)))

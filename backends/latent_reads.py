@@ -16,12 +16,13 @@ from ..protos.latents import ReadLatents
 from ..protos.sites import Site
 from ..protos.tensors import Array
 from .base import Rows
+from .bound import BoundHook
 from .ops import Ops
-from .plan import BoundHook
+from .points import View
 from .saes.latent_maths import LatentMaths
 
 if TYPE_CHECKING:
-    from .executor import Slot
+    from .slot import Slot
 
 __all__ = ["LatentReads", "Taker"]
 
@@ -32,13 +33,14 @@ class Taker:
 
     slot: Slot
     bound: BoundHook
+    site: Site
+    view: View
     rows: NDArray[np.int64]
     """Row numbers within the slot."""
 
 
 @dataclass(eq=False, slots=True)
 class _Read:
-    site: Site
     takers: list[tuple[Taker, int]]
     """And where its rows begin among those read."""
     parts: dict[str, Any]
@@ -61,15 +63,16 @@ class LatentReads:
             assert capture is not None
             assert isinstance(capture.reduce, ReadLatents)
             sae = taker.bound.saes[capture.reduce.sae]
-            groups.setdefault((id(sae), capture.reduce, capture.dtype), []).append(taker)
+            groups.setdefault((id(sae), capture.reduce, capture.dtype, taker.view), []).append(taker)
         return list(groups.values())
 
-    def add(self, site: Site, value: Any, takers: SequenceOf[Taker]) -> None:
-        """Read latents of rows of `value` ([batch, row, …]) for one group."""
+    def add(self, value: Any, takers: SequenceOf[Taker]) -> None:
+        """Read latents of rows of the tensor at a point, [batch, row, …], for one group."""
         capture = takers[0].bound.hook.capture
         assert capture is not None
         assert isinstance(capture.reduce, ReadLatents)
         reduce, dtype = capture.reduce, capture.dtype
+        value = takers[0].view.of(value)
         width = int(value.shape[1])
         chosen = [taker.slot.batch * width + taker.slot.start + taker.rows for taker in takers]
         at = np.concatenate(chosen)
@@ -78,7 +81,7 @@ class LatentReads:
         parts = self.maths.read(reduce, takers[0].bound.device["saes"][reduce.sae], rows)
         cast = {part: tensor if dtype is None else self.ops.cast(tensor, dtype) for part, tensor in parts}
         starts = np.cumsum([0, *(len(rows) for rows in chosen)]).tolist()
-        self.reads.append(_Read(site, list(zip(takers, starts, strict=False)), cast))
+        self.reads.append(_Read(list(zip(takers, starts, strict=False)), cast))
 
     def _taken(self, flat: Any, at: NDArray[np.int64]) -> Any:
         return self.ops.take(flat, self.ops.index(at), 0)
@@ -88,7 +91,7 @@ class LatentReads:
         part = LatentReads(self.ops)
         for read in self.reads:
             if kept := [(taker, start) for taker, start in read.takers if taker.slot in slots]:
-                part.reads.append(_Read(read.site, kept, read.parts))
+                part.reads.append(_Read(kept, read.parts))
         return part
 
     def device_tensors(self) -> list[Any]:
@@ -104,6 +107,6 @@ class LatentReads:
                 for taker, start in read.takers:
                     values = array[None, start : start + len(taker.rows)]
                     positions = tuple((taker.slot.position + taker.rows).tolist())
-                    rows = Rows(taker.bound.index, (str(read.site),), positions, values, part)
+                    rows = Rows(taker.bound.index, (str(taker.site),), positions, values, part)
                     out.setdefault(taker.slot, []).append(rows)
         return out

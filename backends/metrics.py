@@ -13,8 +13,8 @@ from ..protos.metrics import Coordinate, Kl, Logit, LogitDifference, LogProb, Me
 from ..protos.model import ModelInfo
 from ..protos.sites import ATTENTION_SITES, HEAD_SITES, Site
 from ..protos.spec import Capture, Hook, Where
+from .bound import BoundHook
 from .ops import Ops
-from .plan import BoundHook
 
 __all__ = ["INSIDE_MLP", "BoundMetric", "bind_metric", "measure_coordinate", "measure_logits"]
 

@@ -166,18 +166,26 @@ class Dims:
 
 
 def dims_of(config: Any) -> Dims:
-    """Sizes from a config as transformers reads it."""
-    d_model, n_heads = config.hidden_size, config.num_attention_heads
+    """Sizes from a config as transformers reads it; 0 for what an architecture does not have (heads, in a mamba)."""
+    d_model, n_heads = config.hidden_size, _size(config, "num_attention_heads")
     return Dims(
         n_layers=config.num_hidden_layers,
         d_model=d_model,
         n_heads=n_heads,
-        n_kv_heads=getattr(config, "num_key_value_heads", None) or n_heads,
-        d_head=getattr(config, "head_dim", None) or d_model // n_heads,
-        d_mlp=getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * d_model,
+        n_kv_heads=_size(config, "num_key_value_heads") or n_heads,
+        d_head=_size(config, "head_dim") or (d_model // n_heads if n_heads else 0),
+        d_mlp=_size(config, "intermediate_size") or _size(config, "n_inner") or 4 * d_model,
         vocab=config.vocab_size,
-        n_experts=getattr(config, "num_local_experts", 0) or 0,
+        n_experts=_size(config, "num_local_experts"),
     )
+
+
+def _size(config: Any, name: str) -> int:
+    try:
+        found = getattr(config, name)
+    except (AttributeError, ValueError):  # transformers raises either for what differs between layers
+        return 0
+    return found if isinstance(found, int) else 0
 
 
 def site_infos(

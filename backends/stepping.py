@@ -8,11 +8,12 @@ from ..protos.sites import Site
 from ..protos.spec import NextLogprob
 from ..protos.tensors import numpy_dtype
 from .base import Rows, StepResult
-from .executor import Slot
-from .plan import choose
+from .bound import choose
+from .overflow import NotFinite
 from .sampling import Choice
+from .slot import Slot
 
-__all__ = ["result_of", "sampled_logprob_rows"]
+__all__ = ["not_finite", "result_of", "sampled_logprob_rows"]
 
 _LOGITS = Site("logits")
 
@@ -25,6 +26,14 @@ def result_of(slot: Slot, rows: list[Rows], choice: Choice | None) -> StepResult
     if choice is None:
         return StepResult(sequence, tuple(rows), revision=revision)
     return StepResult(sequence, tuple(rows), choice.token, choice.logprob, choice.top, revision)
+
+
+def not_finite(slot: Slot) -> NotFinite:
+    """What is said of a sequence from whose logits no token can be sampled."""
+    position = slot.position + slot.n - 1
+    return NotFinite(
+        f"the logits after position {position} of sequence {slot.sequence.id} are no numbers (they overflowed)"
+    )
 
 
 def sampled_logprob_rows(slot: Slot, choice: Choice) -> list[Rows]:

@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 from ..protos.metrics import Logit, LogitDifference, Metric
 from ..protos.sites import Site
 from .base import Sequence, StepResult
-from .executor import Executor, Slot
+from .bound import BoundPlan, chosen_positions
+from .executor import Executor
 from .metrics import BoundMetric, measure_logits
 from .ops import Ops
-from .plan import BoundPlan, chosen_positions
+from .overflow import not_measured
+from .slot import Slot
 
 __all__ = ["WHOLE", "Start", "Sweeps", "Trunk", "grouped", "hooks_in", "start_of"]
 
@@ -76,7 +78,7 @@ def start_of(plan: BoundPlan, base: frozenset[int], tokens: list[int], n_layers:
             layer = min(layer, *(_layer(site, n_layers) for site in bound.sites))
     if position == NOWHERE:
         return Start(NOWHERE, NOWHERE)
-    if any(site.name == "module" for site in plan.taps):
+    if any(site.name == "module" for site in plan.sites):
         return WHOLE
     for bound in plan.hooks:  # conditions of any hook must be seen where they read
         when = bound.hook.where.when
@@ -171,7 +173,7 @@ class Sweeps(ABC):
             slots = [_slot(variants[index], row, position) for row, (_, index) in enumerate(entering)]
             self._begin(slots, (len(slots), trunk.n_tokens - position))
             hidden = self._rest(trunk, position, [layer for layer, _ in entering], slots)
-            self.executor.slots = [slot for slot in slots if slot.plan.by_site]
+            self.executor.slots = [slot for slot in slots if slot.plan.at]
             values = self._measured(slots, hidden, position, trunk)
             for (_, index), slot, found in zip(entering, slots, values, strict=True):
                 results[index] = _result(slot, found)
@@ -189,7 +191,7 @@ class Sweeps(ABC):
         """[slot, target], on the host."""
         ops, metrics = self.executor.ops, slots[0].sequence.metrics
         at = [metric.position - position for metric in metrics]  # below 0: nothing from here on can change it
-        tapped = any(_LOGITS in slot.plan.taps for slot in slots)
+        tapped = any(_LOGITS in slot.plan.sites for slot in slots)
         columns = None if tapped else _columns_of(metric.metric for metric in metrics)
         if tapped:
             whole = [self._tap_logits(slot, hidden)[0] for slot in slots]
@@ -207,7 +209,7 @@ class Sweeps(ABC):
 
     def join(self, slots: list[Slot], n_rows: int) -> None:
         """From here on the batch is these sequences."""
-        self.executor.slots = [slot for slot in slots if slot.plan.by_site]
+        self.executor.slots = [slot for slot in slots if slot.plan.at]
         self.executor.layout = (len(slots), n_rows)
 
     @abstractmethod
@@ -238,6 +240,8 @@ class Sweeps(ABC):
 def _result(slot: Slot, values: NDArray[np.float64]) -> StepResult:
     if slot.error is not None:
         return StepResult(slot.sequence, error=slot.error)
+    if fault := not_measured(values.tolist()):
+        return StepResult(slot.sequence, error=fault)
     return StepResult(slot.sequence, measured=tuple(float(value) for value in values))
 
 

@@ -6,15 +6,16 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-from safetensors import safe_open
+from numpy.typing import NDArray
 
-from ..protos.errors import NotFound
+from ..protos.errors import NotFound, Unsupported
 from ..protos.tensors import Array, numpy_dtype
+from .checkpoints.weight_file import BITS
 
-__all__ = ["CheckpointWeights"]
+__all__ = ["CheckpointWeights", "has_own_head"]
 
 _DTYPES = {
     "F64": "float64",
@@ -22,9 +23,8 @@ _DTYPES = {
     "F16": "float16",
     "BF16": "bfloat16",
     "I64": "int64",
-    "I32": "int32",
-    "U8": "uint8",
 }
+"""What weights are stored as; in other dtypes stand codes of quantised ones."""
 
 
 class CheckpointWeights:
@@ -47,23 +47,40 @@ class CheckpointWeights:
         """Bytes of all of them as stored, or with floats of `itemsize` bytes."""
         total = 0
         for _, dtype, shape, _ in self._entries.values():
-            stored = numpy_dtype(_DTYPES[dtype]).itemsize if dtype in _DTYPES else 1  # eight-bit floats and the like
-            floats = dtype.startswith(("F", "BF"))
-            total += math.prod(shape) * (itemsize if floats and itemsize is not None else stored)
+            bits = BITS.get(dtype, 8)
+            if itemsize is not None and dtype in ("F64", "F32", "F16", "BF16"):
+                bits = 8 * itemsize
+            total += math.prod(shape) * bits // 8
         return total
 
     def get(self, name: str) -> Array:
-        """One weight. Raises NotFound with a few names that are like it."""
+        """One weight. Raises NotFound with a few names that are like it, Unsupported for one that is stored packed."""
         if name not in self._entries:
             near = [n for n in self._entries if n.rsplit(".", 2)[-2:] == name.rsplit(".", 2)[-2:]]
             some = ", ".join((near or list(self._entries))[:4])
             raise NotFound(f"no weight {name!r} in the checkpoint; for example {some}")
         path, dtype, shape, start = self._entries[name]
         if dtype not in _DTYPES:
-            with cast("Any", safe_open)(path, framework="np") as file:
-                return file.get_tensor(name)
+            raise Unsupported(
+                f"weight {name!r} is stored as packed codes ({dtype}, {list(shape)}), which are not its values; read the "
+                "weights of the checkpoint that was quantised, or the model's activations"
+            )
         kind = numpy_dtype(_DTYPES[dtype])
         return np.fromfile(path, dtype=kind, count=int(np.prod(shape)), offset=start).reshape(shape)
+
+    def stored(self, name: str) -> NDArray[np.uint8]:
+        """The bytes of one weight as the file has them, mapped and not read."""
+        path, dtype, shape, start = self._entries[name]
+        return np.memmap(path, np.uint8, "r", start, (math.prod(shape) * BITS.get(dtype, 8) // 8,))
+
+
+def has_own_head(folder: Path) -> bool:
+    """Whether the files hold an output matrix that is not the embedding, whatever the config says of tying the two."""
+    weights = CheckpointWeights(folder)
+    embeddings = [name for name in weights.names() if name.endswith(("embed_tokens.weight", "wte.weight"))]
+    if "lm_head.weight" not in weights.names() or len(embeddings) != 1:
+        return "lm_head.weight" in weights.names()
+    return not np.array_equal(weights.stored("lm_head.weight"), weights.stored(embeddings[0]))
 
 
 def _files(folder: Path) -> list[Path]:

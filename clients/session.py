@@ -76,7 +76,7 @@ class SessionView:
 
     @property
     def hooks(self) -> tuple[Hook, ...]:
-        """In the order they apply, after a request's own."""
+        """In the order they apply, before a request's own: those see what the session edits."""
         return self._session.plan.hooks
 
     def __repr__(self) -> str:

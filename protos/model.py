@@ -82,6 +82,8 @@ class ModelInfo:
     n_experts: int = 0
     context_length: int = 0
     """Positions a request may use, prompt and new tokens together."""
+    context_note: str = ""
+    """Why there are fewer of them than the operator allows, where there are."""
     generate: bool = True
     generate_note: str = ""
     """Why generation is refused, when it is."""
@@ -151,7 +153,7 @@ class Sampling:
     top_k: int = 0
     """0: off."""
     seed: int | None = None
-    """None: the server draws one and reports it. Input i of a request samples with seed + i."""
+    """None: the server draws one and reports it. Input i of a request samples with seed + i (modulo 2**63)."""
     stop: tuple[str, ...] = ()
     """Text that ends the generation; it is not part of the text returned."""
     logprobs: int | None = None

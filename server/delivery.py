@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Sequence as SequenceOf
 from dataclasses import replace
@@ -24,6 +25,8 @@ from .prepared import Prepared, PreparedInput
 from .text import TextStream
 
 __all__ = ["Job", "Sink"]
+
+log = logging.getLogger(__name__)
 
 Reason = Literal["stop", "length", "eos", "run"]
 HIGH_WATER_BYTES = 8 << 20
@@ -255,7 +258,10 @@ class Job:
     def _close(self, error: ProbewireError | None) -> None:
         self.send()
         self.ended = True
-        self._store.release(self._reservation)
+        try:
+            self._store.release(self._reservation)
+        except ProbewireError as fault:  # the model's thread goes on; what is reserved is let go of at the next start
+            log.warning("room for captures of request %s stays reserved: %s", self.prepared.id, fault.message)
         self._sink.end(error)
 
     def is_behind(self, *, held: bool) -> bool:

@@ -8,7 +8,8 @@ no credit. On top of it two bounds on slots, for generations: see `FairQueue.may
 
 from __future__ import annotations
 
-from collections import deque
+import threading
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -59,13 +60,21 @@ class _Waiting(Generic[T]):
 
 @dataclass(eq=False)
 class FairQueue(Generic[T]):
-    """What waits for one kind of service, by user; first come, first served for each user alone."""
+    """What waits for one kind of service, by user; first come, first served for each user alone.
+
+    Owned by one thread; `expect` and `cost` are for any. What is expected counts as waiting until it has `arrived`, so
+    that a burst which the owner has not yet looked at cannot pass the bounds.
+    """
 
     ledger: Ledger
     max_waiting: int
     n_slots: int = 0
     """Slots that the service has; 0: no bound but the order."""
     _queues: dict[str, deque[_Waiting[T]]] = field(default_factory=dict[str, deque[_Waiting[T]]])
+    _counts: Counter[str] = field(default_factory=Counter[str])
+    """User → what waits or is expected; under the lock, as `_queues` is not."""
+    _cost: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __len__(self) -> int:
         return sum(map(len, self._queues.values()))
@@ -78,21 +87,36 @@ class FairQueue(Generic[T]):
     @property
     def cost(self) -> int:
         """Tokens that wait, all users'."""
-        return sum(waiting.cost for queue in self._queues.values() for waiting in queue)
+        return self._cost
 
-    def check_room(self, user: str, n: int, retry_after_s: float) -> None:
-        """Raise ResourceExhausted when `n` more do not fit; nobody may fill more than half of the queue."""
-        if len(self) + n > self.max_waiting:
-            raise ResourceExhausted(
-                f"{len(self)} inputs are waiting already, of at most {self.max_waiting}; try again later",
-                retry_after_s=retry_after_s,
-            )
-        own, most = len(self._queues.get(user, ())), max(1, self.max_waiting // 2)
-        if user != LOCAL.name and own + n > most:
-            raise ResourceExhausted(
-                f"{own} inputs of {user} are waiting already, of at most {most} for one user; try again later",
-                retry_after_s=retry_after_s,
-            )
+    def expect(self, user: str, n: int, retry_after_s: float) -> None:
+        """Set room aside for `n` more, until they have `arrived`. Raises ResourceExhausted when they do not fit; nobody
+        may fill more than half of the queue."""
+        with self._lock:
+            waiting, own = self._counts.total(), self._counts[user]
+            if waiting + n > self.max_waiting:
+                raise ResourceExhausted(
+                    f"{waiting} inputs are waiting already, of at most {self.max_waiting}; try again later",
+                    retry_after_s=retry_after_s,
+                )
+            most = max(1, self.max_waiting // 2)
+            if user != LOCAL.name and own + n > most:
+                raise ResourceExhausted(
+                    f"{own} inputs of {user} are waiting already, of at most {most} for one user; try again later",
+                    retry_after_s=retry_after_s,
+                )
+            self._counts[user] += n
+
+    def arrived(self, user: str, n: int) -> None:
+        """What was expected is here: from now on what is pushed counts."""
+        self._count(user, -n, 0)
+
+    def _count(self, user: str, n: int, cost: int) -> None:
+        with self._lock:
+            self._cost += cost
+            self._counts[user] += n
+            if not self._counts[user]:
+                del self._counts[user]
 
     def push(self, user: str, weight: float, item: T, cost: int, now_s: float, running: Mapping[str, int]) -> None:
         """Wait. `running`: how many slots each user holds."""
@@ -101,6 +125,7 @@ class FairQueue(Generic[T]):
             self.ledger.enter(user, weight, active)
             self.ledger.keep(active | {user})
         self._queues.setdefault(user, deque()).append(_Waiting(item, cost, now_s))
+        self._count(user, 1, cost)
 
     def candidates(self, running: Mapping[str, int]) -> Iterator[tuple[str, T]]:
         """The users who may start something now, least served first, each with what he would start."""
@@ -128,6 +153,7 @@ class FairQueue(Generic[T]):
         waiting = queue.popleft()
         if not queue:
             del self._queues[user]
+        self._count(user, -1, -waiting.cost)
         return waiting.item
 
     def overdue(self, before_s: float) -> list[T]:
@@ -142,6 +168,7 @@ class FairQueue(Generic[T]):
         """Take out what nobody waits for any more."""
         for user, queue in list(self._queues.items()):
             kept = deque(waiting for waiting in queue if not unwanted(waiting.item))
+            self._count(user, len(kept) - len(queue), sum(w.cost for w in kept) - sum(w.cost for w in queue))
             if kept:
                 self._queues[user] = kept
             else:

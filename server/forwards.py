@@ -7,16 +7,18 @@ from collections.abc import Callable
 from typing import Any
 
 from ..backends.base import Backend, Sequence, StepResult
+from ..backends.bound import BoundPlan
 from ..backends.gradients import rows_of
-from ..backends.plan import BoundPlan, give_rows
-from ..protos.errors import Internal, ProbewireError
+from ..backends.overflow import NotFinite, explained
+from ..backends.source_rows import give_rows
+from ..protos.errors import Internal, ProbewireError, error_from_code
 from .admission import Item
 from .delivery import Job
 from .fair_queue import FairQueue
 from .prepared import PreparedInput
 from .tempo import Tempo
 
-__all__ = ["GRADIENT_COST", "Forwards", "as_internal"]
+__all__ = ["GRADIENT_COST", "Forwards", "as_internal", "told"]
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +62,7 @@ class Forwards:
             return
         self._tempo.ran(sum(len(sequence.tokens) for sequence in sequences))
         for (job, item, sequence), result in zip(batch, results, strict=True):
-            self._ran(job, item, sequence, result)
+            self._ran(backend, job, item, sequence, result)
 
     def _batch(self, most: int) -> list[tuple[Job, PreparedInput, Sequence]]:
         """The next forwards of one kind, as many as `most` token rows hold, at least one; a sweep comes alone."""
@@ -91,9 +93,9 @@ class Forwards:
                 break
         return batch
 
-    def _ran(self, job: Job, item: PreparedInput, sequence: Sequence, result: StepResult) -> None:
+    def _ran(self, backend: Backend, job: Job, item: PreparedInput, sequence: Sequence, result: StepResult) -> None:
         if result.error is not None:
-            self._drop(job, result.error)
+            self._drop(job, told(backend, result))
         elif sequence is item.source:
             job.take_source_rows(item, result)
             self._advance(job)
@@ -117,12 +119,14 @@ class Forwards:
         for bound in (bound for variant in variants for bound in variant.plan.hooks):
             bound.device = bound.source = None  # measured plans keep no tensors
         item.n_swept += len(chosen)
-        failed = next((result.error for result in results if result.error is not None), None)
+        failed = next(
+            ((i, result) for i, result in zip(chosen, results, strict=True) if result.error is not None), None
+        )
         done = item.n_swept == len(item.variants)
         if failed is not None or done:
             self._trunks.pop(id(item), None)
         if failed is not None:
-            self._drop(job, failed)
+            self._drop(job, told(backend, failed[1], f"plan {failed[0]}: "))
             return
         job.deliver_measured(item, chosen, [result.measured for result in results], done=done)
         if not done:
@@ -150,6 +154,15 @@ def _variant(job: Job, base: Sequence, plan: BoundPlan, name: str) -> Sequence:
             rows = job.prepared.rows[bound.needs[0]]
             give_rows(bound, [rows[str(site)] for site in bound.sites])
     return Sequence(name, base.tokens, base.prompt_length, plan, metrics=base.metrics)
+
+
+def told(backend: Backend, result: StepResult, what: str = "") -> ProbewireError:
+    """A result's error as its caller is told: of values that overflowed, with the place where it began."""
+    error = result.error
+    assert error is not None
+    if isinstance(error, NotFinite):
+        error = explained(backend, result.sequence, error)
+    return error_from_code(error.code, what + error.message) if what else error
 
 
 def as_internal(what: str, error: Exception) -> ProbewireError:

@@ -12,12 +12,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..backends.base import Backend
+from ..backends.bound import Bindable
 from ..backends.checks import check_hook, expand, from_input
 from ..backends.plan import hook_saes
 from ..backends.saes import Shelf
 from ..protos.depth import plan_at_depth
 from ..protos.errors import InvalidArgument, NotFound
-from ..protos.model import ModelInfo
 from ..protos.sessions import Session
 from ..protos.spec import Plan
 from .requests import followed
@@ -81,7 +81,7 @@ class LiveSessions:
             self._sessions.pop(session_id, None)
 
 
-def check_session_plan(plan: Plan, info: ModelInfo, shelf: Shelf) -> None:
+def check_session_plan(plan: Plan, model: Bindable, shelf: Shelf) -> None:
     """Raise InvalidArgument for what a session cannot hold, or what model and SAEs cannot do; NotFound for an unknown SAE."""
     for index, hook in enumerate(plan_at_depth(plan, info.n_layers).hooks):
         where = f"hook {index} ({hook.site})"
@@ -89,7 +89,7 @@ def check_session_plan(plan: Plan, info: ModelInfo, shelf: Shelf) -> None:
             raise InvalidArgument(f"{where}: a session knows no inputs; give hooks that name inputs with the request")
         if hook.capture is not None and hook.capture.store:
             raise InvalidArgument(f"{where}: a session cannot store; give the hook with the request")
-        longest = info.context_length or 1  # positions are checked again against each generation
-        sites = expand(hook, info, where)
-        check_hook(hook, sites, info, "generate", where, tokens=longest, prompt_length=longest, n_rows=longest)
+        longest = model.info.context_length or 1  # positions are checked again against each generation
+        sites = expand(hook, model.info, where)
+        check_hook(hook, sites, model, "generate", where, prompt_length=longest, n_rows=longest)
         hook_saes(hook, sites, shelf, where)

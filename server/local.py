@@ -128,7 +128,7 @@ class LocalModel:
         )
         try:
             self.scheduler.submit(job)
-        except ProbewireError:
+        except BaseException:
             self.store.release(reservation)
             raise
         return job
@@ -149,7 +149,7 @@ class LocalModel:
 
     def put_session(self, session: Session, caller: Caller) -> None:
         """Take a session or its next revision, for generations under way from their next step on."""
-        check_session_plan(session.plan, self.info, self._shelf(caller))  # here: an SAE may have to be read
+        check_session_plan(session.plan, self.backend, self._shelf(caller))  # here: an SAE may have to be read
 
         def put() -> None:
             self.sessions.put(caller.user.name, session, self.scheduler.jobs, self.backend)
@@ -245,12 +245,21 @@ class LocalOperations:
 
     async def _stream(self, request: InferenceRequest) -> AsyncIterator[list[Event]]:
         sink = AsyncSink(self._model.scheduler)
-        job = await asyncio.to_thread(self._model.submit, request, sink, current_caller())
+        submitted = asyncio.ensure_future(asyncio.to_thread(self._model.submit, request, sink, current_caller()))
+        try:
+            job = await asyncio.shield(submitted)
+        except asyncio.CancelledError:  # the thread goes on, and queues a request whose caller has left
+            submitted.add_done_callback(self._drop_unwanted)
+            raise
         try:
             async for events in sink.events():
                 yield events
         finally:
             self._model.scheduler.cancel(job)
+
+    def _drop_unwanted(self, submitted: asyncio.Future[Job]) -> None:
+        if not submitted.cancelled() and submitted.exception() is None:
+            self._model.scheduler.cancel(submitted.result())
 
     def generate(self, request: GenerateRequest) -> AsyncIterator[list[Event]]:
         """See Operations."""

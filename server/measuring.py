@@ -7,9 +7,10 @@ from itertools import chain
 
 from ..backends.backward import BoundBackward, BoundPath, without_gradient
 from ..backends.base import Backend, Sequence
+from ..backends.bound import BoundHook, BoundPlan
 from ..backends.gradients import rows_of
 from ..backends.metrics import BoundMetric, bind_metric
-from ..backends.plan import BoundHook, BoundPlan, bind
+from ..backends.plan import bind
 from ..backends.saes import Shelf
 from ..backends.sweeping import hooks_in, start_of
 from ..backends.tokenizer import Tokenizer
@@ -62,7 +63,7 @@ def prepare_gradients(
             sequence.backward = BoundBackward(frozenset(request.rules), request.direct, path)
             _check_room(sequence, item.item.name, backend.limits.max_run_tokens // GRADIENT_COST)
             item.sequence = sequence
-    set_sources(request_id, request.plan, inputs, info, lengths, shelf)
+    set_sources(request_id, request.plan, inputs, backend, lengths, shelf)
     store_bytes = check_bytes(inputs, info, limits)
     started = started_of(request_id, request.plan, inputs, info, tokenizer)
     return Prepared(request_id, "gradients", request.plan, inputs, started, store_bytes)
@@ -169,14 +170,14 @@ def prepare_sweep(
     set_levels(inputs, chain(request.base.hooks, *(plan.hooks for plan in request.plans)))
     for index, item in enumerate(inputs):
         if not item.item.source_only:
-            base, *variants = _bound_plans(request, item, info, lengths, shelf)
+            base, *variants = _bound_plans(request, item, backend, lengths, shelf)
             sequence = Sequence(f"{request_id}.{index}", list(item.tokens), base.prompt_length, base)
             sequence.metrics = _metrics(item, request.targets, info, lengths)
             if any(metric.site is not None for metric in sequence.metrics):
                 raise InvalidArgument("a sweep measures logits; for a coordinate of a site use a run or gradients")
             item.sequence, item.variants = sequence, variants
             item.order = _order(base, variants, item.tokens, info.n_layers, share=request.share)
-    set_sources(request_id, request.base, inputs, info, lengths, shelf)
+    set_sources(request_id, request.base, inputs, backend, lengths, shelf)
     started = started_of(request_id, request.base, inputs, info, tokenizer)
     return Prepared(request_id, "sweep", request.base, inputs, started, share=request.share)
 
@@ -193,7 +194,7 @@ def _order(
 
 
 def _bound_plans(
-    request: SweepRequest, item: PreparedInput, info: ModelInfo, lengths: Mapping[str, int], shelf: Shelf
+    request: SweepRequest, item: PreparedInput, backend: Backend, lengths: Mapping[str, int], shelf: Shelf
 ) -> list[BoundPlan]:
     """The base alone, then with each plan. Raises InvalidArgument, naming the plan."""
     found: list[BoundPlan] = []
@@ -202,7 +203,7 @@ def _bound_plans(
             found.append(
                 bind(
                     Plan((*request.base.hooks, *plan.hooks)),
-                    info,
+                    backend,
                     mode="sweep",
                     input_name=item.item.name,
                     tokens=item.tokens,

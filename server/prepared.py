@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..backends.base import Sequence
-from ..backends.plan import BoundHook, BoundPlan, Mode, give_rows, succeed
+from ..backends.bound import BoundHook, BoundPlan, Mode
+from ..backends.plan import succeed
+from ..backends.source_rows import give_rows
 from ..protos.model import Input, ResolvedHook, Started
 from ..protos.sessions import Session
 from ..protos.spec import Plan

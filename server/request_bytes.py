@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..backends.plan import BoundHook, BoundPlan, chosen_positions
+from ..backends.bound import BoundHook, BoundPlan, chosen_positions
 from ..protos.errors import ResourceExhausted
 from ..protos.latents import ReadLatents
 from ..protos.model import ModelInfo

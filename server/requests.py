@@ -8,7 +8,8 @@ from dataclasses import replace
 from functools import partial
 
 from ..backends.base import Backend, Sequence
-from ..backends.plan import BoundPlan, Mode, bind
+from ..backends.bound import BoundPlan, Mode
+from ..backends.plan import bind
 from ..backends.saes import Shelf
 from ..backends.tokenizer import Tokenizer
 from ..protos.depth import request_at_depth
@@ -29,6 +30,10 @@ __all__ = [
     "started_of",
     "tokens_of",
 ]
+
+
+SEEDS = 1 << 63
+"""Input i samples with seed + i; after the largest seed comes 0."""
 
 
 def prepare_generate(
@@ -80,6 +85,12 @@ def _prepare(
     if session is not None:
         request, revision = replace(request, plan=followed(request.plan, session)), session.revision
     n_own = len(own_plan.hooks)
+    for item in request.inputs:
+        if mode == "generate" and item.prompt_length is not None:
+            raise InvalidArgument(
+                f"input {item.name!r}: prompt_length is for runs, which may repeat a generation; in a generation the whole "
+                "input is the prompt: leave it out"
+            )
     inputs = [
         PreparedInput(i, tokens_of(i, tokenizer, info, limits), mode == "generate" and not i.source_only)
         for i in request.inputs
@@ -91,9 +102,9 @@ def _prepare(
     for index, prepared in enumerate(inputs):
         if not prepared.item.source_only:
             prepared.sequence = input_sequence(
-                f"{request_id}.{index}", mode, request, prepared, backend, lengths, shelf, seed + index, n_own
+                f"{request_id}.{index}", mode, request, prepared, backend, lengths, shelf, (seed + index) % SEEDS, n_own
             )
-    set_sources(request_id, request.plan, inputs, info, lengths, shelf, n_own)
+    set_sources(request_id, request.plan, inputs, backend, lengths, shelf, n_own)
     for sequence in (s for item in inputs for s in (item.sequence, item.source) if s is not None):
         sequence.plan.revision = revision
     store_bytes = check_bytes(inputs, info, limits)
@@ -126,9 +137,7 @@ def _rebound(
         check_bytes([again], backend.info, limits)
         found.append((item.sequence, again.sequence.plan))
     if item.source is not None and item.item.name not in prepared.rows:
-        source = source_sequence(
-            item.source.id, request.plan, item, prepared.inputs, backend.info, lengths, shelf, n_own
-        )
+        source = source_sequence(item.source.id, request.plan, item, prepared.inputs, backend, lengths, shelf, n_own)
         assert source is not None
         found.append((item.source, source.plan))
     for _, plan in found:
@@ -153,7 +162,8 @@ def tokens_of(item: Input, tokenizer: Tokenizer, info: ModelInfo, limits: Reques
     tokens = tokenizer.encode(item)
     longest = min(limits.max_prompt_tokens, info.context_length or limits.max_prompt_tokens)
     if len(tokens) > longest:
-        raise InvalidArgument(f"input {item.name!r} has {len(tokens)} tokens; at most {longest} are allowed")
+        why = f" ({info.context_note})" if info.context_note and longest == info.context_length else ""
+        raise InvalidArgument(f"input {item.name!r} has {len(tokens)} tokens; at most {longest} are allowed{why}")
     if item.prompt_length is not None and item.prompt_length > len(tokens):
         raise InvalidArgument(
             f"input {item.name!r}: prompt_length {item.prompt_length} is above its {len(tokens)} tokens"
@@ -180,10 +190,11 @@ def input_sequence(
         assert backend.engine is not None
         reason = backend.engine.reason_not_to_fit(n_rows + 1)
         if reason is not None:
-            raise InvalidArgument(f"input {item.name!r} {reason}; shorten the prompt or lower max_new_tokens")
+            why = f" ({backend.info.context_note})" if backend.info.context_note else ""
+            raise InvalidArgument(f"input {item.name!r} {reason}{why}; shorten the prompt or lower max_new_tokens")
     plan = bind(
         request.plan,
-        backend.info,
+        backend,
         mode=mode,
         input_name=item.name,
         tokens=tokens,

@@ -11,14 +11,15 @@ from itertools import chain
 from typing import Any
 
 from ..backends.base import Backend, Sequence
-from ..backends.plan import BoundPlan, give_rows
+from ..backends.bound import BoundPlan
+from ..backends.source_rows import give_rows
 from ..protos.activity import WorkerStatus
 from ..protos.errors import Cancelled, ProbewireError, ResourceExhausted, Unavailable
 from .admission import Item, admit_next
 from .config import RequestLimits
 from .delivery import Job
 from .fair_queue import FairQueue, Ledger
-from .forwards import Forwards, as_internal
+from .forwards import Forwards, as_internal, told
 from .prepared import PreparedInput
 from .tempo import Tempo
 
@@ -120,10 +121,15 @@ class Scheduler:
         user, n = job.caller.user.name, len(job.prepared.inputs)
         retry_after_s = self.tempo.seconds_for(self._waiting.cost + self._runs.cost)
         queue = self._waiting if job.prepared.mode == "generate" else self._runs
-        queue.check_room(user, n, retry_after_s)
         if not self._thread.is_alive():
             raise Unavailable("the model's thread has ended; the worker must be restarted")
-        self.later(lambda: self._accept(job))
+        queue.expect(user, n, retry_after_s)
+
+        def accept() -> None:
+            queue.arrived(user, n)
+            self._accept(job)
+
+        self.later(accept)
 
     def cancel(self, job: Job) -> None:
         """Take a request out, wherever it is; harmless when it has ended."""
@@ -344,7 +350,7 @@ class Scheduler:
                 continue
             touched[job.prepared.id] = job
             if result.error is not None:
-                self.drop(job, result.error)
+                self.drop(job, told(self.backend, result))
                 continue
             self._waiting.ledger.charge(job.caller.user.name, result.token is not None)
             if job.deliver_step(result):

@@ -6,6 +6,7 @@ import asyncio
 import queue
 import threading
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 
 from ..protos.errors import ProbewireError
 from ..protos.events import nbytes
@@ -61,7 +62,7 @@ class AsyncSink(_Backlog):
         self._send(error)
 
     def _send(self, item: list[Event] | ProbewireError | None) -> None:
-        if not self._loop.is_closed():
+        with suppress(RuntimeError):  # the loop has closed, and nobody waits
             self._loop.call_soon_threadsafe(self._queue.put_nowait, item)
 
     async def events(self) -> AsyncIterator[list[Event]]:

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from ..backends.base import Sequence
+from ..backends.bound import Bindable, BoundHook
 from ..backends.checks import from_input
-from ..backends.plan import BoundHook, bind
+from ..backends.plan import bind
 from ..backends.saes import Shelf
 from ..protos.errors import InvalidArgument
-from ..protos.model import ModelInfo
 from ..protos.spec import Capture, Hook, Plan, Where
 from .prepared import PreparedInput
 
@@ -51,7 +51,7 @@ def source_sequence(
     plan: Plan,
     prepared: PreparedInput,
     inputs: list[PreparedInput],
-    info: ModelInfo,
+    model: Bindable,
     lengths: Mapping[str, int],
     shelf: Shelf,
     n_own: int,
@@ -78,7 +78,7 @@ def source_sequence(
     length = prepared.item.prompt_length or len(tokens)
     bound = bind(
         Plan((*edits, *extra)),
-        info,
+        model,
         mode="run",
         input_name=name,
         tokens=tokens,
@@ -102,7 +102,7 @@ def set_sources(
     request_id: str,
     plan: Plan,
     inputs: list[PreparedInput],
-    info: ModelInfo,
+    model: Bindable,
     lengths: Mapping[str, int],
     shelf: Shelf,
     n_own: int = 0,
@@ -110,5 +110,5 @@ def set_sources(
     """Give every input that others read its run."""
     for index, prepared in enumerate(inputs):
         prepared.source = source_sequence(
-            f"{request_id}.{index}.source", plan, prepared, inputs, info, lengths, shelf, n_own
+            f"{request_id}.{index}.source", plan, prepared, inputs, model, lengths, shelf, n_own
         )

@@ -10,7 +10,7 @@ from typing import Any, cast
 from ...protos.errors import InvalidArgument, NotFound
 from .weight_file import WeightFile, read_weight_file
 
-__all__ = ["CheckpointFolder", "inspect_folder"]
+__all__ = ["CheckpointFolder", "check_whole", "inspect_folder"]
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -46,6 +46,7 @@ def inspect_folder(path: Path) -> CheckpointFolder:
             f"{path} is a file; give the folder that holds config.json, the safetensors weights and the tokenizer"
         )
     try:
+        check_whole(path)
         config = _config(path)
         weights = tuple(read_weight_file(file) for file in _weight_paths(path))
         _check_index(path, weights)
@@ -53,6 +54,21 @@ def inspect_folder(path: Path) -> CheckpointFolder:
     except OSError as error:
         raise InvalidArgument(f"{error.filename or path} cannot be read: {error.strerror}") from error
     return CheckpointFolder(path, config, weights)
+
+
+def check_whole(folder: Path) -> None:
+    """Raise InvalidArgument for an adapter: beside a whole model it would be applied on one backend and not on the other."""
+    file = folder / "adapter_config.json"
+    if not file.is_file():
+        return
+    base = _json_object(file).get("base_model_name_or_path") or "a base model that it does not name"
+    merge = "merge it: PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(…)"
+    if (folder / "config.json").is_file():
+        raise InvalidArgument(
+            f"{folder} holds a whole model and an adapter ({file.name}, for {base}): which of them is meant is not clear; "
+            f"remove the adapter's files, or {merge}"
+        )
+    raise InvalidArgument(f"{folder} holds an adapter for {base}, not a whole model; {merge}")
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -86,7 +86,8 @@ class MlxRecipe:
     rope_freqs: tuple[float, ...] | None = None
     """To be put into `self_attn.rope._freqs` of every layer, in float32; None when the config suffices."""
     embed_scale: float | None = None
-    """The factor on embeddings, where mlx-lm rounds it to bfloat16 whatever the weights' dtype."""
+    """The factor on embeddings, which transformers has in the embedding's module and mlx-lm behind it (gemma3: rounded to
+    bfloat16 whatever the weights' dtype)."""
 
 
 def mlx_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -128,7 +129,8 @@ def mlx_recipe(config: dict[str, Any]) -> MlxRecipe:
     if model_type == "gpt_oss":
         _check_layer_types(full)
     max_positions, reason = _shortest(rope, None if model_type == "gpt_oss" else _window(full))
-    return MlxRecipe(explicit, max_positions, reason, rope.freqs)
+    scale = math.sqrt(full["hidden_size"]) if model_type == "gemma2" else None
+    return MlxRecipe(explicit, max_positions, reason, rope.freqs, scale)
 
 
 def _shortest(rope: MlxRope, window: int | None = None) -> tuple[int | None, str]:
@@ -254,7 +256,6 @@ def _gemma3(config: dict[str, Any], full: dict[str, Any]) -> MlxRecipe:
         "rope_local_base_freq": float(local["rope_theta"]),
         "sliding_window_pattern": _pattern(full["layer_types"]),
     }
-    # mlx-lm multiplies by a bfloat16 constant: sqrt(1152) becomes 34.0.
     return MlxRecipe(explicit, *_shortest(rope), embed_scale=math.sqrt(full["hidden_size"]))
 
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["mlx_weights"]
+import numpy as np
+
+from ...protos.tensors import Array
+
+__all__ = ["checkpoint_weights", "mlx_weights"]
 
 
 def mlx_weights(config: Mapping[str, Any], weights: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,6 +39,30 @@ def _experts(name: str, value: Any) -> dict[str, Any]:
     if last == "down_proj_bias":
         return {f"{stem}.down_proj.bias": value}
     return {name: value}
+
+
+def checkpoint_weights(config: Mapping[str, Any], weights: Mapping[str, Array]) -> dict[str, Array]:
+    """The way back: weights under mlx-lm's names as transformers would write them."""
+    if config["model_type"] != "gpt_oss":
+        return dict(weights)
+    named: dict[str, Array] = {}
+    for name, value in weights.items():
+        stem, _, kind = name.rpartition(".")
+        stem, _, part = stem.rpartition(".")
+        if not stem.endswith(".experts"):
+            named[name] = value
+        elif part == "down_proj":
+            named[f"{stem}.down_proj" if kind == "weight" else f"{stem}.down_proj_bias"] = _as_written(value, kind)
+        elif part == "gate_proj":
+            both = np.stack([value, weights[f"{stem}.up_proj.{kind}"]], axis=2).reshape(
+                len(value), -1, *value.shape[2:]
+            )
+            named[f"{stem}.gate_up_proj" if kind == "weight" else f"{stem}.gate_up_proj_bias"] = _as_written(both, kind)
+    return named
+
+
+def _as_written(value: Array, kind: str) -> Array:
+    return np.ascontiguousarray(_outputs_first(value)) if kind == "weight" else value
 
 
 def _outputs_first(value: Any) -> Any:

@@ -10,12 +10,12 @@ from typing import Any, cast
 
 from ...protos.errors import InvalidArgument
 
-__all__ = ["WeightFile", "read_weight_file"]
+__all__ = ["BITS", "WeightFile", "read_weight_file"]
 
 _MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
 _LFS_POINTER = b"version https://git-lfs"
-_BITS = {
+BITS = {
     **dict.fromkeys(("F4",), 4),
     **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E5M2FNUZ", "F8_E4M3FNUZ"), 8),
@@ -100,7 +100,7 @@ def _data_bytes(path: Path, tensors: list[_Tensor]) -> int:
     end = 0
     for tensor in sorted(tensors, key=lambda tensor: tensor.span):
         first, last = tensor.span
-        bits = _BITS.get(tensor.dtype)
+        bits = BITS.get(tensor.dtype)
         n_bytes = last - first if bits is None else math.prod(tensor.shape) * bits // 8
         if first != end or last - first != n_bytes:
             raise InvalidArgument(f"the header of {path} places the tensor {tensor.name} wrongly; fetch the file again")

@@ -12,8 +12,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from ...protos.sites import Site
-from ..executor import Executor, Slot
+from ..executor import Executor
+from ..points import Point
+from ..slot import Slot
 from .cache import BatchCache, Layer, RunCache
 
 __all__ = ["Attention"]
@@ -29,13 +30,11 @@ class Attention:
     def __init__(self, executor: Executor, windows: SequenceOf[int | None], *, softcap: float | None) -> None:
         self.executor, self.softcap = executor, softcap
         self.layers = [Layer(index, window, self) for index, window in enumerate(windows)]
-        self.sites = [
-            {name: Site(name, layer.index) for name in ("q", "k", "v", "attn_scores", "attn_probs")}
-            for layer in self.layers
-        ]
+        self.points: list[dict[str, Point]] = []
+        """By layer; filled once the model has been looked at."""
         self.masks: dict[tuple[int | None, int], mx.array] = {}
         """This forward's masks by window and rows: layers share them."""
-        self.wanted: set[Site] = set()
+        self.wanted: set[Point] = set()
         self.replaced: list[str] = []
         self.capped: list[tuple[Any, type]] = []
         """Attention modules that compute their own softcap in place of calling a function, and their class."""
@@ -74,14 +73,19 @@ class Attention:
             module.__class__ = own_class
         self.replaced, self.capped = [], []
 
-    def begin(self, sites: set[Site]) -> None:
-        """Start a forward that asks for the given sites."""
+    def begin(self, points: set[Point]) -> None:
+        """Start a forward that asks for the given points."""
         self.masks = {}
-        self.wanted = sites
+        self.wanted = points
+        if points and not self.points:
+            self.points = [self.executor.points.attention(layer.index) for layer in self.layers]
 
     def tap_keys_values(self, layer: int, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """New rows on their way into the cache: [batch, kv_head, row, d_head]."""
-        return self._tap_heads(self.sites[layer]["k"], keys), self._tap_heads(self.sites[layer]["v"], values)
+        if not self.wanted:
+            return keys, values
+        points = self.points[layer]
+        return self._tap_heads(points["k"], keys), self._tap_heads(points["v"], values)
 
     def __call__(
         self,
@@ -93,17 +97,18 @@ class Attention:
         sinks: mx.array | None = None,
     ) -> mx.array:
         """q [batch, head, row, d_head]; k, v [batch, kv_head, key, d_head]. Returns [batch, head, row, d_head]."""
-        sites = self.sites[cache.layer.index]
-        queries = self._tap_heads(sites["q"], queries)
+        points = self.points[cache.layer.index] if self.wanted else None
+        if points is not None:
+            queries = self._tap_heads(points["q"], queries)
         mask = self._mask(cache, queries.shape[2])
         if self.softcap is None:
             out = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask, sinks=sinks)
         else:
             out = _eager(queries, keys, values, mask, scale, self.softcap)
-        if sites["attn_scores"] in self.wanted or sites["attn_probs"] in self.wanted:
-            for slot in self.executor.wanting(sites["attn_scores"], sites["attn_probs"]):
+        if points is not None:
+            for slot in self.executor.wanting(points["attn_scores"], points["attn_probs"]):
                 if slot.error is None:
-                    rows = self._one(slot, sites, queries, keys, values, cache, scale, sinks)
+                    rows = self._one(slot, points, queries, keys, values, cache, scale, sinks)
                     out[slot.batch, :, slot.start : slot.stop] = rows
         return out
 
@@ -116,17 +121,17 @@ class Attention:
             self.masks[key] = cache.mask(n, cache.end - n)
         return self.masks[key]
 
-    def _tap_heads(self, site: Site, tensor: mx.array) -> mx.array:
-        if site not in self.wanted:
+    def _tap_heads(self, point: Point, tensor: mx.array) -> mx.array:
+        if point not in self.wanted:
             return tensor
         rows = tensor.swapaxes(1, 2)
-        new = self.executor.tap(site, rows)
+        new = self.executor.tap(point, rows)
         return tensor if new is rows else new.swapaxes(1, 2)
 
     def _one(
         self,
         slot: Slot,
-        sites: dict[str, Site],
+        points: dict[str, Point],
         queries: mx.array,
         keys: mx.array,
         values: mx.array,
@@ -145,9 +150,9 @@ class Attention:
         hidden = _hidden(slot, stop - start, cache.layer.window)
         scores = mx.where(hidden, mx.array(-mx.inf, scores.dtype), scores).swapaxes(0, 1)
         slot.masked = hidden[:, None]
-        scores = self.executor.tap_one(sites["attn_scores"], slot, scores)
+        scores = self.executor.tap_one(points["attn_scores"], slot, scores)
         probs = _softmax(scores.swapaxes(0, 1)[None], sinks)[0].astype(queries.dtype).swapaxes(0, 1)
-        probs = self.executor.tap_one(sites["attn_probs"], slot, probs)
+        probs = self.executor.tap_one(points["attn_probs"], slot, probs)
         return probs.swapaxes(0, 1) @ own_values
 
 

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence as SequenceOf
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from numpy.typing import NDArray
 
 from ...protos.model import ModelInfo
 from ...protos.sites import Site
 from ...protos.tensors import Array
 from ..backward import BoundBackward, rules_of
 from ..base import Engine, Sequence, StepResult
+from ..bound import BoundPlan
 from ..captures import flush_reductions
-from ..executor import Executor, Slot
+from ..context import fitted
+from ..executor import Executor
 from ..families import generation_note, run_only_sites
 from ..limits import Limits
 from ..metrics import BoundMetric
-from ..plan import BoundPlan
+from ..points import Points
 from ..rules import activation_name
-from ..sites import dims_of, family_of, site_infos
+from ..sites import Family, dims_of, family_of, site_infos
+from ..slot import Slot
 from ..stepping import result_of
 from ..sweeping import Trunk
 from ..versions import versions_of
@@ -31,7 +34,7 @@ from .attention import Attention
 from .cache import RunCache
 from .engine import MlxEngine
 from .gradients import MlxBackward, MlxGradients
-from .load import Loaded, choose_device, load_model, windows_of
+from .load import choose_device, load_model, windows_of
 from .norms import Norms
 from .ops import MlxOps, dtype_name
 from .sweeps import MlxSweeps
@@ -61,7 +64,8 @@ class MlxBackend:
         self.attention = Attention(self.executor, windows_of(config), softcap=softcap)
         self.attention.replace_in(self.model)
         self.activation, norms = activation_name(config), Norms(self.model, self.executor.ops)
-        self.taps = Taps(self.model, family, self.executor, dims.n_heads, self._plain_forward)
+        self.taps = Taps(self.model, self.executor)
+        self.points = self.executor.points = self._look(family, dims.n_heads)
         self._gradients = MlxGradients(
             self.executor,
             self.taps,
@@ -73,7 +77,7 @@ class MlxBackend:
             self._backward_of,
         )
         self._sweeps = MlxSweeps(self, self.executor, self.taps, self.attention, list(self.model.layers))
-        limits = _fitting(limits, loaded)
+        limits, context_note = fitted(limits, config, [(loaded.max_positions, loaded.reason)])
         note = generation_note("mlx", config.model_type)
         self.engine: Engine | None = None if note else self._engine(limits)
         self.limits = limits
@@ -95,6 +99,7 @@ class MlxBackend:
             vocab_size=dims.vocab,
             n_experts=dims.n_experts,
             context_length=min(limits.context_tokens, limits.cache_tokens),
+            context_note=context_note,
             generate=not note,
             generate_note=note,
             n_slots=limits.n_slots,
@@ -111,10 +116,12 @@ class MlxBackend:
         """See Backend."""
         return self.executor.hook_s
 
+    def _look(self, family: Family | None, n_heads: int) -> Points:
+        # mlx-lm writes `h += x`, which rebinds the very object that a tap was given: what is kept must be another.
+        return Points(family, "mlx", n_heads, self.taps.look(self._plain_forward), changeable=True)
+
     def bind(self, plan: BoundPlan) -> None:
-        """Check raw module paths and move the plan's tensors to the device."""
-        for site in plan.taps:
-            self.taps.check(site)
+        """Move the plan's tensors to the device."""
         for bound in plan.hooks:
             self.executor.edits.prepare(bound)
 
@@ -128,14 +135,14 @@ class MlxBackend:
             ids[i, : len(tokens)] = tokens
             slots.append(Slot(sequence, i, 0, len(tokens), 0, tokens))
         self.executor.begin(slots, (len(sequences), longest))
-        sites = self.executor.asked
-        self.taps.attach(sites)
-        self.attention.begin(sites)
+        asked = self.executor.asked
+        self.taps.attach(asked)
+        self.attention.begin(asked)
         hidden = self.hidden(mx.array(ids))
         for slot in slots:
-            if _LOGITS in slot.plan.taps and slot.error is None:
+            if _LOGITS in slot.plan.sites and slot.error is None:
                 self.tap_logits(slot, hidden)
-        if not sites:
+        if not asked:
             mx.eval(hidden)  # nobody reads anything, but a forward was asked for
         captured = self.executor.collect()
         results: list[StepResult] = []
@@ -151,6 +158,12 @@ class MlxBackend:
     def sweep(self, variants: SequenceOf[Sequence], trunk: Trunk | None) -> list[StepResult]:
         """See Backend."""
         return self._sweeps(variants, trunk)
+
+    def final_rows(self, ids: NDArray[np.int64]) -> Array:
+        """See Backend."""
+        self.executor.begin([], (ids.shape[0], ids.shape[1]))
+        self.taps.attach(())
+        return self.executor.ops.to_host([self._plain_forward(mx.array(ids))])[0]
 
     def gradients(self, sequences: SequenceOf[Sequence]) -> list[StepResult]:
         """See Backend."""
@@ -189,7 +202,7 @@ class MlxBackend:
 
     def _logits_row(self, slot: Slot, hidden: mx.array, position: int) -> mx.array:
         """A row of a slot's logits, after the plan's edits there."""
-        if _LOGITS in slot.plan.taps:
+        if _LOGITS in slot.plan.sites:
             return self.tap_logits(slot, hidden)[0, position]
         return self.logits(hidden[slot.batch : slot.batch + 1, position : position + 1])[0, 0]
 
@@ -197,7 +210,7 @@ class MlxBackend:
         """[1, row, vocab] after a slot's edits. One sequence at a time: a whole batch's logits would be the largest tensor of all."""
         logits = self.logits(hidden[slot.batch : slot.batch + 1, : slot.stop])
         part = Slot(slot.sequence, 0, 0, slot.stop, slot.position, slot.tokens, conditions=slot.conditions)
-        logits = self.executor.tap(_LOGITS, logits, slots=[part], owner=slot)
+        logits = self.executor.tap(self.points.logits, logits, slots=[part], owner=slot)
         slot.error = slot.error or part.error
         return logits
 
@@ -218,9 +231,3 @@ class MlxBackend:
         self.engine = None
         self.model = None
         mx.clear_cache()
-
-
-def _fitting(limits: Limits, loaded: Loaded) -> Limits:
-    """The limits, with the context no longer than the model's own, nor than mlx-lm gets right."""
-    longest = [getattr(loaded.config, "max_position_embeddings", None), loaded.max_positions]
-    return replace(limits, context_tokens=min(limits.context_tokens, *(int(n) for n in longest if n)))

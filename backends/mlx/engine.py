@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from ...protos.sites import Site
 from ..base import Rows, Sequence, StepResult
-from ..executor import Executor, Slot
+from ..executor import Executor
 from ..limits import Limits
 from ..sampling import Choice, choose_token
+from ..slot import Slot
 from ..stepping import result_of, sampled_logprob_rows
 from .attention import Attention
 from .cache import BatchCache, Owner, SequenceCache
@@ -155,7 +156,9 @@ class MlxEngine:
             self.generator.next()
         except BaseException:
             self.generator = self._generator()  # it stopped half-way; whoever was in it is lost
+            self.executor.end()
             raise
+        self.executor.end()  # what it captured is with its forward
         self.n_steps += 1
         if self.n_steps % _STEPS_BETWEEN_SWEEPS == 0:
             mx.clear_cache()  # keys grow by new, larger buffers, and MLX keeps the old ones
@@ -181,9 +184,9 @@ class MlxEngine:
         slots = self._slots(tokens, cache[0])
         live = [slot for _, slot in slots if slot.position < slot.plan.n_rows]
         self.executor.begin(live, (batch, n_rows))
-        sites = self.executor.asked
-        self.taps.attach(sites)
-        self.attention.begin(sites)
+        asked = self.executor.asked
+        self.taps.attach(asked)
+        self.attention.begin(asked)
         hidden = self.body(tokens, cache=cache)
         forward = Forward(slots, self.executor.collector)
         samples = slots[0][1].position + slots[0][1].n >= slots[0][0].sequence.prompt_length
@@ -220,8 +223,9 @@ class MlxEngine:
 
     def _sampling_logits(self, live: list[Slot], hidden: mx.array) -> mx.array:
         logits = self.head(hidden)
-        wanting = [slot for slot in live if _LOGITS in slot.plan.taps]
-        return self.executor.tap(_LOGITS, logits, slots=wanting)[:, -1] if wanting else logits[:, -1]
+        wanting = [slot for slot in live if _LOGITS in slot.plan.sites]
+        point = self.executor.points.logits
+        return self.executor.tap(point, logits, slots=wanting)[:, -1] if wanting else logits[:, -1]
 
     def _tap_prompt_logits(self, live: list[Slot], hidden: mx.array) -> None:
         """Logits of prompt rows that no token is sampled from, for the hooks that ask for them."""
@@ -229,7 +233,9 @@ class MlxEngine:
             if slot.error is not None or not slot.plan.wants_prompt_logits:
                 continue
             part = Slot(slot.sequence, 0, 0, slot.n, slot.position, slot.tokens, conditions=slot.conditions)
-            self.executor.tap(_LOGITS, self.head(hidden[slot.batch : slot.batch + 1, : slot.n]), slots=[part])
+            self.executor.tap(
+                self.executor.points.logits, self.head(hidden[slot.batch : slot.batch + 1, : slot.n]), slots=[part]
+            )
             slot.error = slot.error or part.error
 
     def _sample(self, _: mx.array) -> mx.array:
@@ -239,13 +245,13 @@ class MlxEngine:
         self.logits = None
         if any(slot.wants_logprobs for _, slot in forward.slots):
             forward.logits = logits.astype(mx.float32)
-        sampled = mx.argmax(logits, axis=-1)
+        sampled, forward.largest = mx.argmax(logits, axis=-1), logits.max(axis=-1).astype(mx.float32)
         drawing = [(owner, slot) for owner, slot in forward.slots if slot.sequence.sampling.temperature > 0]
         if drawing:
             sampled = self._draw(forward, drawing, logits, sampled)
         forward.sampled = sampled
         wanted = [] if forward.logits is None else [forward.logits]
-        mx.async_eval(sampled, *wanted, *forward.captured())
+        mx.async_eval(sampled, forward.largest, *wanted, *forward.captured())
         return sampled
 
     def _draw(

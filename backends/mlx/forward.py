@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from ..captures import Collector
-from ..executor import Slot
 from ..sampling import Choice, logprobs_of
+from ..slot import Slot
+from ..stepping import not_finite
 from .cache import Owner
 from .ops import to_numpy
 
@@ -27,12 +29,14 @@ class Forward:
     """The next token of each row of the batch; None for a forward that only read prompts."""
     logits: mx.array | None = None
     """[batch, vocab], float32, where a log-probability is asked for."""
+    largest: mx.array | None = None
+    """[batch] of its logits; no number where there is one among them."""
 
     def part(self, kept: list[tuple[Owner, Slot]]) -> Forward:
         """The outcome of some of its sequences."""
         if len(kept) == len(self.slots):
             return self
-        return Forward(kept, self.collector.part({slot for _, slot in kept}), self.sampled, self.logits)
+        return Forward(kept, self.collector.part({slot for _, slot in kept}), self.sampled, self.logits, self.largest)
 
     def captured(self) -> list[mx.array]:
         """What must be computed with the forward, so that nothing keeps its graph alive."""
@@ -46,8 +50,10 @@ class Forward:
 
     def choices(self) -> Iterator[tuple[Slot, Choice | None]]:
         """Each slot with the token sampled from it."""
-        tokens = self.tokens()
+        tokens, largest = self.tokens(), [] if self.largest is None else np.array(self.largest)
         for _, slot in self.slots:
+            if self.sampled is not None and not np.isfinite(largest[slot.batch]):
+                slot.error = slot.error or not_finite(slot)
             yield slot, None if self.sampled is None else self._choice(slot, tokens[slot.batch])
 
     def _choice(self, slot: Slot, token: int) -> Choice:

@@ -11,9 +11,10 @@ from ...protos.model import ModelInfo
 from ...protos.sites import ATTENTION_SITES, Site
 from ..backward import Backward, BoundBackward
 from ..base import Sequence, StepResult
-from ..executor import Executor, Slot
+from ..executor import Executor
 from ..gradients import finish, one_prompt, slots_of, spread
 from ..metrics import INSIDE_MLP, BoundMetric, measure_logits
+from ..slot import Slot
 from .attention import Attention
 from .norms import Norms
 from .taps import Taps
@@ -171,7 +172,7 @@ class MlxGradients:
                 values[index] = measure_logits(ops, metric, ops.f32(self.head(slot, hidden, metric.position)))
             else:
                 values[index] = backward.coordinates[index]
-                if _LOGITS in slot.plan.taps:
+                if _LOGITS in slot.plan.sites:
                     self.head(slot, hidden, metric.position)
         return values
 
@@ -181,7 +182,7 @@ def _keys(backward: MlxBackward) -> list[Key]:
     keys: list[Key] = []
     for site in backward.wanted:
         if site.name in ATTENTION_SITES or site.name == "logits":
-            keys += [(site, i) for i, slot in enumerate(backward.slots) if site in slot.plan.taps]
+            keys += [(site, i) for i, slot in enumerate(backward.slots) if site in slot.plan.sites]
         else:
             keys.append((site, -1))
     return keys

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,10 @@ from transformers import AutoConfig
 from ...protos.errors import FailedPrecondition, InvalidArgument
 from ..checkpoints.mlx_recipe import MlxRecipe, mlx_recipe
 from ..checkpoints.mlx_weights import mlx_weights
+from ..weights import has_own_head
 from .ops import mlx_dtype
 
-__all__ = ["Loaded", "choose_device", "load_model", "windows_of"]
+__all__ = ["Loaded", "choose_device", "load_model", "mend", "windows_of"]
 
 _WINDOWS_OF_ITS_OWN = ("gemma3_text", "gpt_oss")
 """Families whose mlx-lm code needs to be told its window; the others ignore it, and our caches mask."""
@@ -32,6 +34,8 @@ class Loaded:
     dtype: mx.Dtype
     max_positions: int | None
     """Beyond them mlx-lm would part from transformers."""
+    reason: str = ""
+    """Why."""
 
 
 def choose_device(device: str) -> mx.Device:
@@ -50,14 +54,16 @@ def load_model(folder: Path, dtype: str) -> Loaded:
     """The model on MLX's default device. `dtype` is a wire name or "auto" (the checkpoint's own)."""
     written: dict[str, Any] = json.loads((folder / "config.json").read_text())
     config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
+    if written.get("tie_word_embeddings", config.tie_word_embeddings) and has_own_head(folder):
+        written["tie_word_embeddings"] = False  # as transformers has it: what the file holds counts
     recipe = mlx_recipe(written if config.model_type in _WINDOWS_OF_ITS_OWN else {**written, "sliding_window": None})
     model, _ = mlx_lm_utils.load_model(folder, lazy=True, model_config=recipe.config, get_model_classes=_classes)
     chosen = mlx_dtype(dtype) if dtype != "auto" else _own_dtype(written, model)
     model.set_dtype(chosen)
-    _mend(model, recipe, config, chosen)
+    mend(model, recipe, config, chosen)
     model.eval()
     mx.eval(model.parameters())
-    return Loaded(model, config, chosen, recipe.max_positions)
+    return Loaded(model, config, chosen, recipe.max_positions, recipe.reason)
 
 
 def _classes(config: dict[str, Any]) -> tuple[type, type]:
@@ -84,15 +90,17 @@ def _own_dtype(written: dict[str, Any], model: Any) -> mx.Dtype:
     return mx.float32
 
 
-def _mend(model: Any, recipe: MlxRecipe, config: Any, dtype: mx.Dtype) -> None:
+def mend(model: Any, recipe: MlxRecipe, config: Any, dtype: mx.Dtype) -> None:
     """Set right what no config of mlx-lm's can say."""
     if recipe.rope_freqs is not None:
         for layer in model.layers:
             layer.self_attn.rope._freqs = mx.array(recipe.rope_freqs, dtype=mx.float32)
-    if recipe.embed_scale is not None and dtype != mx.bfloat16:
-        rounded: Any = mx.array(recipe.embed_scale, mx.bfloat16).item()
-        share = recipe.embed_scale / rounded
-        _replace_call(model.model.embed_tokens, lambda call, ids: call(ids) * share)
+    if recipe.embed_scale is not None:
+        scale = mx.array(recipe.embed_scale, mx.float32).astype(dtype)
+        _replace_call(model.model.embed_tokens, lambda call, ids: call(ids) * scale)
+        # The body would scale again, by the square root of what it takes for the model's width.
+        model.model.args = copy.copy(model.model.args)
+        model.model.args.hidden_size = 1
     if config.model_type == "gpt2":
         # Padding rows of a chunk may have positions past the table, and MLX checks no bounds.
         last = config.n_positions - 1

@@ -11,7 +11,8 @@ import numpy as np
 from mlx_lm.models.base import create_causal_mask
 from numpy.typing import NDArray
 
-from ..executor import Executor, Slot
+from ..executor import Executor
+from ..slot import Slot
 from ..sweeping import Sweeps, Trunk
 from .attention import Attention
 from .cache import Layer, RunCache

@@ -64,8 +64,7 @@ class _Builder:
         embedding = read.array(f"{self._name('embedding')}.weight")
         unembedding = Linear(embedding.T)
         if "lm_head.weight" in read:
-            stored = read.linear("lm_head")
-            unembedding = unembedding if config.get("tie_word_embeddings", family.tied) else stored
+            unembedding = read.linear("lm_head")  # what the file holds counts, whatever the config says of tying
         elif not config.get("tie_word_embeddings", family.tied):
             raise Unsupported("the checkpoint has no lm_head.weight, and config.json does not tie the embeddings")
         return ReferenceModel(
@@ -153,6 +152,9 @@ class _Builder:
             settings = {"rope_theta": config.get("rope_local_base_freq", family.local_theta)}
         settings.setdefault("rope_theta", config.get("rope_theta", family.theta))
         settings.setdefault("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
+        for name in ("max_position_embeddings", "original_max_position_embeddings"):
+            if config.get(name) is not None:
+                settings.setdefault(name, config[name])
         return Config(settings)
 
     def _mlp(self, i: int) -> Mlp:

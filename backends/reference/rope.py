@@ -21,10 +21,16 @@ class Rope:
     frequencies: Array
     """[n], radians a position."""
     scale: float = 1.0
-    """Multiplies what turns (yarn)."""
+    """Multiplies what turns (yarn, longrope)."""
+    longest: int | None = None
+    """Positions for which the frequencies hold (longrope); None: all."""
 
     def __call__(self, x: Array) -> Array:
         """x: [pos, head, d_head], row 0 at position 0."""
+        if self.longest is not None and len(x) > self.longest:
+            raise Unsupported(
+                f"longrope is defined here up to the original length of {self.longest}, got {len(x)} tokens"
+            )
         n = len(self.frequencies)
         angles = np.arange(len(x))[:, None, None] * self.frequencies  # [pos, 1, n]
         cos, sin = (self.scale * np.cos(angles)).astype(x.dtype), (self.scale * np.sin(angles)).astype(x.dtype)
@@ -49,7 +55,10 @@ class Rope:
             return Rope(_llama3(plain, settings))
         if kind == "yarn":
             return Rope(_yarn(plain, settings, width, theta), _yarn_scale(settings))
-        raise Unsupported(f"rope_type {kind!r} is not defined here; allowed: default, linear, llama3, yarn")
+        if kind == "longrope":
+            short, original = np.array(settings["short_factor"]), int(settings["original_max_position_embeddings"])
+            return Rope(plain / short, _longrope_scale(settings, original), original)
+        raise Unsupported(f"rope_type {kind!r} is not defined here; allowed: default, linear, llama3, yarn, longrope")
 
 
 def _llama3(plain: Array, settings: Config) -> Array:
@@ -74,6 +83,14 @@ def _yarn(plain: Array, settings: Config, width: int, theta: float) -> Array:
     start, stop = max(start, 0), min(stop, width - 1)
     slow = np.clip((np.arange(width // 2) - start) / (stop - start or 0.001), 0.0, 1.0)
     return slow * plain / settings["factor"] + (1 - slow) * plain
+
+
+def _longrope_scale(settings: Config, original: int) -> float:
+    """Of the original length as of the long ones: it follows from how much longer the model's context was made."""
+    if settings.get("attention_factor") is not None:
+        return float(settings["attention_factor"])
+    growth = settings.get("factor") or settings["max_position_embeddings"] / original
+    return 1.0 if growth <= 1 else math.sqrt(1 + math.log(growth) / math.log(original))
 
 
 def _yarn_scale(settings: Config) -> float:

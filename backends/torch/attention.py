@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import torch
@@ -16,8 +15,9 @@ from torch import nn
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ...protos.sites import Site
-from ..executor import Executor, Slot
+from ..executor import Executor
+from ..points import Point
+from ..slot import Slot
 from ..sweeping import Trunk
 from .packed import Packed
 from .paged_cache import updated
@@ -25,12 +25,6 @@ from .paged_cache import updated
 __all__ = ["Attention"]
 
 _MARK = "_probewire_attention"
-
-
-@cache
-def _sites(layer: int) -> dict[str, Site]:
-    """Every layer of every forward asks for these."""
-    return {name: Site(name, layer) for name in ("q", "k", "v", "attn_scores", "attn_probs")}
 
 
 class Attention:
@@ -44,6 +38,8 @@ class Attention:
         """Where this forward's keys and values are kept for a sweep's variants."""
         self.packed: Packed | None = None
         """The engine's sequences, while it is they whose forward this is."""
+        self._points: dict[int, dict[str, Point]] = {}
+        """Layer → what its taps are called: every layer of every forward asks for these."""
         self._earlier: tuple[Trunk, int] | None = None
         """Whose keys and values come before this forward's own, and how many of them."""
 
@@ -72,11 +68,13 @@ class Attention:
     ) -> tuple[torch.Tensor, None]:
         """q [batch, head, row, d_head]; k, v [batch, kv_head, row, d_head]. Returns [batch, row, head, d_head]."""
         layer, executor = int(module.layer_idx), self.executor
-        sites = _sites(layer)
-        query = self._tap_heads(sites["q"], query)
-        key = self._tap_heads(sites["k"], key)
-        value = self._tap_heads(sites["v"], value)
-        wanting = executor.wanting(sites["attn_scores"], sites["attn_probs"])
+        wanting: list[Slot] = []
+        if executor.asked:
+            points = self._points_of(layer)
+            query = self._tap_heads(points["q"], query)
+            key = self._tap_heads(points["k"], key)
+            value = self._tap_heads(points["v"], value)
+            wanting = executor.wanting(points["attn_scores"], points["attn_probs"])
         if self.recording is not None:
             self.recording.keys[layer], self.recording.values[layer] = key, value
         if self._earlier is not None:
@@ -124,10 +122,15 @@ class Attention:
         hidden = _hidden_keys(position, query.shape[2], key.shape[2], window, query.device)
         return key, value, ~hidden[None, None]
 
-    def _tap_heads(self, site: Site, tensor: torch.Tensor) -> torch.Tensor:
-        if site not in self.executor.asked:
+    def _points_of(self, layer: int) -> dict[str, Point]:
+        if layer not in self._points:
+            self._points[layer] = self.executor.points.attention(layer)
+        return self._points[layer]
+
+    def _tap_heads(self, point: Point, tensor: torch.Tensor) -> torch.Tensor:
+        if point not in self.executor.asked:
             return tensor
-        return self.executor.tap(site, tensor.transpose(1, 2)).transpose(1, 2)
+        return self.executor.tap(point, tensor.transpose(1, 2)).transpose(1, 2)
 
     def _one(
         self,
@@ -152,13 +155,11 @@ class Attention:
         hidden = _hidden(slot, stop - start, kwargs.get("sliding_window"), scores.device)
         scores = scores.masked_fill(hidden[None], float("-inf")).transpose(0, 1)
         slot.masked = hidden[:, None]
-        scores = self._tap_rows(Site("attn_scores", layer), slot, scores)
+        points = self._points_of(layer)
+        scores = self.executor.tap_one(points["attn_scores"], slot, scores)
         probs = _softmax(scores.transpose(0, 1)[None], kwargs.get("s_aux"))[0].to(query.dtype).transpose(0, 1)
-        probs = self._tap_rows(Site("attn_probs", layer), slot, probs)
+        probs = self.executor.tap_one(points["attn_probs"], slot, probs)
         return torch.matmul(probs.transpose(0, 1), values).transpose(0, 1)
-
-    def _tap_rows(self, site: Site, slot: Slot, rows: torch.Tensor) -> torch.Tensor:
-        return self.executor.tap_one(site, slot, rows)
 
 
 def _hidden(slot: Slot, n_keys: int, window: int | None, device: torch.device) -> torch.Tensor:

@@ -8,24 +8,28 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from ...protos.errors import FailedPrecondition, Unsupported
+from ...protos.errors import Unsupported
 from ...protos.model import ModelInfo
 from ...protos.sites import Site
 from ...protos.tensors import Array
 from ..backward import BoundBackward, rules_of
 from ..base import Engine, Sequence, StepResult
+from ..bound import BoundPlan
 from ..captures import flush_reductions
-from ..executor import Executor, Slot
+from ..context import fitted
+from ..executor import Executor
 from ..families import generation_note, run_only_sites
 from ..footprint import footprint
 from ..limits import Limits
 from ..metrics import BoundMetric
-from ..plan import BoundPlan
+from ..points import Points, Seen
 from ..rules import activation_name
-from ..sites import dims_of, family_of, site_infos
+from ..sites import Family, dims_of, family_of, site_infos
+from ..slot import Slot
 from ..stepping import result_of
 from ..sweeping import Trunk
 from ..versions import versions_of
@@ -57,18 +61,20 @@ class TorchBackend:
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
         family, dims = family_of(config.model_type), dims_of(config)
         self.executor = Executor(TorchOps(self.device))
-        self.taps = Taps(self.model, family, self.executor, dims.n_heads)
+        self.taps = Taps(self.model, self.executor)
         eager = getattr(config, "attn_logit_softcapping", None) is not None or config.model_type == "gpt_oss"
+        eager |= family is None  # the library's own: see load_model
         attention = self._own_attention(eager)
         self.activation, norms = activation_name(config), Norms(self.model, self.executor.ops)
         self._gradients = TorchGradients(
             self.executor, self.taps, norms, self.hidden, self._logits_row, self._backward_of
         )
         self._sweeps: TorchSweeps | None = None
+        self.points = self.executor.points = self._look(family, dims.n_heads)
         if family is not None:
             layers = [self.taps.modules[family.layer_path("torch", i)] for i in range(dims.n_layers)]
             self._sweeps = TorchSweeps(self, self.executor, self.taps, attention, layers)
-        limits = _fitting(limits, config)
+        limits, context_note = fitted(limits, config)
         note = generation_note("torch", config.model_type)
         self.engine: Engine | None = None
         if not note:
@@ -92,6 +98,7 @@ class TorchBackend:
             vocab_size=dims.vocab,
             n_experts=dims.n_experts,
             context_length=min(limits.context_tokens, limits.cache_tokens),
+            context_note=context_note,
             generate=not note,
             generate_note=note,
             n_slots=limits.n_slots,
@@ -112,10 +119,16 @@ class TorchBackend:
         """See Backend."""
         return self.executor.hook_s
 
+    def _look(self, family: Family | None, n_heads: int) -> Points:
+        seen, fault = dict[tuple[str, str], Seen](), ""
+        try:
+            seen = self.taps.look(self.hidden, self.device)
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            fault = f"a forward with its own code fails: {type(error).__name__}: {error}"
+        return Points(family, "torch", n_heads, seen, fault=fault)
+
     def bind(self, plan: BoundPlan) -> None:
-        """Check raw module paths and move the plan's tensors to the device."""
-        for site in plan.taps:
-            self.taps.check(site)
+        """Move the plan's tensors to the device."""
         for bound in plan.hooks:
             self.executor.edits.prepare(bound)
 
@@ -133,7 +146,7 @@ class TorchBackend:
         self.taps.attach(self.executor.asked)
         hidden = self.hidden(torch.from_numpy(ids).to(self.device))
         for slot in slots:
-            if _LOGITS in slot.plan.taps and slot.error is None:
+            if _LOGITS in slot.plan.sites and slot.error is None:
                 self.tap_logits(slot, hidden)
         captured = self.executor.collect()
         results: list[StepResult] = []
@@ -141,6 +154,13 @@ class TorchBackend:
             rows = captured.get(id(slot.sequence), []) + flush_reductions(slot.plan)
             results.append(result_of(slot, rows, None))
         return results
+
+    @torch.inference_mode()
+    def final_rows(self, ids: NDArray[np.int64]) -> Array:
+        """See Backend."""
+        self.executor.begin([], (ids.shape[0], ids.shape[1]))
+        self.taps.attach(())
+        return self.executor.ops.to_host([self.hidden(torch.from_numpy(ids).to(self.device))])[0]
 
     def gradients(self, sequences: SequenceOf[Sequence]) -> list[StepResult]:
         """See Backend."""
@@ -184,7 +204,7 @@ class TorchBackend:
 
     def _logits_row(self, slot: Slot, hidden: torch.Tensor, position: int) -> torch.Tensor:
         """A row of a slot's logits, after the plan's edits there."""
-        if _LOGITS in slot.plan.taps:
+        if _LOGITS in slot.plan.sites:
             return self.tap_logits(slot, hidden)[0, position]
         return self.logits(hidden[slot.batch, position : position + 1])[0]
 
@@ -192,7 +212,7 @@ class TorchBackend:
         """[1, row, vocab] after a slot's edits: one sequence at a time, a whole batch's would be the largest tensor of all."""
         logits = self.logits(hidden[slot.batch : slot.batch + 1, : slot.stop])
         part = Slot(slot.sequence, 0, 0, slot.stop, slot.position, slot.tokens, conditions=slot.conditions)
-        logits = self.executor.tap(_LOGITS, logits, slots=[part], owner=slot)
+        logits = self.executor.tap(self.points.logits, logits, slots=[part], owner=slot)
         slot.error = slot.error or part.error
         return logits
 
@@ -217,13 +237,3 @@ class TorchBackend:
 
 def _picked(bias: torch.Tensor | None, at: torch.Tensor) -> torch.Tensor | None:
     return None if bias is None else bias[at]
-
-
-def _fitting(limits: Limits, config: Any) -> Limits:
-    """The limits, with the context no longer than the model's own."""
-    from dataclasses import replace
-
-    longest = getattr(config, "max_position_embeddings", None) or limits.context_tokens
-    if longest < 1:
-        raise FailedPrecondition(f"the model's config says max_position_embeddings = {longest}; it must be above 0")
-    return replace(limits, context_tokens=min(limits.context_tokens, longest))

@@ -15,10 +15,11 @@ from transformers.generation.continuous_batching.requests import RequestState
 
 from ...protos.sites import Site
 from ..base import Rows, Sequence, StepResult
-from ..executor import Executor, Slot
+from ..executor import Executor
 from ..limits import Limits
 from ..sampling import Choice, choose_token, logprobs_of
-from ..stepping import result_of, sampled_logprob_rows
+from ..slot import Slot
+from ..stepping import not_finite, result_of, sampled_logprob_rows
 from .attention import Attention
 from .ops import to_numpy
 from .packed import Packed
@@ -27,7 +28,7 @@ from .taps import Taps
 
 __all__ = ["TorchEngine"]
 
-_LOGITS = Site("logits")
+_LOGITS, _FINAL_NORM = Site("logits"), Site("final_norm")
 _NEVER = 1 << 30  # our scheduler ends a sequence, the engine never does
 
 
@@ -148,10 +149,10 @@ class TorchEngine:
         """Replaces the engine's sampler, which knows no per-request settings. scores: [1, sequence, vocab] float32."""
         self._tap_prompt_logits()  # before the sampled rows, so that rows come in order
         heads = [_logits_slot(slot, i) for i, slot in enumerate(self.producing)]
-        wanting = [head for head in heads if _LOGITS in head.plan.taps]
+        wanting = [head for head in heads if _LOGITS in head.plan.sites]
         if wanting:
             own = scores.to(self.model.dtype)  # exact: the engine widened them
-            scores = self.executor.tap(_LOGITS, own, slots=wanting).float()
+            scores = self.executor.tap(self.executor.points.logits, own, slots=wanting).float()
             for head, slot in zip(heads, self.producing, strict=True):
                 slot.error = slot.error or head.error
         tokens = self._choose(scores[0])
@@ -159,8 +160,12 @@ class TorchEngine:
 
     def _choose(self, logits: torch.Tensor) -> list[int]:
         best = logits.argmax(dim=-1).tolist()
+        finite = torch.isfinite(logits.amax(dim=-1)).tolist()  # not a number is larger than all
         for i, slot in enumerate(self.producing):
             sequence = slot.sequence
+            if not finite[i]:
+                slot.error = slot.error or not_finite(slot)
+                continue
             token, row = best[i], None
             if sequence.sampling.temperature > 0 or slot.wants_logprobs:
                 row = to_numpy(logits[i])
@@ -176,9 +181,7 @@ class TorchEngine:
         return slot.position < slot.sequence.prompt_length - 1 and slot.plan.wants_prompt_logits
 
     def _grab_hidden(self) -> Any:
-        family = self.taps.family
-        assert family is not None
-        norm = self.taps.modules[family.norm_path("torch")]
+        norm = self.taps.modules[self.executor.points.spot(_FINAL_NORM).point.path]
 
         def keep(_: Any, __: Any, output: torch.Tensor) -> None:
             self.hidden = output
@@ -199,7 +202,7 @@ class TorchEngine:
             part = Slot(slot.sequence, 0, 0, stop - slot.start, slot.position, None)
             part.tokens = None if slot.tokens is None else slot.tokens[: part.n]
             part.conditions = {key: mask[: part.n] for key, mask in slot.conditions.items()}
-            self.executor.tap(_LOGITS, logits, slots=[part])
+            self.executor.tap(self.executor.points.logits, logits, slots=[part])
             slot.error = slot.error or part.error
         self.hidden = None
 
@@ -216,6 +219,7 @@ class TorchEngine:
                 rows = rows + sampled_logprob_rows(slot, choice)
                 sequence.tokens.append(choice.token)
             results.append(result_of(slot, rows, choice))
+        self.slots, self.producing = [], []
         return results
 
 

@@ -11,9 +11,10 @@ import torch
 from ...protos.sites import ATTENTION_SITES, Site
 from ..backward import Backward, BoundBackward, Enough
 from ..base import Sequence, StepResult
-from ..executor import Executor, Slot
+from ..executor import Executor
 from ..gradients import finish, one_prompt, slots_of, spread
 from ..metrics import INSIDE_MLP, BoundMetric, measure_logits
+from ..slot import Slot
 from .norms import Norms
 from .taps import Taps
 
@@ -66,11 +67,13 @@ class TorchGradients:
         for slot in slots:
             assert slot.tokens is not None
             ids[slot.batch, : slot.stop] = slot.tokens
-        with torch.enable_grad():
-            hidden = self._forward(backward, slots, torch.from_numpy(ids).to(device), layout)
-            values = self._values(backward, slots, hidden)
-            grads = self._of_each(backward, values) if shared else self._backward(backward, values)
-        self.executor.backward = None
+        try:
+            with torch.enable_grad():
+                hidden = self._forward(backward, slots, torch.from_numpy(ids).to(device), layout)
+                values = self._values(backward, slots, hidden)
+                grads = self._of_each(backward, values) if shared else self._backward(backward, values)
+        finally:
+            self.executor.backward = None
         if shared:
             slots = spread(self.executor, slots[0], sequences)
         return finish(self.executor, slots, {k: v.detach() for k, v in values.items()}, grads)
@@ -101,7 +104,7 @@ class TorchGradients:
                 values[index] = measure_logits(self.executor.ops, metric, self.executor.ops.f32(row))
             else:
                 values[index] = backward.coordinates[index]
-                if _LOGITS in slot.plan.taps:
+                if _LOGITS in slot.plan.sites:
                     self.head(slot, hidden, metric.position)
         return values
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from ...protos.errors import FailedPrecondition, InvalidArgument
 from ..footprint import free_bytes
+from ..sites import family_of
 from .linear import use_in
 from .ops import torch_dtype
 
 __all__ = ["choose_device", "cuda_free_bytes", "load_model"]
+
+_FOLLOWS_FROM_CONFIG = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")
+"""What old checkpoints store though it follows from the config."""
 
 
 def choose_device(device: str) -> torch.device:
@@ -44,6 +49,11 @@ def load_model(folder: Path, dtype: str, device: torch.device, *, cache_bytes: i
     `cache_bytes`: of memory that the model's KV cache will take, and no copy of weights may.
     """
     config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if getattr(config.get_text_config(), "use_bidirectional_attention", None):
+        raise InvalidArgument(
+            f"the checkpoint in {folder} attends in both directions (use_bidirectional_attention), as embedding models do; "
+            "probewire serves causal language models only"
+        )
     kwargs: dict[str, Any] = {"dtype": "auto" if dtype == "auto" else torch_dtype(dtype)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -62,9 +72,16 @@ def load_model(folder: Path, dtype: str, device: torch.device, *, cache_bytes: i
         raise InvalidArgument(
             f"the checkpoint in {folder} lacks {len(missing)} weights of its architecture, for example {missing[:3]}"
         )
-    # "sdpa" is where our dispatcher sits; set directly, because families that refuse the stock sdpa (softcap, sinks)
-    # get our own attention there.
-    model.config._attn_implementation_internal = "sdpa"
+    unexpected = sorted(name for name in report["unexpected_keys"] if not _FOLLOWS_FROM_CONFIG.search(name))
+    if unexpected:  # transformers would leave them out without a word
+        raise InvalidArgument(
+            f"the checkpoint in {folder} holds {len(unexpected)} weights that {config.model_type} has no place for under "
+            f"its config.json, for example {unexpected[:3]}; take the config.json that came with them"
+        )
+    if family_of(config.get_text_config().model_type) is not None:
+        # "sdpa" is where our dispatcher sits; set directly, because families that refuse the stock sdpa (softcap, sinks)
+        # get our own attention there. Classes that we do not know stay eager: many build no mask for sdpa, or drop sinks.
+        model.config._attn_implementation_internal = "sdpa"
     model = model.eval().requires_grad_(False).to(device)
     if device.type == "cpu":
         free = free_bytes()

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from ..executor import Executor, Slot
+from ..executor import Executor
+from ..slot import Slot
 from ..sweeping import Sweeps, Trunk
 from .attention import Attention
 from .taps import Taps

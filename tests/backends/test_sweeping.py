@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from probewire.backends.base import Sequence
-from probewire.backends.plan import BoundPlan, bind
+from probewire.backends.bound import BoundPlan
+from probewire.backends.plan import bind
+from probewire.backends.points import PROBE_LENGTHS, Points, Seen
 from probewire.backends.sites import FAMILIES, Dims, site_infos
 from probewire.backends.sweeping import NOWHERE, WHOLE, Start, Trunk, grouped, hooks_in, start_of
 from probewire.clients import hook
@@ -21,11 +23,26 @@ INFO = ModelInfo(
     "tiny", "llama", "llama", "torch", "cpu", "float32", "sdpa", "", N_LAYERS, 8, 2, 2, 4, 16, 300,
     sites=site_infos(FAMILIES[0], Dims(N_LAYERS, 8, 2, 2, 4, 16, 300)),
 )  # fmt: skip
+RAW = "model.layers.2.mlp"
+
+
+class Model:
+    """As much of a backend as a plan is bound to."""
+
+    info = INFO
+    points = Points(
+        FAMILIES[0],
+        "torch",
+        2,
+        {(RAW, side): Seen([1, 1], [(2, n, 8) for n in PROBE_LENGTHS]) for side in ("input", "output")},
+    )
+
+
 NOTHING = Start(NOWHERE, NOWHERE)
 
 
 def bound(*hooks: Hook, prompt: int = 6) -> BoundPlan:
-    return bind(Plan(hooks), INFO, mode="sweep", input_name="x", tokens=TOKENS, prompt_length=prompt, n_rows=6)
+    return bind(Plan(hooks), Model(), mode="sweep", input_name="x", tokens=TOKENS, prompt_length=prompt, n_rows=6)
 
 
 def edit(site: str, position: int | None = 2, **where: Any) -> Hook:

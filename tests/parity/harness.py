@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ def sequence(
     length = prompt_length or len(tokens)
     bound = bind(
         plan,
-        backend.info,
+        backend,
         mode="run" if mode == "run" else "generate",
         input_name="input",
         tokens=tokens,
@@ -123,9 +123,14 @@ class Generated:
 
 
 def generate(
-    backend: Backend, sequences: list[Sequence], *, cancel_after: dict[str, int] | None = None
+    backend: Backend,
+    sequences: list[Sequence],
+    *,
+    cancel_after: dict[str, int] | None = None,
+    failing: Collection[str] = (),
 ) -> list[Generated]:
-    """Step the engine until every sequence has its tokens; `cancel_after` removes some after so many tokens."""
+    """Step the engine until every sequence has its tokens; `cancel_after` removes some after so many tokens, and those
+    that are `failing` must fail."""
     engine = backend.engine
     assert engine is not None
     waiting, rows = list(sequences), {s.id: list[Rows]() for s in sequences}
@@ -137,7 +142,10 @@ def generate(
         for result in engine.step():
             found = result.sequence
             if result.error is not None:
-                raise result.error
+                if found.id not in failing:
+                    raise result.error
+                del live[found.id]
+                continue
             if found.id not in live:
                 continue
             rows[found.id] += result.rows
@@ -147,6 +155,7 @@ def generate(
             top[found.id].append(result.top)
             limit = (cancel_after or {}).get(found.id, found.sampling.max_new_tokens)
             if found.n_generated >= limit:
+                assert found.id not in failing
                 engine.remove(found)
                 rows[found.id] += flush_reductions(found.plan)
                 del live[found.id]

@@ -13,13 +13,12 @@ from probewire.backends.base import Sequence
 from probewire.backends.metrics import bind_metric
 from probewire.backends.plan import bind
 from probewire.clients import capture, hook, patch
-from probewire.protos.edits import LowRank, Scale
+from probewire.protos.edits import Scale
 from probewire.protos.errors import InvalidArgument, ResourceExhausted
 from probewire.protos.gradients import IntegratedPath
 from probewire.protos.metrics import Coordinate, Kl, Logit, LogitDifference, LogProb, Metric, TopLogits
 from probewire.protos.model import Input
 from probewire.protos.spec import Hook, Plan
-from probewire.protos.tensors import Tensor
 from tests.parity.opened import OTHER, RULES, TOKENS, Opened, backend_of, both, gap
 
 EXACT = 1e-12
@@ -218,9 +217,7 @@ def _log_softmax(logits: Any) -> np.ndarray[Any, Any]:
 def _sequence(backend: Any, hooks: list[Hook], tokens: list[int], metric: Metric) -> Sequence:
     """A bound sequence, as the scheduler makes it."""
     n = len(tokens)
-    plan = bind(
-        Plan(tuple(hooks)), backend.info, mode="gradients", input_name="x", tokens=tokens, prompt_length=n, n_rows=n
-    )
+    plan = bind(Plan(tuple(hooks)), backend, mode="gradients", input_name="x", tokens=tokens, prompt_length=n, n_rows=n)
     backend.bind(plan)
     made = Sequence("s", list(tokens), n, plan, backward=BoundBackward())
     made.metrics = (bind_metric(metric, backend.info, n_tokens=n, prompt_length=n, input_lengths={}, what="target"),)
@@ -228,11 +225,10 @@ def _sequence(backend: Any, hooks: list[Hook], tokens: list[int], metric: Metric
 
 
 @both
-def test_a_hook_that_fails_fails_its_own_request_alone(opened: Opened, backend: str) -> None:
+def test_a_hook_that_fails_fails_its_own_request_alone(opened: Opened, backend: str, faulty: Scale) -> None:
     """Requests of several users meet in one batch."""
     client = opened("llama", backend)
-    misfit = LowRank(Tensor.of(np.ones((5, 1), np.float32)), Tensor.of(np.ones((1, 64), np.float32)))
-    read, fails = Hook("embed", capture=_gradient()), hook("attn_out.1", misfit)
+    read, fails = Hook("embed", capture=_gradient()), hook("attn_out.1", faulty)
     asked = [([read], TOKENS, Logit(7)), ([read, fails], OTHER, Logit(7)), ([read], OTHER[:6], LogProb(9, -2))]
     transport: Any = client._transport
     held = backend_of(client)

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from probewire.clients import Client, hook
-from probewire.protos.edits import LowRank, Scale
+from probewire.protos.edits import Scale
 from probewire.protos.errors import InvalidArgument
 from probewire.protos.metrics import Coordinate, Kl, Logit, LogitDifference, LogProb, Metric, TopLogits
 from probewire.protos.model import Input
-from probewire.protos.tensors import Tensor
 from tests.parity.opened import OTHER, RULES, TOKENS, Opened, at_all, backend_of, both, gap
 from tests.tiny_models import FAMILIES
 
@@ -199,7 +198,7 @@ def _tree(client: Client) -> dict[str, tuple[Any, ...]]:
     ("family", "dtype"),
     [("llama", "float32"), ("llama", "float64"), ("gpt2", "float32"), ("gemma2", "float64"), ("gpt_oss", "float32")],
 )
-def test_the_model_is_left_as_it_was(opened: Opened, family: str, backend: str, dtype: str) -> None:
+def test_the_model_is_left_as_it_was(opened: Opened, family: str, backend: str, dtype: str, faulty: Scale) -> None:
     client = opened(family, backend, dtype)
     info = client.describe()
     client.run(TOKENS)  # taps stay until a forward asks for others
@@ -208,12 +207,7 @@ def test_the_model_is_left_as_it_was(opened: Opened, family: str, backend: str, 
     client.gradients(TOKENS, Logit(7), at="embed", rules=info.rules, direct=True)
     client.gradients(TOKENS, Coordinate("resid_mid.1", 5, 3), at="embed", rules=info.rules)
     with pytest.raises(InvalidArgument, match=r"attn_out\.1"):
-        client.gradients(TOKENS, Logit(7), at="embed", hooks=[hook("attn_out.1", _misfit())], rules=("ln",))
+        client.gradients(TOKENS, Logit(7), at="embed", hooks=[hook("attn_out.1", faulty)], rules=("ln",))
     client.run(TOKENS)
     assert _tree(client) == before
     assert np.array_equal(client.run(TOKENS, capture="logits")["logits"], plain)
-
-
-def _misfit() -> LowRank:
-    """Refused within the forward: nobody knows the width of a linear module's input before."""
-    return LowRank(Tensor.of(np.ones((5, 1), np.float32)), Tensor.of(np.ones((1, 64), np.float32)))

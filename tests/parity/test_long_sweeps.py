@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 
 from probewire.clients import Client, ablate, hook, patch, steer
-from probewire.protos.edits import LowRank, Scale
+from probewire.protos.edits import Scale
 from probewire.protos.errors import InvalidArgument
 from probewire.protos.metrics import Logit, LogProb, Measured, Target
 from probewire.protos.model import Finished, Input, Started
 from probewire.protos.spec import Plan
 from probewire.protos.sweeps import SweepRequest
-from probewire.protos.tensors import Tensor
 from tests.parity.opened import TOKENS, Opened, both
 
 WIDE = np.random.default_rng(4).normal(size=64).astype(np.float32)
@@ -60,10 +59,9 @@ def test_a_sweep_that_is_left_leaves_nothing(opened: Opened, backend: str, share
 
 
 @both
-def test_a_plan_that_fails_ends_the_sweep_and_nothing_else(opened: Opened, backend: str) -> None:
+def test_a_plan_that_fails_ends_the_sweep_and_nothing_else(opened: Opened, backend: str, faulty: Scale) -> None:
     client = opened("llama", backend, "float32")
-    misfit = LowRank(Tensor.of(np.ones((5, 1), np.float32)), Tensor.of(np.ones((1, 64), np.float32)))
-    plans = [[hook("attn_out.1", Scale(0.5))], [hook("attn_out.1", misfit)]]
+    plans = [[hook("attn_out.1", Scale(0.5))], [hook("attn_out.1", faulty)]]
     for share in (True, False):
         with pytest.raises(InvalidArgument, match=r"attn_out\.1"):
             client.sweep(TOKENS, Logit(5), plans, share=share, progress=False)

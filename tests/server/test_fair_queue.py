@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -75,14 +76,44 @@ def test_idleness_earns_no_credit() -> None:
 def test_a_full_queue_refuses_and_nobody_fills_more_than_half() -> None:
     queue = FairQueue[str](Ledger(), 10, 2)
     for i in range(5):
-        queue.check_room("ada", 1, 3.0)
+        queue.expect("ada", 1, 3.0)
         queue.push("ada", 1.0, str(i), 1, 0.0, {})
+        queue.arrived("ada", 1)
     with pytest.raises(ResourceExhausted, match="of ada") as caught:
-        queue.check_room("ada", 1, 3.0)
+        queue.expect("ada", 1, 3.0)
     assert caught.value.retry_after_s == 3.0
-    queue.check_room("bob", 5, 3.0)
     with pytest.raises(ResourceExhausted, match="5 inputs are waiting"):
-        queue.check_room("bob", 6, 3.0)
+        queue.expect("bob", 6, 3.0)
+    queue.expect("bob", 5, 3.0)
+
+
+def test_a_burst_that_nobody_has_looked_at_yet_keeps_to_the_bounds() -> None:
+    """Requests come on any thread, while the owner of the queue makes a long step."""
+    queue = FairQueue[str](Ledger(), 10, 2)
+
+    def ask(user: str) -> bool:
+        try:
+            queue.expect(user, 1, 3.0)
+        except ResourceExhausted:
+            return False
+        return True
+
+    with ThreadPoolExecutor(16) as pool:
+        let_in = Counter(
+            user for user, ok in pool.map(lambda user: (user, ask(user)), ["ada", "bob", "eve"] * 40) if ok
+        )
+    assert let_in.total() == 10
+    assert max(let_in.values()) <= 5
+    for user, n in let_in.items():
+        for i in range(n):
+            queue.push(user, 1.0, f"{user}{i}", 7, 0.0, {})
+        queue.arrived(user, n)
+    assert queue.cost == 70
+    queue.discard(lambda item: item.startswith("ada"))
+    while (user := first(queue, {})) is not None:
+        queue.pop(user)
+    assert queue.cost == 0
+    assert not queue._counts
 
 
 def test_overdue_and_unwanted_leave() -> None:

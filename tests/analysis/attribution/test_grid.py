@@ -68,8 +68,10 @@ def test_every_method_takes_layers(tiny: Client) -> None:
     assert logit_lens(tiny, "abcd", layers=[-1, 0]).layers == (2, 0)
     traced = trace(tiny, "abcd", [1], sites=["resid_post"], layers=[-1], seeds=1, progress=False)
     assert traced.effect.axes["layer"] == (2,)
-    ends = ([["mlp_out.-3"], ["attn_resid.-1"]], [["mlp_out.0"], ["attn_resid.2"]])
-    one, same = (path_patching(tiny, *prompts, *end, metric, progress=False).effect.values for end in ends)
+    one, same = (
+        path_patching(tiny, *prompts, [sender], [receiver], metric, progress=False).effect.values
+        for sender, receiver in (("mlp_out.-3", "attn_resid.-1"), ("mlp_out.0", "attn_resid.2"))
+    )
     assert np.array_equal(one, same)
     assert parts_of(tiny.describe(), "heads", layers=[-1]).axes["layer"] == [2]
 

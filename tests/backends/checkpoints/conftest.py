@@ -75,9 +75,9 @@ def server() -> Iterator[Server]:
             self.end_headers()
             cut = state.cut_after.pop(0) if state.cut_after else None
             part = body[start:] if cut is None else body[start : start + cut]
+            state.sent += len(part)  # before the client can have it and look
             self.wfile.write(part)
             self.wfile.flush()
-            state.sent += len(part)
             if cut is not None:
                 if state.hang is not None:
                     state.hang.wait(20)

@@ -3,6 +3,7 @@
 import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -14,6 +15,7 @@ from mlx_lm.utils import _get_classes, load_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from probewire.backends.checkpoints import MLX_FAMILIES, MlxRecipe, mlx_config, mlx_recipe, mlx_weights
+from probewire.backends.mlx.load import mend
 from probewire.protos.errors import InvalidArgument
 
 MAX_LOGIT_DIFFERENCE = 1e-4
@@ -125,14 +127,7 @@ def mlx_model(folder: Path, recipe: MlxRecipe) -> Any:
         return Prepared, Args
 
     model: Any = load_model(folder, model_config=recipe.config, get_model_classes=classes)[0]
-    if recipe.rope_freqs is not None:
-        for layer in model.layers:
-            layer.self_attn.rope._freqs = mx.array(recipe.rope_freqs, dtype=mx.float32)
-    if recipe.embed_scale is not None:
-        ratio = recipe.embed_scale / float(np.array(mx.array(recipe.embed_scale, mx.bfloat16).astype(mx.float32)))
-        plain = type(model.model.embed_tokens)
-        scaled = type("Scaled", (plain,), {"__call__": lambda self, tokens: plain.__call__(self, tokens) * ratio})
-        model.model.embed_tokens.__class__ = scaled
+    mend(model, recipe, SimpleNamespace(**recipe.config), mx.float32)
     return model
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from probewire.backends.base import Backend
+from probewire.backends.points import PROBE_LENGTHS, Seen
 from probewire.protos.edits import Scale
 from probewire.protos.errors import InvalidArgument
 from probewire.protos.spec import Capture, Hook, Plan
@@ -41,7 +42,7 @@ def test_a_raw_site_can_be_edited(backend: Backend) -> None:
 @pytest.mark.parametrize(
     ("site", "message"),
     [
-        ("module:lm_head:output", "did not run"),  # a run without logits leaves the head out
+        ("module:lm_head:output", "0 times"),  # logits are made after the forward, of the rows that are asked for
         ("module:model:input", "no rows"),
         ("module:model.layers.1.nowhere:output", "no module"),
     ],
@@ -51,11 +52,18 @@ def test_what_cannot_be_matched_is_refused(backend: Backend, site: str, message:
         run(backend, PROMPT, _capture(site))
 
 
-def test_a_refused_raw_site_leaves_its_neighbour_alone(backend: Backend) -> None:
-    """In the engine the body is called with keywords alone: the request fails, the batch goes on."""
+def test_a_raw_site_that_turns_out_unreadable_leaves_its_neighbour_alone(backend: Backend) -> None:
+    """In the engine the body is called with keywords alone: were that not seen at load, the request fails, the batch goes on."""
     engine = backend.engine
     assert engine is not None
-    bad = sequence(backend, PROMPT, _capture("module:model:input"), mode="generate", name="bad")
+    seen = backend.points.seen
+    assert isinstance(seen, dict)
+    true = seen["model", "input"]
+    seen["model", "input"] = Seen([1, 1], [(2, n, 64) for n in PROBE_LENGTHS])
+    try:
+        bad = sequence(backend, PROMPT, _capture("module:model:input"), mode="generate", name="bad")
+    finally:
+        seen["model", "input"] = true
     good = sequence(backend, PROMPT, Plan(), mode="generate", max_new=3, name="good")
     assert engine.admit(bad)
     assert engine.admit(good)

@@ -1,0 +1,90 @@
+"""A small config of the same architecture: everything that decides how it computes stays, its sizes do not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+__all__ = ["VOCAB", "WINDOW", "full_config", "shrunk"]
+
+VOCAB = 128
+WINDOW = 8
+"""The small model's window, where it has one."""
+D_MODEL, D_MLP, N_HEADS = 64, 96, 4
+MOST_EXPERTS = 4
+LONGEST_PERIOD = 12
+"""Layers of one period of a pattern that are kept whole."""
+_PACKED = ("quantization_config", "quantization", "compression_config")
+"""How weights are stored; the small ones are stored plainly."""
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def full_config(folder: Path) -> dict[str, Any]:
+    """The config of a folder's text model as transformers reads it: defaults written out, old spellings brought up to date."""
+    from transformers import AutoConfig
+
+    config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    return json.loads(config.get_text_config().to_json_string(use_diff=False))
+
+
+def shrunk(full: Mapping[str, Any]) -> dict[str, Any]:
+    """The same architecture at a small size. `full` has every field written out, as `full_config` gives it.
+
+    Equal numbers that mean different things stay apart: sizes are set by what they are, never looked up by what they were.
+    """
+    n_heads, n_kv_heads = full["num_attention_heads"], full.get("num_key_value_heads") or full["num_attention_heads"]
+    own_head = full.get("head_dim") or full["hidden_size"] // n_heads
+    d_head = 16 if n_heads * own_head == full["hidden_size"] else 24
+    kept = _kept_layers(full)
+    small: dict[str, Any] = {
+        **{name: value for name, value in full.items() if name not in _PACKED},
+        "vocab_size": VOCAB,
+        "hidden_size": D_MODEL,
+        "intermediate_size": D_MLP,
+        "num_attention_heads": N_HEADS,
+        "num_key_value_heads": 1 if n_kv_heads == 1 else N_HEADS if n_kv_heads == n_heads else N_HEADS // 2,
+        "num_hidden_layers": len(kept),
+        "dtype": "float32",
+    }
+    small |= dict.fromkeys(_TOKENS, 1)  # within the small vocabulary; an architecture's own default may not be
+    if full.get("head_dim") or d_head != D_MODEL // N_HEADS:
+        small["head_dim"] = d_head
+    if full.get("sliding_window"):
+        small["sliding_window"] = WINDOW
+    for name in ("num_local_experts", "num_experts", "num_experts_per_tok"):
+        if full.get(name):
+            small[name] = min(full[name], MOST_EXPERTS // 2 if name.endswith("tok") else MOST_EXPERTS)
+    for name in _per_layer(full):
+        small[name] = [full[name][i] for i in kept]
+    if full.get("rope_parameters"):
+        small["rope_parameters"] = _rope(full["rope_parameters"], full, d_head)
+    return small
+
+
+def _per_layer(full: Mapping[str, Any]) -> list[str]:
+    """Fields that say something of each layer."""
+    n = full["num_hidden_layers"]
+    return [name for name, value in full.items() if isinstance(value, list) and len(cast("list[Any]", value)) == n]
+
+
+def _kept_layers(full: Mapping[str, Any]) -> list[int]:
+    """One whole period of the layers' pattern, so that each kind is there; or the first of each kind where there is none."""
+    n = full["num_hidden_layers"]
+    kinds = [json.dumps([full[name][i] for name in _per_layer(full)]) for i in range(n)]
+    period = next(p for p in range(1, n + 1) if all(kinds[i] == kinds[i % p] for i in range(n)))
+    if period <= LONGEST_PERIOD:
+        return list(range(min(max(period, 2), n)))
+    return sorted(kinds.index(kind) for kind in set(kinds))
+
+
+def _rope(rope: Mapping[str, Any], full: Mapping[str, Any], d_head: int) -> dict[str, Any]:
+    """Rotary settings, in which a list has a factor for each pair of rotated coordinates."""
+    if any(isinstance(value, dict) for value in rope.values()):  # a part for each kind of layer
+        return {kind: _rope(part, full, d_head) if isinstance(part, dict) else part for kind, part in rope.items()}
+    share = rope.get("partial_rotary_factor") or full.get("partial_rotary_factor") or 1.0
+    pairs = int(d_head * share) // 2
+    return {
+        name: cast("list[Any]", value)[:pairs] if isinstance(value, list) else value for name, value in rope.items()
+    }

@@ -1,0 +1,25 @@
+"""A small checkpoint with random weights, of any architecture that transformers has."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+__all__ = ["write_tiny"]
+
+
+def write_tiny(folder: Path, config: dict[str, Any]) -> None:
+    """Write a config that has every field, and weights drawn for it by the library's own class."""
+    fields = {name: value for name, value in config.items() if name != "model_type"}
+    made: Any = AutoConfig.for_model(config["model_type"], **json.loads(json.dumps(fields)))
+    model: Any = AutoModelForCausalLM.from_config(made, dtype=torch.float32, attn_implementation="eager")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(0.2 * torch.randn(weight.shape, generator=generator))
+    model.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(config))

@@ -1,0 +1,125 @@
+"""Two random requests in one batch, held against each alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from probewire.backends.base import Backend, Rows, Sequence
+from probewire.backends.captures import flush_reductions
+from probewire.protos.spec import Plan
+from tests.parity.harness import Array, sequence
+from tests.parity.random_plans import RandomPlans
+
+__all__ = ["MOST", "Beside"]
+
+MOST = 1e-5
+"""Relative error that counts as rounding, float32."""
+N_NEW = 5
+
+Outcome = tuple[list[int], dict[Any, Array], str]
+"""Sampled tokens; rows by (hook, site, part, positions); what was said instead."""
+
+
+class Beside:
+    """One model, whose answers to a request must not depend on who else asks."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend, self.plans = backend, RandomPlans(backend)
+
+    def run(self, seed: int) -> tuple[float, str]:
+        """The worst difference between a request beside another and alone, in a run; and where it is."""
+        requests = self._requests(seed, "run")
+        alone = [self._ran([request])[0] for request in requests]
+        return _worst(alone, self._ran(requests), requests)
+
+    def generate(self, seed: int) -> tuple[float, str]:
+        """The same in a generation. Tokens that differ count as 1."""
+        requests = self._requests(seed, "generate")
+        alone = [self._generated([request])[0] for request in requests]
+        return _worst(alone, self._generated(requests), requests)
+
+    def _requests(self, seed: int, mode: str) -> list[tuple[list[int], Plan]]:
+        rng = np.random.default_rng(seed)
+        requests: list[tuple[list[int], Plan]] = []
+        for _ in range(2):
+            tokens = [int(t) for t in rng.integers(0, 256, size=int(rng.integers(2, 20)))]
+            n_rows = len(tokens) if mode == "run" else len(tokens) + N_NEW - 1
+            requests.append((tokens, self.plans.plan(rng, tokens, mode, n_rows)))
+        return requests
+
+    def _bound(self, requests: list[tuple[list[int], Plan]], mode: str) -> list[Sequence]:
+        return [
+            sequence(self.backend, tokens, plan, mode=mode, max_new=N_NEW, name=f"r{i}", saes=self.plans.saes)
+            for i, (tokens, plan) in enumerate(requests)
+        ]
+
+    def _ran(self, requests: list[tuple[list[int], Plan]]) -> list[Outcome]:
+        results = self.backend.run(self._bound(requests, "run"))
+        return [([], _by_key(r.rows), "" if r.error is None else r.error.message) for r in results]
+
+    def _generated(self, requests: list[tuple[list[int], Plan]]) -> list[Outcome]:
+        engine, sequences = self.backend.engine, self._bound(requests, "generate")
+        assert engine is not None
+        rows: dict[str, list[Rows]] = {s.id: [] for s in sequences}
+        said = {s.id: "" for s in sequences}
+        for each in sequences:
+            assert engine.admit(each)
+        live = {s.id for s in sequences}
+        while live:
+            for result in engine.step():
+                name = result.sequence.id
+                if name not in live:
+                    continue
+                if result.error is not None:
+                    said[name] = result.error.message
+                    live.discard(name)
+                    continue
+                rows[name] += result.rows
+                if result.sequence.n_generated >= N_NEW:
+                    rows[name] += flush_reductions(result.sequence.plan)
+                    engine.remove(result.sequence)
+                    live.discard(name)
+        return [(s.tokens[s.prompt_length :], _by_key(rows[s.id]), said[s.id]) for s in sequences]
+
+
+def _by_key(rows: Any) -> dict[Any, Array]:
+    """Row by row: how rows come in steps and chunks may differ."""
+    out: dict[Any, Array] = {}
+    for found in rows:
+        for site, values in zip(found.sites, found.values, strict=True):
+            per_row = np.swapaxes(values, 0, 1) if site.startswith(("attn_scores", "attn_probs")) else values
+            for i, position in enumerate(found.positions or (-1,)):
+                out[found.hook, site, found.part, position] = per_row[i]
+    return out
+
+
+def _worst(alone: list[Outcome], beside: list[Outcome], requests: list[tuple[list[int], Plan]]) -> tuple[float, str]:
+    worst, what = 0.0, ""
+    for i, (one, two) in enumerate(zip(alone, beside, strict=True)):
+        if one[2] != two[2] or one[1].keys() != two[1].keys():
+            return 1.0, f"request {i}: alone {one[2] or 'well'}, beside another {two[2] or 'well'}: {requests}"
+        if one[0] != two[0]:
+            return 1.0, f"request {i}: tokens {one[0]} alone, {two[0]} beside another: {requests}"
+        sizes: dict[Any, float] = {}
+        for (hook, site, part, _), row in one[1].items():
+            finite = np.abs(np.where(np.isfinite(row), row, 0.0)).max(initial=0.0)
+            sizes[hook, site, part] = max(sizes.get((hook, site, part), 0.0), float(finite), 1e-6)
+        for key, row in one[1].items():
+            row, other = _of_one_length(key[1], row, two[1][key])
+            with np.errstate(invalid="ignore"):
+                gap = np.where(row == other, 0.0, np.abs(row.astype(np.float64) - other))
+            error = float(gap.max(initial=0.0)) / sizes[key[:3]]
+            if not error <= worst:
+                worst, what = error, f"request {i}, {key}: {error:.3g} off: {requests}"
+    return worst, what
+
+
+def _of_one_length(site: str, row: Array, other: Array) -> tuple[Array, Array]:
+    """Rows of a prompt's chunk have as many keys as the chunk's last, and a neighbour changes the chunks: the rest is masked."""
+    if not site.startswith(("attn_scores", "attn_probs")):
+        return row, other
+    n, fill = max(row.shape[-1], other.shape[-1]), -np.inf if site.startswith("attn_scores") else 0.0
+    row, other = (np.pad(x, ((0, 0), (0, n - x.shape[-1])), constant_values=fill) for x in (row, other))
+    return row, other
