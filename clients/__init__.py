@@ -50,6 +50,7 @@ from ..protos.spec import (
     Where,
 )
 from ..protos.tensors import Tensor
+from .aligning import Alignment, align
 from .archive import load
 from .asked import Asked
 from .captures import Captures
@@ -64,6 +65,7 @@ from .sweep import Sweep
 
 __all__ = [
     "Add",
+    "Alignment",
     "Asked",
     "Cancelled",
     "Capture",
@@ -132,6 +134,7 @@ __all__ = [
     "Where",
     "Zeros",
     "ablate",
+    "align",
     "capture",
     "edit_latents",
     "hook",

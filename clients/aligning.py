@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -26,7 +26,7 @@ MAX_CELLS = 1 << 24
 
 @dataclass(frozen=True, slots=True)
 class Alignment:
-    """Pairs of positions: `patch(site, from_input="clean", **align(corrupt, clean))`."""
+    """Paired positions: `patch(site, from_input="clean", **align(corrupt, clean))`."""
 
     positions: tuple[int, ...]
     """In the prompt that runs, counted from its start."""
@@ -44,9 +44,10 @@ class Alignment:
             raise KeyError(key)
         return getattr(self, key)
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        """(position, source position) pairs."""
-        return iter(zip(self.positions, self.source_positions, strict=True))
+    @property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """(position, source position) each."""
+        return tuple(zip(self.positions, self.source_positions, strict=True))
 
     def __len__(self) -> int:
         return len(self.positions)

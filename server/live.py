@@ -83,7 +83,7 @@ class LiveSessions:
 
 def check_session_plan(plan: Plan, model: Bindable, shelf: Shelf) -> None:
     """Raise InvalidArgument for what a session cannot hold, or what model and SAEs cannot do; NotFound for an unknown SAE."""
-    for index, hook in enumerate(plan_at_depth(plan, info.n_layers).hooks):
+    for index, hook in enumerate(plan_at_depth(plan, model.info.n_layers).hooks):
         where = f"hook {index} ({hook.site})"
         if hook.inputs is not None or from_input(hook.edit) is not None:
             raise InvalidArgument(f"{where}: a session knows no inputs; give hooks that name inputs with the request")

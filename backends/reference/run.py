@@ -18,7 +18,7 @@ from .edits import Around, edit_rows
 from .model import ReferenceModel
 from .reductions import Captured, captured_rows
 from .rows import chosen_positions, holds
-from .sources import given_rows, input_rows, rows_first, with_keys
+from .sources import given_rows, input_rows, named_positions, rows_first, with_keys
 
 __all__ = ["ReferenceResult", "run"]
 
@@ -189,7 +189,8 @@ class _Input:
                 raise NotFound(f"no stored capture {source.capture_id!r}")
             rows = given_rows(self.request.stored[source.capture_id], site, index, len(bound.sites), bound.positions)
         elif isinstance(source, FromInput):
-            rows = input_rows(source, self.request.final(source.input, site), site, bound.positions)
+            named = named_positions(bound.hook.where, bound.positions, self.prompt_length)
+            rows = input_rows(source, self.request.final(source.input, site), site, named)
         else:
             return None
         rows = rows[np.array([bound.positions.index(p) for p in positions], dtype=np.int64)]
