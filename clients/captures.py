@@ -48,14 +48,14 @@ class Captures:
 
     def array(self, site: str, part: str | None = None) -> Array:
         """As `[site]`; `part` chooses between the two tensors of a top_k, "value" and "index"."""
-        return self._entry(site, part).array
+        return self.entry(site, part).array
 
     def positions(self, site: str) -> tuple[int, ...]:
         """Absolute token position of each row; empty for a mean."""
         found = self._matching(site, None)
         if len(_sources(found)) == 1 and len({entry.key.site for entry in found}) == 1:  # parts of one tensor
             return found[0].positions
-        return self._entry(site, None).positions
+        return self.entry(site, None).positions
 
     def top_k(self, site: str) -> tuple[Array, Array]:
         """(values, indices), each [pos, k] ([pos, head, k] at head sites)."""
@@ -72,8 +72,8 @@ class Captures:
                 f"{site} holds no sparse latents: those of a capture without top_k are an array, [{site!r}] ([pos, latent]; "
                 "of gradients too: their product is the attribution)"
             )
-        found = [self._entry(site, part) for part in ("value", "index", "count")]
-        extra = [None if part not in parts else self._entry(site, part).array for part in ("gradient", "error", "bias")]
+        found = [self.entry(site, part) for part in ("value", "index", "count")]
+        extra = [None if part not in parts else self.entry(site, part).array for part in ("gradient", "error", "bias")]
         values, ids, counts = (entry.array for entry in found)
         return LatentRows(found[0].positions, ids, values, counts, *extra)
 
@@ -122,7 +122,7 @@ class Captures:
 
         Raises NotFound when there is no row of it.
         """
-        stacked, sites = self.stack(name), self._sites_of(name)
+        stacked, sites = self.stack(name), self.sites_of(name)
         site = name if sites is None else sites[0]
         where = self.positions(site)
         if not where or (position is not None and position not in where):
@@ -130,12 +130,12 @@ class Captures:
             raise NotFound(
                 f"{site} was captured at positions {_few(where)}, so there is no row{wanted}; capture it too"
             )
-        axis = row_axis(self._entry(site, None).key.site) + (sites is not None)
+        axis = row_axis(self.entry(site).key.site) + (sites is not None)
         row = stacked.take(where.index(max(where) if position is None else position), axis)
         row.flags.writeable = False
         return row
 
-    def _sites_of(self, name: str) -> list[str] | None:
+    def sites_of(self, name: str) -> list[str] | None:
         """The sites that a kind, or a pattern of several layers, stands for here; None for one site or a hook's id.
 
         Of a kind or `.*` these are the captured layers; of a range all its layers, captured or not.
@@ -174,10 +174,10 @@ class Captures:
         return str(pattern.expand(self._depth(name, pattern))[0]) if pattern.from_end else str(pattern)
 
     def _stack(self, name: str, part: str | None) -> Array:
-        sites = self._sites_of(name)
+        sites = self.sites_of(name)
         if sites is None:
             return self.array(name, part)
-        found = [self._entry(site, part) for site in sites]
+        found = [self.entry(site, part) for site in sites]
         other = next(
             (e for e in found if (e.positions, e.array.shape) != (found[0].positions, found[0].array.shape)), None
         )
@@ -190,7 +190,8 @@ class Captures:
         stacked.flags.writeable = False
         return stacked
 
-    def _entry(self, name: str, part: str | None) -> AssembledCapture:
+    def entry(self, name: str, part: str | None = None) -> AssembledCapture:
+        """The one tensor that a name stands for. Raises as `[site]`."""
         found = self._matching(name, part)
         if len(found) == 1:
             return found[0]

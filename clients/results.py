@@ -155,6 +155,26 @@ class Result:
             return read(self._only(of_one=f".{call}"))
         return stack_inputs(items, read, call, name)
 
+    # ---- for the libraries of others ----
+
+    def to_xarray(self, site: str | None = None, *, inputs: bool | None = None) -> Any:
+        """What `stack(site)` gives as an xarray.DataArray with layers, positions and tokens; without a site, a Dataset of all.
+
+        `inputs` as in `stack`. Raises FailedPrecondition where xarray is not installed, InvalidArgument where rows differ.
+        """
+        from .axes import dataset, labelled
+
+        return dataset(self, inputs) if site is None else labelled(self, site, inputs).to_xarray(site)
+
+    def to_pandas(self, site: str | None = None, *, inputs: bool | None = None) -> Any:
+        """A pandas.DataFrame: without a site, a row a token; of a site, its last axis as columns, the others as the index.
+
+        `inputs` as in `stack`. Raises FailedPrecondition where pandas is not installed, InvalidArgument where rows differ.
+        """
+        from .axes import labelled, token_table
+
+        return token_table(self) if site is None else labelled(self, site, inputs).to_pandas(site)
+
     # ---- a result is read like a dict of its sites ----
 
     def keys(self) -> tuple[str, ...]:

@@ -86,6 +86,14 @@ class Sweep:
             )
         return NamedArray(values, {**leading, **self.axes})
 
+    def to_xarray(self) -> Any:
+        """As `array().to_xarray()`."""
+        return self.array().to_xarray()
+
+    def to_pandas(self) -> Any:
+        """As `array().to_pandas()`."""
+        return self.array().to_pandas()
+
     def save(self, path: str | Path) -> Path:
         """Write everything to one safetensors file, what was asked too; `load` reads it back."""
         from .archive import save_sweep
