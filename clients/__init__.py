@@ -60,6 +60,7 @@ from .latents import LatentRows
 from .named_array import NamedArray
 from .results import Generation, Gradients, InputResult, Run
 from .session import LiveSession
+from .steering import SteeringVector
 from .stream import Step, Stream
 from .sweep import Sweep
 
@@ -120,6 +121,7 @@ __all__ = [
     "Scale",
     "Site",
     "Span",
+    "SteeringVector",
     "Step",
     "Stored",
     "Stream",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from ..protos.errors import FailedPrecondition
 from ..protos.spec import Hook
 
-__all__ = ["ForModel", "plain", "require_model"]
+__all__ = ["ForModel", "for_model", "plain", "require_model"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +16,13 @@ class ForModel(Hook):
     """A hook with the model that it is for. Calls refuse it on another one, and send it on as a plain hook."""
 
     model_hash: str = ""
+
+
+def for_model(value: Hook, model_hash: str) -> Hook:
+    """The hook, for one model alone; as it is where that is not known."""
+    if not model_hash:
+        return value
+    return ForModel(**{field.name: getattr(value, field.name) for field in fields(Hook)}, model_hash=model_hash)
 
 
 def plain(value: Hook) -> Hook:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
-from typing import Any, Literal, TypedDict, Unpack, cast
+from typing import Any, Literal, TypedDict, Unpack, cast, overload
 
 from ..protos.edits import Add, Constant, Edit, FromInput, Inline, ProjectOut, Replace, Source, Stored, Zeros
 from ..protos.errors import InvalidArgument
@@ -13,7 +13,8 @@ from ..protos.latents import LatentChange, Latents, ReadLatents
 from ..protos.spec import Capture, Condition, Hook, Last, Mean, NextLogprob, Norm, Plan, Reduction, Span, Where
 from ..protos.tensors import Array, Tensor
 from ..protos.wire import from_json, to_json
-from .for_model import ForModel, plain
+from .for_model import ForModel, for_model, plain
+from .steering import SteeringVector
 
 __all__ = [
     "HookLike",
@@ -57,6 +58,7 @@ class Options(TypedDict, total=False):
     """A label that comes back with the tensors."""
 
 
+@overload
 def steer(
     site: str,
     vector: Values,
@@ -66,13 +68,49 @@ def steer(
     units: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
     **options: Unpack[Options],
-) -> Hook:
+) -> Hook: ...
+
+
+@overload
+def steer(
+    site: SteeringVector,
+    vector: float = 1.0,
+    alpha: float = 1.0,
+    *,
+    norm_match: bool = False,
+    any_model: bool = False,
+    units: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    **options: Unpack[Options],
+) -> tuple[Hook, ...]: ...
+
+
+def steer(
+    site: str | SteeringVector,
+    vector: Any = 1.0,
+    alpha: float = 1.0,
+    *,
+    norm_match: bool = False,
+    any_model: bool = False,
+    units: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    **options: Unpack[Options],
+) -> Hook | tuple[Hook, ...]:
     """Add alpha·vector; with `norm_match`, alpha·‖h‖·v/‖v‖.
 
     `vector` is [width], or [n_heads, width] at head sites; `units` and `heads` narrow it to a part of each row.
+    `steer(vector, 3)` or `steer(vector, alpha=3)` with a SteeringVector is a hook a site of it, each refused on another
+    model unless `any_model`.
     """
-    edit = Add(Tensor.of(vector), alpha, norm_match, units=_indices(units), heads=_indices(heads))
-    return hook(site, edit, **options)
+    part = {"units": _indices(units), "heads": _indices(heads)}
+    if isinstance(site, str):
+        return hook(site, Add(Tensor.of(vector), alpha, norm_match, **part), **options)
+    found: list[Hook] = []
+    for index, (name, direction) in enumerate(site.directions.items()):
+        label: Options = {"id": f"{options['id']}.{index}"} if "id" in options and len(site.directions) > 1 else {}
+        made = hook(name, Add(Tensor.of(direction), vector * alpha, norm_match, **part), **{**options, **label})
+        found.append(made if any_model else for_model(made, site.model_hash))
+    return tuple(found)
 
 
 def ablate(

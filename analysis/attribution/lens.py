@@ -62,6 +62,19 @@ class LogitLens:
         """[layer, position]: its probability."""
         return self.probabilities[:, :, 0]
 
+    def first_top(self, token: int | str, *, to_end: bool = False) -> NDArray[np.int64]:
+        """[position]: the first layer whose likeliest token is `token` (an id, or its text); −1 where there is none.
+
+        `to_end`: the first layer from which on it stays so, through the last one read.
+        """
+        names = self.top_tokens if isinstance(token, str) else self.top_ids
+        order = np.argsort(self.layers)  # they may have been asked for in any order
+        on_top = (names[:, :, 0] == token)[order]
+        if to_end:
+            on_top = np.logical_and.accumulate(on_top[::-1])[::-1]
+        found = np.asarray(self.layers, dtype=np.int64)[order][on_top.argmax(axis=0)]
+        return np.where(on_top.any(axis=0), found, -1)
+
     def __repr__(self) -> str:
         return f"LogitLens({len(self.layers)} layers, {len(self.positions)} positions of {''.join(self.tokens)!r})"
 
