@@ -3,6 +3,7 @@
 #   docker run --rm -it -v probewire:/home/probewire probewire users add ada
 #   docker run --gpus all -p 8000:8000 -p 50051:50051 -v probewire:/home/probewire probewire
 # That serves the default model; for another: … probewire serve --host 0.0.0.0 MODEL
+# Whoever calls HTTP by another name than localhost: … probewire serve --host 0.0.0.0 --allowed-host box.lab
 
 FROM python:3.11-slim-bookworm AS build
 WORKDIR /src

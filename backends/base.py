@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .bound import BoundHook, BoundPlan
     from .metrics import BoundMetric
     from .points import Points
+    from .run_parts import RunParts
 
 __all__ = ["Backend", "Engine", "Rows", "Sequence", "StepResult"]
 
@@ -149,12 +150,30 @@ class Backend(Protocol):
         """Seconds spent in hooks so far (on a GPU: in launching them)."""
         ...
 
+    @property
+    def threads(self) -> int:
+        """Threads that the library computes with on the CPU; 1 where there is nothing to choose."""
+        ...
+
+    def use_threads(self, n: int) -> None:
+        """Compute with so many from the next forward on."""
+        ...
+
     def bind(self, plan: BoundPlan) -> None:
         """Move a plan's tensors to the device, once, before its sequence is used."""
         ...
 
     def run(self, sequences: SequenceOf[Sequence]) -> list[StepResult]:
         """One forward over several sequences at once, right-padded; a result each, in order."""
+        ...
+
+    @property
+    def cuts_runs(self) -> bool:
+        """Whether `run_part` is offered."""
+        ...
+
+    def run_part(self, sequence: Sequence, parts: RunParts, stop: int) -> StepResult:
+        """Run a sequence from where `parts` ends to a position; the whole run's outcome comes with the last part."""
         ...
 
     def final_rows(self, ids: NDArray[np.int64]) -> Array:

@@ -123,6 +123,18 @@ class BoundPlan:
         return any(b.hook.capture is not None and isinstance(b.hook.capture.reduce, NextLogprob) for b in self.hooks)
 
 
+def _among(positions: NDArray[np.int64], listed: list[int]) -> NDArray[np.bool_]:
+    """Which of some ascending positions are listed; a sweep asks this many thousand times, of few positions each."""
+    mask = np.zeros(len(positions), dtype=bool)
+    first = int(positions[0]) if len(positions) else 0
+    if len(positions) and int(positions[-1]) - first + 1 != len(positions):
+        return np.isin(positions, listed)
+    for position in listed:
+        if 0 <= position - first < len(mask):
+            mask[position - first] = True
+    return mask
+
+
 def chosen_positions(bound: BoundHook, plan: BoundPlan, tokens: list[int]) -> NDArray[np.int64]:
     """Every absolute position the hook chooses, whatever its condition will say."""
     known = np.arange(plan.n_rows)
@@ -139,7 +151,7 @@ def choose(
     prompt = plan.prompt_length
     mask = np.ones(len(positions), dtype=bool)
     if where.positions is not None:
-        mask &= np.isin(positions, [p + prompt if p < 0 else p for p in where.positions])
+        mask &= _among(positions, [p + prompt if p < 0 else p for p in where.positions])
     if where.spans is not None:
         inside = np.zeros(len(positions), dtype=bool)
         for span in where.spans:

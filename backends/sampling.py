@@ -16,6 +16,8 @@ __all__ = ["Choice", "choose_token", "logprobs_of"]
 
 Logits = NDArray[np.float32]
 MIN_UNIFORM = 2.0**-53
+GREEDY_BELOW = 1e-5
+"""Temperatures under it are 0: they could only choose between logits that are equal, or as good as."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +31,10 @@ class Choice:
 
 def choose_token(logits: Logits, sampling: Sampling, seed: int, index: int) -> int:
     """The next token. `logits` is [vocab]; `index` is 0 for the first new token."""
-    if sampling.temperature == 0.0:
+    peak = float(logits.max())
+    if sampling.temperature < GREEDY_BELOW or not np.isfinite(peak):
         return int(np.argmax(logits))
-    scaled = logits.astype(np.float32) / np.float32(sampling.temperature)
+    scaled = (logits.astype(np.float64) - peak) / sampling.temperature
     kept = _kept(scaled, sampling)
     noisy = scaled + gumbel(seed, index, len(logits))
     if kept is not None:
@@ -46,7 +49,7 @@ def gumbel(seed: int, index: int, n: int) -> NDArray[np.float32]:
     return (-np.log(-np.log(uniform))).astype(np.float32)
 
 
-def _kept(scaled: Logits, sampling: Sampling) -> NDArray[np.int64] | None:
+def _kept(scaled: NDArray[np.float64], sampling: Sampling) -> NDArray[np.int64] | None:
     """Candidates left by top-k, then top-p (nucleus: the smallest set of at least that mass); None for all."""
     if not sampling.top_k and sampling.top_p >= 1.0:
         return None
@@ -54,7 +57,7 @@ def _kept(scaled: Logits, sampling: Sampling) -> NDArray[np.int64] | None:
     if sampling.top_k:
         order = order[: sampling.top_k]
     if sampling.top_p < 1.0:
-        weights = np.exp(scaled[order].astype(np.float64) - float(scaled[order[0]]))
+        weights = np.exp(scaled[order])
         mass = np.cumsum(weights / weights.sum())
         order = order[: int(np.searchsorted(mass, sampling.top_p)) + 1]
     return order

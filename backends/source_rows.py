@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from ..protos.edits import Constant, FromInput, Inline, Replace, Stored
+from ..protos.edits import Constant, FromInput, Inline, Replace, Stored, Zeros
 from ..protos.errors import InvalidArgument, NotFound
 from ..protos.sites import Site
 from ..protos.spec import Span, Where
@@ -29,7 +29,7 @@ def attach_source(
 ) -> None:
     """Give a bound hook the rows that its `replace` brings, or say what it still needs. Raises InvalidArgument."""
     edit = bound.hook.edit
-    if not isinstance(edit, Replace) or isinstance(edit.source, Constant):
+    if not isinstance(edit, Replace) or isinstance(edit.source, (Constant, Zeros)):
         return
     source, where = edit.source, f"hook {bound.index} ({bound.hook.site})"
     positions = _in_listed_order(bound, plan, chosen_positions(bound, plan, tokens))
@@ -39,11 +39,9 @@ def attach_source(
         if source.capture_id not in stored:
             raise NotFound(f"{where}: no stored capture {source.capture_id!r}")
         bound.source = _rows_first(bound.sites[0], stored[source.capture_id])
-    elif isinstance(source, FromInput):
+    else:
         named = _as_named(bound.hook.where, plan.prompt_length, positions)
         bound.needs = (source.input, _source_positions(source, named, input_lengths, where))
-    else:
-        return
     _check_known(bound, plan, tokens, where)
     if bound.source is not None and len(bound.source) != len(positions):
         raise InvalidArgument(_MISMATCH.format(where=where, rows=len(bound.source), positions=len(positions)))

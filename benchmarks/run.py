@@ -20,6 +20,7 @@ from latents import latents_cost
 from machine import load_warning, machine_line
 from memory import mlx_memory, torch_memory
 from peer import against_peer
+from polite import beside_a_busy_process, polite
 from ratios import Figure, report
 from sae_stability import sae_stability
 from sae_store import store_reads
@@ -36,6 +37,8 @@ SECTIONS: dict[str, tuple[str, Callable[[Sizes], list[Figure]]]] = {
     "wire": ("(c) The wire: one tensor, encode to array", wire),
     "sharing": ("(e) Fairness between users, PyTorch, CPU, bfloat16", fairness),
     "cost": ("(f) What keys, roles, metrics and the audit cost, PyTorch, CPU, bfloat16", cost),
+    "polite": ("(q) A polite user beside heavy requests, PyTorch, CPU, bfloat16", polite),
+    "busy": ("(r) Beside a busy process on one of the cores, PyTorch, CPU, float32", beside_a_busy_process),
     "patching": ("(h) A patching grid against TransformerLens 4.3, PyTorch, CPU, float32", patching),
     "gradients": ("(i) Gradients and neuron graphs, PyTorch, CPU, float32", gradients_cost),
     "latents": ("(k) Reading latents of an SAE in eight generations, PyTorch, CPU, bfloat16", latents_cost),

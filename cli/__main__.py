@@ -19,6 +19,8 @@ COMMANDS = {
     "pull": "fetch a model into the cache",
     "chat": "talk to a served model, steer it, and watch its activations",
     "users": "say who may use a server: make users, list them, end or renew their keys",
+    "backup": "copy what a server keeps (users, sessions, captures, SAEs), while it runs or not",
+    "restore": "put such a copy back, into an empty state folder",
     "sae": "collect activations, train sparse autoencoders on them, and look at their latents",
     "top": "see who is running what on a server, live",
     "bench": "measure this machine against plain inference and against peers (needs a checkout)",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Generator
 from typing import Any
 
@@ -11,9 +12,13 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from ..protos.errors import Code, ProbewireError
+from ..protos.hosts import canonical
 from ..server.config import GatewayConfig
 from ..server.gateway import Gateway
+from ..server.proxies import Proxies
 from ..server.rest import create_app
+from .framing import StrictConnection
 from .tls import Tls
 from .version import VERSION
 
@@ -26,6 +31,7 @@ KEEP_ALIVE_S = 75
 request would now and then meet a connection that is just being closed."""
 MAX_CONNECTIONS = 4096
 """Open at once; more are answered 503."""
+OUR_FAULTS = frozenset({Code.INTERNAL, Code.UNAVAILABLE})
 
 
 class HttpServer(uvicorn.Server):
@@ -36,10 +42,14 @@ class HttpServer(uvicorn.Server):
             gateway,
             version=VERSION,
             max_body_bytes=config.limits.max_request_bytes,
+            allowed_hosts=(canonical(config.host), *(tls.names() if tls else ()), *config.allowed_hosts),
+            allowed_origins=config.allowed_origins,
+            proxies=Proxies.of(config.trusted_proxies),
             access=gateway.desk.access,
             metrics=gateway.metrics,
             measure=gateway.measure,
         )
+        logging.getLogger("uvicorn.error").addFilter(_callers_quietly)
         super().__init__(
             uvicorn.Config(
                 app,
@@ -49,6 +59,7 @@ class HttpServer(uvicorn.Server):
                 lifespan="off",
                 ws="none",
                 server_header=False,
+                proxy_headers=False,  # uvicorn would believe any local process; see server/proxies.py
                 limit_concurrency=MAX_CONNECTIONS,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=max(1, round(config.drain_s)),
@@ -61,11 +72,25 @@ class HttpServer(uvicorn.Server):
         yield
 
 
+def _callers_quietly(record: logging.LogRecord) -> bool:
+    """An answer that is broken off for its caller's own reason, a deadline say, is one line; uvicorn makes it a fault."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, ProbewireError) and error.code not in OUR_FAULTS:
+        record.levelno, record.levelname = logging.INFO, logging.getLevelName(logging.INFO)
+        record.msg, record.args = "an answer was broken off: %s", (error.message,)
+        record.exc_info = record.exc_text = None
+    return True
+
+
 class ImpatientProtocol(H11Protocol):
-    """HTTP/1.1 that hangs up on whoever sends the head of a request a byte at a time: uvicorn waits for ever."""
+    """HTTP/1.1, strictly, that hangs up on whoever sends a head a byte at a time: uvicorn waits for ever."""
 
     head_s = HEAD_S
     _deadline: asyncio.TimerHandle | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.conn = StrictConnection(h11.SERVER)
 
     def connection_made(self, transport: Any) -> None:
         """Begin to wait."""

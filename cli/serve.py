@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import ipaddress
 import logging
 from dataclasses import replace
 from pathlib import Path
 
 from ..backends.limits import Limits as EngineLimits
 from ..protos.errors import FailedPrecondition, InvalidArgument
+from ..protos.hosts import canonical, is_loopback
 from ..protos.loading import LoadRequest
 from ..server.config import BACKENDS, DTYPES, GatewayConfig, RequestLimits, Supervision, WorkerConfig
-from ..server.gateway import default_id
+from ..server.model_names import default_id, parsed
 from ..server.state import State, default_state_folder
 from ..server.users import Users
 from .log import start_log
@@ -58,6 +58,28 @@ def _add_network(group: argparse._ArgumentGroup) -> None:  # pyright: ignore[rep
     group.add_argument(
         "--insecure", action="store_true", help="listen beyond this machine although the box has no users, so no keys"
     )
+    group.add_argument(
+        "--allowed-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name that HTTP callers may use for this server, besides localhost, the address it listens on, --host and "
+        "the names in the certificate: a proxy's, say; may be given several times",
+    )
+    group.add_argument(
+        "--allowed-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="a web page (https://tool.lab) that may send requests and read the answers; may be given several times",
+    )
+    group.add_argument(
+        "--trusted-proxy",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="a proxy's address or network, whose X-Forwarded-For says who called; may be given several times",
+    )
     group.add_argument("--tls-cert", type=Path, default=None, help="certificate chain (PEM) of both faces")
     group.add_argument("--tls-key", type=Path, default=None, help="its private key (PEM)")
     group.add_argument(
@@ -74,6 +96,12 @@ def _add_sizes(group: argparse._ArgumentGroup) -> None:  # pyright: ignore[repor
     group.add_argument("--context", type=int, default=_ENGINE.context_tokens, help="positions one input may use")
     group.add_argument("--cache-tokens", type=int, default=_ENGINE.cache_tokens, help="positions of KV cache, a model")
     group.add_argument("--chunk", type=int, default=_ENGINE.chunk_tokens, help="prompt tokens in one forward")
+    group.add_argument(
+        "--threads",
+        type=int,
+        default=0,
+        help="of each model on the CPU; 0: as many as there are cores that nothing else keeps busy, looked at once a second",
+    )
     group.add_argument("--max-prompt-tokens", type=int, default=_LIMITS.max_prompt_tokens, help="of one input")
     group.add_argument("--max-new-tokens", type=int, default=_LIMITS.max_new_tokens, help="of one input")
     group.add_argument("--max-request-mib", type=int, default=_LIMITS.max_request_bytes >> 20, help="of one request")
@@ -153,12 +181,13 @@ def gateway_config(args: argparse.Namespace) -> GatewayConfig:
         revision=args.revision,
         cache_dir=str(cache_dir) if cache_dir else "",
         engine=engine,
+        threads=args.threads,
         limits=limits,
         sae_folders=tuple(str(folder.expanduser().resolve()) for folder in args.sae_folder),
         factory=args.factory,
     )
     return GatewayConfig(
-        host=args.host,
+        host=canonical(args.host),  # [::1] is how it is written beside a port
         port=args.port,
         grpc_port=args.grpc_port,
         worker=worker,
@@ -169,28 +198,21 @@ def gateway_config(args: argparse.Namespace) -> GatewayConfig:
         audit=str(args.audit or ""),
         audit_prompts=args.audit_prompts,
         idle_unload_s=args.idle_unload,
+        allowed_hosts=tuple(args.allowed_host),
+        allowed_origins=tuple(args.allowed_origin),
+        trusted_proxies=tuple(args.trusted_proxy),
     )
 
 
 def load_requests(models: list[str]) -> list[LoadRequest]:
     """What to load, from `[ID=]MODEL[@BACKEND]`; the default model when nothing is named."""
-    parsed = [_parse(text) for text in models or [""]]
-    bare = [default_id(request.model) for request in parsed]
-    requests = [_named(request, repeated=bare.count(default_id(request.model)) > 1) for request in parsed]
+    asked = [parsed(LoadRequest(text)) for text in models or [""]]
+    bare = [default_id(request.model) for request in asked]
+    requests = [_named(request, repeated=bare.count(default_id(request.model)) > 1) for request in asked]
     ids = [request.id for request in requests]
     if len(set(ids)) != len(ids):
         raise InvalidArgument(f"two models would be served as {ids}; name them apart: ID=MODEL or MODEL@BACKEND")
     return requests
-
-
-def _parse(text: str) -> LoadRequest:
-    name, equals, rest = text.partition("=")
-    if not equals or "/" in name or not name:
-        name, rest = "", text
-    model, at, backend = rest.rpartition("@")
-    if not at or backend not in BACKENDS:
-        model, backend = rest, "auto"
-    return LoadRequest(model, id=name, backend=backend)
 
 
 def _named(request: LoadRequest, *, repeated: bool) -> LoadRequest:
@@ -202,10 +224,7 @@ def _named(request: LoadRequest, *, repeated: bool) -> LoadRequest:
 
 def check_host(host: str, *, insecure: bool, has_users: bool = False, secure: bool = False) -> None:
     """Raise FailedPrecondition for an address that others can reach without a key, unless the operator insists."""
-    try:
-        loopback = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = host == "localhost"
+    loopback = is_loopback(host)
     if not loopback and not has_users and not insecure:
         raise FailedPrecondition(
             f"--host {host} would let anyone who reaches this machine use the models and load others: this box has no "

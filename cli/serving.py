@@ -18,6 +18,7 @@ from ..protos.model import ModelInfo
 from ..server.config import GatewayConfig
 from ..server.gateway import Gateway
 from ..server.memory import allow_many_connections, keep_freed_memory
+from ..server.proxies import Proxies
 from ..server.rpc import RpcServer, admit_at_the_door
 from .http import HttpServer
 from .load_bars import LoadBars
@@ -36,7 +37,7 @@ async def serve(
     console = Console(stderr=True)
     gateway = Gateway(config)
     stop = _stop_signal(gateway, console)
-    door = admit_at_the_door(gateway.desk.access)
+    door = admit_at_the_door(gateway.desk.access, Proxies.of(config.trusted_proxies))
     rpc = RpcServer(gateway, door, max_request_bytes=config.limits.max_request_bytes, streams=gateway.streams)
     try:
         listener = _listen(config.host, config.port)

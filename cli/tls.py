@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 
 from ..protos.errors import FailedPrecondition, InvalidArgument
+from ..protos.hosts import canonical
 
 __all__ = ["Tls"]
 
@@ -38,6 +39,20 @@ class Tls:
             files = ", ".join(str(path) for path in (cert, key, client_ca) if path is not None)
             raise FailedPrecondition(f"the TLS files cannot be used ({error}): {files}") from None
         return cls(cert, key, client_ca)
+
+    def names(self) -> tuple[str, ...]:
+        """Names and addresses that the certificate is for, canonical; `*.lab` among them. Raises FailedPrecondition."""
+        from cryptography import x509  # takes a moment, and most servers here have no certificate
+
+        try:
+            certificate = x509.load_pem_x509_certificate(self.cert.read_bytes())
+            found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        except x509.ExtensionNotFound:
+            return ()
+        except ValueError as error:
+            raise FailedPrecondition(f"the certificate {self.cert} cannot be read: {error}") from None
+        addresses = [str(address) for address in found.get_values_for_type(x509.IPAddress)]
+        return tuple(map(canonical, [*found.get_values_for_type(x509.DNSName), *addresses]))
 
     def credentials(self) -> grpc.ServerCredentials:
         """For gRPC."""

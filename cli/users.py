@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..protos.errors import FailedPrecondition, InvalidArgument
-from ..server.state import State, default_state_folder
+from ..server.state import DATABASE, State, default_state_folder
 from ..server.users import ROLES, User, UserLimits, Users
 
 __all__ = ["add_arguments", "run"]
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 @contextmanager
 def _opened(folder: Path, *, make: bool) -> Generator[Users]:
     """The users of a state folder. A mistyped folder is not made, unless there is a user to put into it."""
-    if not make and not (folder / "state.sqlite").exists():
+    if not make and not (folder / DATABASE).exists():
         raise FailedPrecondition(
             f"there are no users in {folder}: no server has kept its state there; name its folder with --state, "
             "or make the first user with `probewire users add NAME`"

@@ -7,8 +7,9 @@ import warnings
 from urllib.parse import SplitResult, urlsplit
 
 from ..protos.errors import InvalidArgument
+from ..protos.hosts import is_loopback
 from .tls import Tls
-from .transport import Transport, is_loopback
+from .transport import Transport
 
 __all__ = ["connect"]
 

@@ -16,6 +16,7 @@ from ..protos.service import Service
 from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from ..protos.sweeps import SweepRequest
 from ..protos.tensors import Array
+from .closable import Closable
 from .transport import Watch
 
 __all__ = ["InProcessTransport"]
@@ -153,9 +154,22 @@ def _translated() -> Generator[None]:
 def _stream(start: Callable[[], Iterator[T]]) -> Iterator[T]:
     with _translated():
         items = start()
+    return Closable(_read(items), lambda: _close(items))
+
+
+def _read(items: Iterator[T]) -> Iterator[T]:
+    with _translated():
         try:
             yield from items
         finally:
-            close = getattr(items, "close", None)
-            if close is not None:
-                close()
+            _close(items)
+
+
+def _close(items: object) -> None:
+    close = getattr(items, "close", None)
+    if close is not None:
+        try:
+            close()
+        except ValueError as error:
+            if "already executing" not in str(error):  # a plain generator in another thread ends with its next item
+                raise

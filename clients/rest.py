@@ -17,6 +17,7 @@ from ..protos.delimited import MEDIA_TYPE, DelimitedDecoder
 from ..protos.error_body import error_from_json
 from ..protos.errors import DeadlineExceeded, Internal, NotFound
 from ..protos.gradients import GradientsRequest
+from ..protos.hosts import is_loopback
 from ..protos.loading import HealthReport, LoadProgress, LoadRequest
 from ..protos.model import Event, GenerateRequest, ModelInfo, RunRequest, StoredCapture, Tokenized, TokenizeRequest
 from ..protos.saes import LoadSaeRequest, SaeInfo, SaePart, SaeReceived
@@ -25,9 +26,11 @@ from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionReques
 from ..protos.sweeps import SweepRequest
 from ..protos.tensors import Array, Tensor
 from ..protos.wire import from_json, to_json
+from .closable import Closable
 from .rest_errors import error_of, readable, translated
+from .rest_interrupt import Interrupt
 from .tls import Tls
-from .transport import Watch, is_loopback
+from .transport import Watch
 
 __all__ = ["RestTransport"]
 
@@ -69,7 +72,7 @@ class RestTransport:
             base_url=self.address,
             headers={"authorization": f"Bearer {api_key}"} if api_key else {},
             timeout=httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S),
-            trust_env=not is_loopback(host.strip("[]")),
+            trust_env=not self.is_here,  # a proxy cannot reach this machine
             verify=True if tls is None else tls.context,
         )
 
@@ -201,8 +204,13 @@ class RestTransport:
         self._http.close()
 
     def _events(self, path: str, request: InferenceRequest) -> Iterator[Event]:
+        interrupt = Interrupt()
+        return Closable(self._decoded(path, request, interrupt), interrupt)
+
+    def _decoded(self, path: str, request: InferenceRequest, interrupt: Interrupt) -> Iterator[Event]:
         decoder = DelimitedDecoder()
         with self._stream("POST", path, to_json(request), accept=MEDIA_TYPE, timeout_s=self._timeout_s) as response:
+            interrupt.hold(response)
             for chunk in self._chunks(response):
                 yield from decoder.feed(chunk)
         decoder.close()

@@ -18,7 +18,7 @@ from ..protos.errors import (
     ProbewireError,
     Unavailable,
 )
-from .transport import fix_for
+from .transport import fix_for, lost
 
 __all__ = ["as_error", "error_of", "readable", "translated"]
 
@@ -55,7 +55,7 @@ def readable(address: str) -> Generator[None]:
 
 def as_error(error: Exception, address: str, timeout_s: float | None) -> ProbewireError:
     """The exception that stands for a failed exchange."""
-    if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout)):
+    if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)):
         return Unavailable(f"no connection to {address} ({error}); {fix_for(str(error))}")
     if isinstance(error, httpx.TimeoutException):
         limit = "in time" if timeout_s is None else f"within timeout_s={timeout_s:g}"
@@ -65,7 +65,7 @@ def as_error(error: Exception, address: str, timeout_s: float | None) -> Probewi
             f"{address} does not speak HTTP ({error}); write grpc:// if it is the gRPC port, or correct it"
         )
     if isinstance(error, httpx.TransportError) and not isinstance(error, httpx.UnsupportedProtocol):
-        return Unavailable(f"the connection to {address} was lost ({error}); send the request again")
+        return lost(address, str(error) or type(error).__name__)
     if isinstance(error, (httpx.InvalidURL, httpx.UnsupportedProtocol)):
         return InvalidArgument(f"cannot use the address {address}: {error}")
     return Internal(f"{address}: {type(error).__name__}: {error}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import grpc
 from google.protobuf.message import Message as ProtoMessage
@@ -16,6 +16,7 @@ from ..protos.activity import ActivityReport
 from ..protos.errors import Internal, NotFound
 from ..protos.events import FrameAssembler, read_events
 from ..protos.gradients import GradientsRequest
+from ..protos.hosts import is_loopback
 from ..protos.loading import HealthReport, LoadProgress, LoadRequest
 from ..protos.model import (
     Event,
@@ -32,9 +33,10 @@ from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionReques
 from ..protos.sweeps import SweepRequest
 from ..protos.tensors import Array, Tensor, numpy_dtype
 from ..protos.wire import from_json, from_proto, to_proto
+from .closable import Closable
 from .rpc_errors import translated
 from .tls import Tls
-from .transport import Watch, is_loopback
+from .transport import Watch
 
 __all__ = ["RpcTransport"]
 
@@ -49,6 +51,17 @@ REPORT_KEY = "health-report-bin"
 
 M = TypeVar("M", bound=ProtoMessage)
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class _Call(Protocol[T_co]):
+    """A call whose answers come one by one."""
+
+    def __iter__(self) -> Iterator[T_co]: ...
+
+    def cancel(self) -> object:
+        """End it, from any thread."""
+        ...
 
 
 class RpcTransport:
@@ -186,8 +199,12 @@ class RpcTransport:
         self._channel.close()
 
     def _events(self, method: str, request: ProtoMessage) -> Iterator[Event]:
+        call = self._started(method, request, bytes, self._timeout_s)
+        return Closable(self._decoded(call), call.cancel)
+
+    def _decoded(self, call: _Call[bytes]) -> Iterator[Event]:
         assembler = FrameAssembler()
-        for message in self._messages(method, request, bytes, self._timeout_s):
+        for message in self._answers(call, self._timeout_s):
             with translated(self.address, self._timeout_s):
                 events = list(read_events(message, assembler))
             yield from events
@@ -202,14 +219,17 @@ class RpcTransport:
             return call(request, timeout=self._timeout_s, metadata=self._metadata)
 
     def _stream(self, method: str, request: ProtoMessage, answer: type[M], timeout_s: float | None) -> Iterator[M]:
-        return self._messages(method, request, answer.FromString, timeout_s)
+        return self._answers(self._started(method, request, answer.FromString, timeout_s), timeout_s)
 
-    def _messages(
+    def _started(
         self, method: str, request: ProtoMessage, read: Callable[[bytes], T], timeout_s: float | None
-    ) -> Iterator[T]:
+    ) -> _Call[T]:
         start = self._channel.unary_stream(f"/probewire.v1.{method}", type(request).SerializeToString, read)
         with translated(self.address, timeout_s):
-            call = start(request, timeout=timeout_s, metadata=self._metadata)
+            return start(request, timeout=timeout_s, metadata=self._metadata)
+
+    def _answers(self, call: _Call[T], timeout_s: float | None) -> Iterator[T]:
+        with translated(self.address, timeout_s):
             try:
                 yield from call
             finally:

@@ -9,7 +9,7 @@ from typing import cast
 import grpc
 
 from ..protos.errors import Code, FailedPrecondition, Internal, InvalidArgument, ProbewireError, error_from_code
-from .transport import fix_for
+from .transport import fix_for, lost
 
 __all__ = ["as_error", "translated"]
 
@@ -27,6 +27,20 @@ _CODES: dict[grpc.StatusCode, Code] = {
     grpc.StatusCode.ALREADY_EXISTS: Code.FAILED_PRECONDITION,
     grpc.StatusCode.OUT_OF_RANGE: Code.INVALID_ARGUMENT,
 }
+
+
+_NEVER_THERE = (
+    "failed to connect",
+    "Failed to connect",
+    "connections to all backends failing",
+    "DNS resolution failed",
+    "name resolution",
+    "empty address list",
+    "handshake",
+)
+"""What grpc says of a connection that could not be had."""
+_BROKE = ("Stream removed", "RST_STREAM", "Connection reset", "Socket closed")
+"""What it says, under other statuses, of one that broke."""
 
 
 @contextmanager
@@ -53,7 +67,16 @@ def as_error(error: grpc.RpcError, address: str, timeout_s: float | None) -> Pro
     code = _CODES[status]
     if CODE_KEY in trailers:
         return error_from_code(code, details, _seconds(trailers.get(RETRY_KEY)))
+    if _broke(status, details):
+        return lost(address, details)
     return error_from_code(code, _explained(status, details, address, timeout_s))
+
+
+def _broke(status: grpc.StatusCode, details: str) -> bool:
+    """Whether there was a connection, and it went: grpc has one status for that and for none at all."""
+    if status is grpc.StatusCode.UNAVAILABLE:
+        return not any(word in details for word in _NEVER_THERE)
+    return status in (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL) and any(word in details for word in _BROKE)
 
 
 def _explained(status: grpc.StatusCode, details: str, address: str, timeout_s: float | None) -> str:

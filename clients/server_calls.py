@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 
 from ..protos.activity import ActivityReport
-from ..protos.errors import Internal, InvalidArgument
+from ..protos.errors import Internal
 from ..protos.loading import HealthReport, LoadProgress, LoadRequest
 from ..protos.model import ModelInfo, StoredCapture, Tokenized, TokenizeRequest
 from ..protos.saes import LoadSaeRequest, SaeInfo
@@ -16,6 +16,7 @@ from .progress import progress_bar
 from .prompts import Prompt, to_input
 from .sae_files import sae_files
 from .steps import Caller, Steps, ask, listen
+from .tokens import one_token
 from .transport import Transport
 
 __all__ = [
@@ -60,7 +61,7 @@ def load(
     revision: str = "",
     progress: bool = True,
 ) -> Steps[ModelInfo]:
-    """Load a model into a worker of its own and wait until it serves."""
+    """Load a model into a worker of its own and wait until it serves. `model`: `[ID=]MODEL[@BACKEND]`, as `serve` takes it."""
     del client
     info: ModelInfo | None = None
     with progress_bar(f"loading {model}", "bytes", show=progress) as bar:
@@ -89,16 +90,9 @@ def tokenize(client: Caller, prompt: Prompt, *, model: str = "") -> Steps[Tokeni
 
 
 def token(client: Caller, text: str, *, model: str = "") -> Steps[int]:
-    """The id of the one token that a text is. Raises InvalidArgument when it is several, or none."""
-    found = yield from tokenize(client, text, model=model)
-    plain = [(i, t) for i, t in zip(found.token_ids, found.tokens, strict=True) if t == text]
-    ids = [i for i, t in zip(found.token_ids, found.tokens, strict=True) if t and t in text]
-    if len(plain) == 1 and len(ids) == 1:
-        return plain[0][0]
-    raise InvalidArgument(
-        f"{text!r} is {len(found.token_ids)} tokens for this model ({', '.join(map(repr, found.tokens))}), not one; "
-        "a leading space often matters: ' Mary'"
-    )
+    """The id of the one token that a text is behind other text. Raises InvalidArgument when it is several, or none."""
+    del client
+    return one_token(text, model)
 
 
 def weight_names(client: Caller, *, model: str = "") -> Steps[dict[str, tuple[int, ...]]]:

@@ -14,6 +14,7 @@ from ..protos.model import Event, Finished, ResolvedHook, Revised, Started, Tens
 from ..protos.tensors import Array
 from .asked import Asked
 from .captures import Captures
+from .closable import Closable
 from .collecting import Collector
 from .for_model import require_model
 from .results import Generation
@@ -183,17 +184,18 @@ class StreamView:
 
 
 class Stream(StreamView):
-    """An iterator of Steps. Use it in a `with`, or close it: leaving early cancels the request on the server.
+    """An iterator of Steps. Use it in a `with`, or close it, from any thread: leaving early cancels the request on the server.
 
-    The request is accepted, and `started` known, once the stream is made. At its end it has a `result`.
+    The request is accepted, and `started` known, once the stream is made. At its end it has a `result`. A thread that waits
+    for the next step when another closes the stream finds it ended; `finished` says whether it had come to its end.
     """
 
     def __init__(self, events: Iterator[Event], asked: Asked, *, keep: bool = True) -> None:
         super().__init__(Told(asked, keep))
-        self._events = events
-        self._steps = _steps(events, self._told)
+        self._events = events if isinstance(events, Closable) else Closable(events)
+        self._steps = Closable(_steps(self._events, self._told), self._events.close)
         try:
-            self._told.start(next(events, None))
+            self._told.start(next(self._events, None))
         except BaseException:
             self.close()
             raise
@@ -213,11 +215,9 @@ class Stream(StreamView):
         self.close()
 
     def close(self) -> None:
-        """Cancel what is left. Doing it twice, or after the end, is harmless."""
-        for iterator in (self._steps, self._events):
-            close = getattr(iterator, "close", None)
-            if close is not None:
-                close()
+        """Cancel what is left, from whichever thread. Doing it twice, or after the end, is harmless."""
+        self._steps.close()
+        self._events.close()
 
 
 def _steps(events: Iterator[Event], told: Told) -> Iterator[Step]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from ipaddress import ip_address
 from typing import Protocol
 
+from ..protos.errors import Unavailable
 from ..protos.service import Service
 from ..protos.tensors import Array
 
-__all__ = ["Transport", "Watch", "fix_for", "is_loopback"]
+__all__ = ["Transport", "Watch", "fix_for", "lost"]
 
 Watch = Callable[[int, int], None]
 """Called with (bytes done, bytes in all; 0 where unknown)."""
 
+RETRY_S = 2.0
+"""When to try again after a connection broke: a server that is restarted needs longer, and then says so."""
 NO_SERVER = "start a server with `probewire serve`, or correct the address"
 _FIXES = {
     "CERTIFICATE_VERIFY_FAILED": "give the CA that signed the server's certificate as ca_file, and a host name that the "
@@ -43,11 +45,10 @@ def fix_for(reason: str) -> str:
     return next((fix for name, fix in _FIXES.items() if name in reason.upper()), NO_SERVER)
 
 
-def is_loopback(host: str) -> bool:
-    """Whether a host is this machine; calls to it never go through a proxy."""
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
+def lost(address: str, reason: str) -> Unavailable:
+    """A connection that there was, and that broke."""
+    return Unavailable(
+        f"the connection to {address} broke before the answer was whole ({reason}): the server ended or is being "
+        "restarted, or the network failed; send the request again",
+        retry_after_s=RETRY_S,
+    )

@@ -89,7 +89,7 @@ def _fill_token(message: pb.Token, event: Token) -> None:
     if event.logprob is not None:
         message.logprob = event.logprob
     for top in event.top:
-        message.top.add(id=top.id, text=top.text, logprob=top.logprob)
+        message.top.add(id=top.id, text=top.text, logprob=top.logprob, raw=top.raw)
 
 
 def _frame_pieces(frame: TensorFrame) -> Iterator[bytes]:
@@ -198,7 +198,7 @@ def _token(message: pb.Token) -> Token:
         id=message.id,
         text=message.text,
         logprob=message.logprob if message.HasField("logprob") else None,
-        top=tuple(TokenLogprob(top.id, top.text, top.logprob) for top in message.top),
+        top=tuple(TokenLogprob(top.id, top.text, top.logprob, top.raw) for top in message.top),
         revision=message.revision,
     )
 

@@ -11,8 +11,10 @@ from .metrics import Measured
 from .model_table import model_table
 from .spec import Plan
 from .tensors import Tensor
+from .tokens import EndToken, TokenLogprob
 
 __all__ = [
+    "EndToken",
     "Event",
     "Finished",
     "GenerateRequest",
@@ -90,6 +92,8 @@ class ModelInfo:
     chat_template: bool = False
     n_slots: int = 0  # generations that run at once
     rules: tuple[str, ...] = ()  # of a backward pass, that gradients may ask for
+    ends: tuple[EndToken, ...] = ()
+    """What ends a generation (unless `ignore_eos`): all that the configs, the tokenizer and the chat template name."""
     sites: tuple[SiteInfo, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict[str, str])
     """Library name → version."""
@@ -155,7 +159,7 @@ class Sampling:
     seed: int | None = None
     """None: the server draws one and reports it. Input i of a request samples with seed + i (modulo 2**63)."""
     stop: tuple[str, ...] = ()
-    """Text that ends the generation; it is not part of the text returned."""
+    """Text that ends the generation; it is not part of the text returned. Special tokens may be named in it."""
     logprobs: int | None = None
     """None: off. n: the sampled token's log-probability and those of the n likeliest (0 … 20)."""
     ignore_eos: bool = False
@@ -247,7 +251,7 @@ class InputStarted:
     name: str
     token_ids: tuple[int, ...]
     tokens: tuple[str, ...]
-    """Each token as text."""
+    """Each token's own text, as it stands behind others."""
     seed: int = 0
     """Generate: the sampling seed in use."""
 
@@ -277,15 +281,6 @@ class Revised:
     input: str
     revision: int
     hooks: tuple[ResolvedHook, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogprob:
-    """A candidate token with its log-probability (natural log, edited untempered distribution)."""
-
-    id: int
-    text: str
-    logprob: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,6 +376,11 @@ class TokenizeRequest:
 
     input: Input
     model: str = ""
+    at_most: int = 0
+    """More tokens are refused, and known by the text's length where it tells; 0: any number."""
+
+    def __post_init__(self) -> None:
+        _within(self.at_most, 0, 1 << 40, "at_most", integer=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,5 +389,6 @@ class Tokenized:
 
     token_ids: tuple[int, ...]
     tokens: tuple[str, ...]
+    """Each token's own text, as it stands behind others."""
     text: str
     """The whole prompt as text, special tokens included."""

@@ -379,7 +379,7 @@ class SiteInfo(_message.Message):
     def __init__(self, name: _Optional[str] = ..., axes: _Optional[_Iterable[str]] = ..., widths: _Optional[_Iterable[int]] = ..., layers: _Optional[_Union[Indices, _Mapping]] = ..., run: _Optional[bool] = ..., generate: _Optional[bool] = ..., gradients: _Optional[bool] = ..., edits: _Optional[_Iterable[str]] = ..., note: _Optional[str] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("id", "family", "architecture", "backend", "device", "dtype", "attention", "model_hash", "n_layers", "d_model", "n_heads", "n_kv_heads", "d_head", "d_mlp", "vocab_size", "n_experts", "context_length", "generate", "generate_note", "chat_template", "n_slots", "sites", "versions", "rules", "context_note")
+    __slots__ = ("id", "family", "architecture", "backend", "device", "dtype", "attention", "model_hash", "n_layers", "d_model", "n_heads", "n_kv_heads", "d_head", "d_mlp", "vocab_size", "n_experts", "context_length", "generate", "generate_note", "chat_template", "n_slots", "sites", "versions", "rules", "ends", "context_note")
     class VersionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -411,6 +411,7 @@ class ModelInfo(_message.Message):
     SITES_FIELD_NUMBER: _ClassVar[int]
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
     RULES_FIELD_NUMBER: _ClassVar[int]
+    ENDS_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_NOTE_FIELD_NUMBER: _ClassVar[int]
     id: str
     family: str
@@ -436,8 +437,17 @@ class ModelInfo(_message.Message):
     sites: _containers.RepeatedCompositeFieldContainer[SiteInfo]
     versions: _containers.ScalarMap[str, str]
     rules: _containers.RepeatedScalarFieldContainer[str]
+    ends: _containers.RepeatedCompositeFieldContainer[EndToken]
     context_note: str
-    def __init__(self, id: _Optional[str] = ..., family: _Optional[str] = ..., architecture: _Optional[str] = ..., backend: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., attention: _Optional[str] = ..., model_hash: _Optional[str] = ..., n_layers: _Optional[int] = ..., d_model: _Optional[int] = ..., n_heads: _Optional[int] = ..., n_kv_heads: _Optional[int] = ..., d_head: _Optional[int] = ..., d_mlp: _Optional[int] = ..., vocab_size: _Optional[int] = ..., n_experts: _Optional[int] = ..., context_length: _Optional[int] = ..., generate: _Optional[bool] = ..., generate_note: _Optional[str] = ..., chat_template: _Optional[bool] = ..., n_slots: _Optional[int] = ..., sites: _Optional[_Iterable[_Union[SiteInfo, _Mapping]]] = ..., versions: _Optional[_Mapping[str, str]] = ..., rules: _Optional[_Iterable[str]] = ..., context_note: _Optional[str] = ...) -> None: ...
+    def __init__(self, id: _Optional[str] = ..., family: _Optional[str] = ..., architecture: _Optional[str] = ..., backend: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., attention: _Optional[str] = ..., model_hash: _Optional[str] = ..., n_layers: _Optional[int] = ..., d_model: _Optional[int] = ..., n_heads: _Optional[int] = ..., n_kv_heads: _Optional[int] = ..., d_head: _Optional[int] = ..., d_mlp: _Optional[int] = ..., vocab_size: _Optional[int] = ..., n_experts: _Optional[int] = ..., context_length: _Optional[int] = ..., generate: _Optional[bool] = ..., generate_note: _Optional[str] = ..., chat_template: _Optional[bool] = ..., n_slots: _Optional[int] = ..., sites: _Optional[_Iterable[_Union[SiteInfo, _Mapping]]] = ..., versions: _Optional[_Mapping[str, str]] = ..., rules: _Optional[_Iterable[str]] = ..., ends: _Optional[_Iterable[_Union[EndToken, _Mapping]]] = ..., context_note: _Optional[str] = ...) -> None: ...
+
+class EndToken(_message.Message):
+    __slots__ = ("id", "text")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    text: str
+    def __init__(self, id: _Optional[int] = ..., text: _Optional[str] = ...) -> None: ...
 
 class ListRequest(_message.Message):
     __slots__ = ()
@@ -486,12 +496,14 @@ class LoadProgress(_message.Message):
     def __init__(self, stage: _Optional[str] = ..., done: _Optional[int] = ..., total: _Optional[int] = ..., info: _Optional[_Union[ModelInfo, _Mapping]] = ...) -> None: ...
 
 class TokenizeRequest(_message.Message):
-    __slots__ = ("input", "model")
+    __slots__ = ("input", "model", "at_most")
     INPUT_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    AT_MOST_FIELD_NUMBER: _ClassVar[int]
     input: Input
     model: str
-    def __init__(self, input: _Optional[_Union[Input, _Mapping]] = ..., model: _Optional[str] = ...) -> None: ...
+    at_most: int
+    def __init__(self, input: _Optional[_Union[Input, _Mapping]] = ..., model: _Optional[str] = ..., at_most: _Optional[int] = ...) -> None: ...
 
 class Tokenized(_message.Message):
     __slots__ = ("token_ids", "tokens", "text")
@@ -850,14 +862,16 @@ class Token(_message.Message):
     def __init__(self, input: _Optional[str] = ..., index: _Optional[int] = ..., id: _Optional[int] = ..., text: _Optional[str] = ..., logprob: _Optional[float] = ..., top: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ..., revision: _Optional[int] = ...) -> None: ...
 
 class TokenLogprob(_message.Message):
-    __slots__ = ("id", "text", "logprob")
+    __slots__ = ("id", "text", "logprob", "raw")
     ID_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     LOGPROB_FIELD_NUMBER: _ClassVar[int]
+    RAW_FIELD_NUMBER: _ClassVar[int]
     id: int
     text: str
     logprob: float
-    def __init__(self, id: _Optional[int] = ..., text: _Optional[str] = ..., logprob: _Optional[float] = ...) -> None: ...
+    raw: bytes
+    def __init__(self, id: _Optional[int] = ..., text: _Optional[str] = ..., logprob: _Optional[float] = ..., raw: _Optional[bytes] = ...) -> None: ...
 
 class TensorFrame(_message.Message):
     __slots__ = ("input", "hook", "id", "sites", "positions", "step", "revision", "part", "dtype", "shape", "chunk", "chunks", "hook_revision", "data")

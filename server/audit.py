@@ -11,9 +11,31 @@ from typing import Any
 
 import orjson
 
-__all__ = ["Audit"]
+from ..protos import probewire_pb2 as pb
+
+__all__ = ["Audit", "prompt_of"]
 
 log = logging.getLogger(__name__)
+
+MAX_CHARS, MAX_IDS, MAX_MESSAGES = 20_000, 4_096, 256
+"""Of one input in a line; what is cut says how much there was."""
+
+
+def prompt_of(item: pb.Input) -> str | list[Any]:
+    """What an input was, as the audit has it: its text, its messages as {role, content}, or its token ids."""
+    if item.HasField("messages"):
+        sent = item.messages.values
+        most = MAX_CHARS // max(1, min(len(sent), MAX_MESSAGES))
+        shown = [{"role": m.role[:100], "content": _cut(m.content, most)} for m in sent[:MAX_MESSAGES]]
+        return shown if len(sent) <= MAX_MESSAGES else [*shown, f"… ({len(sent):,} messages)"]
+    if item.HasField("token_ids"):
+        ids = item.token_ids.values
+        return list(ids) if len(ids) <= MAX_IDS else [*ids[:MAX_IDS], f"… ({len(ids):,} token ids)"]
+    return _cut(item.text, MAX_CHARS)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters)"
 
 
 class _PrivateFile(WatchedFileHandler):

@@ -9,6 +9,8 @@ from importlib.util import find_spec
 
 from ..backends.limits import Limits as EngineLimits
 from ..protos.errors import FailedPrecondition, InvalidArgument
+from .origins import Origin, host_name
+from .proxies import Proxies
 from .service import Operations
 
 __all__ = [
@@ -26,7 +28,7 @@ __all__ = [
 BACKENDS = ("auto", "torch", "mlx")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
-LOCAL_FACTORY = f"{__package__}.local:LocalOperations.create"
+LOCAL_FACTORY = f"{__package__}.local_operations:LocalOperations.create"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,8 @@ class WorkerConfig:
     engine: EngineLimits = EngineLimits()
     """Slots and cache."""
     limits: RequestLimits = RequestLimits()
+    threads: int | None = None
+    """Of a model on the CPU; 0: as many as there are cores that nobody else keeps busy; None: as the library chooses."""
     drain_s: float = 5.0
     """How long requests in flight may go on once the worker is told to end."""
     state_dir: str = ""
@@ -145,6 +149,17 @@ class GatewayConfig:
     audit_prompts: bool = False
     idle_unload_s: float = 0.0
     """A model that nobody has used for so long frees its memory until it is asked for; 0: never."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names that HTTP callers may reach us by, besides loopback, our address, `host` and the certificate's."""
+    allowed_origins: tuple[str, ...] = ()
+    """Pages that may send us requests and read the answers, besides our own."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses and networks whose word is taken for who called them."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "allowed_hosts", tuple(map(host_name, self.allowed_hosts)))
+        object.__setattr__(self, "allowed_origins", tuple(Origin.of(text).text for text in self.allowed_origins))
+        Proxies.of(self.trusted_proxies)
 
     @property
     def limits(self) -> RequestLimits:

@@ -21,6 +21,7 @@ from ..protos.tensors import Array, Tensor
 from .callers import Caller
 from .capture_store import CaptureStore, Kept, Reservation
 from .live import LiveSessions
+from .memory import owned
 from .prepared import Prepared, PreparedInput
 from .text import TextStream
 
@@ -117,7 +118,7 @@ class Job:
         """Keep what a source run captured for the inputs that read it."""
         rows: dict[str, dict[int, Array]] = {}
         for found in result.rows:
-            for site, values in zip(found.sites, found.values, strict=True):
+            for site, values in zip(found.sites, owned(found.values), strict=True):
                 values = np.swapaxes(values, 0, 1) if site.startswith(("attn_scores", "attn_probs")) else values
                 rows.setdefault(site, {}).update(zip(found.positions, values, strict=True))
         self.prepared.rows[item.item.name] = rows
@@ -140,7 +141,7 @@ class Job:
         sampling = result.sequence.sampling
         if output.text.stopped:
             return "stop"
-        if result.token in self._tokenizer.eos_ids and not sampling.ignore_eos:
+        if result.token in self._tokenizer.end_ids and not sampling.ignore_eos:
             return "eos"
         return "length" if result.sequence.n_generated >= sampling.max_new_tokens else None
 
@@ -219,7 +220,7 @@ class Job:
         for found in rows:
             hook = hooks[found.hook]
             if hook.capture is not None and hook.capture.store:
-                output.kept.append(found)
+                output.kept.append(replace(found, values=owned(found.values)))
             else:
                 self._buffer.append(
                     _frame(
@@ -275,7 +276,7 @@ class _Output:
     def __init__(self, item: PreparedInput, tokenizer: Tokenizer, revision: int) -> None:
         assert item.sequence is not None
         self.item, self.name, self.sequence = item, item.item.name, item.sequence
-        self.text = TextStream(tokenizer, item.sequence.sampling.stop)
+        self.text = TextStream(tokenizer, item.sequence.sampling.stop, item.tokens)
         self.tokenizer = tokenizer
         self.kept: list[Rows] = []
         self.revision = revision
@@ -294,7 +295,8 @@ class _Output:
         shown = [*result.top]
         if logprob is not None and all(i != result.token for i, _ in shown):
             shown.append((result.token, logprob))
-        top = tuple(TokenLogprob(i, self.tokenizer.decode([i]), p) for i, p in shown)
+        tokenizer = self.tokenizer
+        top = tuple(TokenLogprob(i, tokenizer.token(i), p, tokenizer.text_bytes(i)) for i, p in shown)
         return Token(self.name, index, result.token, self.text.add(result.token), logprob, top, result.revision)
 
     def finished(self, reason: Reason, submitted_s: float, stored: tuple[StoredCapture, ...]) -> Finished:

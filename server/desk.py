@@ -47,8 +47,8 @@ _RESEARCHER = _VIEWER | {
 _ADMIN = _RESEARCHER | {"Models.Load", "Models.Unload"}
 PERMITTED: dict[Role, frozenset[str]] = {"viewer": _VIEWER, "researcher": _RESEARCHER, "admin": _ADMIN}
 
-RECHECK_S = 1.0
-"""A revoked key ends its streams with the first message after so long."""
+RECHECK_S = 0.5
+"""A revoked key ends its streams with the first message after so long; between messages `sweep` does."""
 
 COUNTED = frozenset({"Inference.Generate", "Inference.Run", "Inference.Gradients", "Inference.Sweep"})
 """Operations that take a model's time: they count against a user's limits."""
@@ -73,7 +73,8 @@ class Visit:
     """Its id, for the audit."""
     session_name: str = ""
     """What others may see of it."""
-    prompts: tuple[str, ...] = ()
+    prompts: tuple[Any, ...] = ()
+    """For the audit, where it has them: see `prompt_of`."""
     began_s: float = field(default_factory=time.monotonic)
     tokens: int = 0
     prompt_tokens: int = 0
@@ -133,7 +134,7 @@ class Desk:
         *,
         sites: Sequence[str] = (),
         session: str = "",
-        prompts: Sequence[str] = (),
+        prompts: Sequence[Any] = (),
     ) -> Generator[Visit]:
         """An operation from its beginning to its end. Raises PermissionDenied and ResourceExhausted."""
         caller = current_caller()

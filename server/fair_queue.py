@@ -133,6 +133,10 @@ class FairQueue(Generic[T]):
             if self.may_start(user, running):
                 yield user, self._queues[user][0].item
 
+    def first(self, user: str) -> T:
+        """What a user would start."""
+        return self._queues[user][0].item
+
     def may_start(self, user: str, running: Mapping[str, int]) -> bool:
         """While others wait, nobody holds more than slots ÷ active users; and the last slot is a newcomer's."""
         if not self.n_slots:

@@ -1,4 +1,4 @@
-"""Forwards without sampling: runs, gradients and sweeps, taken from their queue in batches that fit together."""
+"""Forwards without sampling: runs, gradients and sweeps, taken from their queue in slices that are bounded in time."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from ..backends.base import Backend, Sequence, StepResult
 from ..backends.bound import BoundPlan
 from ..backends.gradients import rows_of
 from ..backends.overflow import NotFinite, explained
+from ..backends.run_parts import RunParts
 from ..backends.source_rows import give_rows
 from ..protos.errors import Internal, ProbewireError, error_from_code
 from .admission import Item
 from .delivery import Job
 from .fair_queue import FairQueue
+from .pace import SLICE_S, Pace
 from .prepared import PreparedInput
 from .tempo import Tempo
 
@@ -26,8 +28,16 @@ GRADIENT_COST = 4
 """A row of a gradient takes as much memory as this many of a run: what the backward needs is kept."""
 
 
+LONGEST_BESIDE_OTHERS_S = 2.0
+"""A forward that cannot be cut and is thought to take longer waits until nobody else wants the model."""
+
+
 class Forwards:
-    """Owns the turn of everything that does not generate; used by the model's thread."""
+    """Owns the turn of everything that does not generate; used by the model's thread.
+
+    Each turn is a slice bounded in time: as many rows as the pace so far lets through, a long run in parts. What cannot
+    be cut and takes long waits until nobody else wants the model.
+    """
 
     def __init__(
         self,
@@ -38,60 +48,105 @@ class Forwards:
     ) -> None:
         """`drop` ends a job with an error; `advance` queues what waited for an input's rows."""
         self._queue, self._tempo, self._drop, self._advance = queue, tempo, drop, advance
+        self.pace = Pace()
         self._trunks: dict[int, Any] = {}
         """Sweep input → what its variants share."""
+        self._parts: dict[int, RunParts] = {}
+        """Sequence → what has run of it."""
 
-    def some(self, backend: Backend, *, generating: bool) -> None:
-        """One batched forward over what fits together; a short one while others wait for their next token."""
+    def some(self, backend: Backend, *, generating: bool, seconds: float = SLICE_S) -> bool:
+        """One slice of at most so many seconds; one forward where that is longer. False when nothing could run now."""
+        found = self._next(backend, generating=generating)
+        if found is None:
+            return False
+        job, item, sequence = found
         limits = backend.limits
-        batch = self._batch(limits.chunk_tokens if generating else limits.max_run_tokens)
-        if not batch:
-            return
-        job, item, first = batch[0]
+        most = limits.chunk_tokens if generating else limits.max_run_tokens
+        kind = _kind(item, sequence)
+        most = min(most, self.pace.rows(kind, job, seconds))
+        batch = [found]
         try:
-            if item.variants and first is item.sequence:
-                self._sweep(backend, job, item, limits.chunk_tokens if generating else limits.max_run_tokens)
-                return
+            if kind == "sweep":
+                self._sweep(backend, job, item, most)
+                return True
+            if id(sequence) in self._parts or _goes_in_parts(backend, sequence, most):
+                self._part(backend, job, item, sequence, most)
+                return True
+            batch = self._batch(backend, found, kind, most, generating=generating)
             sequences = [sequence for _, _, sequence in batch]
-            results = backend.run(sequences) if first.backward is None else backend.gradients(sequences)
+            with self.pace.timed(kind, job, sum(map(_rows, sequences))):
+                results = backend.run(sequences) if sequence.backward is None else backend.gradients(sequences)
         except Exception as error:  # the whole forward failed: say so to each, and live on
             log.exception("a run failed")
-            self._trunks.pop(id(item), None)
             for each, _, _ in batch:
                 self._drop(each, as_internal("run", error))
-            return
+            return True
         self._tempo.ran(sum(len(sequence.tokens) for sequence in sequences))
         for (job, item, sequence), result in zip(batch, results, strict=True):
             self._ran(backend, job, item, sequence, result)
+        return True
 
-    def _batch(self, most: int) -> list[tuple[Job, PreparedInput, Sequence]]:
-        """The next forwards of one kind, as many as `most` token rows hold, at least one; a sweep comes alone."""
-        batch: list[tuple[Job, PreparedInput, Sequence]] = []
-        longest, kind = 0, None
-        while len(self._queue):
-            user, (job, item) = next(self._queue.candidates({}))
-            if job.ended:
+    def _next(self, backend: Backend, *, generating: bool) -> tuple[Job, PreparedInput, Sequence] | None:
+        """Whose turn it is: least served first, passing by what has to wait."""
+        self._let_go_of_ended()
+        users = [(job, item, _sequence_of(job, item)) for _, (job, item) in self._queue.candidates({})]
+        others = generating or len(users) > 1
+        may_run = (found for found in users if not self._must_wait(backend, found[1], found[2], others=others))
+        return next(may_run, None if generating or not users else users[0])
+
+    def _let_go_of_ended(self) -> None:
+        for user in self._queue.users:
+            while user in self._queue.users and self._queue.first(user)[0].ended:
                 self._queue.pop(user)
-                continue
-            source = item.source if item.source is not None and item.item.name not in job.prepared.rows else None
-            sequence = source or item.sequence
-            assert sequence is not None
-            sweep = bool(item.variants) and sequence is item.sequence
-            own_kind = "sweep" if sweep else None if sequence.backward is None else sequence.backward.kind
-            rows = len(sequence.tokens) if sequence.backward is None else rows_of(sequence) * GRADIENT_COST
-            longest = max(longest, rows)
-            if batch and (own_kind != kind or sweep or longest * (len(batch) + 1) > most):
+
+    def _must_wait(self, backend: Backend, item: PreparedInput, sequence: Sequence, *, others: bool) -> bool:
+        """Whether one forward of it would hold everybody up; or whether long runs under way have taken the memory set
+        aside for them."""
+        kind = _kind(item, sequence)
+        if kind == "run" and backend.cuts_runs:
+            held = sum(parts.done for parts in self._parts.values())
+            long = id(sequence) not in self._parts and self.pace.seconds(kind, len(sequence.tokens)) > SLICE_S
+            return long and held > 0 and held + len(sequence.tokens) > backend.limits.cache_tokens
+        return others and self.pace.seconds(kind, _rows(sequence)) > LONGEST_BESIDE_OTHERS_S
+
+    def _batch(
+        self, backend: Backend, first: tuple[Job, PreparedInput, Sequence], kind: str, most: int, *, generating: bool
+    ) -> list[tuple[Job, PreparedInput, Sequence]]:
+        """The next forwards of one kind, as many as `most` token rows hold, out of the queue; the first in any case."""
+        batch, longest = list[tuple[Job, PreparedInput, Sequence]](), 0
+        found: tuple[Job, PreparedInput, Sequence] | None = first
+        while found is not None:
+            job, item, sequence = found
+            longest = max(longest, _rows(sequence))
+            unlike = _kind(item, sequence) != kind or id(sequence) in self._parts
+            if batch and (unlike or longest * (len(batch) + 1) > most):
                 break
-            kind = own_kind
-            self._queue.pop(user)
-            if not sweep:  # charged by the plans that it takes
-                self._queue.ledger.charge(user, rows)
-            if sequence is item.sequence and not sequence.begun:
-                job.admitted(item)
-            batch.append((job, item, sequence))
-            if sweep:
-                break
+            self._queue.pop(job.caller.user.name)
+            self._queue.ledger.charge(job.caller.user.name, _rows(sequence))
+            self._begin(job, item, sequence)
+            batch.append(found)
+            found = self._next(backend, generating=generating)
         return batch
+
+    def _begin(self, job: Job, item: PreparedInput, sequence: Sequence) -> None:
+        if sequence is item.sequence and not sequence.begun:
+            job.admitted(item)
+
+    def _part(self, backend: Backend, job: Job, item: PreparedInput, sequence: Sequence, most: int) -> None:
+        """The next rows of a long run, which stays at the head of its user's queue until it is done."""
+        self._begin(job, item, sequence)
+        parts = self._parts.setdefault(id(sequence), RunParts())
+        start, user = parts.done, job.caller.user.name
+        stop = min(start + most, len(sequence.tokens))
+        with self.pace.timed("run", job, stop - start):
+            result = backend.run_part(sequence, parts, stop)
+        self._tempo.ran(stop - start)
+        self._queue.ledger.charge(user, stop - start)
+        if result.error is None and stop < len(sequence.tokens):
+            return
+        self._parts.pop(id(sequence), None)
+        self._queue.discard(lambda waiting: waiting[1] is item)
+        self._ran(backend, job, item, sequence, result)
 
     def _ran(self, backend: Backend, job: Job, item: PreparedInput, sequence: Sequence, result: StepResult) -> None:
         if result.error is not None:
@@ -103,18 +158,26 @@ class Forwards:
             job.deliver_run(item, result)
 
     def _sweep(self, backend: Backend, job: Job, item: PreparedInput, most: int) -> None:
-        """The next plans of a sweep; the rest queues again, behind others' work."""
-        sequence, item.queued = item.sequence, False
+        """The next plans of a sweep, or first what they share; the rest queues again, behind others' work."""
+        sequence, user = item.sequence, job.caller.user.name
         assert sequence is not None
+        if job.prepared.share and id(item) not in self._trunks:
+            self._begin(job, item, sequence)
+            with self.pace.timed("run", job, len(sequence.tokens)):
+                self._trunks[id(item)] = backend.trunk(sequence)
+            self._queue.ledger.charge(user, len(sequence.tokens))
+            return
+        self._queue.pop(user)
+        self._begin(job, item, sequence)
+        item.queued = False
         chosen = _next_plans(item, most)
         variants = [_variant(job, sequence, item.variants[i], f"{sequence.id}.{i}") for i in chosen]
-        for variant in variants:
-            backend.bind(variant.plan)
-        if job.prepared.share and id(item) not in self._trunks:
-            self._trunks[id(item)] = backend.trunk(sequence)
-        results = backend.sweep(variants, self._trunks.get(id(item)))
         rows = sum(rows for rows, _ in item.order[item.n_swept : item.n_swept + len(chosen)])
-        self._queue.ledger.charge(job.caller.user.name, rows)
+        with self.pace.timed("sweep", job, max(rows, 1)):
+            for variant in variants:
+                backend.bind(variant.plan)
+            results = backend.sweep(variants, self._trunks.get(id(item)))
+        self._queue.ledger.charge(user, rows)
         self._tempo.ran(rows)
         for bound in (bound for variant in variants for bound in variant.plan.hooks):
             bound.device = bound.source = None  # measured plans keep no tensors
@@ -132,9 +195,36 @@ class Forwards:
         if not done:
             self._advance(job)
 
-    def forget(self, item: PreparedInput) -> None:
-        """An input that is gone keeps no memory."""
-        self._trunks.pop(id(item), None)
+    def forget(self, job: Job) -> None:
+        """A request that is gone keeps no memory."""
+        self.pace.forget(job)
+        for item in job.prepared.inputs:
+            self._trunks.pop(id(item), None)
+            for sequence in (item.source, item.sequence):
+                self._parts.pop(id(sequence), None)
+
+
+def _sequence_of(job: Job, item: PreparedInput) -> Sequence:
+    """What of an input runs next: its run as a source, until that is done."""
+    source = item.source if item.source is not None and item.item.name not in job.prepared.rows else None
+    sequence = source or item.sequence
+    assert sequence is not None
+    return sequence
+
+
+def _kind(item: PreparedInput, sequence: Sequence) -> str:
+    """What can share a forward, and costs alike per row."""
+    if item.variants and sequence is item.sequence:
+        return "sweep"
+    return "run" if sequence.backward is None else f"gradients {sequence.backward.kind}"
+
+
+def _rows(sequence: Sequence) -> int:
+    return len(sequence.tokens) if sequence.backward is None else rows_of(sequence) * GRADIENT_COST
+
+
+def _goes_in_parts(backend: Backend, sequence: Sequence, most: int) -> bool:
+    return backend.cuts_runs and sequence.backward is None and len(sequence.tokens) > most
 
 
 def _next_plans(item: PreparedInput, most: int) -> list[int]:

@@ -4,25 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
-import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import suppress
-from dataclasses import replace
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from ..backends.checkpoints.default_model import DEFAULT_ID, is_default
 from ..protos import probewire_pb2 as pb
 from ..protos.activity import ActivityReport
-from ..protos.errors import (
-    FailedPrecondition,
-    InvalidArgument,
-    NotFound,
-    ResourceExhausted,
-    Unavailable,
-)
+from ..protos.errors import Unavailable
 from ..protos.events import FrameAssembler, decode_events
 from ..protos.gradients import GradientsRequest
 from ..protos.loading import HealthReport, LoadProgress, LoadRequest
@@ -35,10 +25,12 @@ from ..protos.wire import from_proto, to_proto
 from .access import Access
 from .audit import Audit
 from .capture_store import CaptureStore
-from .config import DTYPES, GatewayConfig, WorkerConfig, choose_backend
+from .config import GatewayConfig
 from .desk import Desk
 from .metrics import Metrics, is_up
+from .model_names import parsed
 from .pass_through import PassThrough, sites_of
+from .roster import Roster
 from .sae_store import SaeStore
 from .session_store import SessionStore
 from .sessions import Sessions
@@ -47,13 +39,15 @@ from .streams import closing
 from .users import Users
 from .workers import Worker
 
-__all__ = ["Gateway", "default_id"]
+__all__ = ["Gateway"]
 
 log = logging.getLogger(__name__)
 
 _MODELS = "/probewire.v1.Models/"
 
 UPKEEP_S = 5.0
+SWEEP_S = 0.5
+"""How often the keys of all that is under way are looked at: what a revoked one does ends within a second."""
 SENDS = 2
 """Parts of SAEs written at once: they shall not hold every thread."""
 
@@ -64,12 +58,9 @@ class Gateway:
     def __init__(self, config: GatewayConfig) -> None:
         self._config = config
         self._began_s = time.monotonic()
-        self._workers: dict[str, Worker] = {}
-        self._folders = 0
-        self._closing = False
-        short = Path("/tmp")  # noqa: S108  socket paths have at most 104 characters, and TMPDIR may be longer
-        self._runtime = Path(tempfile.mkdtemp(prefix="probewire-", dir=short if short.is_dir() else None))
-        self._state = State(Path(config.state_dir) if config.state_dir else self._runtime / "state")
+        self.metrics = Metrics()
+        self.roster = Roster(config, self.metrics.restarted)
+        self._state = State(Path(config.state_dir) if config.state_dir else self.roster.folder / "state")
         self.store = CaptureStore(self._state, max_bytes=config.limits.max_store_bytes, ttl_s=config.limits.store_ttl_s)
         self.sae_store = SaeStore(
             self._state,
@@ -79,59 +70,56 @@ class Gateway:
         )
         self._sends = asyncio.Semaphore(SENDS)
         self.users = Users(self._state)
-        self.metrics = Metrics()
         self._audit = Audit(Path(config.audit) if config.audit else None, prompts=config.audit_prompts)
-        self.desk = Desk(Access(self.users), self.metrics, self._audit)
+        self.desk = Desk(Access(self.users, self.metrics.refused), self.metrics, self._audit)
         self.live = Sessions(SessionStore(self._state), self.find)
         self.streams = PassThrough(self)
-        self._upkeep = asyncio.create_task(self._keep_up(), name="upkeep")
+        self._chores = [asyncio.create_task(self._keep_up()), asyncio.create_task(self._sweep())]
 
     @property
     def workers(self) -> dict[str, Worker]:
         """Model id → worker."""
-        return self._workers
+        return self.roster.workers
 
     def find(self, model: str) -> Worker:
         """The worker of a model; empty: the only one. Raises, naming the models there are and the fix."""
-        names = ", ".join(self._workers)
-        if self._closing:
-            raise Unavailable("the server is shutting down")
-        if model:
-            if model not in self._workers:
-                raise NotFound(f"no model {model!r} is loaded; loaded: {names or 'none'}; load it first")
-            return self._workers[model]
-        if not self._workers:
-            raise FailedPrecondition("no model is loaded; load one first (`probewire serve MODEL`, or the Load call)")
-        if len(self._workers) > 1:
-            raise InvalidArgument(f"several models are loaded, so the request must name one of: {names}")
-        return next(iter(self._workers.values()))
+        return self.roster.find(model)
 
-    async def ready(self, model: str) -> Worker:
-        """The worker of a model, woken if it sleeps."""
+    @asynccontextmanager
+    async def ready(self, model: str) -> AsyncGenerator[Worker]:
+        """The worker of a model, woken if it sleeps, and kept from sleeping."""
         worker = self.find(model)
-        await worker.awake()
-        return worker
+        async with worker.awake():
+            yield worker
 
     async def _keep_up(self) -> None:
-        """Put idle models to sleep, forget expired captures, and end what runs under keys that have ended."""
+        """Put idle models to sleep, and forget expired captures."""
         while True:
             await asyncio.sleep(min(UPKEEP_S, self._config.idle_unload_s / 4 or UPKEEP_S))
             try:
-                self.desk.sweep()
-                for worker in list(self._workers.values()):
+                for worker in list(self.workers.values()):
                     if self._config.idle_unload_s and worker.idle_s > self._config.idle_unload_s:
-                        await worker.sleep()
+                        worker.sleep()
                 self.store.purge()
                 self.sae_store.uploads.purge()
             except Exception:  # a full disk, say; the next round tries again
                 log.exception("upkeep failed")
 
+    async def _sweep(self) -> None:
+        """End what runs under keys that have ended."""
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            try:
+                self.desk.sweep()
+            except Exception:  # the database is locked, say; as above
+                log.exception("keys could not be looked at")
+
     # ---- models ----
 
     async def models(self) -> list[ModelInfo]:
         self.desk.check("Models.List")
-        served = (worker for worker in self._workers.values() if worker.state in ("ready", "restarting", "asleep"))
-        return [worker.info for worker in served if worker.info is not None]
+        gone = ("failed", "stopping")
+        return [w.info for w in self.workers.values() if w.info is not None and w.state not in gone]
 
     async def describe(self, model: str) -> ModelInfo:
         self.desk.check("Models.Describe")
@@ -143,111 +131,65 @@ class Gateway:
     async def load(self, request: LoadRequest) -> AsyncIterator[LoadProgress]:
         """Loading what is loaded, or being loaded, under the same id joins it. A caller who leaves does not end the load."""
         with self.desk.visit("Models.Load") as visit:
-            visit.model = request.id or default_id(request.model)
+            visit.model = self.roster.id_for(parsed(request))
             async with closing(self.load_for_operator(request)) as progress:
                 async for step in progress:
                     yield step
 
     async def load_for_operator(self, request: LoadRequest) -> AsyncIterator[LoadProgress]:
         """As `load`, for whoever starts the server."""
-        worker = self._joined(request)
+        worker = self.roster.join(request, self._state.folder)
         async with closing(worker.progress()) as progress:
             try:
                 async for step in progress:
                     yield step
             finally:
-                if worker.state == "failed" and worker.info is None and self._workers.get(worker.config.id) is worker:
-                    del self._workers[worker.config.id]
-
-    def _joined(self, request: LoadRequest) -> Worker:
-        config = self._worker_config(request)
-        found = self._workers.get(config.id)
-        if found is not None and found.state != "failed":
-            if found.state == "stopping":
-                raise Unavailable(f"model {config.id!r} is being unloaded; retry", retry_after_s=2.0)
-            if found.config == config:
-                if found.state == "asleep":
-                    found.wake()
-                return found
-            raise FailedPrecondition(
-                f"id {config.id!r} is taken by {found.config.model!r} ({found.config.backend}, {found.config.dtype}); "
-                "unload that first, or give this one another id"
-            )
-        if self._closing:
-            raise Unavailable("the server is shutting down")
-        if found is None and len(self._workers) >= self._config.max_models:
-            raise ResourceExhausted(f"{len(self._workers)} models are loaded, the most allowed; unload one first")
-        worker = Worker(config, self._config.supervision, self._new_folder())
-        self._workers[config.id] = worker
-        worker.start()
-        return worker
-
-    def _worker_config(self, request: LoadRequest) -> WorkerConfig:
-        base = self._config.worker
-        if request.dtype not in DTYPES:
-            raise InvalidArgument(f"unknown dtype {request.dtype!r}; allowed: {', '.join(DTYPES)}")
-        name = request.id or default_id(request.model)
-        if len(name) > 200 or not name.isprintable():
-            raise InvalidArgument(f"a model id has at most 200 printable characters, got {name[:220]!r}")
-        return replace(
-            base,
-            model=DEFAULT_ID if is_default(request.model) else request.model,
-            id=name,
-            backend=choose_backend(base.backend if request.backend == "auto" else request.backend),
-            dtype=base.dtype if request.dtype == "auto" else request.dtype,
-            revision=request.revision or base.revision,
-            state_dir=str(self._state.folder),
-        )
-
-    def _new_folder(self) -> Path:
-        folder = self._runtime / str(self._folders)
-        self._folders += 1
-        folder.mkdir(mode=0o700)
-        return folder
+                if worker.state == "failed" and worker.info is None:
+                    self.roster.forget(worker)
 
     async def unload(self, model: str) -> None:
         with self.desk.visit("Models.Unload") as visit:
             worker = self.find(model)
             visit.model = worker.config.id
             await worker.stop()
-            if self._workers.get(worker.config.id) is worker:
-                del self._workers[worker.config.id]
+            self.roster.forget(worker)
 
     async def health(self) -> HealthReport:
         """Ready when a model is; each worker is probed with a real forward on its own clock."""
-        models = {name: worker.status for name, worker in self._workers.items()}
+        models = {name: worker.status for name, worker in self.workers.items()}
         n_ready = sum(status == "ready" or worker.state == "asleep" for status, worker in self._statuses())
-        if self._closing:
+        if self.roster.closing:
             return HealthReport(False, "shutting down", models)
         if not models:
             return HealthReport(False, "no model is loaded", models)
-        restarts = {name: worker.restarts for name, worker in self._workers.items() if worker.restarts}
+        restarts = {name: worker.restarts for name, worker in self.workers.items() if worker.restarts}
         note = "".join(f"; {name} was restarted {n} times" for name, n in restarts.items())
         return HealthReport(n_ready > 0, f"{n_ready} of {len(models)} models ready{note}", models)
 
     def _statuses(self) -> list[tuple[str, Worker]]:
-        return [(worker.status, worker) for worker in self._workers.values()]
+        return [(worker.status, worker) for worker in self.workers.values()]
 
     def drain(self) -> None:
         """Take no new requests; those in flight go on."""
-        self._closing = True
+        self.roster.closing = True
 
     async def close(self) -> None:
         """End every worker."""
-        self._closing = True
-        self._upkeep.cancel()
-        await asyncio.gather(*(worker.stop() for worker in self._workers.values()))
-        self._workers.clear()
+        self.roster.closing = True
+        for chore in self._chores:
+            chore.cancel()
+        await asyncio.gather(*(worker.stop() for worker in self.workers.values()))
+        self.workers.clear()
         self.store.close()
         self._state.close()
         self._audit.close()
-        shutil.rmtree(self._runtime, ignore_errors=True)
+        self.roster.remove_folder()
 
     def kill(self) -> None:
         """End every worker at once, without waiting."""
-        for worker in self._workers.values():
+        for worker in self.workers.values():
             worker.kill()
-        shutil.rmtree(self._runtime, ignore_errors=True)
+        self.roster.remove_folder()
 
     # ---- inference ----
 
@@ -267,8 +209,8 @@ class Gateway:
 
     async def tokenize(self, request: TokenizeRequest) -> Tokenized:
         caller = self.desk.check("Models.Tokenize")
-        worker = await self.ready(request.model)
-        answer = await worker.unary(_MODELS + "Tokenize", _serialised(request), caller)
+        async with self.ready(request.model) as worker:
+            answer = await worker.unary(_MODELS + "Tokenize", _serialised(request), caller)
         return from_proto(Tokenized, pb.Tokenized.FromString(answer))
 
     # ---- weights and captures ----
@@ -302,9 +244,9 @@ class Gateway:
 
     async def load_sae(self, request: LoadSaeRequest) -> SaeInfo:
         with self.desk.visit("Saes.Load", sites=(request.site,) if request.site else ()) as visit:
-            worker = await self.ready(request.model)
-            visit.model = worker.config.id
-            answer = await worker.unary("/probewire.v1.Saes/Load", _serialised(request), visit.caller)
+            async with self.ready(request.model) as worker:
+                visit.model = worker.config.id
+                answer = await worker.unary("/probewire.v1.Saes/Load", _serialised(request), visit.caller)
             return from_proto(SaeInfo, pb.SaeInfo.FromString(answer))
 
     async def send_sae(self, part: SaePart) -> SaeReceived:
@@ -348,7 +290,7 @@ class Gateway:
 
     async def activity(self) -> ActivityReport:
         self.desk.check("Activity.Get")
-        models = await asyncio.gather(*(worker.activity() for worker in self._workers.values()))
+        models = await asyncio.gather(*(worker.activity() for worker in self.workers.values()))
         requests = tuple(visit.activity() for visit in self.desk.visits)
         return ActivityReport(tuple(models), requests, time.monotonic() - self._began_s)
 
@@ -358,16 +300,6 @@ class Gateway:
         ready = sum(is_up(model.state) for model in report.models)
         self.metrics.refresh({model.id: model for model in report.models}, ready, self.store.used_bytes())
         return self.metrics.text()
-
-
-def default_id(model: str) -> str:
-    """The name a model is served under when none is given: a folder's or the default model's last part, else itself."""
-    if is_default(model):
-        return DEFAULT_ID.rpartition("/")[2]
-    with suppress(OSError, RuntimeError, ValueError):  # no such home, too long for a path, a zero byte: no folder
-        path = Path(model).expanduser()
-        return path.resolve().name if path.is_dir() else model
-    return model
 
 
 def _serialised(value: Any) -> bytes:

@@ -17,6 +17,7 @@ from grpc_health.v1 import health_pb2
 from ..protos.errors import NotFound
 from ..protos.loading import HealthReport
 from ..protos.wire import from_json, parse, to_json
+from .rpc_answer import write
 from .service import Operations
 
 __all__ = ["REPORT_KEY", "HealthFace", "report_of"]
@@ -60,7 +61,7 @@ class HealthFace:
         while True:
             status = self._status(service, await self._operations.health())
             if status != last:
-                await context.write(_Answer(status=status).SerializeToString())
+                await write(context, _Answer(status=status).SerializeToString())
                 last = status
             await asyncio.sleep(WATCH_INTERVAL_S)
 

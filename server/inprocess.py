@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 from ..backends.checkpoints import resolve_model
@@ -27,6 +27,23 @@ from .users import LOCAL
 __all__ = ["InProcessService"]
 
 
+class _Answer(Iterator[Event]):
+    """A request's events. Any thread may close it: whoever waits for the next one is told that there is none."""
+
+    def __init__(self, events: Generator[Event], sink: QueueSink) -> None:
+        self._events, self._sink = events, sink
+
+    def __next__(self) -> Event:
+        return next(self._events)
+
+    def close(self) -> None:
+        """Cancel the request."""
+        try:
+            self._events.close()
+        except ValueError:  # another thread is inside: when it comes out, it cancels the request itself
+            self._sink.end(None)
+
+
 class InProcessService:
     """The sync `Service` of protos/service.py over a model in this process: what `Client.inprocess` is handed."""
 
@@ -44,6 +61,9 @@ class InProcessService:
 
     def _stream(self, request: InferenceRequest) -> Iterator[Event]:
         sink = QueueSink(self._model.scheduler)
+        return _Answer(self._events(request, sink), sink)
+
+    def _events(self, request: InferenceRequest, sink: QueueSink) -> Generator[Event]:
         job = self._model.submit(request, sink, local_caller())
         try:
             yield from sink.events()
@@ -128,9 +148,9 @@ class InProcessService:
     def create_session(self, request: CreateSessionRequest) -> Session:
         """See Service."""
         self._model.check_model(request.model)
-        session = self._sessions.draft(LOCAL.name, request, self._model.info.id, 0)
-        self._model.put_session(session, local_caller())
-        self._sessions.add(LOCAL.name, session)
+        with self._sessions.drafted(LOCAL.name, request, self._model.info.id, 0) as session:
+            self._model.put_session(session, local_caller())
+            self._sessions.add(LOCAL.name, session)
         return session
 
     def update_session(self, request: UpdateSessionRequest) -> Session:
@@ -151,8 +171,9 @@ class InProcessService:
 
     def delete_session(self, session_id: str) -> None:
         """See Service."""
-        self._sessions.delete(LOCAL.name, session_id)
-        self._model.sessions.drop(LOCAL.name, session_id)
+        with self._updating:
+            self._sessions.delete(LOCAL.name, session_id)
+            self._model.sessions.drop(LOCAL.name, session_id)
 
     def activity(self) -> ActivityReport:
         """See Service; requests are not listed in process."""

@@ -2,42 +2,33 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 import tempfile
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..backends import free_bytes, load_backend
+from ..backends import load_backend
 from ..backends.base import Backend
-from ..backends.checkpoints import resolve_model
-from ..backends.footprint import check_room
 from ..backends.saes import Shelf
 from ..backends.tokenizer import Tokenizer
-from ..protos.activity import ActivityReport, ModelActivity, WorkerStatus
-from ..protos.errors import Internal, InvalidArgument, NotFound, ProbewireError, Unavailable, Unsupported
+from ..protos.activity import WorkerStatus
+from ..protos.errors import InvalidArgument, NotFound, ProbewireError
 from ..protos.gradients import GradientsRequest
-from ..protos.loading import HealthReport, LoadProgress, LoadRequest
+from ..protos.loading import HealthReport
 from ..protos.model import (
-    Event,
-    GenerateRequest,
     Input,
     ModelInfo,
     RunRequest,
-    StoredCapture,
     Tokenized,
     TokenizeRequest,
 )
-from ..protos.saes import LoadSaeRequest, SaeInfo, SaePart, SaeReceived
+from ..protos.saes import LoadSaeRequest, SaeInfo
 from ..protos.service import InferenceRequest
-from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
+from ..protos.sessions import Session
 from ..protos.spec import Plan
 from ..protos.sweeps import SweepRequest
-from ..protos.tensors import Tensor
-from .callers import Caller, current_caller
+from .callers import Caller
 from .capture_store import CaptureStore
 from .config import WorkerConfig
 from .delivery import Job
@@ -48,13 +39,10 @@ from .requests import prepare_generate, prepare_run
 from .sae_loading import load_sae
 from .sae_store import SaeStore
 from .scheduler import Scheduler
-from .sinks import AsyncSink
 from .state import State
 
-__all__ = ["LocalModel", "LocalOperations"]
+__all__ = ["LocalModel"]
 
-
-LAST_WORDS_S = 0.5
 
 MAX_TOKENIZE_CHARS = 4 << 20
 
@@ -88,10 +76,10 @@ class LocalModel:
                 limits=config.engine,
             )
 
-        self.scheduler = Scheduler(build, config.limits, on_death)
+        self.scheduler = Scheduler(build, config.limits, on_death, threads=config.threads)
         self.backend = self.scheduler.start()
         self.tokenizer = Tokenizer(folder, self.backend.info.vocab_size)
-        self.info: ModelInfo = replace(self.backend.info, chat_template=self.tokenizer.has_chat_template)
+        self.info: ModelInfo = self.tokenizer.described(self.backend.info)
         self.sessions = LiveSessions()
         self.state, self._own_folder = self._open_state()
         self.store = CaptureStore(self.state, max_bytes=config.limits.max_store_bytes, ttl_s=config.limits.store_ttl_s)
@@ -175,9 +163,9 @@ class LocalModel:
         self.check_model(request.model)
         messages = request.input.messages or ()
         length = len(request.input.text or "") + sum(len(message.content) for message in messages)
-        if length > MAX_TOKENIZE_CHARS:
+        if length > MAX_TOKENIZE_CHARS and not request.at_most:
             raise InvalidArgument(f"a text to tokenize has at most {MAX_TOKENIZE_CHARS:,} characters, got {length:,}")
-        ids = self.tokenizer.encode(request.input)
+        ids = self.tokenizer.encode(request.input, at_most=request.at_most)
         return Tokenized(tuple(ids), tuple(self.tokenizer.tokens(ids)), self.tokenizer.decode(ids))
 
     def probe(self) -> HealthReport:
@@ -210,199 +198,3 @@ class LocalModel:
         self.state.close()
         if self._own_folder is not None:
             self._own_folder.cleanup()
-
-
-class LocalOperations:
-    """`Operations` over one model: what a worker serves."""
-
-    def __init__(self, model: LocalModel) -> None:
-        self._model = model
-        self._one_load = asyncio.Lock()
-
-    @classmethod
-    async def create(cls, config: WorkerConfig, report: Any) -> LocalOperations:
-        """Find the checkpoint, see that it fits, load it, check it. `report(stage, done, total)` says how far it is."""
-
-        def work() -> LocalModel:
-            checkpoint = resolve_model(
-                config.model,
-                revision=config.revision or None,
-                cache_dir=Path(config.cache_dir) if config.cache_dir else None,
-                progress=lambda p: report(p.stage, p.done, p.total),
-            )
-            check_room(
-                checkpoint.folder, config.model, config.dtype, config.engine, free_bytes(config.backend, config.device)
-            )
-            report("load", 0, 0)
-            model = LocalModel(config, checkpoint.folder, model_hash=checkpoint.model_hash, on_death=_end_worker)
-            report("check", 0, 0)
-            health = model.probe()
-            if not health.ready:
-                raise Internal(f"the model was loaded, but its first forward failed: {health.detail}")
-            return model
-
-        return cls(await asyncio.to_thread(work))
-
-    async def _stream(self, request: InferenceRequest) -> AsyncIterator[list[Event]]:
-        sink = AsyncSink(self._model.scheduler)
-        submitted = asyncio.ensure_future(asyncio.to_thread(self._model.submit, request, sink, current_caller()))
-        try:
-            job = await asyncio.shield(submitted)
-        except asyncio.CancelledError:  # the thread goes on, and queues a request whose caller has left
-            submitted.add_done_callback(self._drop_unwanted)
-            raise
-        try:
-            async for events in sink.events():
-                yield events
-        finally:
-            self._model.scheduler.cancel(job)
-
-    def _drop_unwanted(self, submitted: asyncio.Future[Job]) -> None:
-        if not submitted.cancelled() and submitted.exception() is None:
-            self._model.scheduler.cancel(submitted.result())
-
-    def generate(self, request: GenerateRequest) -> AsyncIterator[list[Event]]:
-        """See Operations."""
-        return self._stream(request)
-
-    def gradients(self, request: GradientsRequest) -> AsyncIterator[list[Event]]:
-        """See Operations."""
-        return self._stream(request)
-
-    def sweep(self, request: SweepRequest) -> AsyncIterator[list[Event]]:
-        """See Operations."""
-        return self._stream(request)
-
-    def run(self, request: RunRequest) -> AsyncIterator[list[Event]]:
-        """See Operations."""
-        return self._stream(request)
-
-    async def models(self) -> list[ModelInfo]:
-        """See Operations."""
-        return [self._model.info]
-
-    async def describe(self, model: str) -> ModelInfo:
-        """See Operations."""
-        self._model.check_model(model)
-        return self._model.info
-
-    async def load(self, request: LoadRequest) -> AsyncIterator[LoadProgress]:
-        """A worker has one model."""
-        raise Unsupported("a worker serves one model; load others through the gateway")
-        yield  # pragma: no cover - makes this an async generator
-
-    async def unload(self, model: str) -> None:
-        """See Operations."""
-        raise Unsupported("a worker ends with its gateway; unload through the gateway")
-
-    async def tokenize(self, request: TokenizeRequest) -> Tokenized:
-        """See Operations."""
-        return await asyncio.to_thread(self._model.tokenize, request)
-
-    async def weight_names(self, model: str) -> dict[str, tuple[int, ...]]:
-        """See Operations."""
-        self._model.check_model(model)
-        return dict(self._model.backend.weight_names())
-
-    async def weights(self, name: str, model: str) -> Tensor:
-        """See Operations."""
-        self._model.check_model(model)
-        return Tensor.of(await asyncio.to_thread(self._model.backend.weight, name))
-
-    async def captures(self, model: str) -> list[StoredCapture]:
-        """See Operations."""
-        self._model.check_model(model)
-        return self._model.store.list(_owner())
-
-    async def capture(self, capture_id: str, model: str) -> tuple[StoredCapture, Tensor]:
-        """See Operations."""
-        self._model.check_model(model)
-        return self._model.store.get_item(_owner(), capture_id)
-
-    async def delete_capture(self, capture_id: str, model: str) -> None:
-        """See Operations."""
-        self._model.check_model(model)
-        self._model.store.delete(_owner(), capture_id)
-
-    async def load_sae(self, request: LoadSaeRequest) -> SaeInfo:
-        """See Operations."""
-        async with self._one_load:  # each holds an SAE twice, and threads that requests are checked on
-            return await asyncio.to_thread(self._model.load_sae, request, current_caller())
-
-    async def send_sae(self, part: SaePart) -> SaeReceived:
-        """See Operations."""
-        return await asyncio.to_thread(self._model.saes.receive, current_caller().user, part)
-
-    async def saes(self, model: str) -> list[SaeInfo]:
-        """See Operations."""
-        self._model.check_model(model)
-        return self._model.saes.list(current_caller().user, self._model.info.id)
-
-    async def unload_sae(self, name: str, model: str) -> None:
-        """See Operations."""
-        self._model.check_model(model)
-        self._model.saes.delete(current_caller().user, name, self._model.info.id)
-
-    async def create_session(self, request: CreateSessionRequest) -> Session:
-        """See Operations."""
-        raise _kept_by_the_gateway()
-
-    async def update_session(self, request: UpdateSessionRequest) -> Session:
-        """See Operations."""
-        raise _kept_by_the_gateway()
-
-    async def session(self, session_id: str) -> Session:
-        """See Operations."""
-        return self._model.sessions.get(_owner(), session_id)
-
-    async def sessions(self) -> list[Session]:
-        """See Operations."""
-        raise _kept_by_the_gateway()
-
-    async def delete_session(self, session_id: str) -> None:
-        """See Operations."""
-        raise _kept_by_the_gateway()
-
-    async def activity(self) -> ActivityReport:
-        """See Operations."""
-        info = self._model.info
-        return ActivityReport((ModelActivity(info.id, "ready", info.backend, info.device, status=await self.status()),))
-
-    # ---- what only a worker does ----
-
-    async def put_session(self, session: Session) -> None:
-        """Take a session or its next revision from the gateway."""
-        await asyncio.to_thread(self._model.put_session, session, current_caller())
-
-    async def drop_session(self, session_id: str) -> None:
-        """Forget a session; generations under way keep the plan they have."""
-        self._model.sessions.drop(_owner(), session_id)
-
-    async def status(self) -> WorkerStatus:
-        """The engine and the queue."""
-        return self._model.status()
-
-    async def health(self) -> HealthReport:
-        """A real forward."""
-        try:
-            return await asyncio.to_thread(self._model.probe)
-        except Unavailable as error:
-            return HealthReport(False, error.message, {self._model.info.id: "failed"})
-
-    async def close(self) -> None:
-        """End every request and let go of the model."""
-        await asyncio.to_thread(self._model.close)
-
-
-def _kept_by_the_gateway() -> Unsupported:
-    return Unsupported("sessions are kept by the gateway; ask there")
-
-
-def _owner() -> str:
-    return current_caller().user.name
-
-
-def _end_worker() -> None:
-    """The model's thread is gone for good: the process ends, and the gateway starts another."""
-    time.sleep(LAST_WORDS_S)  # what each request was told goes out
-    os._exit(70)

@@ -1,4 +1,4 @@
-"""How this process asks the system for memory."""
+"""How this process asks the system for memory, and holds no more of it than it was asked to keep."""
 
 from __future__ import annotations
 
@@ -6,11 +6,18 @@ import contextlib
 import ctypes
 import sys
 
-__all__ = ["allow_many_connections", "keep_freed_memory"]
+import numpy as np
+
+from ..protos.tensors import Array
+
+__all__ = ["allow_many_connections", "keep_freed_memory", "owned"]
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 LARGEST_FROM_HEAP = 32 << 20  # the most that glibc accepts
 MOST_KEPT = 64 << 20
+
+OWN_BELOW = 0.5
+"""A view of less than this share of an array is copied when it is kept."""
 
 
 def keep_freed_memory() -> None:
@@ -34,3 +41,14 @@ def allow_many_connections() -> None:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if soft < hard:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def owned(array: Array) -> Array:
+    """An array to be kept: itself, or a copy where it is a view of a small part of another, which it would keep alive.
+
+    What a forward brings to the host is one array of all its sequences' captures.
+    """
+    whole = array
+    while isinstance(whole.base, np.ndarray):
+        whole = whole.base
+    return array if array.nbytes >= OWN_BELOW * whole.nbytes else array.copy()

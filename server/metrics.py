@@ -94,10 +94,13 @@ class Metrics:
             "probewire_captured_bytes", "Tensor bytes captured and sent, on any face.", ("model", "user"), registry=r
         )
         self._in_flight = Gauge("probewire_requests_in_flight", "Operations under way.", ("user",), registry=r)
-        self._ready = Gauge("probewire_models_ready", "Models that answered a forward.", registry=r)
-        self._up = Gauge("probewire_model_up", "1 when the model serves.", ("model",), registry=r)
-        self._restarts = Gauge(
-            "probewire_worker_restarts", "Times a worker had to be started anew.", ("model",), registry=r
+        self._ready = Gauge("probewire_models_ready", "Models that are ready, or asleep.", registry=r)
+        self._up = Gauge("probewire_model_up", "1: ready, or asleep until the next request.", ("model",), registry=r)
+        self._restarts = Counter(
+            "probewire_worker_restarts", "Times a worker died and was started anew.", ("model",), registry=r
+        )
+        self._refused = Counter(
+            "probewire_refused_keys", "Calls without a key, or with a wrong one.", ("face", "key"), registry=r
         )
         self._memory = Gauge("probewire_worker_memory_bytes", "Resident memory of a worker.", ("model",), registry=r)
         self._stored = Gauge("probewire_stored_bytes", "Stored captures, all users'.", registry=r)
@@ -108,6 +111,14 @@ class Metrics:
     def http(self, method: str, route: str, code: int) -> None:
         """One HTTP request that ended. `route` is a template such as /v1/models/{model}, so labels stay few."""
         self._http.labels(method if method in _METHODS else "other", route, str(code)).inc()
+
+    def refused(self, face: str, key: str) -> None:
+        """Somebody was not let in. `face`: grpc or http; `key`: none, wrong, or slowed (wrong, once too often)."""
+        self._refused.labels(face, key).inc()
+
+    def restarted(self, model: str) -> None:
+        """A model's worker died and is started anew."""
+        self._restarts.labels(model).inc()
 
     def began(self, user: str) -> None:
         """An operation began."""
@@ -139,13 +150,13 @@ class Metrics:
         """Take over what the workers say now; models that are gone go."""
         self._ready.set(ready)
         self._stored.set(stored_bytes)
-        per_model = (self._up, self._restarts, self._memory, *self._workers.values())
+        per_model = (self._up, self._memory, *self._workers.values())
         for gauge in per_model:
             gauge.clear()
         self._totals.models = {name: model.status for name, model in models.items()}
         for name, model in models.items():
             self._up.labels(name).set(is_up(model.state))
-            self._restarts.labels(name).set(model.restarts)
+            self._restarts.labels(name)  # 0 from the start, so that the first restart is an increase
             self._memory.labels(name).set(model.memory_bytes)
             self._engine(name, model.status)
 

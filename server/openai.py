@@ -63,8 +63,9 @@ async def _bounded(operations: Operations, completion: Completion) -> Completion
     info = await operations.describe(asked.model)
     room = CHAT_TOKENS
     if info.context_length:
-        tokens = await operations.tokenize(TokenizeRequest(asked.inputs[0], asked.model))
-        # A prompt that leaves no room is refused by the worker, which says by how much it is too long.
+        # A prompt that is too long for the context is refused here, one that just leaves no room by the worker.
+        counted = TokenizeRequest(asked.inputs[0], asked.model, at_most=info.context_length)
+        tokens = await operations.tokenize(counted)
         room = max(1, min(room, info.context_length - len(tokens.token_ids)))
     sampling = dataclasses.replace(asked.sampling, max_new_tokens=room)
     return dataclasses.replace(completion, request=dataclasses.replace(asked, sampling=sampling))

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from ..protos import probewire_pb2 as pb
 from ..protos.spec import Plan
 from ..protos.wire import parse
-from .streams import EncodedStreams, closing
+from .audit import prompt_of
+from .streams import EncodedStreams, closing, off_the_loop
 
 if TYPE_CHECKING:
     from .gateway import Gateway
@@ -43,20 +44,25 @@ class PassThrough:
 
     async def _passed(self, operation: str, message: Callable[[], Any], request: bytes) -> AsyncIterator[bytes]:
         gateway = self._gateway
-        asked = parse(message, request)
-        with gateway.desk.visit(operation, **_about(asked)) as visit:
-            worker = await gateway.ready(asked.model)
-            visit.model = worker.config.id
-            if visit.session:
-                session = await gateway.live.bind(worker, visit.caller, visit.session)
-                visit.session_name = session.name
-                visit.sites = (*visit.sites, *sites_of(session.plan))
-            method = f"/probewire.v1.{operation.replace('.', '/')}"
-            async with closing(worker.stream(method, request, visit.caller)) as messages:
-                async for piece in messages:
-                    gateway.desk.took(visit, piece)
-                    yield piece
-                    visit.task = asyncio.current_task()  # an HTTP stream goes on in another once it has begun
+
+        def read() -> tuple[Any, dict[str, Any]]:
+            asked = parse(message, request)
+            return asked, _about(asked, prompts=gateway.desk.audit.prompts)
+
+        asked, about = await off_the_loop(request, read)
+        with gateway.desk.visit(operation, **about) as visit:
+            async with gateway.ready(asked.model) as worker:
+                visit.model = worker.config.id
+                if visit.session:
+                    session = await gateway.live.bind(worker, visit.caller, visit.session)
+                    visit.session_name = session.name
+                    visit.sites = (*visit.sites, *sites_of(session.plan))
+                method = f"/probewire.v1.{operation.replace('.', '/')}"
+                async with closing(worker.stream(method, request, visit.caller)) as messages:
+                    async for piece in messages:
+                        gateway.desk.took(visit, piece)
+                        yield piece
+                        visit.task = asyncio.current_task()  # an HTTP stream goes on in another once it has begun
 
 
 def sites_of(plan: Plan) -> tuple[str, ...]:
@@ -64,8 +70,8 @@ def sites_of(plan: Plan) -> tuple[str, ...]:
     return tuple(dict.fromkeys(hook.site for hook in plan.hooks))
 
 
-def _about(request: Any) -> dict[str, Any]:
-    """What the desk notes of a serialised request: sites, session, prompts."""
+def _about(request: Any, *, prompts: bool) -> dict[str, Any]:
+    """What the desk notes of a serialised request: sites, session, and prompts if they are audited."""
     if isinstance(request, pb.SweepRequest):
         plans = (request.base, *request.plans)
     elif hasattr(request, "plan"):
@@ -75,5 +81,5 @@ def _about(request: Any) -> dict[str, Any]:
     return {
         "sites": tuple(dict.fromkeys(hook.site for plan in plans for hook in plan.hooks)),
         "session": getattr(request, "session", ""),
-        "prompts": tuple(str(item.text or item.messages or item.token_ids).strip() for item in request.inputs),
+        "prompts": tuple(map(prompt_of, request.inputs)) if prompts else (),
     }

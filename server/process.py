@@ -62,7 +62,10 @@ class WorkerProcess:
 
     @classmethod
     async def start(cls, config: WorkerConfig, on_progress: Callable[[LoadProgress], None]) -> WorkerProcess:
-        """Start a worker in a process group of its own, so that Ctrl-C in a terminal reaches only the gateway."""
+        """Start a worker in a process group of its own, so that Ctrl-C in a terminal reaches only the gateway.
+
+        Raises OSError or RuntimeError when the system has no process, file or thread left for it.
+        """
         command = (sys.executable, "-P", "-m", f"{__package__}.worker_main")
         environment = {**_SETTINGS, **os.environ}
         process = await asyncio.create_subprocess_exec(
@@ -135,20 +138,18 @@ class WorkerProcess:
             self._ready.set_exception(
                 Unavailable(f"the worker died while loading ({self.ending}); its last words:\n{tail}")
             )
+        self.ended.set()
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self.ended.set()
 
     async def _read_reports(self, on_progress: Callable[[LoadProgress], None]) -> None:
         assert self._process.stdout is not None
         async for line in _lines(self._process.stdout):
             self.last_report_s = asyncio.get_running_loop().time()
             try:
-                report = orjson.loads(line)
-            except orjson.JSONDecodeError:
+                self._take(orjson.loads(line), on_progress)
+            except (ValueError, TypeError, KeyError):  # no JSON, or none of ours: the next one may be
                 self._log.warning("unexpected report: %s", line[:200])
-                continue
-            self._take(report, on_progress)
 
     def _take(self, report: dict[str, Any], on_progress: Callable[[LoadProgress], None]) -> None:
         if "stage" in report:

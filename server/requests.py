@@ -159,11 +159,9 @@ def _seed(request: GenerateRequest | RunRequest) -> int:
 
 def tokens_of(item: Input, tokenizer: Tokenizer, info: ModelInfo, limits: RequestLimits) -> list[int]:
     """An input's tokens. Raises InvalidArgument for too many, or for a prompt length past them."""
-    tokens = tokenizer.encode(item)
     longest = min(limits.max_prompt_tokens, info.context_length or limits.max_prompt_tokens)
-    if len(tokens) > longest:
-        why = f" ({info.context_note})" if info.context_note and longest == info.context_length else ""
-        raise InvalidArgument(f"input {item.name!r} has {len(tokens)} tokens; at most {longest} are allowed{why}")
+    why = f" ({info.context_note})" if info.context_note and longest == info.context_length else ""
+    tokens = tokenizer.encode(item, at_most=longest, why=why)
     if item.prompt_length is not None and item.prompt_length > len(tokens):
         raise InvalidArgument(
             f"input {item.name!r}: prompt_length {item.prompt_length} is above its {len(tokens)} tokens"

@@ -6,19 +6,26 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from fastapi import FastAPI
-from starlette.middleware.cors import CORSMiddleware
 
 from .access import Access
+from .doc_examples import BODIES
 from .metrics import Metrics
 from .neuroscope import neuroscope_router
 from .openai import openai_router
+from .origins import Origin
+from .proxies import NO_PROXIES, Proxies
 from .rest_arrays import arrays_router
+from .rest_cors import Cors
+from .rest_docs import docs_router
 from .rest_door import Door
-from .rest_errors import Guard, JsonResponse, add_error_handlers
+from .rest_errors import JsonResponse, Reception, add_error_handlers
 from .rest_face import Face
+from .rest_guard import HostGuard, PageGuard
+from .rest_headers import SafeHeaders
 from .rest_health import health_router
 from .rest_inference import inference_router
 from .rest_models import models_router
+from .rest_proxies import BehindProxies
 from .rest_saes import saes_router
 from .rest_sessions import sessions_router
 from .service import Operations
@@ -31,15 +38,18 @@ def create_app(
     *,
     version: str,
     max_body_bytes: int = 64 << 20,
+    allowed_hosts: Sequence[str] = (),
     allowed_origins: Sequence[str] = (),
+    proxies: Proxies = NO_PROXIES,
     access: Access | None = None,
     metrics: Metrics | None = None,
     measure: Callable[[], Awaitable[bytes]] | None = None,
 ) -> FastAPI:
     """The ASGI app. `access` lets callers in (None: everybody); `measure` gives what /metrics answers.
 
-    `max_body_bytes` bounds a request body (413 past it). `allowed_origins` are the web pages that browsers let read
-    our answers; with none, pages of other origins cannot.
+    `max_body_bytes` bounds a request body (413 past it). `allowed_hosts` are the names that the server goes by, on top
+    of loopback and of the address that a connection was made to; `*.name` stands for one label more. `allowed_origins`
+    are the web pages that may send us requests and read our answers; with none, pages of other origins can do neither.
     """
     face = Face(operations, version, max_body_bytes, access or Access(), metrics or Metrics(), measure)
     app = _App(face)
@@ -52,20 +62,19 @@ def create_app(
         health_router(face),
         openai_router(face),
         neuroscope_router(face),
+        docs_router(),
     )
     for router in routers:
         app.include_router(router)
     add_error_handlers(app)
-    app.add_middleware(Door, access=face.access)
-    if allowed_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=list(allowed_origins),
-            allow_methods=["GET", "POST", "PUT", "DELETE"],
-            allow_headers=["*"],
-            expose_headers=["x-request-id", "retry-after"],
-        )
-    app.add_middleware(Guard, metrics=face.metrics)
+    origins = [Origin.of(text) for text in allowed_origins]
+    app.add_middleware(Door, access=face.access)  # each is put around the ones before it
+    app.add_middleware(PageGuard, origins=origins)
+    app.add_middleware(Cors, origins=origins)
+    app.add_middleware(HostGuard, hosts=allowed_hosts)
+    app.add_middleware(Reception, metrics=face.metrics)
+    app.add_middleware(SafeHeaders)
+    app.add_middleware(BehindProxies, proxies=proxies)
     return app
 
 
@@ -78,6 +87,8 @@ class _App(FastAPI):
             version=face.version,
             summary="Generates text, and reads and edits what happens inside the model on the way.",
             default_response_class=JsonResponse,
+            docs_url=None,  # FastAPI's own pages fetch their scripts from elsewhere; see rest_docs
+            redoc_url=None,
         )
         self._face = face
 
@@ -87,4 +98,6 @@ class _App(FastAPI):
             schema = super().openapi()
             schemas = schema.setdefault("components", {}).setdefault("schemas", {})
             schemas.update(self._face.schemas.definitions)
+            for (method, path), body in BODIES.items():
+                schema["paths"][path][method]["x-example"] = {"body": body}
         return super().openapi()

@@ -11,12 +11,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..protos.errors import DeadlineExceeded, InvalidArgument, ProbewireError
 from .access import Access
 from .callers import CALLER
+from .rest_docs import DOC_PATHS
 from .rest_errors import error_response, request_id
 
 __all__ = ["TIMEOUT_HEADER", "Door"]
 
 TIMEOUT_HEADER = "x-timeout-s"
-OPEN_PATHS = frozenset({"/health", "/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect"})
+OPEN_PATHS = frozenset({"/health", "/openapi.json", *DOC_PATHS})
 """They tell nothing of anybody."""
 
 

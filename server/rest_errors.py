@@ -1,4 +1,4 @@
-"""Errors as HTTP answers, and the outermost layer of the app: request ids, counts, and a 500 that tells nothing."""
+"""Errors as HTTP answers, and the reception of the app: request ids, counts, and a 500 that tells nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,15 @@ from ..protos.errors import Code, Internal, InvalidArgument, ProbewireError, Res
 from .callers import new_request_id
 from .metrics import Metrics
 
-__all__ = ["BodyTooLarge", "Guard", "JsonResponse", "add_error_handlers", "error_response", "of_ours", "request_id"]
+__all__ = [
+    "BodyTooLarge",
+    "JsonResponse",
+    "Reception",
+    "add_error_handlers",
+    "error_response",
+    "of_ours",
+    "request_id",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -48,12 +56,12 @@ def request_id(scope: Scope) -> str:
     return scope["state"]["request_id"]
 
 
-def error_response(error: ProbewireError, id: str) -> Response:  # noqa: A002 - what it is called on the wire
-    """The answer that tells of an error."""
+def error_response(error: ProbewireError, id: str, status: int | None = None) -> Response:  # noqa: A002 - what it is called on the wire
+    """The answer that tells of an error; `status` where HTTP has a closer one than the error's code."""
     headers: dict[str, str] = {}
     if error.retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
-    status = error.code.value.http
+    status = status or error.code.value.http
     if isinstance(error, BodyTooLarge):
         status = 413
         headers["connection"] = "close"  # the rest of the body is not going to be read
@@ -70,8 +78,8 @@ def of_ours(error: Exception, scope: Scope) -> ProbewireError:
     return Internal(f"the server failed on this request; its log says why, under request id {request_id(scope)}")
 
 
-class Guard:
-    """Pure ASGI, outside everything: gives each request an id, counts it, and answers 500 where nothing else did."""
+class Reception:
+    """Pure ASGI, outside all that may refuse: gives each request an id, counts it, and answers 500 where nothing else did."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -94,13 +102,18 @@ class Guard:
         try:
             await self._app(scope, receive, noted)
         except Exception as error:
-            problem = of_ours(error, scope)
+            problem = of_ours(_behind(error) if status else error, scope)
             if status:
                 raise problem from error  # the answer has begun: all that is left is to break it off
             await error_response(problem, request_id(scope))(scope, receive, noted)
         finally:
             route = getattr(scope.get("route"), "path", _NO_ROUTE)
             self._metrics.http(scope["method"], route, status or Code.CANCELLED.value.http)
+
+
+def _behind(error: Exception) -> Exception:
+    """What a route raised after its answer had begun: Starlette hides it, as its handlers can tell nobody any more."""
+    return error.__cause__ if isinstance(error.__cause__, ProbewireError) else error
 
 
 def add_error_handlers(app: FastAPI) -> None:

@@ -50,7 +50,7 @@ def health_router(face: Face) -> APIRouter:
             "version": face.version,
             **to_json(found),
         }
-        return JsonResponse(about, 200 if found.ready else 503, {"cache-control": "no-store"})
+        return JsonResponse(about, 200 if found.ready else 503)
 
     @router.get(
         "/metrics",

@@ -140,9 +140,7 @@ class StreamResponse(Response):
         self, stream: AsyncIterator[ItemT], encoding: Encoding[ItemT], size: Callable[[ItemT], int] = lambda item: 0
     ) -> None:
         """`size` says how many bytes an item is about to become: big ones are encoded off the event loop."""
-        super().__init__(
-            headers={"cache-control": "no-cache", "x-accel-buffering": "no"}, media_type=encoding.media_type
-        )
+        super().__init__(headers={"x-accel-buffering": "no"}, media_type=encoding.media_type)
         del self.headers["content-length"]
         self._stream: AsyncIterator[Any] = stream
         self._encoding: Encoding[Any] = encoding

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, cast
 
@@ -14,7 +12,7 @@ from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from ..protos import probewire_pb2 as pb
-from ..protos.errors import DeadlineExceeded, FailedPrecondition, Internal, InvalidArgument, ProbewireError
+from ..protos.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument
 from ..protos.loading import LoadRequest
 from ..protos.model import TokenizeRequest
 from ..protos.saes import LoadSaeRequest, SaePart
@@ -23,13 +21,12 @@ from ..protos.wire import from_proto, parse, to_proto
 from .access import Access
 from .callers import CALLER, Caller, caller_from_metadata
 from .health import HealthFace
-from .rpc_status import abort
+from .proxies import FORWARDED_FOR, NO_PROXIES, Proxies, host_of
+from .rpc_answer import answered, log_callers_quietly, write
 from .service import Operations, WorkerOperations
 from .streams import EncodedStreams, Streams, closing
 
 __all__ = ["Admit", "RpcServer", "admit_at_the_door", "admit_from_the_gateway"]
-
-log = logging.getLogger(__name__)
 
 _Context = grpc.aio.ServicerContext[bytes, bytes]
 _Call = Callable[[bytes], Awaitable[bytes]]
@@ -45,12 +42,14 @@ STRANGER_S = 5.0
 SERVICES: tuple[str, ...] = tuple(service.full_name for service in pb.DESCRIPTOR.services_by_name.values())
 
 
-def admit_at_the_door(access: Access) -> Admit:
+def admit_at_the_door(access: Access, proxies: Proxies = NO_PROXIES) -> Admit:
     """By the key in the call's metadata."""
 
     def admit(context: _Context) -> Caller:
-        metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
-        return access.enter(metadata.get("authorization", ""), context.peer())
+        given = [(key, value) for key, value in context.invocation_metadata() or () if isinstance(value, str)]
+        forwarded_for = [value for key, value in given if key == FORWARDED_FOR]
+        peer = proxies.caller(host_of(context.peer()), forwarded_for)
+        return access.enter(dict(given).get("authorization", ""), peer, face="grpc")
 
     return admit
 
@@ -68,6 +67,7 @@ class RpcServer:
         self, operations: Operations, admit: Admit, *, max_request_bytes: int, streams: Streams | None = None
     ) -> None:
         """`admit` says who calls, or raises; health and reflection are open to all."""
+        log_callers_quietly()
         self._health = HealthFace(operations, SERVICES)
         self._server = grpc.aio.server(options=_options(max_request_bytes))
         handlers = _handlers(operations, streams or EncodedStreams(operations), admit)
@@ -271,13 +271,13 @@ def _health_handlers(face: HealthFace) -> dict[str, dict[str, grpc.RpcMethodHand
         async def answer() -> bytes:
             return await face.check(await _received(context, STRANGER_S), context)
 
-        return await _answer(answer(), context)
+        return await answered(answer(), context)
 
     async def watch(_: object, context: _Context) -> None:
         async def answers() -> None:
             await face.watch(await _received(context, STRANGER_S), context)
 
-        await _answer(answers(), context)
+        await answered(answers(), context)
 
     return {
         health.SERVICE_NAME: {
@@ -298,9 +298,9 @@ def _reflection_handlers(services: tuple[str, ...]) -> dict[str, dict[str, grpc.
     async def reflect(_: object, context: _Context) -> None:
         async def answers() -> None:
             async for answer in servicer.ServerReflectionInfo(questions(context), context):
-                await context.write(answer.SerializeToString())
+                await write(context, answer.SerializeToString())
 
-        await _answer(answers(), context)
+        await answered(answers(), context)
 
     return {reflection.SERVICE_NAME: {"ServerReflectionInfo": grpc.stream_stream_rpc_method_handler(reflect)}}
 
@@ -315,7 +315,7 @@ def _unary_handler(call: _Call, admit: Admit) -> grpc.RpcMethodHandler[Any, Any]
         return await call(await _received(context, REQUEST_S))
 
     async def handle(_: object, context: _Context) -> bytes:
-        return await _answer(admitted(context), context)
+        return await answered(admitted(context), context)
 
     return grpc.stream_unary_rpc_method_handler(handle)
 
@@ -325,10 +325,10 @@ def _streaming_handler(start: _Stream, admit: Admit) -> grpc.RpcMethodHandler[An
         CALLER.set(admit(context))
         async with closing(start(await _received(context, REQUEST_S))) as messages:
             async for message in messages:
-                await context.write(message)
+                await write(context, message)
 
     async def handle(_: object, context: _Context) -> None:
-        await _answer(pump(context), context)
+        await answered(pump(context), context)
 
     return grpc.stream_stream_rpc_method_handler(handle)
 
@@ -349,18 +349,3 @@ async def _next(context: _Context, within_s: float) -> bytes | None:
     except TimeoutError:
         raise DeadlineExceeded(f"the request did not arrive within {within_s:g} s") from None
     return request if isinstance(request, bytes) else None
-
-
-async def _answer(call: Awaitable[Any], context: _Context) -> Any:
-    """The call's result, or its error as a status. A stranger never sees a traceback."""
-    try:
-        return await call
-    except ProbewireError as error:
-        await abort(context, error)
-    except Exception:
-        if context.done():  # the caller left while a message was on its way
-            return None
-        error_id = uuid.uuid4().hex[:12]
-        log.exception("internal error %s", error_id)
-        await abort(context, Internal(f"internal error {error_id}; the server's log has the details under that id"))
-    return None

@@ -17,9 +17,11 @@ from ..protos.activity import WorkerStatus
 from ..protos.errors import Cancelled, ProbewireError, ResourceExhausted, Unavailable
 from .admission import Item, admit_next
 from .config import RequestLimits
+from .cores import Cores
 from .delivery import Job
 from .fair_queue import FairQueue, Ledger
 from .forwards import Forwards, as_internal, told
+from .gathering import Gathering
 from .prepared import PreparedInput
 from .tempo import Tempo
 
@@ -28,11 +30,6 @@ __all__ = ["Scheduler"]
 log = logging.getLogger(__name__)
 
 IDLE_WAIT_S = 0.5
-GATHER_S = 0.003
-"""An idle engine waits so long after a generation's arrival for those sent beside it: they then share the first step,
-which costs a burst two steps less (a prompt's and, at the end, a late starter's last)."""
-GATHER_MOST_S = 0.015
-"""… and no longer than this in all."""
 CLOSE_WAIT_S = 4.0
 """Within the time that a worker has to end (its `drain_s` and the gateway's grace)."""
 
@@ -44,9 +41,14 @@ class Scheduler:
     """
 
     def __init__(
-        self, build: Callable[[], Backend], limits: RequestLimits, on_death: Callable[[], None] | None = None
+        self,
+        build: Callable[[], Backend],
+        limits: RequestLimits,
+        on_death: Callable[[], None] | None = None,
+        *,
+        threads: int | None = None,
     ) -> None:
-        self._build, self._limits, self._on_death = build, limits, on_death
+        self._build, self._limits, self._on_death, self._threads = build, limits, on_death, threads
         self._ready = threading.Event()
         self._failure: BaseException | None = None
         self._wake = threading.Condition()
@@ -59,8 +61,9 @@ class Scheduler:
         self._jobs: dict[str, Job] = {}
         """Sequence id → job, for sequences in the engine."""
         self._paused: set[str] = set()
-        self._gathering: tuple[float, float] | None = None
-        """When the first and the last generation came to an idle engine, while more are waited for."""
+        self._gathering = Gathering()
+        self._owed_s = 0.0
+        """Time that generations have coming, for what runs have had of theirs."""
         self._closing = False
         self.tempo = Tempo()
         self._forwards = Forwards(self._runs, self.tempo, self.drop, self._advance)
@@ -168,6 +171,8 @@ class Scheduler:
     def _main(self) -> None:
         try:
             self.backend = self._build()
+            self._cores = Cores.of(self.backend, self._threads)
+            self._forwards.pace.try_out(self.backend)
         except BaseException as error:  # noqa: BLE001 - raised again in `start`
             self._failure = error
             self._ready.set()
@@ -193,12 +198,24 @@ class Scheduler:
             commands, self._commands = self._commands, deque()
         for command in commands:
             command()
+        self._cores.look()
         with self.tempo.busy():
             self._give_up_waiting()
-            self._forwards.some(self.backend, generating=bool(self._jobs))
+            self._run_some()
             self._admit()
             self._hold_back()
             self._step()
+
+    def _run_some(self) -> None:
+        """A slice of what does not generate; beside generations no more than half of the time."""
+        stepping = self._stepping
+        if not stepping:
+            self._owed_s = 0.0
+        elif self._owed_s > 0:
+            return
+        start_s = time.perf_counter()
+        if len(self._runs) and self._forwards.some(self.backend, generating=stepping) and stepping:
+            self._owed_s += time.perf_counter() - start_s
 
     def _pause_s(self) -> float:
         """How long to wait for commands; 0 when there is work."""
@@ -206,23 +223,19 @@ class Scheduler:
 
     def _gather_s(self) -> float:
         """How much longer the first step of an idle engine waits for more generations; 0 when it may begin."""
-        if self._gathering is None:
-            return 0.0
-        first_s, last_s = self._gathering
-        left_s = min(last_s + GATHER_S, first_s + GATHER_MOST_S) - time.monotonic()
-        if left_s <= 0 or self._jobs or len(self._waiting) >= self.backend.limits.n_slots:
-            self._gathering = None
-            return 0.0
-        return left_s
+        return self._gathering.left_s(enough=bool(self._jobs) or len(self._waiting) >= self.backend.limits.n_slots)
 
     def _has_work(self) -> bool:
         engine = self.backend.engine
         if len(self._runs):
             return True
-        if engine is None:
-            return False
-        stepping = any(s.id not in self._paused for s in engine.active)
-        return stepping or (len(self._waiting) > 0 and not engine.active)
+        return self._stepping or (engine is not None and len(self._waiting) > 0 and not engine.active)
+
+    @property
+    def _stepping(self) -> bool:
+        """Whether some generation goes on with the next step."""
+        engine = self.backend.engine
+        return engine is not None and any(s.id not in self._paused for s in engine.active)
 
     def _accept(self, job: Job) -> None:
         """Queue a request's runs: inputs that others read first, then those that read them."""
@@ -287,8 +300,7 @@ class Scheduler:
             item.queued = True
             queue = self._waiting if item.generates else self._runs
             if item.generates and not self._jobs:
-                now_s = time.monotonic()
-                self._gathering = (self._gathering[0] if self._gathering else now_s, now_s)
+                self._gathering.came()
             self._push(queue, job, item, item.sequence.plan.n_rows)
 
     def _push(self, queue: FairQueue[Item], job: Job, item: PreparedInput, cost: int) -> None:
@@ -333,10 +345,12 @@ class Scheduler:
 
     def _step(self) -> None:
         engine = self.backend.engine
-        if engine is None or not any(s.id not in self._paused for s in engine.active):
+        if engine is None or not self._stepping:
             return
+        start_s = time.perf_counter()
         try:
             results = engine.step()
+            self._owed_s = max(0.0, self._owed_s - (time.perf_counter() - start_s))
         except Exception as error:
             log.exception("a step failed")
             for job in {id(j): j for j in self._jobs.values()}.values():
@@ -371,8 +385,8 @@ class Scheduler:
                 assert self.backend.engine is not None
                 self._paused.discard(sequence.id)
                 self.backend.engine.remove(sequence)
-            self._forwards.forget(item)
             unwanted.add(id(item))
+        self._forwards.forget(job)
         for queue in (self._waiting, self._runs):
             queue.discard(lambda waiting: id(waiting[1]) in unwanted)
 

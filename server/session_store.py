@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import secrets
+import threading
 import time
+from collections import Counter
+from collections.abc import Generator
+from contextlib import contextmanager
 
 from ..protos import probewire_pb2 as pb
 from ..protos.errors import FailedPrecondition, NotFound, ResourceExhausted
@@ -22,14 +26,28 @@ class SessionStore:
 
     def __init__(self, state: State) -> None:
         self._state = state
+        self._drafts: Counter[str] = Counter()
+        """Places that owners hold with sessions which are being made."""
+        self._lock = threading.Lock()
 
-    def draft(self, owner: str, request: CreateSessionRequest, model: str, most: int) -> Session:
-        """A session as `add` will keep it. Raises ResourceExhausted when the owner has the most allowed (0: no limit)."""
-        have = len(self._state.rows("SELECT id FROM sessions WHERE owner=?", owner))
-        if most and have >= most:
-            raise ResourceExhausted(f"{owner} has {have} sessions, the most allowed; delete one first")
-        now = time.time()
-        return Session(f"ses-{secrets.token_urlsafe(12)}", request.name, model, request.plan, 1, now, now)
+    @contextmanager
+    def drafted(self, owner: str, request: CreateSessionRequest, model: str, most: int) -> Generator[Session]:
+        """A session as `add` will keep it, its place held until then.
+
+        Raises ResourceExhausted when the owner has the most allowed (0: no limit).
+        """
+        with self._lock:
+            have = len(self._state.rows("SELECT id FROM sessions WHERE owner=?", owner)) + self._drafts[owner]
+            if most and have >= most:
+                raise ResourceExhausted(f"{owner} has {have} sessions, the most allowed; delete one first")
+            self._drafts[owner] += 1
+        try:
+            now = time.time()
+            yield Session(f"ses-{secrets.token_urlsafe(12)}", request.name, model, request.plan, 1, now, now)
+        finally:
+            with self._lock:
+                self._drafts[owner] -= 1
+                self._drafts += Counter()  # forgets who has none
 
     def add(self, owner: str, session: Session) -> None:
         """Keep a new one."""
@@ -57,16 +75,20 @@ class SessionStore:
         return Session(old.id, old.name, old.model, request.plan, old.revision + 1, old.created_s, time.time())
 
     def replace(self, owner: str, session: Session) -> None:
-        """Keep a session's next revision."""
+        """Keep a session's next revision. Raises NotFound when it was deleted meanwhile."""
         values = (_packed(session.plan), session.revision, session.updated_s, session.id, owner)
         with self._state.transaction() as database:
-            database.execute("UPDATE sessions SET plan=?, revision=?, updated_s=? WHERE id=? AND owner=?", values)
+            changed = database.execute(
+                "UPDATE sessions SET plan=?, revision=?, updated_s=? WHERE id=? AND owner=?", values
+            )
+            if not changed.rowcount:
+                raise _not_there(session.id)
 
     def get(self, owner: str, session_id: str) -> Session:
         """One session. Raises NotFound when it is not there or not the owner's."""
         found = self._state.rows(f"SELECT {_COLUMNS} FROM sessions WHERE id=? AND owner=?", session_id, owner)  # noqa: S608  a constant
         if not found:
-            raise NotFound(f"no session {session_id!r}; it was deleted, or never was")
+            raise _not_there(session_id)
         return _session(found[0])
 
     def list(self, owner: str) -> list[Session]:
@@ -80,6 +102,10 @@ class SessionStore:
         with self._state.transaction() as database:
             database.execute("DELETE FROM sessions WHERE id=? AND owner=?", (session_id, owner))
         return session
+
+
+def _not_there(session_id: str) -> NotFound:
+    return NotFound(f"no session {session_id!r}; it was deleted, or never was")
 
 
 def _packed(plan: Plan) -> bytes:

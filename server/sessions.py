@@ -29,22 +29,25 @@ class Sessions:
     async def create(self, caller: Caller, request: CreateSessionRequest) -> Session:
         """Make one, once the model has said that it can honour it."""
         worker, user = self._find(request.model), caller.user
-        await worker.awake()
-        session = self._store.draft(user.name, request, worker.config.id, user.limits.sessions)
-        await self._tell(worker, caller, session)
-        self._store.add(user.name, session)
+        with self._store.drafted(user.name, request, worker.config.id, user.limits.sessions) as session:
+            async with worker.awake():
+                await self._tell(worker, caller, session)
+            self._store.add(user.name, session)
         return session
 
     async def update(self, caller: Caller, request: UpdateSessionRequest) -> Session:
         """Its next revision: first for the generations under way, which may refuse it, then for good."""
-        lock = self._locks.setdefault(request.id, asyncio.Lock())
-        async with lock:  # two updates at once get two revisions
+        async with self._lock(request.id):  # two updates at once get two revisions
             session = self._store.revised(caller.user.name, request)
             worker = self._find(session.model)
-            await worker.awake()
-            await self._tell(worker, caller, session)
+            async with worker.awake():
+                await self._tell(worker, caller, session)
             self._store.replace(caller.user.name, session)
         return session
+
+    def _lock(self, session_id: str) -> asyncio.Lock:
+        """For what changes one session."""
+        return self._locks.setdefault(session_id, asyncio.Lock())
 
     def get(self, caller: Caller, session_id: str) -> Session:
         """One of the caller's."""
@@ -56,15 +59,16 @@ class Sessions:
 
     async def delete(self, caller: Caller, session_id: str) -> None:
         """Forget one; generations under way keep the plan they have."""
-        session = self._store.delete(caller.user.name, session_id)
-        try:
-            worker = self._find(session.model)
-            if worker.sessions.pop(session_id, None) is not None:
-                await worker.unary(
-                    _WORKER + "DropSession", pb.SessionRequest(id=session_id).SerializeToString(), caller
-                )
-        except ProbewireError:
-            return  # the worker is gone, and the session with it
+        async with self._lock(session_id):  # an update under way would bring it back
+            session = self._store.delete(caller.user.name, session_id)
+            try:
+                worker = self._find(session.model)
+                if worker.sessions.pop(session_id, None) is not None:
+                    await worker.unary(
+                        _WORKER + "DropSession", pb.SessionRequest(id=session_id).SerializeToString(), caller
+                    )
+            except ProbewireError:
+                return  # the worker is gone, and the session with it
 
     async def bind(self, worker: Worker, caller: Caller, session_id: str) -> Session:
         """See to it that a worker knows the session that a generation names."""
@@ -78,5 +82,6 @@ class Sessions:
         return session
 
     async def _tell(self, worker: Worker, caller: Caller, session: Session) -> None:
+        told = worker.sessions  # of the run that is told: another may have begun when the answer is here
         await worker.unary(_WORKER + "PutSession", to_proto(session).SerializeToString(), caller)
-        worker.sessions[session.id] = max(session.revision, worker.sessions.get(session.id, 0))
+        told[session.id] = max(session.revision, told.get(session.id, 0))

@@ -13,7 +13,10 @@ from typing import Any
 
 from ..protos.errors import FailedPrecondition, ResourceExhausted
 
-__all__ = ["ORPHAN_S", "State", "default_state_folder", "write_whole"]
+__all__ = ["DATABASE", "ORPHAN_S", "VERSION", "State", "default_state_folder", "write_whole"]
+
+DATABASE = "state.sqlite"
+"""Its name in the state folder."""
 
 _SCHEMA = """
 CREATE TABLE users (
@@ -87,9 +90,9 @@ class State:
             folder.chmod(0o700)  # key hashes and activations are nobody else's business
             self._lock = threading.RLock()
             self._database = sqlite3.connect(
-                folder / "state.sqlite", timeout=BUSY_S, check_same_thread=False, isolation_level=None
+                folder / DATABASE, timeout=BUSY_S, check_same_thread=False, isolation_level=None
             )
-            (folder / "state.sqlite").chmod(0o600)
+            (folder / DATABASE).chmod(0o600)
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute("PRAGMA synchronous=NORMAL")
             self._migrate()

@@ -16,12 +16,12 @@ from ..protos.tensors import Tensor
 from ..protos.wire import from_proto, parse
 from .service import Operations
 
-__all__ = ["EncodedStreams", "Streams", "closing"]
+__all__ = ["EncodedStreams", "Streams", "closing", "off_the_loop"]
 
 T = TypeVar("T")
 
-LARGE_REQUEST_BYTES = 1 << 20
-"""From here on a request is decoded off the event loop."""
+LARGE_REQUEST_BYTES = 16 << 10
+"""From here on a request is decoded off the event loop: small messages take longest, and a few bytes each."""
 
 
 class Streams(Protocol):
@@ -107,10 +107,12 @@ class EncodedStreams:
 
 
 async def _decode(data: bytes, message: Callable[[], Any], cls: type[T]) -> T:
-    def decode() -> T:
-        return from_proto(cls, parse(message, data))
+    return await off_the_loop(data, lambda: from_proto(cls, parse(message, data)))
 
-    return await asyncio.to_thread(decode) if len(data) > LARGE_REQUEST_BYTES else decode()
+
+async def off_the_loop(request: bytes, work: Callable[[], T]) -> T:
+    """Work that goes over all of a request, in a thread where the request is large."""
+    return await asyncio.to_thread(work) if len(request) > LARGE_REQUEST_BYTES else work()
 
 
 def _chunks(name: str, tensor: Tensor) -> Iterator[bytes]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..backends.tokenizer import StreamDecoder, Tokenizer
 
 __all__ = ["TextStream"]
@@ -10,35 +12,57 @@ __all__ = ["TextStream"]
 class TextStream:
     """The text of one generation as it grows."""
 
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...]) -> None:
-        self._decoder = StreamDecoder(tokenizer)
-        self._stop = stop
+    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...], prompt: Sequence[int] = ()) -> None:
+        self._decoder = StreamDecoder(tokenizer, prompt)
+        self._tokenizer = tokenizer
+        special = tokenizer.hidden_texts if stop else ()
+        self._naming = tuple(s for s in stop if any(text in s for text in special))
+        """Stop strings that name special tokens, which are looked for among all tokens; the rest in the text alone."""
+        self._plain = tuple(s for s in stop if s not in self._naming)
         self._held = ""
-        """Text that might be the beginning of a stop string."""
+        """What might be the beginning of a stop string: text, and special tokens where one names any."""
+        self._shown: list[bool] = []
+        """Which of its characters are text."""
         self.stopped = False
 
     def add(self, token: int) -> str:
         """Text that became final with this token. Sets `stopped` once a stop string is complete; it is cut off."""
-        return self._release(self._decoder.add(token))
+        text = self._decoder.add(token)
+        if not self._plain and not self._naming:
+            return text
+        if self._naming and token in self._tokenizer.hidden_ids:
+            self._hold(self._tokenizer.token(token), shown=False)
+        self._hold(text, shown=True)
+        return self._release()
 
     def flush(self) -> str:
         """What was held back, when the generation ends without a stop string."""
-        text = self._release(self._decoder.flush())
-        held, self._held = self._held, ""
-        return text + ("" if self.stopped else held)
+        self._hold(self._decoder.flush(), shown=True)
+        text = self._release()
+        return text if self.stopped else text + self._take(len(self._held))
 
-    def _release(self, text: str) -> str:
-        if not self._stop:
-            return text
+    def _hold(self, text: str, *, shown: bool) -> None:
         self._held += text
-        found = [at for stop in self._stop if (at := self._held.find(stop)) >= 0]
+        self._shown += [shown] * len(text)
+
+    def _release(self) -> str:
+        places = [place for place, shown in enumerate(self._shown) if shown]
+        text = "".join(self._held[place] for place in places)
+        found = [places[at] for stop in self._plain if (at := text.find(stop)) >= 0]
+        found += [at for stop in self._naming if (at := self._held.find(stop)) >= 0]
         if found:
             self.stopped = True
-            text, self._held = self._held[: min(found)], ""
-            return text
-        keep = max((_overlap(self._held, stop) for stop in self._stop), default=0)
-        cut = len(self._held) - keep
-        text, self._held = self._held[:cut], self._held[cut:]
+            released = self._take(min(found))
+            self._held, self._shown = "", []
+            return released
+        keep = [places[len(text) - n] for stop in self._plain if (n := _overlap(text, stop))]
+        keep += [len(self._held) - n for stop in self._naming if (n := _overlap(self._held, stop))]
+        return self._take(min(keep, default=len(self._held)))
+
+    def _take(self, n: int) -> str:
+        """The text among the first characters, which are held no longer."""
+        text = "".join(char for char, shown in zip(self._held[:n], self._shown[:n], strict=True) if shown)
+        self._held, self._shown = self._held[n:], self._shown[n:]
         return text
 
 

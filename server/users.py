@@ -117,9 +117,9 @@ class Users:
 
     def change(self, name: str, *, role: Role | None = None, limits: Mapping[str, int] | None = None) -> User:
         """Another role, other limits (those named); what is not given stays. The key stays too."""
-        old = self.get(name)
-        new = replace(old, role=role or old.role, limits=replace(old.limits, **(limits or {})))
-        with self._state.transaction() as database:
+        with self._state.transaction() as database:  # of two changes at once neither loses the other's
+            old = self.get(name)
+            new = replace(old, role=role or old.role, limits=replace(old.limits, **(limits or {})))
             database.execute(
                 "UPDATE users SET role=?, limits=? WHERE name=?",
                 (new.role, orjson.dumps(to_json(new.limits)).decode(), name),

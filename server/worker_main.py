@@ -60,6 +60,11 @@ class ReportPipe:
             os.write(self._fd, orjson.dumps(report) + b"\n")
 
 
+SWITCH_S = 0.0001
+"""How long a thread that computes in Python may keep the others waiting. The model's thread lets go of the interpreter at
+each of a step's thousand operations; with Python's own 5 ms, a large request being checked would cost it seconds a step."""
+
+
 def main() -> None:
     """Read the config, load, serve until SIGTERM or until the gateway is gone."""
     reports = ReportPipe()
@@ -68,6 +73,7 @@ def main() -> None:
     logging.getLogger("probewire").setLevel(logging.INFO)
     config = from_json(WorkerConfig, orjson.loads(sys.stdin.buffer.readline()))
     _end_with_the_gateway()
+    sys.setswitchinterval(SWITCH_S)
     code = asyncio.run(_serve(config, reports))
     logging.shutdown()
     sys.stderr.flush()

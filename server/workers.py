@@ -1,17 +1,13 @@
-"""A loaded model from the gateway's side: its worker process, probed, restarted when it dies or hangs.
-
-A worker is *hung* when `probe_strikes` probes in a row had no good answer in time while none of its streams brought
-anything either: a busy one still moves, or answers that it is busy.
-"""
+"""A loaded model from the gateway's side: its worker process, watched, restarted when it dies or hangs."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Generator
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +15,7 @@ import psutil
 
 from ..protos import probewire_pb2 as pb
 from ..protos.activity import ModelActivity, WorkerStatus
-from ..protos.errors import ProbewireError, Unavailable
+from ..protos.errors import Internal, ProbewireError, Unavailable
 from ..protos.loading import LoadProgress
 from ..protos.model import ModelInfo
 from ..protos.wire import from_proto
@@ -28,6 +24,7 @@ from .channel import WorkerChannel
 from .config import Supervision, WorkerConfig
 from .process import WorkerProcess
 from .streams import closing
+from .watch import Watch
 
 __all__ = ["State", "Worker"]
 
@@ -41,21 +38,39 @@ EXIT_NOTICE_S = 2.0
 """How long after a broken connection we wait to hear that the process is gone."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One run of the process, taken out of its life to be ended."""
+
+    task: asyncio.Task[None] | None
+    process: WorkerProcess | None
+    channel: WorkerChannel | None
+
+
 class Worker:
     """One model. `start` begins to load it; the calls raise Unavailable unless it is ready."""
 
-    def __init__(self, config: WorkerConfig, supervision: Supervision, folder: Path) -> None:
+    def __init__(
+        self,
+        config: WorkerConfig,
+        supervision: Supervision,
+        new_folder: Callable[[], Path],
+        on_restart: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`new_folder` makes one for a socket, a folder a process; `on_restart` is called for each that has to be
+        started because one died.
+        """
         self.config = config
         self.info: ModelInfo | None = None
         """Set from the first time it was ready."""
         self._supervision = supervision
-        self._folder = folder
+        self._watch = Watch(config.id, supervision)
+        self._new_folder, self._on_restart = new_folder, on_restart
         self._state: State = "loading"
         self._detail = "starting"
         self._failure: ProbewireError | None = None
         self._progress = LoadProgress("starting")
         self._changed = asyncio.Event()
-        self._starts = 0
         self._revivals = 0
         self._waking = False
         self._not_woken: ProbewireError | None = None
@@ -63,8 +78,7 @@ class Worker:
         self._in_use = 0
         self._used_s = time.monotonic()
         self.sessions: dict[str, int] = {}
-        """Revision of each live session that this run of the worker has been told of."""
-        self._probed_s = 0.0
+        """Revision of each live session that this run of the worker has been told of; a new run has a new one."""
         self._process: WorkerProcess | None = None
         self._channel: WorkerChannel | None = None
         self._task: asyncio.Task[None] | None = None
@@ -95,7 +109,7 @@ class Worker:
         """`ready`, or the state and why."""
         if self._state != "ready":
             return f"{self._state}: {self._detail}" if self._detail else self._state
-        age_s = time.monotonic() - self._probed_s
+        age_s = self._watch.age_s
         return "ready" if age_s <= self._supervision.fresh_s else f"unresponsive: last good probe {age_s:.0f} s ago"
 
     async def progress(self) -> AsyncIterator[LoadProgress]:
@@ -111,6 +125,7 @@ class Worker:
             raise self._failure
         if self._state == "stopping":
             raise Unavailable(f"model {self.config.id!r} was unloaded while it was loading")
+        self._check_woken()
         yield LoadProgress("ready", info=self.info)
 
     async def stream(self, method: str, request: bytes, caller: Caller) -> AsyncIterator[bytes]:
@@ -165,29 +180,35 @@ class Worker:
         """How long nobody has asked anything of it; 0 while it serves a call."""
         return 0.0 if self._in_use else time.monotonic() - self._used_s
 
-    async def sleep(self) -> None:
-        """End the process and keep the name: the next request starts it again (`awake`)."""
+    def sleep(self) -> None:
+        """End the process and keep the name: the next request starts it again. Does nothing while somebody uses it."""
         if self._state != "ready" or self._in_use:
             return
         log.info("model %s was idle for %.0f s; its memory is freed until it is asked for", self.config.id, self.idle_s)
+        self._ending = asyncio.create_task(self._end(self._let_go(), self.config.drain_s))
         self._become("asleep", "freed its memory; the next request loads it again")
-        self._ending = asyncio.create_task(self._end_process(self.config.drain_s))
-        await asyncio.shield(self._ending)
 
     def wake(self) -> None:
         """Begin to load again."""
         if self._state == "asleep":
-            self._waking = True
+            self._waking, self._not_woken = True, None
             self._become("loading", "waking up")
-            self._task = asyncio.create_task(self._live_again(), name=f"worker {self.config.id}")
+            self._task = asyncio.create_task(self._live(), name=f"worker {self.config.id}")
 
-    async def awake(self) -> None:
-        """Wait until it serves, if it has to be woken for that. Raises why it could not be."""
-        if self._state == "asleep":
-            self._not_woken = None
-        self.wake()
-        while self._waking and self._state == "loading":
-            await self._changed.wait()
+    @asynccontextmanager
+    async def awake(self) -> AsyncGenerator[None]:
+        """Hold it awake, woken first if it sleeps. Raises why it could not be woken.
+
+        From the first moment on it is in use: it cannot fall asleep again before the request has come to it.
+        """
+        with self._used():
+            self.wake()
+            while self._waking and self._state == "loading":
+                await self._changed.wait()
+            self._check_woken()
+            yield
+
+    def _check_woken(self) -> None:
         if self._state == "asleep" and self._not_woken is not None:
             raise Unavailable(f"model {self.config.id!r} sleeps and could not be woken: {self._not_woken.message}")
 
@@ -195,24 +216,32 @@ class Worker:
         """Let requests in flight finish within the worker's `drain_s`, then end it for good."""
         drain_s = 0.0 if self._state == "loading" else self.config.drain_s
         self._become("stopping")
-        await self._end_process(drain_s)
+        await self._end(self._let_go(), drain_s)
+        if self._ending is not None:
+            await asyncio.wait([self._ending])
 
-    async def _end_process(self, drain_s: float) -> None:
-        task, process, channel = self._task, self._process, self._channel
-        self._channel = None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
-        if process is not None:
-            await process.stop(drain_s + self._supervision.kill_grace_s)
-        if channel is not None:
-            await channel.close()
+    def _let_go(self) -> _Run:
+        """Take the process out of its life, at once: from here on neither its death nor its task changes anything."""
+        run = _Run(self._task, self._process, self._channel)
+        self._task = self._channel = None
+        if run.task is not None:
+            run.task.cancel()
+        return run
+
+    async def _end(self, run: _Run, drain_s: float) -> None:
+        if run.task is not None:
+            await asyncio.wait([run.task])
+        if run.process is not None:
+            await run.process.stop(drain_s + self._supervision.kill_grace_s)
+        if run.channel is not None:
+            await run.channel.close()
 
     def kill(self) -> None:
         """End it now, without waiting."""
         self._become("stopping")
-        if self._process is not None:
-            self._process.kill()
+        run = self._let_go()
+        if run.process is not None:
+            run.process.kill()
 
     def _ready_channel(self) -> WorkerChannel:
         name = repr(self.config.id)
@@ -226,13 +255,21 @@ class Worker:
 
     # ---- its life ----
 
-    async def _live_again(self) -> None:
-        """Its memory must be free before it is taken again."""
-        if self._ending is not None:
-            await self._ending
-        await self._live()
-
     async def _live(self) -> None:
+        """From the start to the end. Whatever goes wrong in here, nobody waits for ever: it ends in a state, in words."""
+        try:
+            if self._ending is not None:  # its memory must be free before it is taken again
+                await asyncio.wait([self._ending])
+            if await self._begin():
+                await self._go_on()
+        except Exception as error:
+            log.exception("model %s: looking after its worker failed", self.config.id)
+            if self._process is not None:
+                self._process.kill("looking after it failed")
+            self._fail(Internal(f"looking after its worker failed: {type(error).__name__}: {error}"))
+
+    async def _begin(self) -> bool:
+        """The first start, or the first after a sleep; whether it serves."""
         try:
             await self._launch()
         except ProbewireError as error:
@@ -242,85 +279,46 @@ class Worker:
                 self._become("asleep", f"could not be woken: {error.message}")
             else:
                 self._fail(error)
-            return
+            return False
+        return True
+
+    async def _go_on(self) -> None:
+        """Until it is given up."""
         deaths = 0
-        while True:
+        while self._state != "failed":
             since_s = time.monotonic()
-            cause = await self._watch()
+            assert self._process is not None
+            assert self._channel is not None
+            cause = await self._watch.until_dead(self._process, self._channel)
             stable = time.monotonic() - since_s >= self._supervision.stable_s
             deaths = await self._revive(cause, 1 if stable else deaths + 1)
-            if self._state == "failed":
-                return
 
     async def _launch(self) -> None:
-        """Start a process and wait until it has answered a probe."""
-        address = f"unix:{self._folder / f'{self._starts}.sock'}"
-        self._starts += 1
-        self.sessions.clear()
-        process = await WorkerProcess.start(replace(self.config, address=address), self._on_progress)
+        """Start a process and wait until it has answered a probe. Raises ProbewireError and nothing else."""
+        self.sessions = {}
+        try:
+            address = f"unix:{self._new_folder() / 'worker.sock'}"
+            process = await WorkerProcess.start(replace(self.config, address=address), self._on_progress)
+        except (OSError, RuntimeError) as error:  # no memory to fork, no more files, processes or threads, no Python
+            raise Unavailable(f"no process could be started for model {self.config.id!r}: {error}") from error
         self._process = process
         try:
             await process.ready(self._supervision.start_stall_s)
             self._channel = WorkerChannel(address, lambda: self._why_broken(process))
-            await self._first_probe(self._channel)
-        except ProbewireError:
+            self._on_progress(LoadProgress("first forward"))
+            self.info = await self._watch.first(self._channel)
+        except Exception as error:
             process.kill()
             await process.ended.wait()
             await self._drop_channel()
-            raise
+            if isinstance(error, ProbewireError):
+                raise
+            log.exception("model %s: its worker's first answers", self.config.id)
+            raise Internal(f"the worker's first answers cannot be used: {type(error).__name__}: {error}") from error
         self._waking = False
         self._used_s = time.monotonic()
         self._become("ready")
         log.info("model %s is ready (pid %d, %s)", self.config.id, process.pid, self.config.backend)
-
-    async def _first_probe(self, channel: WorkerChannel) -> None:
-        self._on_progress(LoadProgress("first forward"))
-        report = await channel.health(self._supervision.probe_timeout_s * self._supervision.probe_strikes)
-        if not report.ready:
-            raise Unavailable(f"model {self.config.id!r} loaded, but its first forward failed: {report.detail}")
-        self._probed_s = time.monotonic()
-        listed = pb.ModelList.FromString(await channel.unary("/probewire.v1.Models/List", b""))
-        self.info = from_proto(ModelInfo, listed.models[0])
-
-    async def _watch(self) -> str:
-        """Probe until the process is gone; kill it when it hangs. Gives the cause."""
-        process = self._process
-        assert process is not None
-        ended = asyncio.create_task(process.ended.wait())
-        strikes = 0
-        try:
-            while True:
-                await asyncio.wait([ended], timeout=self._supervision.probe_interval_s)
-                if not ended.done():
-                    trouble = await self._probe()
-                    strikes = strikes + 1 if trouble else 0
-                    if strikes >= self._supervision.probe_strikes:
-                        process.kill(f"{trouble}, {strikes} times in a row")
-                        await ended
-                if ended.done():
-                    return process.ending
-        finally:
-            ended.cancel()
-
-    async def _probe(self) -> str:
-        """Empty when all is well or the worker is busy, else what is wrong."""
-        channel = self._channel
-        assert channel is not None
-        asked_s = time.monotonic()
-        try:
-            report = await channel.health(self._supervision.probe_timeout_s)
-        except ProbewireError as error:
-            trouble = error.message
-        else:
-            trouble = "" if report.ready else report.detail
-        if not trouble:
-            self._probed_s = time.monotonic()
-        elif channel.last_message_s > asked_s:
-            trouble = ""
-            self._probed_s = channel.last_message_s
-        else:
-            log.warning("model %s: %s", self.config.id, trouble)
-        return trouble
 
     async def _revive(self, cause: str, deaths: int) -> int:
         """Start again, later each time; gives the deaths in a row. Ends in `ready` or `failed`."""
@@ -330,6 +328,7 @@ class Worker:
             self._become("restarting", f"the worker died ({cause}); restart {deaths} of {bounds.max_restarts}")
             log.error("model %s: the worker died (%s); restarting it in %g s", self.config.id, cause, delay_s)
             self._revivals += 1
+            self._on_restart()
             await self._drop_channel()
             await asyncio.sleep(delay_s)
             try:

@@ -129,8 +129,8 @@ def _write(family: str, path: Path, overrides: dict[str, Any]) -> None:
     logging.disable_progress_bar()
     seed, config_format = overrides.pop("seed", 0), overrides.pop("config_format", "hub")
     settings = {**FAMILIES[family], **overrides}
-    tokens = {"bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 257}
-    config = AutoConfig.for_model(family, vocab_size=VOCAB_SIZE, **tokens, **json.loads(json.dumps(settings)))
+    tokens = {"vocab_size": VOCAB_SIZE, "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 257}
+    config = AutoConfig.for_model(family, **{**tokens, **json.loads(json.dumps(settings))})
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

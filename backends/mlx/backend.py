@@ -24,6 +24,7 @@ from ..limits import Limits
 from ..metrics import BoundMetric
 from ..points import Points
 from ..rules import activation_name
+from ..run_parts import RunParts, joined
 from ..sites import Family, dims_of, family_of, site_infos
 from ..slot import Slot
 from ..stepping import result_of
@@ -31,7 +32,7 @@ from ..sweeping import Trunk
 from ..versions import versions_of
 from ..weights import CheckpointWeights
 from .attention import Attention
-from .cache import RunCache
+from .cache import GrowingCache, RunCache
 from .engine import MlxEngine
 from .gradients import MlxBackward, MlxGradients
 from .load import choose_device, load_model, windows_of
@@ -116,6 +117,12 @@ class MlxBackend:
         """See Backend."""
         return self.executor.hook_s
 
+    threads = 1
+    """MLX computes on one thread a stream."""
+
+    def use_threads(self, n: int) -> None:
+        """See Backend."""
+
     def _look(self, family: Family | None, n_heads: int) -> Points:
         # mlx-lm writes `h += x`, which rebinds the very object that a tap was given: what is kept must be another.
         return Points(family, "mlx", n_heads, self.taps.look(self._plain_forward), changeable=True)
@@ -159,6 +166,28 @@ class MlxBackend:
         """See Backend."""
         return self._sweeps(variants, trunk)
 
+    cuts_runs = True
+    """Every layer's attention is ours."""
+
+    def run_part(self, sequence: Sequence, parts: RunParts, stop: int) -> StepResult:
+        """See Backend."""
+        start = parts.done
+        tokens = np.array(sequence.tokens[start:stop], dtype=np.int64)
+        slot = Slot(sequence, 0, 0, len(tokens), start, tokens, keys=(0, stop))
+        self.executor.begin([slot], (1, len(tokens)))
+        asked = self.executor.asked
+        self.taps.attach(asked)
+        self.attention.begin(asked)
+        hidden = self.hidden(mx.array(tokens)[None], [GrowingCache(layer, parts) for layer in self.attention.layers])
+        if _LOGITS in slot.plan.sites and slot.error is None:
+            self.tap_logits(slot, hidden)
+        mx.eval(hidden, list(parts.keys.values()), list(parts.values.values()))
+        parts.rows += self.executor.collect().get(id(sequence), [])
+        parts.done = stop
+        if slot.error is not None or stop < len(sequence.tokens):
+            return result_of(slot, [], None)
+        return result_of(slot, joined(parts.rows) + flush_reductions(slot.plan), None)
+
     def final_rows(self, ids: NDArray[np.int64]) -> Array:
         """See Backend."""
         self.executor.begin([], (ids.shape[0], ids.shape[1]))
@@ -177,9 +206,9 @@ class MlxBackend:
     def _body(self) -> Any:
         return self.model.model
 
-    def hidden(self, ids: mx.array, caches: list[RunCache] | None = None) -> mx.array:
+    def hidden(self, ids: mx.array, caches: SequenceOf[RunCache] | None = None) -> mx.array:
         """[batch, row] to final-norm rows; without history, unless caches bring some."""
-        return self._body()(ids, cache=caches or [RunCache(layer) for layer in self.attention.layers])
+        return self._body()(ids, cache=list(caches or ()) or [RunCache(layer) for layer in self.attention.layers])
 
     def _plain_forward(self, ids: mx.array) -> mx.array:
         self.attention.begin(set())

@@ -14,8 +14,9 @@ from mlx_lm.models.base import create_causal_mask
 from mlx_lm.models.cache import BatchKVCache, KVCache
 
 from ..base import Sequence
+from ..run_parts import RunParts
 
-__all__ = ["BatchCache", "Layer", "Owner", "RunCache", "SequenceCache"]
+__all__ = ["BatchCache", "GrowingCache", "Layer", "Owner", "RunCache", "SequenceCache"]
 
 
 class KeysAndValues(Protocol):
@@ -70,6 +71,30 @@ class RunCache:
         if n == 1:
             return None
         return "causal" if window is None or n <= window else create_causal_mask(n, window_size=window)
+
+
+class GrowingCache(RunCache):
+    """One layer's keys and values of a run that is made in parts; the next part's rows are added."""
+
+    def __init__(self, layer: Layer, parts: RunParts) -> None:
+        super().__init__(layer)
+        self.parts, self.offset = parts, parts.done
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Those of the earlier parts, then the new ones, tapped."""
+        keys, values = super().update_and_fetch(keys, values)
+        index, parts = self.layer.index, self.parts
+        if self.offset:
+            keys = mx.concatenate([parts.keys[index], keys], axis=2)
+            values = mx.concatenate([parts.values[index], values], axis=2)
+        parts.keys[index], parts.values[index] = keys, values
+        return keys, values
+
+    def make_mask(self, n: int, *_: Any, **__: Any) -> mx.array | str | None:
+        """Causal within the layer's window, after the earlier parts' rows."""
+        if not self.offset:
+            return super().make_mask(n)
+        return create_causal_mask(n, offset=self.offset, window_size=self.layer.window)
 
 
 class SequenceCache(KVCache):

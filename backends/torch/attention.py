@@ -17,6 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..executor import Executor
 from ..points import Point
+from ..run_parts import RunParts
 from ..slot import Slot
 from ..sweeping import Trunk
 from .packed import Packed
@@ -40,12 +41,23 @@ class Attention:
         """The engine's sequences, while it is they whose forward this is."""
         self._points: dict[int, dict[str, Point]] = {}
         """Layer → what its taps are called: every layer of every forward asks for these."""
-        self._earlier: tuple[Trunk, int] | None = None
+        self._growing: RunParts | None = None
+        """A run that is made in parts, whose keys and values this forward adds to."""
+        self._earlier: tuple[Trunk | RunParts, int] | None = None
         """Whose keys and values come before this forward's own, and how many of them."""
 
     def attach(self, module: nn.Module) -> None:
         """Answer for an attention module from now on."""
         setattr(module, _MARK, self)
+
+    @contextmanager
+    def growing(self, parts: RunParts) -> Generator[None]:
+        """A forward over the next rows of a run."""
+        self._earlier, self._growing = (parts, parts.done), parts
+        try:
+            yield
+        finally:
+            self._earlier = self._growing = None
 
     @contextmanager
     def continuing(self, trunk: Trunk, position: int) -> Generator[None]:
@@ -79,6 +91,8 @@ class Attention:
             self.recording.keys[layer], self.recording.values[layer] = key, value
         if self._earlier is not None:
             key, value, attention_mask = self._after_trunk(layer, query, key, value, kwargs.get("sliding_window"))
+        if self._growing is not None:
+            self._growing.keys[layer], self._growing.values[layer] = key, value
         kernel = _eager if self.eager else sdpa_attention_forward
         if cache is None:
             out, _ = kernel(module, query, key, value, attention_mask, **kwargs)

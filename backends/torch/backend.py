@@ -28,6 +28,7 @@ from ..limits import Limits
 from ..metrics import BoundMetric
 from ..points import Points, Seen
 from ..rules import activation_name
+from ..run_parts import RunParts, joined
 from ..sites import Family, dims_of, family_of, site_infos
 from ..slot import Slot
 from ..stepping import result_of
@@ -64,7 +65,7 @@ class TorchBackend:
         self.taps = Taps(self.model, self.executor)
         eager = getattr(config, "attn_logit_softcapping", None) is not None or config.model_type == "gpt_oss"
         eager |= family is None  # the library's own: see load_model
-        attention = self._own_attention(eager)
+        self.attention = attention = self._own_attention(eager)
         self.activation, norms = activation_name(config), Norms(self.model, self.executor.ops)
         self._gradients = TorchGradients(
             self.executor, self.taps, norms, self.hidden, self._logits_row, self._backward_of
@@ -119,6 +120,16 @@ class TorchBackend:
         """See Backend."""
         return self.executor.hook_s
 
+    @property
+    def threads(self) -> int:
+        """See Backend."""
+        return torch.get_num_threads() if self.device.type == "cpu" else 1
+
+    def use_threads(self, n: int) -> None:
+        """See Backend. OpenMP keeps the number by thread: to be called by the model's own."""
+        if self.device.type == "cpu":
+            torch.set_num_threads(n)
+
     def _look(self, family: Family | None, n_heads: int) -> Points:
         seen, fault = dict[tuple[str, str], Seen](), ""
         try:
@@ -154,6 +165,33 @@ class TorchBackend:
             rows = captured.get(id(slot.sequence), []) + flush_reductions(slot.plan)
             results.append(result_of(slot, rows, None))
         return results
+
+    @property
+    def cuts_runs(self) -> bool:
+        """Whether attention is ours, which adds earlier keys and values."""
+        return self._sweeps is not None
+
+    @torch.inference_mode()
+    def run_part(self, sequence: Sequence, parts: RunParts, stop: int) -> StepResult:
+        """See Backend."""
+        start = parts.done
+        tokens = np.array(sequence.tokens[start:stop], dtype=np.int64)
+        slot = Slot(sequence, 0, 0, len(tokens), start, tokens, keys=(0, stop))
+        self.executor.begin([slot], (1, len(tokens)))
+        self.taps.attach(self.executor.asked)
+        with self.attention.growing(parts):
+            ids = torch.from_numpy(tokens)[None].to(self.device)
+            hidden = self.hidden(ids, torch.arange(start, stop, device=self.device)[None])
+        return self._part_of(slot, hidden, parts, stop)
+
+    def _part_of(self, slot: Slot, hidden: torch.Tensor, parts: RunParts, stop: int) -> StepResult:
+        if _LOGITS in slot.plan.sites and slot.error is None:
+            self.tap_logits(slot, hidden)
+        parts.rows += self.executor.collect().get(id(slot.sequence), [])
+        parts.done = stop
+        if slot.error is not None or stop < len(slot.sequence.tokens):
+            return result_of(slot, [], None)
+        return result_of(slot, joined(parts.rows) + flush_reductions(slot.plan), None)
 
     @torch.inference_mode()
     def final_rows(self, ids: NDArray[np.int64]) -> Array:

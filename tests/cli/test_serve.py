@@ -16,7 +16,8 @@ from serve_process import DEADLINE_S, ready, started
 from probewire.cli.__main__ import main
 from probewire.cli.serve import check_host, load_requests
 from probewire.cli.serving import _listen
-from probewire.protos.errors import FailedPrecondition, InvalidArgument
+from probewire.clients import Client
+from probewire.protos.errors import FailedPrecondition, InvalidArgument, Unavailable
 from probewire.protos.loading import LoadRequest
 from probewire.protos.model import GenerateRequest, Input, Sampling
 from probewire.protos.wire import to_proto
@@ -121,7 +122,32 @@ def test_two_models_under_one_name_are_refused() -> None:
         load_requests(["m", "m"])
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.9", "::1", "localhost"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_clients_of_a_server_that_ends_are_told_the_truth(tmp_path: Path, number: signal.Signals) -> None:
+    file = tmp_path / "ready.json"
+    options = ("--port", "0", "--grpc-port", "0", "--drain", "0.1", "--state", str(tmp_path / "state"))
+    with started("fake", *options, "--ready-file", str(file)) as process:
+        where = ready(process, file)
+        clients = [Client(where[face], timeout_s=DEADLINE_S) for face in ("grpc", "http")]
+        streams = [client.stream('{"interval_s": 0.05}', max_new_tokens=10_000) for client in clients]
+        for stream in streams:
+            next(stream)
+        process.send_signal(number)
+        for client, stream in zip(clients, streams, strict=True):
+            with pytest.raises(
+                Unavailable, match=f"the connection to {client.address} broke .* send the request again"
+            ):
+                list(stream)
+        process.wait()
+        for client in clients:
+            with pytest.raises(Unavailable, match=f"no connection to {client.address} .* start a server with"):
+                client.models()
+            client.close()
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "127.0.0.9", "::1", "[::1]", "::ffff:127.0.0.1", "localhost", "LocalHost"]
+)
 def test_this_machine_needs_no_flag(host: str) -> None:
     check_host(host, insecure=False)
 

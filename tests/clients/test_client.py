@@ -207,6 +207,16 @@ def test_large_captures_cross_whole(client: Client) -> None:
     assert (run["logits"] == 65).all()
 
 
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+@pytest.mark.parametrize(
+    ("host", "here"),
+    [("127.0.0.1", True), ("[::1]", True), ("[::ffff:127.0.0.1]", True), ("LOCALHOST", True), ("[::2]", False)],
+)
+def test_which_servers_are_on_this_machine(scheme: str, host: str, here: bool) -> None:
+    with Client(f"{scheme}://{host}:1") as client:
+        assert client.is_here is here
+
+
 def test_nobody_there() -> None:
     for url in ("grpc://127.0.0.1:1", "http://127.0.0.1:1"):
         with Client(url) as client, pytest.raises(Unavailable) as caught:

@@ -109,5 +109,36 @@ def test_our_error_body(code: Code) -> None:
     assert (error.code, error.message, error.retry_after_s) == (code, "why", 2.0)
 
 
-def test_a_lost_connection_can_be_retried() -> None:
-    assert isinstance(rest_errors.as_error(httpx.ReadError("reset"), "http://h", None), Unavailable)
+BROKE = [
+    rpc_errors.as_error(_call(grpc.StatusCode.UNAVAILABLE, "Stream removed (Socket closed)"), "there", None),
+    rpc_errors.as_error(_call(grpc.StatusCode.UNAVAILABLE, "Cancelling all calls"), "there", None),
+    rpc_errors.as_error(_call(grpc.StatusCode.UNAVAILABLE, "recvmsg:Connection reset by peer"), "there", None),
+    rpc_errors.as_error(_call(grpc.StatusCode.UNKNOWN, "Stream removed"), "there", None),
+    rpc_errors.as_error(_call(grpc.StatusCode.INTERNAL, "Received RST_STREAM with error code 2"), "there", None),
+    rest_errors.as_error(httpx.ReadError("reset"), "there", None),
+    rest_errors.as_error(httpx.ReadError(""), "there", None),
+    rest_errors.as_error(httpx.RemoteProtocolError("Server disconnected without sending a response."), "there", None),
+]
+NEVER_THERE = [
+    rpc_errors.as_error(_call(grpc.StatusCode.UNAVAILABLE, "failed to connect to all addresses; …"), "there", None),
+    rpc_errors.as_error(_call(grpc.StatusCode.UNAVAILABLE, "DNS resolution failed for there"), "there", None),
+    rest_errors.as_error(httpx.ConnectError("[Errno 111] Connection refused"), "there", None),
+    rest_errors.as_error(httpx.ProxyError("502 Bad Gateway"), "there", None),
+]
+
+
+@pytest.mark.parametrize("error", BROKE, ids=str)
+def test_a_connection_that_broke_can_be_tried_again(error: ProbewireError) -> None:
+    assert isinstance(error, Unavailable)
+    assert error.message.startswith("the connection to there broke before the answer was whole (")
+    assert "send the request again" in error.message
+    assert "probewire serve" not in error.message
+    assert error.retry_after_s
+
+
+@pytest.mark.parametrize("error", NEVER_THERE, ids=str)
+def test_a_connection_that_could_not_be_had_is_another_matter(error: ProbewireError) -> None:
+    assert isinstance(error, Unavailable)
+    assert error.message.startswith("no connection to there (")
+    assert "start a server with `probewire serve`, or correct the address" in error.message
+    assert error.retry_after_s is None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +20,11 @@ from probewire.clients import (
     Input,
     Internal,
     NotFound,
+    ResourceExhausted,
     capture,
     load,
 )
-from probewire.clients.stream import Stream
+from probewire.clients.stream import Step, Stream
 from probewire.protos.model import Finished, Usage
 
 
@@ -66,6 +69,80 @@ def test_forgetting_a_stream_cancels_too(client: Client, service: FakeService) -
     service.step_s = 0.05
     next(client.stream("a", max_new_tokens=500))
     assert wait_for(service.cancelled.is_set)
+
+
+def read_elsewhere(stream: Stream, pool: ThreadPoolExecutor) -> Future[list[Step]]:
+    """The rest of a stream, read by another thread."""
+    return pool.submit(list, stream)
+
+
+def test_closing_from_another_thread_ends_a_wait_and_cancels(client: Client, service: FakeService) -> None:
+    waiting, go_on = threading.Event(), threading.Event()
+
+    def stand_still(index: int) -> None:
+        if index == 2:
+            waiting.set()
+            go_on.wait(20)
+
+    service.before_step = stand_still
+    with ThreadPoolExecutor(1) as pool:
+        stream = client.stream("a", max_new_tokens=500)
+        try:
+            rest = read_elsewhere(stream, pool)
+            assert waiting.wait(20)
+            assert wait_for(lambda: stream.text == "bc", 20), "it waits for the third"
+            stream.close()
+            if client.address == "in process":  # a plain generator cannot be woken: it ends with its next item
+                go_on.set()
+            assert [step.text for step in rest.result(20)] == ["b", "c"], "it ends as if there were no more"
+        finally:
+            go_on.set()
+    assert wait_for(service.cancelled.is_set)
+    assert stream.text == "bc"
+    assert stream.finished == {}
+    assert list(stream) == []
+    assert client.generate("a", max_new_tokens=1).text == "b", "the connection serves the next"
+
+
+def test_any_number_of_threads_may_close_at_any_time(client: Client, service: FakeService) -> None:
+    service.step_s = 0.001
+    with ThreadPoolExecutor(4) as pool:
+        for n in range(20):
+            stream = client.stream("a", max_new_tokens=500)
+            rest = read_elsewhere(stream, pool)
+            for _ in range(n // 4):
+                next(stream, None)  # readers take turns
+            for done in [pool.submit(stream.close) for _ in range(3)]:
+                done.result(20)
+            text = "".join(step.text for step in rest.result(20))
+            assert len(text) < 500
+            stream.close()
+
+
+def test_closing_after_the_end_leaves_the_connection_to_others(client: Client, service: FakeService) -> None:
+    for _ in range(3):
+        stream = client.stream("a", max_new_tokens=2)
+        assert len(list(stream)) == 2
+        other = client.stream("a", max_new_tokens=2)  # over HTTP on the same connection, kept alive
+        next(other)
+        stream.close()
+        assert len(list(other)) == 1
+        other.close()
+    assert not service.cancelled.is_set()
+
+
+def test_an_error_is_raised_unless_one_has_closed(client: Client, service: FakeService) -> None:
+    def fail(index: int) -> None:
+        if index == 1:
+            raise ResourceExhausted("full")
+
+    service.before_step = fail
+    stream = client.stream("a", max_new_tokens=5)
+    assert next(stream).text
+    with pytest.raises(ResourceExhausted):
+        next(stream)
+    assert list(stream) == []
+    stream.close()
 
 
 def test_a_whole_stream_is_not_cancelled(client: Client, service: FakeService) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trustme
-from fake_server import FakeServer, ServerTls
+from fake_server import FakeServer, ServerTls, wait_for
 from fake_service import FakeService
 
 from probewire.clients import Client, InvalidArgument, Unavailable
@@ -65,6 +67,33 @@ def test_a_server_of_a_ca_of_ones_own(server: FakeServer, files: Files) -> None:
             assert client.address == url
             assert client.generate("abc", max_new_tokens=3).text == "def"
             assert client.health().ready
+
+
+def test_a_stream_is_closed_from_another_thread_there_too(server: FakeServer, files: Files) -> None:
+    waiting, go_on = threading.Event(), threading.Event()
+
+    def stand_still(index: int) -> None:
+        if index == 1:
+            waiting.set()
+            go_on.wait(20)
+
+    service = server.service
+    service.before_step = stand_still
+    for url in urls(server):
+        waiting.clear()
+        go_on.clear()
+        with Client(url, ca_file=files.ca, timeout_s=20) as client, ThreadPoolExecutor(1) as pool:
+            stream = client.stream("a", max_new_tokens=500)
+            try:
+                rest = pool.submit(list, stream)
+                assert waiting.wait(20)
+                assert wait_for(lambda stream=stream: stream.text == "b", 20)
+                stream.close()
+                assert len(rest.result(20)) == 1
+            finally:
+                go_on.set()
+            assert client.health().ready
+    service.before_step = lambda index: None
 
 
 def test_a_server_that_is_not_trusted(server: FakeServer, files: Files) -> None:

@@ -31,7 +31,7 @@ def client(served: Served) -> Generator[Client]:
 def posted(served: Served, path: str, body: dict[str, Any]) -> Generator[socket.socket]:
     """A bare connection that has sent a request, closed on leaving without a word."""
     content = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(content)}\r\n\r\n"
+    head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(content)}\r\n\r\n"
     where = urlsplit(served.http)
     with socket.create_connection((where.hostname, where.port), timeout=DEADLINE_S) as connection:
         connection.sendall(head.encode() + content)

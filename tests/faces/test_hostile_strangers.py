@@ -256,7 +256,7 @@ def test_thousands_of_idle_connections_do_not_keep_others_out(box: Box, truth: t
     eventually(lambda: box.gateway.num_fds() < before + 50, "their files are closed")
 
 
-HEAD = b"Host: x\r\nauthorization: Bearer %s\r\n"
+HEAD = b"Host: localhost\r\nauthorization: Bearer %s\r\n"
 RAW: dict[str, tuple[bytes, set[int]]] = {
     "garbage": (b"\x00\xff\x16\x03\x01" * 50, {400}),
     "TLS": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"a" * 500, {400}),
@@ -280,7 +280,14 @@ RAW: dict[str, tuple[bytes, set[int]]] = {
     "absurd length": (b"POST /v1/run HTTP/1.1\r\n" + HEAD + b"content-length: " + b"9" * 30 + b"\r\n\r\n{}", {400}),
     "length and chunks": (
         b"POST /v1/run HTTP/1.1\r\n" + HEAD + b"content-length: 9\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
-        {400, 422},
+        {400},
+    ),
+    "another name": (b"GET /v1/models HTTP/1.1\r\n" + HEAD.replace(b"localhost", b"evil") + b"\r\n", {421}),
+    "another page": (
+        b"POST /v1/run HTTP/1.1\r\n"
+        + HEAD
+        + b"origin: null\r\ncontent-type: text/plain\r\ncontent-length: 2\r\n\r\n{}",
+        {415},
     ),
     "bad chunk": (b"POST /v1/run HTTP/1.1\r\n" + HEAD + b"transfer-encoding: chunked\r\n\r\nzz\r\n", {400}),
     "odd coding": (b"POST /v1/run HTTP/1.1\r\n" + HEAD + b"transfer-encoding: gzip, chunked\r\n\r\n", {400}),

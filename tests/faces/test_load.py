@@ -162,7 +162,7 @@ class Visitor:
         where = urlsplit(self.served.http)
         body = b'{"model": "%s", "text": "%s", "stream": true, "sampling": {"max_new_tokens": 500}}'
         content = body % (model.encode(), prompt.encode())
-        head = f"POST /v1/generate HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {self.key}\r\n"
+        head = f"POST /v1/generate HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {self.key}\r\n"
         with socket.create_connection((where.hostname, where.port), timeout=DEADLINE_S) as connection:
             connection.sendall(f"{head}content-length: {len(content)}\r\n\r\n".encode() + content)
             connection.recv(self.random.choice((1, 600)))

@@ -25,8 +25,8 @@ HOMES: dict[str, tuple[str, ...]] = {
     "mlx_lm": ("backends/mlx",),
     "torch": ("backends/torch", "analysis/sae"),
     # In backends/mlx for AutoConfig alone, which fills in what a config.json leaves to defaults (mlx-lm requires it).
-    "transformers": ("backends/torch", "backends/mlx", "backends/tokenizer.py", "backends/checkpoints"),
-    "tokenizers": ("backends/torch", "backends/mlx", "backends/tokenizer.py", "backends/checkpoints"),
+    "transformers": ("backends/torch", "backends/mlx", "backends/tokenizer", "backends/checkpoints"),
+    "tokenizers": ("backends/torch", "backends/mlx", "backends/tokenizer", "backends/checkpoints"),
 }
 """Library -> the only folders and files that may import it. analysis/sae trains, and imports it late."""
 
@@ -157,7 +157,7 @@ def test_importing_loads_no_tensor_library(package_sources: list[Path]) -> None:
         ("server/a.py", "from transformers import AutoTokenizer", "imports transformers, which belongs to"),
         ("backends/checkpoints/a.py", "from transformers import AutoModelForCausalLM", "only tokenizers and"),
         ("backends/mlx/a.py", "from transformers import LlamaForCausalLM", "only tokenizers and"),
-        ("backends/tokenizer.py", "import transformers", "only tokenizers and"),
+        ("backends/tokenizer/a.py", "import transformers", "only tokenizers and"),
     ],
 )
 def test_a_wrong_import_is_found(tmp_path: Path, path: str, source: str, problem: str) -> None:
@@ -172,7 +172,7 @@ def test_a_wrong_import_is_found(tmp_path: Path, path: str, source: str, problem
         ("protos/a.py", "from .errors import NotFound\nfrom . import spec"),
         ("backends/torch/a.py", "import torch\nfrom transformers import LlamaForCausalLM\nfrom ..base import Backend"),
         ("backends/a.py", "from .torch import engine\nimport_module(f'.{name}', __package__)"),
-        ("backends/tokenizer.py", "from transformers import AutoTokenizer"),
+        ("backends/tokenizer/a.py", "from transformers import AutoTokenizer"),
         ("backends/mlx/a.py", "import mlx.core as mx\nfrom transformers import AutoConfig"),
         ("server/a.py", "from ..backends.base import Backend\nfrom ..protos.spec import Site\nimport server_timing"),
         ("analysis/sae/a.py", "from ...clients import Client"),

@@ -8,6 +8,7 @@ import numpy as np
 
 from probewire.backends.base import Backend, Rows, Sequence
 from probewire.backends.captures import flush_reductions
+from probewire.backends.run_parts import RunParts
 from probewire.protos.spec import Plan
 from tests.parity.harness import Array, sequence
 from tests.parity.random_plans import RandomPlans
@@ -33,6 +34,18 @@ class Beside:
         requests = self._requests(seed, "run")
         alone = [self._ran([request])[0] for request in requests]
         return _worst(alone, self._ran(requests), requests)
+
+    def in_parts(self, tokens: list[int], plan: Plan, stops: list[int]) -> tuple[float, str]:
+        """The worst difference between a run in parts and in one forward."""
+        request = (tokens, plan)
+        [made], parts, result = self._bound([request], "run"), RunParts(), None
+        for stop in stops:
+            result = self.backend.run_part(made, parts, stop)
+            if result.error is not None:
+                break
+        assert result is not None
+        cut = ([], _by_key(result.rows), "" if result.error is None else result.error.message)
+        return _worst(self._ran([request]), [cut], [request])
 
     def generate(self, seed: int) -> tuple[float, str]:
         """The same in a generation. Tokens that differ count as 1."""

@@ -50,7 +50,7 @@ def test_what_is_read_is_what_was_written(events: list[Event]) -> None:
 
 def test_a_large_message_of_another_writer_is_read_too() -> None:
     """Protobuf writes a frame's fields in the order of their numbers, and may put several events in one message."""
-    token = Token("input", 0, 7, "x", -0.5, (TokenLogprob(7, "x", -0.5),))
+    token = Token("input", 0, 7, "x", -0.5, (TokenLogprob(7, "x", -0.5, b"\xf0\x9f"),))
     events: list[Event] = [frame(2 * LARGE_MESSAGE_BYTES), token, frame(3), FINISHED]
     message = pb.Events.FromString(b"".join(encode_events(events))).SerializeToString()
     assert list(read_events(message, FrameAssembler())) == events

@@ -319,7 +319,10 @@ class _Text:
         stop = any((self.text + letter).endswith(text) for text in self.sampling.stop)
         self.text += letter
         wanted = self.sampling.logprobs
-        top = tuple(TokenLogprob(ord(letter) + i, chr(ord(letter) + i), -0.5 - i) for i in range(wanted or 0))
+        top = tuple(
+            TokenLogprob(ord(letter) + i, chr(ord(letter) + i), -0.5 - i, chr(ord(letter) + i).encode())
+            for i in range(wanted or 0)
+        )
         logprob = None if wanted is None else -0.5
         yield Token(self.item.name, step, ord(letter), "" if stop else letter, logprob, top)
         eos = step == 1 and "<eos>" in (self.item.text or "")

@@ -1,8 +1,8 @@
 """A model that is none, for worker processes: operations whose behaviour a test writes into the prompt.
 
 The prompt is JSON: `bytes` a token, `interval_s` between tokens, `fail` (a code, or "bug") after the first token, and
-`hang` to stop answering health probes; a sweep takes `interval_s` a plan. The model's name may ask for trouble while loading: `fake/slow`, `fake/broken`,
-`fake/bug`.
+`hang` to stop answering health probes; a sweep takes `interval_s` a plan. The model's name may ask for trouble while
+loading: `fake/slow`, `fake/broken`, `fake/bug`, `fake/none` (which lists no model).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 
 from fake_saes import FakeSaes
 
+from probewire.protos.activity import WorkerStatus
 from probewire.protos.errors import Code, InvalidArgument, NotFound, error_from_code
 from probewire.protos.gradients import GradientsRequest
 from probewire.protos.loading import HealthReport, LoadProgress, LoadRequest
@@ -34,6 +35,7 @@ from probewire.protos.model import (
     Usage,
 )
 from probewire.protos.saes import SaeInfo
+from probewire.protos.sessions import Session
 from probewire.protos.sweeps import SweepRequest
 from probewire.protos.tensors import Tensor
 from probewire.server.config import Report, WorkerConfig
@@ -117,7 +119,7 @@ class FakeOperations(FakeSaes):
             self.active -= 1
 
     async def models(self) -> list[ModelInfo]:
-        return [await self.describe("")]
+        return [] if self.model_id == "fake/none" else [await self.describe("")]
 
     async def describe(self, model: str) -> ModelInfo:
         if model not in ("", self.model_id):
@@ -163,7 +165,27 @@ class FakeOperations(FakeSaes):
         return HealthReport(True, "a forward took 0 ms", {self.model_id: "ready"})
 
 
-async def make(config: WorkerConfig, report: Report) -> FakeOperations:
+class FakeWorker(FakeOperations):
+    """With what only the gateway asks."""
+
+    def __init__(self, model_id: str) -> None:
+        super().__init__(model_id)
+        self.sessions = dict[str, Session]()
+
+    async def put_session(self, session: Session) -> None:
+        """Refuses one named `refused`."""
+        if session.name == "refused":
+            raise InvalidArgument("as you asked")
+        self.sessions[session.id] = session
+
+    async def drop_session(self, session_id: str) -> None:
+        del self.sessions[session_id]
+
+    async def status(self) -> WorkerStatus:
+        return WorkerStatus(running=self.active)
+
+
+async def make(config: WorkerConfig, report: Report) -> FakeWorker:
     """The factory that tests give to worker_main."""
     sys.stdout.write("a print while loading does not break the reports\n")
     for done in range(3):
@@ -175,4 +197,4 @@ async def make(config: WorkerConfig, report: Report) -> FakeOperations:
         raise RuntimeError("out of memory")
     if config.model == "fake/slow":
         await asyncio.sleep(3600)
-    return FakeOperations(config.id)
+    return FakeWorker(config.id)

@@ -18,7 +18,8 @@ from probewire.protos.spec import Capture, Hook, Plan, Where
 from probewire.protos.sweeps import SweepRequest
 from probewire.server.callers import CALLER, local_caller
 from probewire.server.config import WorkerConfig
-from probewire.server.local import LocalModel, LocalOperations
+from probewire.server.local import LocalModel
+from probewire.server.local_operations import LocalOperations
 from tests.cancelling import cancelled_at
 from tests.server.serving import eventually, gateway, request_bytes
 from tests.tiny_models import tiny_checkpoint

@@ -8,21 +8,23 @@ import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
-import uvicorn
 from serving import GENERATE, Served, broken, eventually, gateway, request_bytes, served
 
+from probewire.cli.http import HttpServer
+from probewire.cli.serving import _listen
 from probewire.protos.errors import Unauthenticated
 from probewire.server import desk as desk_module, gateway as gateway_module
 from probewire.server.access import Access
 from probewire.server.audit import Audit
 from probewire.server.callers import CALLER, Caller
+from probewire.server.config import GatewayConfig
 from probewire.server.desk import Desk
 from probewire.server.gateway import Gateway
 from probewire.server.metrics import Metrics
-from probewire.server.rest import create_app
 from probewire.server.rpc import admit_at_the_door
 from probewire.server.state import State
 from probewire.server.users import Users
@@ -35,6 +37,7 @@ LONG = {"n": 1000, "bytes": 500_000}
 def swept_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing but the sweep ends a stream here: no message that goes out looks at the key."""
     monkeypatch.setattr(desk_module, "RECHECK_S", 3600.0)
+    monkeypatch.setattr(gateway_module, "SWEEP_S", 0.05)
     monkeypatch.setattr(gateway_module, "UPKEEP_S", 0.05)
 
 
@@ -89,38 +92,58 @@ def test_a_stalled_grpc_reader_frees_its_slot(tmp_path: Path) -> None:
     assert audited(audit) == [("Inference.Generate", "UNAUTHENTICATED")]
 
 
+def test_a_stream_that_brings_nothing_is_ended_however_seldom_there_is_upkeep(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gateway_module, "UPKEEP_S", 3600.0)
+
+    async def scenario() -> None:
+        async with gateway("fake") as (it, server):
+            authorization = ("authorization", f"Bearer {it.users.add('ada', 'researcher')}")
+            async with served(it, streams=it.streams, admit=admit_at_the_door(it.desk.access)) as door:
+                call = door.channel.unary_stream(GENERATE)(request_bytes(interval_s=3600), metadata=(authorization,))
+                await call.read()
+                it.users.rotate("ada")
+                error = await broken(call)
+                assert error.code() is grpc.StatusCode.UNAUTHENTICATED
+                await freed(it, server)
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
 @asynccontextmanager
-async def http(it: Gateway) -> AsyncGenerator[int]:
+async def http(it: Gateway) -> AsyncGenerator[tuple[int, HttpServer]]:
     """The port of the REST face, in this loop."""
-    app = create_app(it, version="test", access=it.desk.access)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="off", timeout_graceful_shutdown=1))
-    serving = asyncio.create_task(server._serve())
-
-    async def started() -> bool:
-        return server.started
-
-    await eventually(started, "the HTTP server listens")
+    server = HttpServer(it, GatewayConfig(drain_s=1), None)
+    listener = _listen("127.0.0.1", 0)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
     try:
-        yield server.servers[0].sockets[0].getsockname()[1]
+        yield listener.getsockname()[1], server
     finally:
         server.should_exit = True
         await serving
 
 
-def test_a_stalled_reader_of_server_sent_events_frees_its_slot(tmp_path: Path) -> None:
+def test_a_stalled_reader_of_server_sent_events_frees_its_slot(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     audit = tmp_path / "audit.jsonl"
 
     async def scenario() -> None:
-        async with gateway("fake", audit=str(audit)) as (it, server), http(it) as port:
+        async with gateway("fake", audit=str(audit)) as (it, server), http(it) as (port, face):
             key = it.users.add("ada", "researcher")
             script = json.dumps({"bytes": LONG["bytes"]})
             body = json.dumps({"text": script, "stream": True, "sampling": {"max_new_tokens": LONG["n"]}})
-            head = (
-                f"POST /v1/generate HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ncontent-length: {len(body)}"
-            )
+            head = f"POST /v1/generate HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {key}\r\ncontent-length: {len(body)}"
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(f"{head}\r\n\r\n{body}".encode())
             await reader.readuntil(b"event: token")
+
+            async def full() -> bool:
+                connections: set[Any] = face.server_state.connections
+                return any(connection.flow.write_paused for connection in connections)
+
+            await eventually(full, "the reader takes nothing more")
             await stalled(it, server)
             it.users.revoke("ada")
             await freed(it, server)
@@ -129,7 +152,10 @@ def test_a_stalled_reader_of_server_sent_events_frees_its_slot(tmp_path: Path) -
             assert not rest.endswith(b"\r\n0\r\n\r\n"), "an answer that was broken off has no end"
             writer.close()
 
-    asyncio.run(asyncio.wait_for(scenario(), 60))
+    with caplog.at_level(logging.INFO):
+        asyncio.run(asyncio.wait_for(scenario(), 60))
+    assert "broken off: your key was revoked" in caplog.text
+    assert not [record for record in caplog.records if record.exc_info or record.levelno >= logging.ERROR]
     assert audited(audit) == [("Inference.Generate", "UNAUTHENTICATED")]
 
 

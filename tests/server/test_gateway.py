@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import grpc
 import numpy as np
@@ -25,7 +24,7 @@ from probewire.protos.model import (
     TokenizeRequest,
 )
 from probewire.server.capture_store import Kept
-from probewire.server.gateway import Gateway, default_id
+from probewire.server.gateway import Gateway
 from probewire.server.streams import EncodedStreams
 
 Scenario = Callable[[Gateway, Served], Awaitable[None]]
@@ -246,10 +245,3 @@ def test_a_model_that_cannot_load_says_why_and_leaves_nothing_behind() -> None:
         assert it.workers == {}
 
     over_gateway(scenario)
-
-
-def test_a_folder_is_served_under_its_last_part_and_a_hub_id_under_itself(tmp_path: Path) -> None:
-    (tmp_path / "tiny").mkdir()
-    assert default_id(f"{tmp_path}/tiny/") == "tiny"
-    assert default_id("org/name") == "org/name"
-    assert default_id("") == default_id("smollm2-135m-instruct") == "SmolLM2-135M-Instruct"

@@ -12,7 +12,7 @@ import pytest
 
 from probewire.backends.limits import Limits
 from probewire.clients import Client
-from probewire.server import scheduler as module
+from probewire.server import gathering as module
 from probewire.server.config import WorkerConfig
 from probewire.server.inprocess import InProcessService
 from probewire.server.local import LocalModel

@@ -51,7 +51,7 @@ Address = tuple[str, int]
 class NoKeyIsGood(Access):
     """A door that lets nobody in."""
 
-    def enter(self, authorization: str, peer: str, request_id: str = "") -> Caller:
+    def enter(self, authorization: str, peer: str, request_id: str = "", *, face: str = "http") -> Caller:
         raise Unauthenticated("no key is good here")
 
 
@@ -103,7 +103,7 @@ def drip(address: Address, opening: bytes, drop: bytes, every_s: float = 0.02) -
     return answer, time.monotonic() - began_s
 
 
-HEAD = b"POST /v1/run HTTP/1.1\r\nHost: x\r\n"
+HEAD = b"POST /v1/run HTTP/1.1\r\nHost: localhost\r\n"
 CHUNKED = HEAD + b"transfer-encoding: chunked\r\n\r\n"
 CHUNK = b"4000\r\n" + b"a" * 0x4000 + b"\r\n"
 
@@ -119,7 +119,7 @@ def test_a_head_that_comes_a_byte_at_a_time_is_hung_up_on(address: Address, open
 
 @pytest.mark.usefixtures("quick")
 def test_a_second_head_has_no_longer(address: Address) -> None:
-    answer, after_s = drip(address, b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n", b"a")
+    answer, after_s = drip(address, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n", b"a")
     assert answer.startswith(b"HTTP/1.1 200")
     assert after_s < PATIENCE_S
 

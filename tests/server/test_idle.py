@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
 
 import psutil
-from serving import drained, eventually, gateway
+import pytest
+from serving import Served, broken, drained, eventually, gateway, loaded
 
+from probewire.protos.errors import Unavailable
 from probewire.protos.loading import LoadRequest
 from probewire.server.gateway import Gateway
+from probewire.server.workers import State, Worker
 
 
 def test_an_idle_model_sleeps_and_the_next_request_wakes_it() -> None:
@@ -53,3 +60,106 @@ def test_a_model_never_sleeps_unless_told() -> None:
             assert isinstance(it, Gateway)
 
     asyncio.run(scenario())
+
+
+def over_one(scenario: Callable[[Gateway, Served, Worker], Awaitable[None]]) -> None:
+    """Run a scenario against one model, which sleeps only where the scenario says so."""
+
+    async def run() -> None:
+        async with asyncio.timeout(60), gateway("fake") as (it, server):
+            await scenario(it, server, it.workers["fake"])
+
+    asyncio.run(run())
+
+
+def test_a_request_in_the_moment_in_which_it_falls_asleep_wakes_it() -> None:
+    async def scenario(it: Gateway, server: Served, worker: Worker) -> None:
+        first = worker.pid
+        worker.sleep()
+        async with it.ready("fake") as found:  # before the end of the process has even begun
+            assert found.state == "ready"
+            assert found.pid != first
+        assert len(await drained(server.generate())) == 5
+
+    over_one(scenario)
+
+
+def test_between_finding_it_awake_and_being_served_it_cannot_fall_asleep() -> None:
+    async def scenario(it: Gateway, server: Served, worker: Worker) -> None:
+        async with it.ready("fake"):
+            assert worker.idle_s == 0
+            worker.sleep()
+            assert worker.state == "ready"
+        worker.sleep()
+        assert worker.state == "asleep"
+
+    over_one(scenario)
+
+
+def test_whoever_woke_it_is_served_before_it_may_sleep_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(it: Gateway, server: Served, worker: Worker) -> None:
+        become, slept = worker._become, list[State]()
+
+        def tired(state: State, detail: str = "") -> None:
+            become(state, detail)
+            if state == "ready":  # who waits for it has not been told yet
+                worker.sleep()
+                slept.append(worker.state)
+
+        monkeypatch.setattr(worker, "_become", tired)
+        worker.sleep()
+        assert len(await drained(server.generate())) == 5
+        assert slept == ["ready"]
+
+    over_one(scenario)
+
+
+def test_one_that_dies_in_the_moment_in_which_it_falls_asleep_only_sleeps() -> None:
+    async def scenario(it: Gateway, server: Served, worker: Worker) -> None:
+        assert worker._process is not None
+        os.kill(worker.pid or 0, signal.SIGKILL)
+        await worker._process.ended.wait()
+        worker.sleep()  # its life has not heard of the death yet
+        assert worker.state == "asleep"
+        assert len(await drained(server.generate())) == 5
+        assert worker.restarts == 0
+
+    over_one(scenario)
+
+
+def test_unloading_one_that_is_woken_while_it_falls_asleep_ends_all_of_it() -> None:
+    async def scenario(it: Gateway, server: Served, worker: Worker) -> None:
+        first = worker.pid or 0
+        worker.sleep()
+        call = server.generate()
+        waiting = asyncio.create_task(broken(call))
+
+        async def woken() -> bool:
+            return worker.state == "loading"
+
+        await eventually(woken, "the request wakes it")
+        await it.unload("fake")
+        assert "unloaded" in ((await waiting).details() or "")
+        assert not psutil.pid_exists(first)
+        assert not [c for c in psutil.Process().children() if "worker_main" in " ".join(c.cmdline())]
+
+    over_one(scenario)
+
+
+def test_one_that_cannot_be_woken_says_so_to_requests_and_to_loads_and_sleeps_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario(it: Gateway, server: Served, worker: Worker) -> None:
+        worker.sleep()
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "executable", "/nowhere/python")
+            error = await broken(server.generate())
+            assert "sleeps and could not be woken: no process could be started" in (error.details() or "")
+            with pytest.raises(
+                Unavailable, match=r"could not be woken: .*No such file or directory: '/nowhere/python'"
+            ):
+                await loaded(it, "fake")
+        assert worker.state == "asleep"
+        assert len(await drained(server.generate())) == 5
+
+    over_one(scenario)

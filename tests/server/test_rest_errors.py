@@ -117,7 +117,7 @@ def test_a_caller_who_leaves_cancels_a_request_that_has_sent_nothing(path: str, 
         with socket.create_connection((httpx.URL(url).host, httpx.URL(url).port or 0)) as connection:
             data = json.dumps(body).encode()
             connection.sendall(
-                b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % (path.encode(), len(data))
+                b"POST %s HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % (path.encode(), len(data))
             )
             connection.sendall(data)
             assert eventually(lambda: operations.running == 1)
@@ -157,7 +157,8 @@ def test_a_stream_that_cannot_begin_to_be_sent_is_cancelled() -> None:
     operations = FakeOperations()
     app = create_app(operations, version="1")
     body = json.dumps({"text": "hang@1", "stream": True}).encode()
-    scope = {"type": "http", "method": "POST", "path": "/v1/generate", "headers": [], "query_string": b""}
+    headers = [(b"host", b"localhost")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/generate", "headers": headers, "query_string": b""}
 
     async def scenario() -> None:
         sent = [{"type": "http.request", "body": body}]

@@ -36,23 +36,35 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     made.close()
 
 
+@pytest.fixture(autouse=True)
+def _quick(model: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However busy this machine is: what bounds a forward here is its rows."""
+    monkeypatch.setattr(model.scheduler._forwards.pace, "rows", lambda *_: 1 << 20)
+    monkeypatch.setattr(model.scheduler._forwards.pace, "seconds", lambda *_: 0.0)
+
+
 @pytest.fixture
 def forwards(model: LocalModel, monkeypatch: pytest.MonkeyPatch) -> list[str | list[int]]:
     """What the model's thread does: "step", or the lengths in a batch of runs."""
     seen: list[str | list[int]] = []
     backend, engine = model.backend, model.backend.engine
     assert engine is not None
-    run, step = backend.run, engine.step
+    run, part, step = backend.run, backend.run_part, engine.step
 
     def noted_run(sequences: list[Sequence]) -> Any:
         seen.append([len(sequence.tokens) for sequence in sequences])
         return run(sequences)
+
+    def noted_part(sequence: Sequence, parts: Any, stop: int) -> Any:
+        seen.append([stop - parts.done])
+        return part(sequence, parts, stop)
 
     def noted_step() -> Any:
         seen.append("step")
         return step()
 
     monkeypatch.setattr(backend, "run", noted_run)
+    monkeypatch.setattr(backend, "run_part", noted_part)
     monkeypatch.setattr(engine, "step", noted_step)
     return seen
 
@@ -84,7 +96,7 @@ def test_beside_a_generation_a_forward_has_a_chunks_rows(model: LocalModel, forw
         model.scheduler.cancel(job)
         model.scheduler.call(lambda: None)
     batches = [batch for batch in forwards if batch != "step"]
-    assert batches == [[8, 8], [8, 8], [8, 8], [40]], "one that is longer goes alone"
+    assert batches == [[8, 8], [8, 8], [8, 8], [16], [16], [8]], "one that is longer goes in parts"
     between = [(a, b) for a, b in pairwise(forwards) if "step" not in (a, b)]
     assert between == [], "a generation gets a step between two of them"
 

@@ -16,7 +16,7 @@ from probewire.protos.errors import (
     Unauthenticated,
 )
 from probewire.server import access as access_module
-from probewire.server.access import MAX_FAILURES, Access, host_of
+from probewire.server.access import MAX_FAILURES, Access
 from probewire.server.callers import Caller, caller_from_metadata
 from probewire.server.state import State
 from probewire.server.users import LOCAL, UserLimits, Users
@@ -106,23 +106,27 @@ def test_guessing_is_slowed_down_for_the_address_and_a_good_key_still_passes(
         return caught.value
 
     for _ in range(MAX_FAILURES):
-        assert isinstance(guess("ipv4:6.6.6.6:1234"), Unauthenticated)
-    refused = guess("ipv4:6.6.6.6:9999")
+        assert isinstance(guess("6.6.6.6"), Unauthenticated)
+    refused = guess("6.6.6.6")
     assert isinstance(refused, ResourceExhausted)
     assert refused.retry_after_s
-    assert isinstance(guess("ipv4:7.7.7.7:1"), Unauthenticated)
-    assert access.enter(bearer(key), "ipv4:6.6.6.6:1").user.name == "ada"
+    assert isinstance(guess("7.7.7.7"), Unauthenticated)
+    assert access.enter(bearer(key), "6.6.6.6").user.name == "ada"
     monkeypatch.setattr(access_module, "FAILURE_WINDOW_S", 0.0)
-    assert isinstance(guess("ipv4:6.6.6.6:1"), Unauthenticated)
+    assert isinstance(guess("6.6.6.6"), Unauthenticated)
 
 
-def test_addresses_are_told_apart_without_their_ports() -> None:
-    assert host_of("ipv4:10.0.0.1:443") == "10.0.0.1"
-    assert host_of("ipv6:[2001:db8::1]:443") == host_of(
-        "ipv6:%5B2001:db8::1%5D:443".replace("%5B", "[").replace("%5D", "]")
-    )
-    assert host_of("127.0.0.1") == "127.0.0.1"
-    assert host_of("unix:") == "unix:"
+def test_another_address_of_the_same_network_is_no_fresh_start(users: Users) -> None:
+    """Whoever has one IPv6 address has 2⁶⁴."""
+    access = Access(users)
+    users.add("ada", "viewer")
+    for n in range(MAX_FAILURES):
+        with pytest.raises(Unauthenticated):
+            access.enter(bearer("pw_x"), f"2001:db8::{n:x}")
+    with pytest.raises(ResourceExhausted, match="2001:db8::/64"):
+        access.enter(bearer("pw_x"), "2001:db8::ffff:ffff:ffff:ffff")
+    with pytest.raises(Unauthenticated):
+        access.enter(bearer("pw_x"), "2001:db8:0:1::1")
 
 
 def test_a_caller_survives_the_way_to_the_worker(users: Users) -> None:

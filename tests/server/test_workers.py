@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 import signal
@@ -19,7 +20,7 @@ import psutil
 import pytest
 from serving import DEADLINE_S, QUICK, Served, broken, drained, eventually, gateway, loaded
 
-from probewire.protos.errors import Unavailable
+from probewire.protos.errors import Internal, Unavailable
 from probewire.protos.loading import LoadRequest
 from probewire.server.config import Supervision
 from probewire.server.gateway import Gateway
@@ -156,6 +157,111 @@ def test_a_worker_that_dies_again_and_again_is_given_up_and_can_be_loaded_again(
     over_gateway(scenario, "fake", supervision=replace(QUICK, max_restarts=2))
 
 
+def test_a_load_whose_process_cannot_be_started_ends_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(it: Gateway, server: Served) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "executable", "/nowhere/python")
+            with pytest.raises(Unavailable, match=r"no process could be started for model 'fake': .*/nowhere/python"):
+                await loaded(it, "fake")
+            assert it.workers == {}
+        await loaded(it, "fake")
+
+    over_gateway(scenario)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EMFILE, "Too many open files"), RuntimeError("can't start new thread")]
+)
+def test_a_restart_whose_process_cannot_be_started_is_tried_again_as_after_a_death(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(it: Gateway, server: Served) -> None:
+        start, failures = asyncio.create_subprocess_exec, [error, error]
+
+        async def refusing(*args: object, **options: object) -> object:
+            if failures:
+                raise failures.pop()
+            return await start(*args, **options)
+
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", refusing)
+        pid = pid_of(it, "fake")
+        os.kill(pid, signal.SIGKILL)
+        await back(it, "fake", pid)
+        assert failures == []
+        assert it.workers["fake"].restarts == 3
+
+    over_gateway(scenario, "fake")
+
+
+def test_restarts_that_all_fail_end_in_words_and_it_can_be_loaded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(it: Gateway, server: Served) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "executable", "/nowhere/python")
+            os.kill(pid_of(it, "fake"), signal.SIGKILL)
+
+            async def failed() -> bool:
+                return it.workers["fake"].state == "failed"
+
+            await eventually(failed, "it is given up")
+        error = await broken(server.generate())
+        assert "the worker died 3 times in a row, at last: no process could be started" in (error.details() or "")
+        await loaded(it, "fake")
+        assert await drained(server.generate())
+
+    over_gateway(scenario, "fake", supervision=replace(QUICK, max_restarts=2))
+
+
+def test_a_worker_comes_back_although_a_cleaner_took_the_folder_of_its_socket() -> None:
+    async def scenario(it: Gateway, server: Served) -> None:
+        pid = pid_of(it, "fake")
+        shutil.rmtree(it.roster.folder)
+        os.kill(pid, signal.SIGKILL)
+        await back(it, "fake", pid)
+        assert await drained(server.generate())
+        assert it.roster.folder.stat().st_mode & 0o777 == 0o700
+
+    over_gateway(scenario, "fake")
+
+
+def test_a_worker_whose_first_answers_cannot_be_used_fails_to_load() -> None:
+    async def scenario(it: Gateway, server: Served) -> None:
+        with pytest.raises(Internal, match="first answers cannot be used: IndexError"):
+            await loaded(it, "fake/none")
+        assert it.workers == {}
+
+    over_gateway(scenario)
+
+
+def test_a_fault_in_looking_after_a_worker_ends_in_words_and_not_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(it: Gateway, server: Served) -> None:
+        monkeypatch.setattr(it.workers["fake"]._watch, "_supervision", None)  # the next probe fails in our own code
+        call = server.generate(n=10_000, interval_s=0.01)
+
+        async def failed() -> bool:
+            return it.workers["fake"].state == "failed"
+
+        await eventually(failed, "it is given up")
+        assert "looking after it failed" in ((await broken(call)).details() or "")
+        assert "looking after its worker failed: AttributeError" in ((await broken(server.generate())).details() or "")
+        await loaded(it, "fake")
+        assert await drained(server.generate())
+
+    over_gateway(scenario, "fake")
+
+
+def test_a_line_among_the_reports_that_is_none_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\necho 7; echo '{{\"error\": 1}}'; echo what; exec '{sys.executable}' \"$@\"\n")
+    python.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(python))
+
+    async def scenario(it: Gateway, server: Served) -> None:
+        await loaded(it, "fake")
+        assert await drained(server.generate())
+
+    over_gateway(scenario)
+
+
 def test_unloading_ends_the_process_and_tells_its_requests() -> None:
     async def scenario(it: Gateway, server: Served) -> None:
         call = server.generate("a", n=100_000, interval_s=0.01)
@@ -236,7 +342,7 @@ def test_workers_end_when_the_gateway_is_killed(tmp_path: Path) -> None:
 
         async def main():
             async with gateway("fake") as (it, server):
-                print(it.workers["fake"].pid, it._runtime, flush=True)
+                print(it.workers["fake"].pid, it.roster.folder, flush=True)
                 await asyncio.sleep(3600)
 
         asyncio.run(main())

@@ -1,0 +1,70 @@
+"""How many token rows fit into a slice of time, by what forwards have taken so far."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from ..backends.base import Backend
+
+__all__ = ["SLICE_S", "Pace"]
+
+SLICE_S = 0.25
+"""How long one turn of work that can be cut may hold the model's thread; one step where that is longer."""
+TRIAL_ROWS = 64
+WORTH_NOTING_S = 0.05
+"""Of a shorter forward the fixed costs are too large a part; it counts where it was faster than thought."""
+CAUTION = 0.25
+"""Share of a slice for the first forward of a request whose cost per row is not known: what it captures, say."""
+
+
+class Pace:
+    """Rows a second, for each kind of forward, and for each request once it has had one. Used by the model's thread."""
+
+    def __init__(self) -> None:
+        self._general = 1000.0
+        self._kinds: dict[str, float] = {}
+        self._requests: dict[int, float] = {}
+
+    def try_out(self, backend: Backend) -> None:
+        """Time a plain forward, so that the first request finds a pace."""
+        n = min(TRIAL_ROWS, max(backend.info.context_length, 1))
+        ids = np.zeros((1, n), dtype=np.int64)
+        backend.final_rows(ids)  # warms up
+        start_s = time.perf_counter()
+        backend.final_rows(ids)
+        self._general = n / max(time.perf_counter() - start_s, 1e-6)
+
+    def rows(self, kind: str, request: Any, seconds: float) -> int:
+        """How many rows of a request's next forward take so long; at least one."""
+        known = self._requests.get(id(request))
+        if known is None and kind != "run":
+            seconds *= CAUTION
+        return max(1, int(seconds * (known or self._kinds.get(kind, self._general))))
+
+    def seconds(self, kind: str, rows: int) -> float:
+        """About how long so many rows will take."""
+        return rows / self._kinds.get(kind, self._general)
+
+    @contextmanager
+    def timed(self, kind: str, request: Any, rows: int) -> Generator[None]:
+        """A forward of so many rows."""
+        start_s = time.perf_counter()
+        yield
+        seconds = max(time.perf_counter() - start_s, 1e-6)
+        self._note(self._kinds, kind, rows, seconds)
+        if kind != "run":
+            self._note(self._requests, id(request), rows, seconds)
+
+    def _note(self, rates: dict[Any, float], key: Any, rows: int, seconds: float) -> None:
+        old, new = rates.get(key, self._general), rows / seconds
+        if seconds >= WORTH_NOTING_S or new > old:
+            rates[key] = new if new < old else (old + new) / 2  # slower counts at once
+
+    def forget(self, request: Any) -> None:
+        """A request has ended."""
+        self._requests.pop(id(request), None)
