@@ -18,7 +18,7 @@ class Limits:
     cache_tokens: int = 16384
     """Positions that all sequences together may use."""
     chunk_tokens: int = 512
-    """Rows in one forward: longer prompts are read in chunks."""
+    """Rows in one forward: longer prompts are read in chunks. 0: as many as a slice of time holds, found at load."""
     page_tokens: int = 32
     """Positions in one page of a paged cache."""
     max_run_tokens: int = 8192

@@ -95,7 +95,12 @@ def _add_sizes(group: argparse._ArgumentGroup) -> None:  # pyright: ignore[repor
     group.add_argument("--slots", type=int, default=_ENGINE.n_slots, help="generations at once, a model")
     group.add_argument("--context", type=int, default=_ENGINE.context_tokens, help="positions one input may use")
     group.add_argument("--cache-tokens", type=int, default=_ENGINE.cache_tokens, help="positions of KV cache, a model")
-    group.add_argument("--chunk", type=int, default=_ENGINE.chunk_tokens, help="prompt tokens in one forward")
+    group.add_argument(
+        "--chunk",
+        type=int,
+        default=0,
+        help="prompt tokens in one forward; 0: as many as a fifth of a second holds, 64 … 512",
+    )
     group.add_argument(
         "--threads",
         type=int,

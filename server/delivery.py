@@ -181,7 +181,7 @@ class Job:
     def _finish(self, output: _Output, reason: Reason) -> None:
         sequence = output.sequence
         output.item.ended = True
-        rest = output.text.flush() if reason != "stop" else ""
+        rest = output.text.flush() if output.n_tokens and reason != "stop" else ""
         if rest and isinstance(last := self._buffer[-1], Token):  # the token just queued: held-back text is its own
             self._buffer[-1] = replace(last, text=last.text + rest)
         for plan in (*sequence.retired, sequence.plan):

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..backends.base import Backend, Sequence, StepResult
 from ..backends.bound import BoundPlan
+from ..backends.chunk import SLICE_S
 from ..backends.gradients import rows_of
 from ..backends.overflow import NotFinite, explained
 from ..backends.run_parts import RunParts
@@ -16,7 +17,7 @@ from ..protos.errors import Internal, ProbewireError, error_from_code
 from .admission import Item
 from .delivery import Job
 from .fair_queue import FairQueue
-from .pace import SLICE_S, Pace
+from .pace import Pace
 from .prepared import PreparedInput
 from .tempo import Tempo
 

@@ -7,15 +7,11 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-
 from ..backends.base import Backend
+from ..backends.chunk import rows_a_second
 
-__all__ = ["SLICE_S", "Pace"]
+__all__ = ["Pace"]
 
-SLICE_S = 0.25
-"""How long one turn of work that can be cut may hold the model's thread; one step where that is longer."""
-TRIAL_ROWS = 64
 WORTH_NOTING_S = 0.05
 """Of a shorter forward the fixed costs are too large a part; it counts where it was faster than thought."""
 CAUTION = 0.25
@@ -32,12 +28,7 @@ class Pace:
 
     def try_out(self, backend: Backend) -> None:
         """Time a plain forward, so that the first request finds a pace."""
-        n = min(TRIAL_ROWS, max(backend.info.context_length, 1))
-        ids = np.zeros((1, n), dtype=np.int64)
-        backend.final_rows(ids)  # warms up
-        start_s = time.perf_counter()
-        backend.final_rows(ids)
-        self._general = n / max(time.perf_counter() - start_s, 1e-6)
+        self._general = rows_a_second(backend)
 
     def rows(self, kind: str, request: Any, seconds: float) -> int:
         """How many rows of a request's next forward take so long; at least one."""

@@ -30,6 +30,7 @@ __all__ = ["Scheduler"]
 log = logging.getLogger(__name__)
 
 IDLE_WAIT_S = 0.5
+GENERATIONS_SHARE = 0.6  # of the model's time, while runs, gradients or sweeps want it too
 CLOSE_WAIT_S = 4.0
 """Within the time that a worker has to end (its `drain_s` and the gateway's grace)."""
 
@@ -215,7 +216,7 @@ class Scheduler:
             return
         start_s = time.perf_counter()
         if len(self._runs) and self._forwards.some(self.backend, generating=stepping) and stepping:
-            self._owed_s += time.perf_counter() - start_s
+            self._owed_s += (time.perf_counter() - start_s) * GENERATIONS_SHARE / (1 - GENERATIONS_SHARE)
 
     def _pause_s(self) -> float:
         """How long to wait for commands; 0 when there is work."""

@@ -17,6 +17,7 @@ from ..backward import BoundBackward, rules_of
 from ..base import Engine, Sequence, StepResult
 from ..bound import BoundPlan
 from ..captures import flush_reductions
+from ..chunk import with_chunk
 from ..context import fitted
 from ..executor import Executor
 from ..families import generation_note, run_only_sites
@@ -79,6 +80,7 @@ class MlxBackend:
         )
         self._sweeps = MlxSweeps(self, self.executor, self.taps, self.attention, list(self.model.layers))
         limits, context_note = fitted(limits, config, [(loaded.max_positions, loaded.reason)])
+        limits = with_chunk(limits, self)
         note = generation_note("mlx", config.model_type)
         self.engine: Engine | None = None if note else self._engine(limits)
         self.limits = limits

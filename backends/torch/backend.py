@@ -20,6 +20,7 @@ from ..backward import BoundBackward, rules_of
 from ..base import Engine, Sequence, StepResult
 from ..bound import BoundPlan
 from ..captures import flush_reductions
+from ..chunk import with_chunk
 from ..context import fitted
 from ..executor import Executor
 from ..families import generation_note, run_only_sites
@@ -76,6 +77,7 @@ class TorchBackend:
             layers = [self.taps.modules[family.layer_path("torch", i)] for i in range(dims.n_layers)]
             self._sweeps = TorchSweeps(self, self.executor, self.taps, attention, layers)
         limits, context_note = fitted(limits, config)
+        limits = with_chunk(limits, self)
         note = generation_note("torch", config.model_type)
         self.engine: Engine | None = None
         if not note:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from probewire.backends import chunk
 from probewire.backends.limits import Limits
 from probewire.cli import http
 from probewire.protos.metrics import MAX_TARGETS
@@ -32,7 +33,7 @@ LIMITS = {
     "generations at once, a model": f"{ENGINE.n_slots}",
     "prompt and new tokens of one input": f"{ENGINE.context_tokens:,}",
     "positions of KV cache, a model": f"{ENGINE.cache_tokens:,}",
-    "prompt tokens in one forward": f"{ENGINE.chunk_tokens}",
+    "prompt tokens in one forward": f"{chunk.LEAST} to {chunk.MOST}, found at load",
     "prompt tokens of one input": f"{BOX.max_prompt_tokens:,}",
     "new tokens of one input": f"{BOX.max_new_tokens:,}",
     "one request, MiB": f"{BOX.max_request_bytes >> 20}",

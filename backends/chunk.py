@@ -1,0 +1,39 @@
+"""How many prompt rows go into one forward of the engine: as many as this model makes in a slice of time on this machine."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .limits import Limits
+
+if TYPE_CHECKING:
+    from .base import Backend
+
+__all__ = ["SLICE_S", "rows_a_second", "with_chunk"]
+
+SLICE_S = 0.2
+"""How long one forward, or one turn of work that can be cut, may hold the model's thread: others wait that long at most."""
+TRIAL_ROWS = 64
+LEAST, MOST = 64, 512
+"""Below, the fixed costs of a forward are too large a part; above, there is nothing more to win."""
+
+
+def rows_a_second(backend: Backend) -> float:
+    """Of a plain forward over a few rows."""
+    ids = np.zeros((1, TRIAL_ROWS), dtype=np.int64)
+    backend.final_rows(ids)  # warms up
+    start_s = time.perf_counter()
+    backend.final_rows(ids)
+    return TRIAL_ROWS / max(time.perf_counter() - start_s, 1e-6)
+
+
+def with_chunk(limits: Limits, backend: Backend) -> Limits:
+    """The limits with a chunk's size found by trying, where none was chosen."""
+    if limits.chunk_tokens:
+        return limits
+    rows = max(int(rows_a_second(backend) * SLICE_S), 1)
+    return replace(limits, chunk_tokens=min(max(1 << (rows.bit_length() - 1), LEAST), MOST))
