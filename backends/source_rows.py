@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from ..protos.edits import Constant, FromInput, Inline, Replace, Stored, Zeros
 from ..protos.errors import InvalidArgument, NotFound
 from ..protos.sites import Site
+from ..protos.spec import Span, Where
 from ..protos.tensors import Array
 from .alarms import no_key_left
 from .bound import Bindable, BoundHook, BoundPlan, choose, chosen_positions
@@ -39,7 +41,8 @@ def attach_source(
             raise NotFound(f"{where}: no stored capture {source.capture_id!r}")
         bound.source = _rows_first(bound.sites[0], stored[source.capture_id])
     else:
-        bound.needs = (source.input, _source_positions(source, positions, input_lengths, where))
+        named = _as_named(bound.hook.where, plan.prompt_length, positions)
+        bound.needs = (source.input, _source_positions(source, named, input_lengths, where))
     _check_known(bound, plan, tokens, where)
     if bound.source is not None and len(bound.source) != len(positions):
         raise InvalidArgument(_MISMATCH.format(where=where, rows=len(bound.source), positions=len(positions)))
@@ -116,24 +119,45 @@ def _in_listed_order(bound: BoundHook, plan: BoundPlan, positions: NDArray[np.in
     return np.array([p for p in absolute if p in positions], dtype=np.int64)
 
 
+def _as_named(where: Where, prompt_length: int, positions: NDArray[np.int64]) -> tuple[int, ...]:
+    """Chosen positions as the hook names them: those that it counts from the prompt's end are negative."""
+    from_end = {p + prompt_length for p in where.positions or () if p < 0}
+    if where.spans is not None:
+        for position in range(prompt_length):
+            span = next((span for span in where.spans if _inside(span, position, prompt_length)), None)
+            if span is not None and span.start < 0:
+                from_end.add(position)
+    return tuple(p - prompt_length if p in from_end else p for p in positions.tolist())
+
+
+def _inside(span: Span, position: int, prompt_length: int) -> bool:
+    start = span.start + prompt_length if span.start < 0 else span.start
+    stop = math.inf if span.stop is None else span.stop + prompt_length if span.stop < 0 else span.stop
+    return start <= position < stop
+
+
 def _source_positions(
-    source: FromInput, positions: NDArray[np.int64], input_lengths: Mapping[str, int], where: str
+    source: FromInput, named: tuple[int, ...], input_lengths: Mapping[str, int], where: str
 ) -> tuple[int, ...]:
-    """Positions in the other input, checked against its length and the hook's own number."""
+    """Positions in the other input, checked against its length and the hook's own number.
+
+    `named`: the hook's own; without positions of the source's, those counted from the end are so on either side.
+    """
     if source.input not in input_lengths:
         names = ", ".join(input_lengths) or "none"
         raise InvalidArgument(f"{where}: there is no input {source.input!r} in this request; its inputs: {names}")
     length = input_lengths[source.input]
-    wanted = tuple(int(p) for p in positions) if source.positions is None else source.positions
+    wanted = named if source.positions is None else source.positions
     absolute = tuple(p + length if p < 0 else p for p in wanted)
     outside = [p for p in absolute if not 0 <= p < length]
     if outside:
         raise InvalidArgument(
-            f"{where}: positions {outside[:8]} are outside input {source.input!r}, which has {length} tokens "
-            "(only prompt positions can be taken: set where.phase to 'prompt', or give from_input.positions)"
+            f"{where}: positions {outside[:8]} are outside input {source.input!r}, which has {length} tokens (only prompt "
+            "positions can be taken: set where.phase to 'prompt'; for prompts of unequal length count both from the end, "
+            "with negative positions, or give the source's own: from_input.positions)"
         )
-    if len(absolute) != len(positions):
-        raise InvalidArgument(_MISMATCH.format(where=where, rows=len(absolute), positions=len(positions)))
+    if len(absolute) != len(named):
+        raise InvalidArgument(_MISMATCH.format(where=where, rows=len(absolute), positions=len(named)))
     return absolute
 
 

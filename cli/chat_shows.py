@@ -92,8 +92,8 @@ class Show:
 def parse_show(text: str, info: ModelInfo) -> Show:
     """From `SITE[:norm|:unit=N|:top_k=K][:head=H]`. Raises InvalidArgument with what is allowed."""
     site, options = _split(text)
-    name = str(Site.parse(site))
-    kind = Site.parse(site).name
+    parsed = Site.parse(site, info.n_layers)
+    name, kind = str(parsed), parsed.name
     offered = info.site(kind)
     width = offered.widths[-1] if offered is not None and offered.widths else 0
     head = options.pop("head", None)

@@ -50,7 +50,9 @@ from ..protos.spec import (
     Where,
 )
 from ..protos.tensors import Tensor
+from .aligning import Alignment, align
 from .archive import load
+from .asked import Asked
 from .captures import Captures
 from .client import Client
 from .hooks import ablate, capture, edit_latents, hook, patch, reconstruct, steer
@@ -58,11 +60,14 @@ from .latents import LatentRows
 from .named_array import NamedArray
 from .results import Generation, Gradients, InputResult, Run
 from .session import LiveSession
+from .steering import SteeringVector
 from .stream import Step, Stream
 from .sweep import Sweep
 
 __all__ = [
     "Add",
+    "Alignment",
+    "Asked",
     "Cancelled",
     "Capture",
     "Captures",
@@ -116,6 +121,7 @@ __all__ = [
     "Scale",
     "Site",
     "Span",
+    "SteeringVector",
     "Step",
     "Stored",
     "Stream",
@@ -131,6 +137,7 @@ __all__ = [
     "Where",
     "Zeros",
     "ablate",
+    "align",
     "capture",
     "edit_latents",
     "hook",

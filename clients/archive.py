@@ -1,13 +1,15 @@
 """Results as files: one safetensors file, tensors named `input/site`, all the rest as JSON in its metadata.
 
-Any safetensors reader can open it. bfloat16 stays bfloat16.
+Any safetensors reader can open it. bfloat16 stays bfloat16. What was asked is there too, the tensors of its hooks as
+`asked/…`.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import safetensors
@@ -16,14 +18,16 @@ import safetensors.numpy as safetensors_numpy
 from ..protos.assemble import AssembledCapture, CaptureKey
 from ..protos.errors import InvalidArgument, NotFound
 from ..protos.model import Finished, Revised, Started, Token
-from ..protos.tensors import Array
+from ..protos.tensors import Array, Tensor
 from ..protos.wire import from_json, to_json
+from .asked import Asked
 from .captures import joined, parted
 
 if TYPE_CHECKING:
     from .results import InputResult, Result
+    from .sweep import Sweep
 
-__all__ = ["load", "save"]
+__all__ = ["load", "save", "save_sweep"]
 
 FORMAT = "probewire result 2"
 
@@ -33,19 +37,34 @@ _numpy: Any = safetensors_numpy  # not annotated
 
 def save(result: Result, path: str | Path) -> Path:
     """Write a result. The file appears whole or not at all."""
-    path = Path(path)
     tensors: dict[str, Array] = {}
-    inputs = [_input_to_json(item, tensors) for item in result.inputs.values()]
-    told = {"kind": type(result).__name__, "started": to_json(result.started), "inputs": inputs}
-    part = path.with_name(path.name + ".part")
-    _numpy.save_file(tensors, part, {"format": FORMAT, "result": json.dumps(told)})
-    part.replace(path)
-    return path
+    told: dict[str, Any] = {
+        "kind": type(result).__name__,
+        "started": to_json(result.started),
+        "inputs": [_input_to_json(item, tensors) for item in result.inputs.values()],
+    }
+    if result.asked_or_none is not None:
+        told["asked"] = _parted(to_json(result.asked_or_none), tensors)
+    return _write(Path(path), told, tensors)
 
 
-def load(path: str | Path) -> Result:
-    """Read what `save` wrote. Raises NotFound without a file, InvalidArgument for any other file."""
+def save_sweep(sweep: Sweep, path: str | Path) -> Path:
+    """Write a sweep; its metrics are tensors `measured/input`, [plan, target]. Raises InvalidArgument for odd labels."""
+    tensors = {f"measured/{name}": np.ascontiguousarray(values) for name, values in sweep.measured.items()}
+    told = {
+        "kind": "Sweep",
+        "started": to_json(sweep.started),
+        "inputs": list(sweep.measured),
+        "axes": {name: [_label(label, name) for label in labels] for name, labels in sweep.axes.items()},
+        "asked": _parted(to_json(sweep.asked), tensors),
+    }
+    return _write(Path(path), told, tensors)
+
+
+def load(path: str | Path) -> Any:
+    """The Run, Generation, Gradients or Sweep that was saved. Raises NotFound without a file, InvalidArgument for others."""
     from .results import Generation, Gradients, Run
+    from .sweep import Sweep
 
     path = Path(path)
     if not path.exists():
@@ -53,8 +72,63 @@ def load(path: str | Path) -> Result:
     told = _metadata(path)
     tensors: dict[str, Array] = _numpy.load_file(path)
     started = from_json(Started, told["started"])
-    inputs = {item["name"]: _input_from_json(item, tensors) for item in told["inputs"]}
-    return {"Run": Run, "Generation": Generation, "Gradients": Gradients}[told["kind"]](started, inputs)
+    asked = from_json(Asked, _rejoined(told["asked"], tensors)) if "asked" in told else None
+    if told["kind"] == "Sweep":
+        axes = {name: [_hashable(label) for label in labels] for name, labels in told["axes"].items()}
+        measured = {name: tensors[f"measured/{name}"] for name in told["inputs"]}
+        return Sweep(started, measured, axes, cast("Asked", asked))
+    inputs = {item["name"]: _input_from_json(item, tensors, started.n_layers) for item in told["inputs"]}
+    kinds: dict[str, type[Result]] = {"Run": Run, "Generation": Generation, "Gradients": Gradients}
+    return kinds[told["kind"]](started, inputs, asked)
+
+
+def _write(path: Path, told: dict[str, Any], tensors: dict[str, Array]) -> Path:
+    part = path.with_name(path.name + ".part")
+    _numpy.save_file(tensors, part, {"format": FORMAT, "result": json.dumps(told)})
+    part.replace(path)
+    return path
+
+
+def _parted(data: Any, tensors: dict[str, Array]) -> Any:
+    """JSON data with every tensor in it moved out to `tensors`."""
+    if isinstance(data, dict):
+        given = cast("dict[str, Any]", data)
+        if set(given) == {"dtype", "shape", "data"}:
+            name = f"asked/{len(tensors)}"
+            tensors[name] = from_json(Tensor, given).numpy()
+            return {"tensor": name}
+        return {key: _parted(value, tensors) for key, value in given.items()}
+    return [_parted(value, tensors) for value in cast("list[Any]", data)] if isinstance(data, list) else data
+
+
+def _rejoined(data: Any, tensors: Mapping[str, Array]) -> Any:
+    """What `_parted` parted."""
+    if isinstance(data, dict):
+        given = cast("dict[str, Any]", data)
+        if set(given) == {"tensor"}:
+            return to_json(Tensor.of(tensors[given["tensor"]]))
+        return {key: _rejoined(value, tensors) for key, value in given.items()}
+    return [_rejoined(value, tensors) for value in cast("list[Any]", data)] if isinstance(data, list) else data
+
+
+def _label(label: Any, axis: str) -> Any:
+    """An axis's label as JSON has it."""
+    if isinstance(label, np.generic):
+        return cast("Any", label).item()
+    if isinstance(label, (tuple, list)):
+        return [_label(part, axis) for part in cast("tuple[Any, ...]", label)]
+    if label is None or isinstance(label, (str, int, float, bool)):
+        return label
+    raise InvalidArgument(
+        f"the labels of axis {axis!r} cannot be written: they are {type(label).__name__}; name the axis by numbers or text"
+    )
+
+
+def _hashable(label: Any) -> Any:
+    """JSON's lists as the tuples that they were."""
+    if isinstance(label, list):
+        label = tuple(_hashable(part) for part in cast("list[Any]", label))
+    return label
 
 
 def _metadata(path: Path) -> dict[str, Any]:
@@ -105,8 +179,8 @@ def _entry_to_json(entry: AssembledCapture, tensors: dict[str, Array]) -> dict[s
     }
 
 
-def _input_from_json(data: dict[str, Any], tensors: dict[str, Array]) -> InputResult:
-    from .results import InputResult
+def _input_from_json(data: dict[str, Any], tensors: dict[str, Array], n_layers: int) -> InputResult:
+    from .input_result import InputResult
 
     captures = [
         AssembledCapture(
@@ -117,7 +191,7 @@ def _input_from_json(data: dict[str, Any], tensors: dict[str, Array]) -> InputRe
         )
         for item in data["captures"]
     ]
-    values, gradients = parted(captures)
+    values, gradients = parted(captures, n_layers)
     return InputResult(
         data["name"],
         tuple(data["prompt_ids"]),

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..protos.assemble import AssembledCapture
+from ..protos.assemble import AssembledCapture, row_axis
 from ..protos.errors import InvalidArgument, NotFound
-from ..protos.sites import Site, SitePattern
+from ..protos.sites import LAYER_SITES, Site, SitePattern
 from ..protos.tensors import Array
 from .latents import LatentRows
 
@@ -25,8 +25,10 @@ class Captures:
     session changed a hook while it captured, its rows before and after are different tensors: `revision(number)`.
     """
 
-    def __init__(self, entries: Iterable[AssembledCapture] = ()) -> None:
+    def __init__(self, entries: Iterable[AssembledCapture] = (), n_layers: int = 0) -> None:
+        """`n_layers` of the model, so that `resid_post.-1` can be read; 0: not known."""
         self.entries: tuple[AssembledCapture, ...] = tuple(entries)
+        self.n_layers = n_layers
         self._stacked: dict[tuple[str, str | None], Array] = {}
         for entry in self.entries:
             entry.array.flags.writeable = False
@@ -46,14 +48,14 @@ class Captures:
 
     def array(self, site: str, part: str | None = None) -> Array:
         """As `[site]`; `part` chooses between the two tensors of a top_k, "value" and "index"."""
-        return self._entry(site, part).array
+        return self.entry(site, part).array
 
     def positions(self, site: str) -> tuple[int, ...]:
         """Absolute token position of each row; empty for a mean."""
         found = self._matching(site, None)
         if len(_sources(found)) == 1 and len({entry.key.site for entry in found}) == 1:  # parts of one tensor
             return found[0].positions
-        return self._entry(site, None).positions
+        return self.entry(site, None).positions
 
     def top_k(self, site: str) -> tuple[Array, Array]:
         """(values, indices), each [pos, k] ([pos, head, k] at head sites)."""
@@ -70,8 +72,8 @@ class Captures:
                 f"{site} holds no sparse latents: those of a capture without top_k are an array, [{site!r}] ([pos, latent]; "
                 "of gradients too: their product is the attribution)"
             )
-        found = [self._entry(site, part) for part in ("value", "index", "count")]
-        extra = [None if part not in parts else self._entry(site, part).array for part in ("gradient", "error", "bias")]
+        found = [self.entry(site, part) for part in ("value", "index", "count")]
+        extra = [None if part not in parts else self.entry(site, part).array for part in ("gradient", "error", "bias")]
         values, ids, counts = (entry.array for entry in found)
         return LatentRows(found[0].positions, ids, values, counts, *extra)
 
@@ -81,7 +83,7 @@ class Captures:
         if not found:
             known = ", ".join(f"{hook} ({name!r})" for hook, name in self._hooks(self.entries)) or "none"
             raise NotFound(f"no rows of hook {key!r}; hooks with rows: {known}")
-        return Captures(found)
+        return Captures(found, self.n_layers)
 
     @property
     def revisions(self) -> tuple[int, ...]:
@@ -97,7 +99,7 @@ class Captures:
         if not found:
             known = ", ".join(map(str, self.revisions)) or "none"
             raise NotFound(f"no rows of hooks that are what they are since revision {number}; there are: {known}")
-        return Captures(found)
+        return Captures(found, self.n_layers)
 
     def layers(self, name: str) -> tuple[int, ...]:
         """The layers at which a kind of site was captured, ascending: the leading axis of `stack`."""
@@ -107,18 +109,75 @@ class Captures:
     def stack(self, name: str, part: str | None = None) -> Array:
         """[layer, pos, …] of a kind of site (`resid_post`), over the captured layers in ascending order.
 
-        Raises NotFound when there is none, InvalidArgument when the layers have different rows.
+        Of a site (`resid_post.10`, `logits`) or a hook's id it is `array(name)`. Raises NotFound when there is none,
+        InvalidArgument when the layers have different rows.
         """
         key = (name, part)
         if key not in self._stacked:
             self._stacked[key] = self._stack(name, part)
         return self._stacked[key]
 
-    def _stack(self, name: str, part: str | None) -> Array:
-        layers = self.layers(name)
+    def last(self, name: str, position: int | None = None) -> Array:
+        """One row of what `stack(name)` gives, its row axis gone: that at a position, or the last that was captured.
+
+        Raises NotFound when there is no row of it.
+        """
+        stacked, sites = self.stack(name), self.sites_of(name)
+        site = name if sites is None else sites[0]
+        where = self.positions(site)
+        if not where or (position is not None and position not in where):
+            wanted = "" if position is None else f" of the last token (position {position})"
+            raise NotFound(
+                f"{site} was captured at positions {_few(where)}, so there is no row{wanted}; capture it too"
+            )
+        axis = row_axis(self.entry(site).key.site) + (sites is not None)
+        row = stacked.take(where.index(max(where) if position is None else position), axis)
+        row.flags.writeable = False
+        return row
+
+    def sites_of(self, name: str) -> list[str] | None:
+        """The sites that a kind, or a pattern of several layers, stands for here; None for one site or a hook's id.
+
+        Of a kind or `.*` these are the captured layers; of a range all its layers, captured or not.
+        """
+        if name in LAYER_SITES:
+            kind, named = name, None
+        else:
+            pattern = _pattern(name)
+            if pattern is None or pattern.layers is None or pattern.layer is not None:
+                return None
+            kind, named = pattern.name, None if pattern.layers == (None, None) else pattern
+        layers = self.layers(kind) if named is None else [site.layer for site in named.expand(self._depth(name, named))]
         if not layers:
-            raise NotFound(f"no layer of {name!r} was captured; {self._captured()}")
-        found = [self._entry(f"{name}.{layer}", part) for layer in layers]
+            raise NotFound(f"no layer of {kind!r} was captured; {self._captured()}")
+        return [f"{kind}.{layer}" for layer in layers]
+
+    def _depth(self, name: str, pattern: SitePattern) -> int:
+        """Layers of the model, for a pattern that needs them. Raises InvalidArgument when they are not known."""
+        if self.n_layers:
+            return self.n_layers
+        if pattern.from_end or None in (pattern.layers or ()):
+            raise InvalidArgument(
+                f"{name!r} counts to the last layer, and this result does not say how many there are; name the layers "
+                f"themselves: {self._captured()}"
+            )
+        return 1 << 30
+
+    def _canonical(self, name: str) -> str | None:
+        """The site's canonical name; None for what is no site (it may be a hook's id). Raises for a pattern."""
+        pattern = _pattern(name)
+        if pattern is None:
+            return None
+        if pattern.layers is not None and pattern.layer is None:
+            several = pattern.name if pattern.layers == (None, None) else name
+            raise InvalidArgument(f"{name!r} stands for several layers; write .stack({several!r}), or name one layer")
+        return str(pattern.expand(self._depth(name, pattern))[0]) if pattern.from_end else str(pattern)
+
+    def _stack(self, name: str, part: str | None) -> Array:
+        sites = self.sites_of(name)
+        if sites is None:
+            return self.array(name, part)
+        found = [self.entry(site, part) for site in sites]
         other = next(
             (e for e in found if (e.positions, e.array.shape) != (found[0].positions, found[0].array.shape)), None
         )
@@ -131,7 +190,8 @@ class Captures:
         stacked.flags.writeable = False
         return stacked
 
-    def _entry(self, name: str, part: str | None) -> AssembledCapture:
+    def entry(self, name: str, part: str | None = None) -> AssembledCapture:
+        """The one tensor that a name stands for. Raises as `[site]`."""
         found = self._matching(name, part)
         if len(found) == 1:
             return found[0]
@@ -151,7 +211,7 @@ class Captures:
         )
 
     def _matching(self, name: str, part: str | None) -> list[AssembledCapture]:
-        site = _canonical(name)
+        site = self._canonical(name)
         found = [entry for entry in self.entries if site is not None and entry.key.site == site]
         found = found or [entry for entry in self.entries if entry.id == name]
         if not found:
@@ -171,7 +231,9 @@ class Captures:
         return list(dict.fromkeys((entry.key.hook, entry.id) for entry in entries))
 
     def __contains__(self, site: object) -> bool:
-        return isinstance(site, str) and (_canonical(site) in self.sites or any(e.id == site for e in self.entries))
+        return isinstance(site, str) and (
+            self._canonical(site) in self.sites or any(entry.id == site for entry in self.entries)
+        )
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.sites)
@@ -179,11 +241,27 @@ class Captures:
     def __len__(self) -> int:
         return len(self.sites)
 
+    def keys(self) -> tuple[str, ...]:
+        """As `sites`."""
+        return self.sites
+
+    def values(self) -> Iterator[Array]:
+        """The array of each site. Raises InvalidArgument at one that holds several tensors."""
+        return (self[site] for site in self.sites)
+
+    def items(self) -> Iterator[tuple[str, Array]]:
+        """Each site with its array, as of `values`."""
+        return ((site, self[site]) for site in self.sites)
+
+    def _ipython_key_completions_(self) -> list[str]:
+        ids = (entry.id for entry in self.entries if entry.id != f"hook{entry.key.hook}")
+        return list(dict.fromkeys((*self.sites, *ids)))
+
     def __repr__(self) -> str:
         return f"Captures({self._captured()})"
 
 
-def parted(entries: Iterable[AssembledCapture]) -> tuple[Captures, Captures]:
+def parted(entries: Iterable[AssembledCapture], n_layers: int = 0) -> tuple[Captures, Captures]:
     """Values and gradients; what a reduction calls its parts is the same in both."""
     values: list[AssembledCapture] = []
     gradients: list[AssembledCapture] = []
@@ -193,7 +271,7 @@ def parted(entries: Iterable[AssembledCapture]) -> tuple[Captures, Captures]:
             gradients.append(replace(entry, key=entry.key._replace(part=rest)))
         else:
             values.append(entry)
-    return Captures(values), Captures(gradients)
+    return Captures(values, n_layers), Captures(gradients, n_layers)
 
 
 def joined(values: Captures, gradients: Captures) -> list[AssembledCapture]:
@@ -205,15 +283,12 @@ def joined(values: Captures, gradients: Captures) -> list[AssembledCapture]:
     return [*values.entries, *marked]
 
 
-def _canonical(name: str) -> str | None:
-    """The site's canonical name; None for what is no site (it may be a hook's id). Raises for a pattern."""
+def _pattern(name: str) -> SitePattern | None:
+    """What a site's name stands for; None for what is no site."""
     try:
-        pattern = SitePattern.parse(name)
+        return SitePattern.parse(name)
     except InvalidArgument:
         return None
-    if pattern.layers is not None and pattern.layer is None:
-        raise InvalidArgument(f"{name!r} stands for several layers; write .stack({pattern.name!r}), or name one layer")
-    return str(pattern)
 
 
 def _sources(entries: Iterable[AssembledCapture]) -> set[tuple[int, int]]:

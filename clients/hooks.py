@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
-from typing import Any, Literal, TypedDict, Unpack, cast
+from typing import Any, Literal, TypedDict, Unpack, cast, overload
 
 from ..protos.edits import Add, Constant, Edit, FromInput, Inline, ProjectOut, Replace, Source, Stored, Zeros
 from ..protos.errors import InvalidArgument
@@ -13,6 +13,8 @@ from ..protos.latents import LatentChange, Latents, ReadLatents
 from ..protos.spec import Capture, Condition, Hook, Last, Mean, NextLogprob, Norm, Plan, Reduction, Span, Where
 from ..protos.tensors import Array, Tensor
 from ..protos.wire import from_json, to_json
+from .for_model import ForModel, for_model, plain
+from .steering import SteeringVector
 
 __all__ = [
     "HookLike",
@@ -24,15 +26,15 @@ __all__ = [
     "edit_latents",
     "hook",
     "patch",
+    "planned",
     "reconstruct",
     "steer",
-    "to_gradient_plan",
     "to_plan",
 ]
 
 HookLike = Hook | Mapping[str, Any]
 """A hook, as a value or as JSON data: {"site": …, "edit": {"add": …}, …}."""
-Hooks = HookLike | Sequence[HookLike]
+Hooks = HookLike | Sequence[HookLike | Sequence[HookLike]]
 Values = Tensor | Array | Sequence[Any]
 """Numbers as an array or nested lists."""
 
@@ -56,6 +58,7 @@ class Options(TypedDict, total=False):
     """A label that comes back with the tensors."""
 
 
+@overload
 def steer(
     site: str,
     vector: Values,
@@ -65,13 +68,49 @@ def steer(
     units: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
     **options: Unpack[Options],
-) -> Hook:
+) -> Hook: ...
+
+
+@overload
+def steer(
+    site: SteeringVector,
+    vector: float = 1.0,
+    alpha: float = 1.0,
+    *,
+    norm_match: bool = False,
+    any_model: bool = False,
+    units: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    **options: Unpack[Options],
+) -> tuple[Hook, ...]: ...
+
+
+def steer(
+    site: str | SteeringVector,
+    vector: Any = 1.0,
+    alpha: float = 1.0,
+    *,
+    norm_match: bool = False,
+    any_model: bool = False,
+    units: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    **options: Unpack[Options],
+) -> Hook | tuple[Hook, ...]:
     """Add alpha·vector; with `norm_match`, alpha·‖h‖·v/‖v‖.
 
     `vector` is [width], or [n_heads, width] at head sites; `units` and `heads` narrow it to a part of each row.
+    `steer(vector, 3)` or `steer(vector, alpha=3)` with a SteeringVector is a hook a site of it, each refused on another
+    model unless `any_model`.
     """
-    edit = Add(Tensor.of(vector), alpha, norm_match, units=_indices(units), heads=_indices(heads))
-    return hook(site, edit, **options)
+    part = {"units": _indices(units), "heads": _indices(heads)}
+    if isinstance(site, str):
+        return hook(site, Add(Tensor.of(vector), alpha, norm_match, **part), **options)
+    found: list[Hook] = []
+    for index, (name, direction) in enumerate(site.directions.items()):
+        label: Options = {"id": f"{options['id']}.{index}"} if "id" in options and len(site.directions) > 1 else {}
+        made = hook(name, Add(Tensor.of(direction), vector * alpha, norm_match, **part), **{**options, **label})
+        found.append(made if any_model else for_model(made, site.model_hash))
+    return tuple(found)
 
 
 def ablate(
@@ -205,15 +244,16 @@ def hook(site: str, edit: Edit | None = None, capture: Capture | None = None, **
 
 def to_plan(hooks: Hooks = (), captures: str | Hooks | Sequence[str | HookLike] = ()) -> Plan:
     """Hooks, then captures (which therefore see edited values), as one plan. A captured site may be just its name."""
-    reads = (_to_hook(item, captures=True) for item in _listed(captures))
-    return Plan((*(_to_hook(item) for item in _listed(hooks)), *reads))
+    return planned(hooks, captures)[0]
 
 
-def to_gradient_plan(hooks: Hooks, captures: str | Hooks | Sequence[str | HookLike], at: Any) -> Plan:
-    """As `to_plan`, with gradients at sites: names, patterns, or hooks that capture."""
-    plan = to_plan(hooks, captures)
-    reads = (_to_hook(item, captures=True) for item in _listed(at))
-    return Plan((*plan.hooks, *(_with_gradient(item) for item in reads)))
+def planned(hooks: Hooks = (), captures: Any = (), at: Any = ()) -> tuple[Plan, tuple[str, ...]]:
+    """The plan, with gradients at the sites of `at`; and the hashes of the models that its steering vectors are for."""
+    given = [_to_hook(item) for item in _listed(hooks)]
+    given += [_to_hook(item, captures=True) for item in _listed(captures)]
+    given += [_with_gradient(_to_hook(item, captures=True)) for item in _listed(at)]
+    models = dict.fromkeys(item.model_hash for item in given if isinstance(item, ForModel) and item.model_hash)
+    return Plan(tuple(plain(item) for item in given)), tuple(models)
 
 
 def _with_gradient(value: Hook) -> Hook:
@@ -238,7 +278,10 @@ def _to_hook(value: Any, *, captures: bool = False) -> Hook:
 def _listed(value: Any) -> Sequence[Any]:
     if isinstance(value, (Hook, Mapping, str)):
         return (cast("Any", value),)
-    return tuple(value)
+    items: list[Any] = []
+    for item in value:  # what steers with a vector of several layers is a tuple of hooks
+        items += _listed(item) if isinstance(item, (tuple, list)) else [item]
+    return items
 
 
 def _where(options: Options) -> Where:

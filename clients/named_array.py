@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..protos.errors import InvalidArgument
+from .labelled import Labelled
 
 __all__ = ["NamedArray"]
 
@@ -86,6 +87,19 @@ class NamedArray:
         if self.values.size != 1:
             raise InvalidArgument(f"there are {self.values.size} values, not one; choose with sel: {self._described()}")
         return float(self.values.item())
+
+    def to_xarray(self) -> Any:
+        """As an xarray.DataArray. Raises FailedPrecondition where xarray is not installed."""
+        return Labelled(self.values, self.dims, self.axes).to_xarray()
+
+    def to_pandas(self) -> Any:
+        """As a pandas.Series of one axis, else a DataFrame: its columns the last axis, its rows the others.
+
+        Raises FailedPrecondition where pandas is not installed, InvalidArgument for an array without axes.
+        """
+        if not self.axes:
+            raise InvalidArgument("there are no axes to put in a table; read item()")
+        return Labelled(self.values, self.dims, self.axes).to_pandas()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return np.array(self.values, dtype=dtype) if copy else np.asarray(self.values, dtype=dtype)

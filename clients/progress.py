@@ -18,7 +18,9 @@ class Bar(Protocol):
 
 
 @contextmanager
-def progress_bar(label: str, unit: Literal["bytes", "tokens", "plans"], *, show: bool = True) -> Generator[Bar]:
+def progress_bar(
+    label: str, unit: Literal["bytes", "tokens", "plans", "prompts"], *, show: bool = True
+) -> Generator[Bar]:
     """A bar that is drawn only in a terminal or a notebook, and is gone when the work is done."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn

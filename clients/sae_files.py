@@ -9,6 +9,7 @@ from ..protos.errors import InvalidArgument, ResourceExhausted, Unavailable
 from ..protos.saes import SaeFiles, SaePart
 from ..protos.service import Service
 from .progress import progress_bar
+from .steps import Steps, ask
 from .transport import Watch
 
 __all__ = ["sae_files"]
@@ -22,7 +23,7 @@ MAX_SETBACKS = 3
 """How often a server may have less than it was sent: it has lost it, or made room."""
 
 
-def sae_files(folder: Path, service: Service, *, progress: bool = True) -> SaeFiles:
+def sae_files(folder: Path, *, progress: bool = True) -> Steps[SaeFiles]:
     """The two files that sae-lens writes, large weights sent ahead. Raises InvalidArgument when the folder has them not."""
     if not folder.is_dir():
         kind = "is a file" if folder.exists() else "is not there"
@@ -43,16 +44,17 @@ def sae_files(folder: Path, service: Service, *, progress: bool = True) -> SaeFi
         if weights.stat().st_size <= PART_BYTES:
             return SaeFiles(config, weights.read_bytes())
         with progress_bar(f"sending {folder.name}", "bytes", show=progress) as bar:
-            return SaeFiles(config, upload=_send(weights, service, bar))
+            return SaeFiles(config, upload=(yield from _send(weights, bar)))
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidArgument(f"the SAE in {folder} cannot be read: {error}") from None
 
 
-def _send(path: Path, service: Service, watch: Watch) -> str:
+def _send(path: Path, watch: Watch) -> Steps[str]:
     """Send a file in parts, from where the server has it on; gives its SHA-256."""
     with path.open("rb") as file:
         upload, n_bytes = hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
-        there, setbacks, size = service.send_sae(SaePart(upload, n_bytes)).n_bytes, 0, PART_BYTES
+        there = (yield from ask(Service.send_sae, SaePart(upload, n_bytes))).n_bytes
+        setbacks, size = 0, PART_BYTES
         while there < n_bytes:
             watch(there, n_bytes)
             file.seek(there)
@@ -60,7 +62,7 @@ def _send(path: Path, service: Service, watch: Watch) -> str:
             if not data:
                 raise InvalidArgument(f"{path} changed while it was sent; send it again")
             try:
-                now = service.send_sae(SaePart(upload, n_bytes, there, data)).n_bytes
+                now = (yield from ask(Service.send_sae, SaePart(upload, n_bytes, there, data))).n_bytes
             except ResourceExhausted:  # of one request, perhaps: a server may allow fewer bytes
                 if size <= LEAST_BYTES:
                     raise

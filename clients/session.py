@@ -8,24 +8,46 @@ from typing import Self
 
 from ..protos.errors import NotFound, ProbewireError
 from ..protos.service import Service
-from ..protos.sessions import Session, UpdateSessionRequest
+from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from ..protos.spec import Hook, Plan
-from .hooks import Hooks, to_plan
+from .for_model import require_model
+from .hooks import Hooks, planned
+from .steps import Caller, Steps, ask, perform
+from .transport import Transport
 
-__all__ = ["LiveSession"]
+__all__ = ["LiveSession", "SessionView", "create", "update"]
 
 MAX_SHOWN_HOOKS = 4
 
 
-class LiveSession:
-    """One of your sessions, as it was when this side last heard of it. In a `with` it is deleted at the end.
+def create(client: Caller, hooks: Hooks = (), *, name: str = "", model: str = "") -> Steps[Session]:
+    """Make a session on the server."""
+    del client
+    plan = yield from _planned(hooks, model)
+    return (yield from ask(Service.create_session, CreateSessionRequest(plan, model, name)))
 
-    Give it to a generation (`client.stream(…, session=live)`) and change it meanwhile: what is sampled from the next
-    step on runs under the new hooks, and every token says under which revision.
-    """
 
-    def __init__(self, service: Service, session: Session) -> None:
-        self._service, self._session = service, session
+def update(session: Session, hooks: Hooks, *, force: bool = False) -> Steps[Session]:
+    """Give it other hooks."""
+    plan = yield from _planned(hooks, session.model)
+    request = UpdateSessionRequest(session.id, plan, None if force else session.revision)
+    return (yield from ask(Service.update_session, request))
+
+
+def _planned(hooks: Hooks, model: str) -> Steps[Plan]:
+    """The hooks as a plan. Raises FailedPrecondition where a steering vector is of another model."""
+    plan, vectors_of = planned(hooks)
+    if vectors_of:
+        info = yield from ask(Service.describe, model)
+        require_model(vectors_of, info.id, info.model_hash)
+    return plan
+
+
+class SessionView:
+    """One of your sessions, as it was when this side last heard of it."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
 
     @property
     def id(self) -> str:
@@ -57,24 +79,44 @@ class LiveSession:
         """In the order they apply, before a request's own: those see what the session edits."""
         return self._session.plan.hooks
 
+    def __repr__(self) -> str:
+        name = f"{self.name!r}, " if self.name else ""
+        return f"LiveSession({name}id={self.id!r}, model={self.model!r}, revision={self.revision}: {self._told()})"
+
+    def _told(self) -> str:
+        shown = [_told(hook) for hook in self.hooks[:MAX_SHOWN_HOOKS]]
+        more = len(self.hooks) - len(shown)
+        return ", ".join([*shown, f"{more} more"] if more else shown) or "no hooks"
+
+
+class LiveSession(SessionView):
+    """One of your sessions, as it was when this side last heard of it. In a `with` it is deleted at the end.
+
+    Give it to a generation (`client.stream(…, session=live)`) and change it meanwhile: what is sampled from the next
+    step on runs under the new hooks, and every token says under which revision.
+    """
+
+    def __init__(self, transport: Transport, session: Session) -> None:
+        super().__init__(session)
+        self._transport = transport
+
     def update(self, hooks: Hooks, *, force: bool = False) -> Self:
         """Put other hooks in place of these, for generations under way from their next step on.
 
         Raises FailedPrecondition when somebody else has updated it since (`refresh()` shows how), unless `force`; and
         InvalidArgument when a generation under way could not honour the hooks. Nothing has changed then.
         """
-        revision = None if force else self.revision
-        self._session = self._service.update_session(UpdateSessionRequest(self.id, to_plan(hooks), revision))
+        self._session = perform(self._transport, update(self._session, hooks, force=force))
         return self
 
     def refresh(self) -> Self:
         """What the server has by now. Raises NotFound when it was deleted."""
-        self._session = self._service.session(self.id)
+        self._session = self._transport.session(self.id)
         return self
 
     def delete(self) -> None:
         """Forget it; generations under way keep the hooks they have. Raises NotFound when it was deleted before."""
-        self._service.delete_session(self.id)
+        self._transport.delete_session(self.id)
 
     def __enter__(self) -> Self:
         return self
@@ -84,15 +126,6 @@ class LiveSession:
     ) -> None:
         with suppress(NotFound if error is None else ProbewireError):  # never in place of the error that ends the block
             self.delete()
-
-    def __repr__(self) -> str:
-        name = f"{self.name!r}, " if self.name else ""
-        return f"LiveSession({name}id={self.id!r}, model={self.model!r}, revision={self.revision}: {self._told()})"
-
-    def _told(self) -> str:
-        shown = [_told(hook) for hook in self.hooks[:MAX_SHOWN_HOOKS]]
-        more = len(self.hooks) - len(shown)
-        return ", ".join([*shown, f"{more} more"] if more else shown) or "no hooks"
 
 
 def _told(hook: Hook) -> str:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from ..protos.assemble import assemble
-from ..protos.errors import Internal
+from ..protos.errors import FailedPrecondition, Internal
 from ..protos.model import Event, Finished, ResolvedHook, Revised, Started, TensorFrame, Token
 from ..protos.tensors import Array
+from .asked import Asked
 from .captures import Captures
 from .closable import Closable
+from .collecting import Collector
+from .for_model import require_model
+from .results import Generation
 
-__all__ = ["Step", "Stream"]
+__all__ = ["Step", "Stream", "StreamView", "Told"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,63 +51,154 @@ class Step:
     def __contains__(self, site: object) -> bool:
         return site in self.captures
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.captures)
+
+    def keys(self) -> tuple[str, ...]:
+        """The captured sites."""
+        return self.captures.sites
+
     def positions(self, site: str) -> tuple[int, ...]:
         """Absolute position of each row."""
         return self.captures.positions(site)
 
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self.keys())
 
-@dataclass(slots=True)
-class _Seen:
+
+class Told:
+    """What a stream has told so far, and the steps that its events make."""
+
+    def __init__(self, asked: Asked, keep: bool) -> None:
+        self.asked = asked
+        self.started: Started | None = None
+        self.text: dict[str, list[str]] = {}
+        self.finished: dict[str, Finished] = {}
+        self.revision = 0
+        self.hooks: tuple[ResolvedHook, ...] = ()
+        self.collector = Collector() if keep else None
+        self._pending: dict[str, list[TensorFrame]] = {}
+        self._last: dict[str, int] = {}
+
+    def start(self, event: Event | None) -> None:
+        """Take the first event. Raises Internal for another kind, FailedPrecondition for another model's vector."""
+        if not isinstance(event, Started):
+            raise Internal(f"the answer began with {type(event).__name__}, not with started")
+        require_model(self.asked.vectors_of, event.model, event.model_hash)
+        self.started, self.revision, self.hooks = event, event.revision, event.hooks
+        self._keep(event)
+
+    def step(self, event: Event) -> Step | None:
+        """The step that an event completes, if it does."""
+        self._keep(event)
+        n_layers = 0 if self.started is None else self.started.n_layers
+        if isinstance(event, TensorFrame):
+            self._pending.setdefault(event.input, []).append(event)
+        elif isinstance(event, Token):
+            self.text.setdefault(event.input, []).append(event.text)
+            self._last[event.input] = event.index
+            return _step(event.input, event.index, event, self._pending.pop(event.input, []), n_layers)
+        elif isinstance(event, Revised):
+            self.revision, self.hooks = event.revision, event.hooks
+        elif isinstance(event, Finished):
+            self.finished[event.input] = event
+            if event.input in self._pending:
+                index = self._last.get(event.input, -1) + 1
+                return _step(event.input, index, None, self._pending.pop(event.input), n_layers)
+        return None
+
+    def _keep(self, event: Event) -> None:
+        if self.collector is not None:
+            self.collector.add(event)
+
+
+class StreamView:
     """What a stream has told so far."""
 
-    text: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
-    finished: dict[str, Finished] = field(default_factory=dict[str, Finished])
-    revision: int = 0
-    hooks: tuple[ResolvedHook, ...] = ()
+    def __init__(self, told: Told) -> None:
+        self._told = told
 
-
-class Stream:
-    """An iterator of Steps. Use it in a `with`, or close it, from any thread: leaving early cancels the request on the server.
-
-    The request is accepted, and `started` known, once the stream is made. Tensors are not kept; `text` is. A thread that
-    waits for the next step when another closes the stream finds it ended; `finished` says whether it had come to its end.
-    """
-
-    def __init__(self, events: Iterator[Event]) -> None:
-        self._events = events if isinstance(events, Closable) else Closable(events)
-        self._seen = _Seen()
-        self._steps = Closable(_steps(self._events, self._seen), self._events.close)
-        first = next(self._events, None)
-        if not isinstance(first, Started):
-            self.close()
-            raise Internal(f"the answer began with {type(first).__name__}, not with started")
-        self.started = first
+    @property
+    def started(self) -> Started:
         """Model, backend, dtype, and every hook as the worker understood it at first."""
-        self._seen.revision, self._seen.hooks = first.revision, first.hooks
+        if self._told.started is None:
+            raise FailedPrecondition("the stream has not begun; await it, or use it in an `async with`")
+        return self._told.started
+
+    @property
+    def asked(self) -> Asked:
+        """The inputs, the plan, sampling and all else that was asked."""
+        return self._told.asked
 
     @property
     def revision(self) -> int:
         """Of the session, that the last step ran under; 0 without one."""
-        return self._seen.revision
+        return self._told.revision
 
     @property
     def hooks(self) -> tuple[ResolvedHook, ...]:
         """Every hook of that revision, as the worker understood it."""
-        return self._seen.hooks
+        return self._told.hooks
 
     @property
     def finished(self) -> dict[str, Finished]:
         """How each input ended, once it has."""
-        return self._seen.finished
+        return self._told.finished
 
     @property
     def text(self) -> str:
         """What has been generated so far; with several inputs, one after the other."""
-        return "".join(piece for pieces in self._seen.text.values() for piece in pieces)
+        return "".join(piece for pieces in self._told.text.values() for piece in pieces)
 
     def texts(self) -> dict[str, str]:
         """What has been generated so far, by input."""
-        return {name: "".join(pieces) for name, pieces in self._seen.text.items()}
+        return {name: "".join(pieces) for name, pieces in self._told.text.items()}
+
+    @property
+    def result(self) -> Generation:
+        """What `client.generate` would have given, once every input has ended.
+
+        Raises FailedPrecondition before that, and of a stream made with keep=False.
+        """
+        left = [name for name in self.asked.answered if name not in self.finished]
+        if left:
+            raise FailedPrecondition(
+                f"the stream has not ended (of {left[:8]}), so there is no whole result; read it to its end, or take what "
+                "has come: so_far()"
+            )
+        return self.so_far()
+
+    def so_far(self) -> Generation:
+        """What has come by now as a generation; an input that has not ended is `finished` None in it, and says so.
+
+        Raises FailedPrecondition for a stream made with keep=False.
+        """
+        collector = self._told.collector
+        if collector is None:
+            raise FailedPrecondition("the stream was made with keep=False, so it has kept no tensors; leave keep out")
+        return Generation(*collector.joined([item.name for item in self.asked.inputs]), self.asked)
+
+    def save(self, path: str | Path) -> Path:
+        """Write `result` to a file, as it does."""
+        return self.result.save(path)
+
+
+class Stream(StreamView):
+    """An iterator of Steps. Use it in a `with`, or close it, from any thread: leaving early cancels the request on the server.
+
+    The request is accepted, and `started` known, once the stream is made. At its end it has a `result`. A thread that waits
+    for the next step when another closes the stream finds it ended; `finished` says whether it had come to its end.
+    """
+
+    def __init__(self, events: Iterator[Event], asked: Asked, *, keep: bool = True) -> None:
+        super().__init__(Told(asked, keep))
+        self._events = events if isinstance(events, Closable) else Closable(events)
+        self._steps = Closable(_steps(self._events, self._told), self._events.close)
+        try:
+            self._told.start(next(self._events, None))
+        except BaseException:
+            self.close()
+            raise
 
     def __iter__(self) -> Self:
         return self
@@ -124,25 +220,14 @@ class Stream:
         self._events.close()
 
 
-def _steps(events: Iterator[Event], seen: _Seen) -> Iterator[Step]:
+def _steps(events: Iterator[Event], told: Told) -> Iterator[Step]:
     """Events grouped by step. No method of Stream, which would keep a forgotten stream alive and running."""
-    pending: dict[str, list[TensorFrame]] = {}
-    last: dict[str, int] = {}
     for event in events:
-        if isinstance(event, TensorFrame):
-            pending.setdefault(event.input, []).append(event)
-        elif isinstance(event, Token):
-            seen.text.setdefault(event.input, []).append(event.text)
-            last[event.input] = event.index
-            yield _step(event.input, event.index, event, pending.pop(event.input, []))
-        elif isinstance(event, Revised):
-            seen.revision, seen.hooks = event.revision, event.hooks
-        elif isinstance(event, Finished):
-            seen.finished[event.input] = event
-            if event.input in pending:
-                yield _step(event.input, last.get(event.input, -1) + 1, None, pending.pop(event.input))
+        step = told.step(event)
+        if step is not None:
+            yield step
 
 
-def _step(name: str, index: int, token: Token | None, frames: list[TensorFrame]) -> Step:
+def _step(name: str, index: int, token: Token | None, frames: list[TensorFrame], n_layers: int) -> Step:
     revision = token.revision if token is not None else max(frame.revision for frame in frames)
-    return Step(name, index, token, Captures(assemble(frames).values()), revision)
+    return Step(name, index, token, Captures(assemble(frames).values(), n_layers), revision)

@@ -10,27 +10,50 @@ from typing import TYPE_CHECKING
 from ..protos.assemble import AssembledCapture
 from ..protos.model import Started
 from ..protos.sites import Site
+from ..protos.telling import told
 from ..protos.tensors import dtype_name
 from .captures import Captures
 
 if TYPE_CHECKING:
-    from .results import InputResult
+    from .asked import Asked
+    from .input_result import InputResult
 
-__all__ = ["html_table", "summary_rows", "text_table"]
+__all__ = ["html_table", "input_rows", "summary_rows", "text_table"]
 
 MAX_TEXT_CHARS = 300
 MAX_SITE_ROWS = 12
+MAX_EDIT_ROWS = 4
+MAX_INPUT_ROWS = 16
 
 
-def summary_rows(started: Started, inputs: Sequence[InputResult]) -> list[tuple[str, str]]:
-    """(label, value) lines: the model, then text and sites of each input."""
+def summary_rows(started: Started, inputs: Sequence[InputResult], asked: Asked | None = None) -> list[tuple[str, str]]:
+    """(label, value) lines: the model, how it was sampled and edited, then text and sites of each input."""
     rows = [("model", f"{started.model}   {started.backend} · {started.device} · {started.dtype}")]
+    if asked is not None:
+        rows += _asked_rows(asked)
     unnamed = frozenset(hook.hook for hook in started.hooks if hook.saes)
-    for item in inputs:
+    for item in inputs[:MAX_INPUT_ROWS]:
         if len(inputs) > 1:
             rows.append((f"[{item.name}]", ""))
-        rows += _input_rows(item, unnamed)
-    return rows
+        rows += input_rows(item, unnamed)
+    more = len(inputs) - MAX_INPUT_ROWS
+    return rows if more <= 0 else [*rows, ("…", f"{more} more inputs")]
+
+
+def _asked_rows(asked: Asked) -> list[tuple[str, str]]:
+    """What was asked beyond captures of the inputs as they are."""
+    rows: list[tuple[str, str]] = []
+    if asked.operation == "generate" and asked.sampling.temperature:
+        sampling = asked.sampling
+        parts = [f"temperature {sampling.temperature:g}"]
+        parts += [f"top_p {sampling.top_p:g}"] if sampling.top_p < 1 else []
+        parts += [f"top_k {sampling.top_k}"] if sampling.top_k else []
+        parts += [f"seed {sampling.seed}"] if sampling.seed is not None else []
+        rows.append(("sampling", " · ".join(parts)))
+    edits = [hook for hook in asked.plan.hooks if hook.edit is not None]
+    rows += [("edit", f"{hook.site}  {told(hook)}") for hook in edits[:MAX_EDIT_ROWS]]
+    more = len(edits) - MAX_EDIT_ROWS
+    return rows if more <= 0 else [*rows, ("…", f"{more} more edits")]
 
 
 def text_table(title: str, rows: Sequence[tuple[str, str]]) -> str:
@@ -49,11 +72,12 @@ def html_table(title: str, rows: Sequence[tuple[str, str]]) -> str:
     return f"<b>{escape(title)}</b><table>{body}</table>"
 
 
-def _input_rows(item: InputResult, unnamed: frozenset[int]) -> list[tuple[str, str]]:
+def input_rows(item: InputResult, unnamed: frozenset[int] = frozenset()) -> list[tuple[str, str]]:
+    """The lines of one input; `unnamed`: hooks whose captures have other axes than their sites."""
     rows = [("prompt", f"{len(item.prompt_ids)} tokens  {_clipped(''.join(item.prompt_tokens))}")]
     if item.new:
         rows.append(("text", _clipped(item.text)))
-        reason = f", ended by {item.finished.reason}" if item.finished is not None else ""
+        reason = f", ended by {item.finished.reason}" if item.finished is not None else ", not ended"
         speed = f", {item.tokens_per_s:.1f} tokens/s" if item.tokens_per_s else ""
         rows.append(("new", f"{len(item.new)} tokens{reason}{speed}"))
     if item.revisions:

@@ -14,7 +14,7 @@ from .model import TensorFrame
 from .sites import ATTENTION_SITES, Site
 from .tensors import Array
 
-__all__ = ["AssembledCapture", "CaptureKey", "assemble"]
+__all__ = ["AssembledCapture", "CaptureKey", "assemble", "row_axis"]
 
 
 class CaptureKey(NamedTuple):

@@ -156,7 +156,8 @@ class FromInput:
     input: str
     """The other input's name. It runs first, without this hook; only its prompt positions can be used."""
     positions: tuple[int, ...] | None = None
-    """Positions in the other input (negative: from its end); None: the same as this hook's own."""
+    """Positions in the other input (negative: from its end); None: as this hook names its own, those that it counts from
+    the prompt's end (positions=-1, spans from -3) being counted from the other's end too."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "positions", indices(self.positions, "replace.from_input.positions", negative=True))

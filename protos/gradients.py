@@ -33,7 +33,7 @@ class IntegratedPath:
     site: str = "embed"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "site", str(Site.parse(self.site)))
+        object.__setattr__(self, "site", Site.canonical(self.site))
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or not 1 <= self.steps <= MAX_STEPS:  # pyright: ignore[reportUnnecessaryIsInstance] - JSON can hold anything
             raise InvalidArgument(f"path.steps must be in 1 … {MAX_STEPS}, got {self.steps!r}")
 

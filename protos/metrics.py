@@ -175,7 +175,7 @@ class Coordinate:
     """[width]."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "site", str(Site.parse(self.site)))
+        object.__setattr__(self, "site", Site.canonical(self.site))
         if (self.unit is None) == (self.direction is None):
             raise InvalidArgument("coordinate needs exactly one of unit and direction")
         _position(self, "coordinate")

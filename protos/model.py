@@ -8,6 +8,7 @@ from typing import Literal
 
 from .errors import InvalidArgument
 from .metrics import Measured
+from .model_table import model_table
 from .spec import Plan
 from .tensors import Tensor
 from .tokens import EndToken, TokenLogprob
@@ -58,7 +59,7 @@ class SiteInfo:
     """Why something is refused, and what to do instead."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class ModelInfo:
     """What `Describe` says of a loaded model."""
 
@@ -100,6 +101,9 @@ class ModelInfo:
     def site(self, name: str) -> SiteInfo | None:
         """The entry for a kind of site, or None when this model does not offer it."""
         return next((site for site in self.sites if site.name == name), None)
+
+    def __repr__(self) -> str:
+        return model_table(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +271,7 @@ class Started:
     hooks: tuple[ResolvedHook, ...]
     inputs: tuple[InputStarted, ...]
     revision: int = 0  # of the session's plan; 0 without one
+    n_layers: int = 0  # so that layers counted from the end can be read; 0: not told
 
 
 @dataclass(frozen=True, slots=True)

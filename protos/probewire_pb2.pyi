@@ -782,7 +782,7 @@ class Event(_message.Message):
     def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., tensor_frame: _Optional[_Union[TensorFrame, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., revised: _Optional[_Union[Revised, _Mapping]] = ..., measured: _Optional[_Union[Measured, _Mapping]] = ...) -> None: ...
 
 class Started(_message.Message):
-    __slots__ = ("request_id", "model", "model_hash", "backend", "device", "dtype", "attention", "versions", "hooks", "inputs", "revision")
+    __slots__ = ("request_id", "model", "model_hash", "backend", "device", "dtype", "attention", "versions", "hooks", "inputs", "revision", "n_layers")
     class VersionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -801,6 +801,7 @@ class Started(_message.Message):
     HOOKS_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
+    N_LAYERS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     model_hash: str
@@ -812,7 +813,8 @@ class Started(_message.Message):
     hooks: _containers.RepeatedCompositeFieldContainer[ResolvedHook]
     inputs: _containers.RepeatedCompositeFieldContainer[InputStarted]
     revision: int
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., model_hash: _Optional[str] = ..., backend: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., attention: _Optional[str] = ..., versions: _Optional[_Mapping[str, str]] = ..., hooks: _Optional[_Iterable[_Union[ResolvedHook, _Mapping]]] = ..., inputs: _Optional[_Iterable[_Union[InputStarted, _Mapping]]] = ..., revision: _Optional[int] = ...) -> None: ...
+    n_layers: int
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., model_hash: _Optional[str] = ..., backend: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., attention: _Optional[str] = ..., versions: _Optional[_Mapping[str, str]] = ..., hooks: _Optional[_Iterable[_Union[ResolvedHook, _Mapping]]] = ..., inputs: _Optional[_Iterable[_Union[InputStarted, _Mapping]]] = ..., revision: _Optional[int] = ..., n_layers: _Optional[int] = ...) -> None: ...
 
 class Revised(_message.Message):
     __slots__ = ("input", "revision", "hooks")

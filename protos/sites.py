@@ -49,9 +49,9 @@ MAX_SITE = 500
 """Letters of a site's name: it is remembered once parsed."""
 
 _LAYER_ORDER = {name: index for index, name in enumerate(LAYER_SITES)}
-_PATTERN = re.compile(r"(?P<name>[a-z_]+)(?:\.(?P<layer>\d+|\*|\d*:\d*))?")
+_PATTERN = re.compile(r"(?P<name>[a-z_]+)(?:\.(?P<layer>-?\d+|\*|(?:-?\d+)?:(?:-?\d+)?))?")
 _RAW = re.compile(r"module:(?P<path>[A-Za-z_][\w.]*):(?P<side>input|output)")
-_TRANSFORMER_LENS = re.compile(r"blocks\.(?P<layer>\d+|\*)\.(?P<hook>.+)")
+_TRANSFORMER_LENS = re.compile(r"blocks\.(?P<layer>-?\d+|\*)\.(?P<hook>.+)")
 _TRANSFORMER_LENS_HOOKS = {
     "hook_resid_pre": "resid_pre",
     "hook_attn_in": "attn_resid",
@@ -105,23 +105,35 @@ class Site:
         return self.name if self.layer is None else f"{self.name}.{self.layer}"
 
     @staticmethod
-    def parse(text: str) -> Site:
-        """One site from its name. Raises InvalidArgument when `text` is malformed or stands for several."""
-        pattern = SitePattern.parse(text)
-        if pattern.layers is not None and pattern.layer is None:
-            raise InvalidArgument(f"{text!r} stands for several sites; name one layer, for example {pattern.name}.0")
+    def parse(text: str, n_layers: int | None = None) -> Site:
+        """One site from its name. Raises InvalidArgument when `text` is malformed or stands for several.
+
+        A layer counted from the end (`resid_post.-1`) needs `n_layers`, the model's.
+        """
+        pattern = _one(text)
+        if n_layers is not None:
+            return pattern.expand(n_layers)[0]
+        if pattern.layer is not None and pattern.layer < 0:
+            raise InvalidArgument(
+                f"{text!r} counts layers from the end, and how many there are is not known here; name the layer itself"
+            )
         return Site(pattern.name, pattern.layer, pattern.path, pattern.side)
+
+    @staticmethod
+    def canonical(text: str) -> str:
+        """The name of one site as answers have it; a layer counted from the end stays so. Raises as `parse`."""
+        return str(_one(text))
 
 
 @dataclass(frozen=True, slots=True)
 class SitePattern:
-    """A parsed site name that may stand for several layers: `resid_post.*`, `resid_post.8:16`."""
+    """A parsed site name that may stand for several layers: `resid_post.*`, `resid_post.8:16`, `resid_post.-4:`."""
 
     name: str
     layers: tuple[int | None, int | None] | None = None
-    """Half-open range of layers, None = open end; None as a whole for global and raw sites."""
+    """Half-open range of layers, None = open end, negative: from the last; None as a whole for global and raw sites."""
     layer: int | None = None
-    """Set when exactly one layer was named."""
+    """Set when exactly one layer was named; negative: from the last, −1."""
     path: str | None = None
     side: str | None = None
 
@@ -134,15 +146,22 @@ class SitePattern:
             raise InvalidArgument(f"a site has at most {MAX_SITE} characters, got {len(text):,}: {text[:60]!r}…")
         return _parse(text)
 
+    @property
+    def from_end(self) -> bool:
+        """Whether it counts layers from the last."""
+        return any(bound is not None and bound < 0 for bound in self.layers or ())
+
     def expand(self, n_layers: int) -> tuple[Site, ...]:
         """Every concrete site, in layer order. Raises InvalidArgument when a layer is out of range."""
         if self.layers is None:
             return (Site(self.name, None, self.path, self.side),)
         start, stop = self.layers
-        start, stop = start or 0, n_layers if stop is None else stop
+        start = 0 if start is None else start + n_layers if start < 0 else start
+        stop = n_layers if stop is None else stop + n_layers if stop < 0 else stop
         if not 0 <= start < stop <= n_layers:
             raise InvalidArgument(
-                f"site {self} names layers {start}:{stop}, but the model has layers 0:{n_layers} (0-based, half-open)"
+                f"site {self} names layers {start}:{stop}, but the model has layers 0:{n_layers} (0-based, half-open; negative: from "
+                f"the last, -{n_layers} … -1)"
             )
         return tuple(Site(self.name, layer) for layer in range(start, stop))
 
@@ -168,7 +187,7 @@ def _parse(text: str) -> SitePattern:
     if match is None or match["name"] not in AXES:
         raise InvalidArgument(
             f"unknown site {text!r}; allowed: {', '.join(GLOBAL_SITES)}, or one of {', '.join(LAYER_SITES)} "
-            "followed by a layer such as .10, .* or .8:16, or module:<path>:input|output"
+            "followed by a layer such as .10, .-1 (the last), .* or .8:16, or module:<path>:input|output"
         )
     name, layer = match["name"], match["layer"]
     if name in GLOBAL_SITES:
@@ -186,7 +205,14 @@ def _with_layers(name: str, layer: str) -> SitePattern:
     if ":" in layer:
         start, stop = (int(part) if part else None for part in layer.split(":"))
         return SitePattern(name, (start, stop))
-    return SitePattern(name, (int(layer), int(layer) + 1), int(layer))
+    return SitePattern(name, (int(layer), int(layer) + 1 or None), int(layer))  # -1 is the last: open at its end
+
+
+def _one(text: str) -> SitePattern:
+    pattern = SitePattern.parse(text)
+    if pattern.layers is not None and pattern.layer is None:
+        raise InvalidArgument(f"{text!r} stands for several sites; name one layer, for example {pattern.name}.0")
+    return pattern
 
 
 def _from_transformer_lens(text: str) -> str:

@@ -186,7 +186,7 @@ class Condition:
 
     def __post_init__(self) -> None:
         if self.site:
-            object.__setattr__(self, "site", str(Site.parse(_bounded(self.site, "when.site"))))
+            object.__setattr__(self, "site", Site.canonical(_bounded(self.site, "when.site")))
         object.__setattr__(self, "threshold", finite(self.threshold, "when.threshold"))
         _one_of(self.op, ("gt", "ge", "lt", "le"), "when.op")
         _one_of(self.latch, (None, "last", "mean"), "when.latch")
@@ -265,7 +265,7 @@ class Hook:
             raise InvalidArgument(f"the hook at {self.site} has neither an edit nor a capture; give at least one")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Plan:
     """An ordered list of hooks. Hooks at the same site apply in this order."""
 
@@ -278,3 +278,8 @@ class Plan:
         ids = [hook.id for hook in self.hooks if hook.id is not None]
         if len(set(ids)) != len(ids):
             raise InvalidArgument(f"hook ids must be distinct, got {ids}")
+
+    def __repr__(self) -> str:
+        from .telling import told_plan  # which is written in terms of this file
+
+        return told_plan(self)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..backends.base import Backend
@@ -15,6 +16,7 @@ from ..backends.bound import Bindable
 from ..backends.checks import check_hook, expand, from_input
 from ..backends.plan import hook_saes
 from ..backends.saes import Shelf
+from ..protos.depth import plan_at_depth
 from ..protos.errors import InvalidArgument, NotFound
 from ..protos.sessions import Session
 from ..protos.spec import Plan
@@ -51,6 +53,7 @@ class LiveSessions:
 
         Raises InvalidArgument when the plan cannot be honoured by one of them.
         """
+        session = replace(session, plan=plan_at_depth(session.plan, backend.info.n_layers))
         old = self.find(session.id)
         if old is not None:
             self.get(owner, session.id)
@@ -80,7 +83,7 @@ class LiveSessions:
 
 def check_session_plan(plan: Plan, model: Bindable, shelf: Shelf) -> None:
     """Raise InvalidArgument for what a session cannot hold, or what model and SAEs cannot do; NotFound for an unknown SAE."""
-    for index, hook in enumerate(plan.hooks):
+    for index, hook in enumerate(plan_at_depth(plan, model.info.n_layers).hooks):
         where = f"hook {index} ({hook.site})"
         if hook.inputs is not None or from_input(hook.edit) is not None:
             raise InvalidArgument(f"{where}: a session knows no inputs; give hooks that name inputs with the request")

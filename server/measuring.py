@@ -14,6 +14,7 @@ from ..backends.plan import bind
 from ..backends.saes import Shelf
 from ..backends.sweeping import hooks_in, start_of
 from ..backends.tokenizer import Tokenizer
+from ..protos.depth import request_at_depth
 from ..protos.errors import InvalidArgument, ResourceExhausted
 from ..protos.gradients import GradientsRequest, targets_of
 from ..protos.latents import ReadLatents
@@ -46,6 +47,7 @@ def prepare_gradients(
 ) -> Prepared:
     """Check a request for gradients. Raises before anything runs."""
     info = backend.info
+    request = request_at_depth(request, info.n_layers)
     _check_rules(request, info)
     inputs = [PreparedInput(i, tokens_of(i, tokenizer, info, limits), False) for i in request.inputs]
     lengths = {p.item.name: len(p.tokens) for p in inputs}
@@ -160,6 +162,7 @@ def prepare_sweep(
             f"{len(request.plans):,} plans on {measured} inputs are {len(request.plans) * measured:,} forwards; one "
             f"sweep takes {MAX_FORWARDS:,}: send it in parts"
         )
+    request = request_at_depth(request, info.n_layers)
     inputs = [PreparedInput(i, tokens_of(i, tokenizer, info, limits), False) for i in request.inputs]
     lengths = {p.item.name: len(p.tokens) for p in inputs}
     for plan in (request.base, *request.plans):

@@ -12,6 +12,7 @@ from ..backends.bound import BoundPlan, Mode
 from ..backends.plan import bind
 from ..backends.saes import Shelf
 from ..backends.tokenizer import Tokenizer
+from ..protos.depth import request_at_depth
 from ..protos.errors import FailedPrecondition, InvalidArgument
 from ..protos.gradients import GradientsRequest
 from ..protos.model import GenerateRequest, Input, InputStarted, ModelInfo, RunRequest, Started
@@ -79,6 +80,7 @@ def _prepare(
     request_id: str,
     session: Session | None,
 ) -> Prepared:
+    request = request_at_depth(request, backend.info.n_layers)
     info, revision, own_plan = backend.info, 0, request.plan
     if session is not None:
         request, revision = replace(request, plan=followed(request.plan, session)), session.revision
@@ -227,4 +229,5 @@ def started_of(
             for p in inputs
         ),
         revision=revision,
+        n_layers=info.n_layers,
     )

@@ -14,6 +14,7 @@ from ...clients.prompts import Prompts
 from ...protos.errors import InvalidArgument
 from ...protos.sites import Site
 from ...protos.spec import Hook
+from ..attribution.grid import Layers, from_start
 from .probes import (
     Labels,
     Probe,
@@ -141,7 +142,7 @@ def localise(
     labels: Sequence[int],
     *,
     site: str = "resid_post",
-    layers: Sequence[int] | None = None,
+    layers: Layers = None,
     pool: Pool = "last",
     held_out: float = 0.3,
     groups: Sequence[Hashable] | None = None,
@@ -239,7 +240,7 @@ def _labels(labels: Sequence[int], n: int) -> Labels:
     return marks.astype(np.int64)
 
 
-def _layers(client: Client, site: str, layers: Sequence[int] | None, model: str) -> list[int]:
+def _layers(client: Client, site: str, layers: Layers, model: str) -> list[int]:
     info = client.describe(model)
     known = info.site(site)
     if known is None or known.layers is None or site in ("attn_scores", "attn_probs"):
@@ -247,7 +248,7 @@ def _layers(client: Client, site: str, layers: Sequence[int] | None, model: str)
             f"site {site!r}: give a kind of site that layers have, whose rows are of one width, without a layer: "
             "resid_post, mlp_act, z, attn_out, …"
         )
-    chosen = list(known.layers if layers is None else layers)
+    chosen = list(known.layers) if layers is None else from_start(layers, info.n_layers)
     wrong = [layer for layer in chosen if layer not in known.layers]
     if wrong or not chosen:
         raise InvalidArgument(

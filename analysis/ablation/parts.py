@@ -14,6 +14,7 @@ from ...protos.errors import InvalidArgument
 from ...protos.model import ModelInfo
 from ...protos.sites import Site
 from ...protos.spec import Hook
+from ..attribution.grid import Layers, from_start
 
 __all__ = ["Part", "Parts", "parts_of"]
 
@@ -82,13 +83,11 @@ class Parts:
         return tuple(dict.fromkeys(part.site for part in self.parts))
 
 
-def parts_of(
-    info: ModelInfo, over: str, *, layers: Sequence[int] | None = None, indices: Sequence[int] | None = None
-) -> Parts:
+def parts_of(info: ModelInfo, over: str, *, layers: Layers = None, indices: Sequence[int] | None = None) -> Parts:
     """Every part that a sweep takes out in turn.
 
     `over`: "heads" (of z), "neurons" (of mlp_act), or a kind of site ("attn_out": the whole of it, layer by layer).
-    `layers`: default all that offer the site. `indices`: of the heads or neurons, the same in each layer; default all.
+    `layers`: default all that offer the site; negative: from the last. `indices`: of the heads or neurons, the same in each layer; default all.
     Raises InvalidArgument for a site that the model has not, or a layer, head or neuron out of range.
     """
     name, axis = SHORT.get(over, (over, None))
@@ -96,7 +95,8 @@ def parts_of(
     if site is None or site.layers is None:
         offered = ", ".join(s.name for s in info.sites if s.layers is not None)
         raise InvalidArgument(f'over={over!r}; allowed: "heads", "neurons", or a site that layers have: {offered}')
-    chosen = _chosen(layers, site.layers, f"layers with {name}")
+    given = None if layers is None else from_start(layers, info.n_layers)
+    chosen = _chosen(given, site.layers, f"layers with {name}")
     if axis is None:
         if indices is not None:
             raise InvalidArgument(f"indices are of heads or neurons, but over={over!r} takes out whole sites")

@@ -13,6 +13,7 @@ from ...protos.metrics import Metric, Target
 from ...protos.model import MAX_INPUTS
 from ...protos.spec import Hook
 from ...protos.sweeps import MAX_PLANS
+from ..attribution.grid import Layers
 from ..tasks import FittedTask, Form
 from .methods import Ablation, Positions
 from .parts import Part, parts_of
@@ -29,7 +30,7 @@ def ablation_sweep(
     over: str,
     ablations: Ablation | Sequence[Ablation],
     *,
-    layers: Sequence[int] | None = None,
+    layers: Layers = None,
     indices: Sequence[int] | None = None,
     positions: Positions = None,
     form: Form = "clean",

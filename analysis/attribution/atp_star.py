@@ -18,7 +18,7 @@ from ...clients.prompts import Prompts
 from ...protos.errors import Unsupported
 from ...protos.metrics import Metric, Target
 from ...protos.model import MAX_INPUTS, ModelInfo
-from .grid import Heads, Positions, make_grid
+from .grid import Heads, Layers, Positions, chosen_layers, make_grid
 from .pairs import Direction, Pair, Side, check_direction, make_pairs, same_length
 from .taylor import Attribution, check_gradients, patterns, score_rows
 
@@ -34,7 +34,7 @@ def qk_fix(
     metric: Metric | Sequence[Metric],
     *,
     kinds: Sequence[str] = ("q", "k"),
-    layers: Sequence[int] | None = None,
+    layers: Layers = None,
     direction: Direction = "denoise",
     model: str = "",
 ) -> dict[str, Attribution]:
@@ -49,7 +49,7 @@ def qk_fix(
         raise Unsupported(
             f"the QK fix is for the kinds q and k, got {list(kinds)}; score v and z by attribution_patching"
         )
-    chosen = list(range(info.n_layers)) if layers is None else list(layers)
+    chosen = chosen_layers(layers, info.n_layers)
     _check_patterns(info)
     read = [f"{kind}.{layer}" for kind in ("q", "k", "attn_scores", "attn_probs") for layer in chosen]
     there = client.run(
@@ -160,6 +160,7 @@ def grad_drop(
     sites: str | Sequence[str],
     metric: Metric | Sequence[Metric],
     *,
+    layers: Layers = None,
     positions: Positions = None,
     heads: Heads = None,
     direction: Direction = "denoise",
@@ -174,7 +175,7 @@ def grad_drop(
     pairs = make_pairs(client, clean, corrupt, metric, model=model)
     n_tokens = same_length(pairs, "a grid over every position") if positions is None else min(map(len, pairs))
     info = client.describe(model)
-    grid = make_grid(info, sites, n_tokens, positions, heads)
+    grid = make_grid(info, sites, n_tokens, positions, heads, layers)
     check_gradients(info, grid.sites)
     read = patterns(grid.sites)
     run = client.run([pair.input(side) for pair in pairs for side in (base, other)], capture=read, model=model)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from ...clients import Client
 from ...clients.prompts import Prompts
 from ...protos.metrics import Metric
-from .grid import Heads, Positions, make_grid
+from .grid import Heads, Layers, Positions, make_grid
 from .pairs import Direction, make_pairs, same_length
 from .taylor import Attribution, Backward, paired_scores
 
@@ -25,6 +25,7 @@ def attribution_patching(
     sites: str | Sequence[str],
     metric: Metric | Sequence[Metric],
     *,
+    layers: Layers = None,
     positions: Positions = None,
     heads: Heads = None,
     units: bool = False,
@@ -43,7 +44,7 @@ def attribution_patching(
     """
     pairs = make_pairs(client, clean, corrupt, metric, model=model)
     n_tokens = same_length(pairs, "a grid over every position") if positions is None else min(map(len, pairs))
-    grid = make_grid(client.describe(model), sites, n_tokens, positions, heads)
+    grid = make_grid(client.describe(model), sites, n_tokens, positions, heads, layers)
     method = "AtP" + (f" integrated over {steps} steps at {path_site}" if steps else "")
     if rules:
         method = f"RelP ({', '.join(rules)})" + method.removeprefix("AtP")

@@ -20,6 +20,7 @@ from ...protos.errors import InvalidArgument
 from ...protos.metrics import LogProb
 from ...protos.model import MAX_INPUTS, ModelInfo, Tokenized
 from ...protos.sites import LAYER_SITES
+from .grid import Layers, chosen_layers
 
 __all__ = ["Tracing", "subject_positions", "subject_sigma", "trace", "window_of"]
 
@@ -64,7 +65,7 @@ def trace(
     *,
     answer: int | str | None = None,
     sites: Sequence[str] = ("resid_post", "mlp_out", "attn_out"),
-    layers: Sequence[int] | None = None,
+    layers: Layers = None,
     positions: Sequence[int] | None = None,
     window: int = 10,
     noise: float = 3.0,
@@ -89,7 +90,7 @@ def trace(
     where = subject_positions(item, subject)
     std = noise * (subject_sigma(client, [(prompt, where)], model=model) if sigma is None else sigma)
     token = _answer(client, item, answer, model)
-    chosen = list(range(info.n_layers)) if layers is None else list(layers)
+    chosen = chosen_layers(layers, info.n_layers)
     at = list(range(len(item.token_ids))) if positions is None else list(positions)
     names = [f"seed {seed}" for seed in range(seeds)]
     noisy = [hook("embed", Noise(std, seed), positions=where, inputs=names[seed]) for seed in range(seeds)]

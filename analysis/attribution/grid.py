@@ -5,18 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Literal
+from numbers import Integral
+from typing import Any, Literal, cast
 
 from ...protos.errors import InvalidArgument
 from ...protos.model import ModelInfo
-from ...protos.sites import HEAD_SITES, LAYER_SITES, SitePattern
+from ...protos.sites import HEAD_SITES, LAYER_SITES, Site, SitePattern
 
-__all__ = ["Cell", "Grid", "Heads", "Positions", "expand_sites", "make_grid", "n_heads"]
+__all__ = [
+    "Cell",
+    "Grid",
+    "Heads",
+    "Layers",
+    "Positions",
+    "chosen_layers",
+    "expand_sites",
+    "from_start",
+    "make_grid",
+    "n_heads",
+]
 
 Positions = Literal["all"] | Sequence[int] | None
 """None: each position on its own. "all": all together. A list: each of these on its own; negative from the end."""
 Heads = Literal["all"] | Sequence[int] | None
 """None: all heads together. "all": each on its own. A list: each of these on its own."""
+Layers = int | Sequence[int] | None
+"""Of sites named by their kind ("resid_pre"). None: every one. Negative: from the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +63,20 @@ class Grid:
 
 
 def make_grid(
-    info: ModelInfo, sites: str | Sequence[str], n_tokens: int, positions: Positions = None, heads: Heads = None
+    info: ModelInfo,
+    sites: str | Sequence[str],
+    n_tokens: int,
+    positions: Positions = None,
+    heads: Heads = None,
+    layers: Layers = None,
 ) -> Grid:
     """The product of sites, positions and heads.
 
-    `sites`: kinds ("resid_pre": all its layers), patterns ("z.4:8") or single sites. Axes: "site" where there is more
-    than one kind, "layer" where every kind covers the same layers; otherwise "site" alone, with the sites' own names.
+    `sites`: kinds ("resid_pre": all its layers, or `layers`), patterns ("z.4:8", "z.-4:") or single sites. Axes: "site"
+    where there is more than one kind, "layer" where every kind covers the same layers; otherwise "site" alone, with the
+    sites' own names.
     """
-    axes, names = expand_sites(info, sites)
+    axes, names = expand_sites(info, sites, layers)
     where = _positions(positions, n_tokens)
     which = _heads(info, names, heads)
     if where is not None:
@@ -67,13 +87,25 @@ def make_grid(
     return Grid(axes, names, where, which, cells)
 
 
-def expand_sites(info: ModelInfo, sites: str | Sequence[str]) -> tuple[dict[str, list[Any]], tuple[str, ...]]:
+def expand_sites(
+    info: ModelInfo, sites: str | Sequence[str], layers: Layers = None
+) -> tuple[dict[str, list[Any]], tuple[str, ...]]:
     """The axes that sites lie along, and their concrete names in that order."""
     listed = [sites] if isinstance(sites, str) else list(sites)
     if not listed:
         raise InvalidArgument('no sites; name at least one, for example "resid_pre" (all its layers) or "resid_pre.10"')
-    kinds = [f"{text}.*" if text in LAYER_SITES else text for text in listed]
-    groups = [SitePattern.parse(text).expand(info.n_layers) for text in kinds]
+    chosen = chosen_layers(layers, info.n_layers)
+    named = [text for text in listed if text not in LAYER_SITES]
+    if layers is not None and named:
+        raise InvalidArgument(
+            f"layers= goes with kinds of sites, such as resid_pre, and {named[0]!r} names its own; leave one of the two out"
+        )
+    groups = [
+        tuple(Site(text, layer) for layer in chosen)
+        if text in LAYER_SITES
+        else SitePattern.parse(text).expand(info.n_layers)
+        for text in listed
+    ]
     for group in groups:
         if (name := group[0].name) != "module" and info.site(name) is None:
             offered = ", ".join(site.name for site in info.sites)
@@ -83,13 +115,34 @@ def expand_sites(info: ModelInfo, sites: str | Sequence[str]) -> tuple[dict[str,
     names = tuple(str(site) for group in groups for site in group)
     if len(set(names)) != len(names):
         raise InvalidArgument(f"sites name the same tensor twice: {listed}")
-    layers = [[site.layer for site in group] for group in groups]
-    if all(found == layers[0] and None not in found for found in layers) and len({g[0].name for g in groups}) == len(
+    depths = [[site.layer for site in group] for group in groups]
+    if all(found == depths[0] and None not in found for found in depths) and len({g[0].name for g in groups}) == len(
         groups
     ):
         axes: dict[str, list[Any]] = {"site": [group[0].name for group in groups]} if len(groups) > 1 else {}
-        return {**axes, "layer": list(layers[0])}, names
+        return {**axes, "layer": list(depths[0])}, names
     return {"site": list(names)}, names
+
+
+def chosen_layers(layers: Layers, n_layers: int) -> list[int]:
+    """Layers of a model in the order given, counted from the start. Raises InvalidArgument for ones that it has not."""
+    if layers is None:
+        return list(range(n_layers))
+    found = from_start(layers, n_layers)
+    wrong = [layer for layer in found if not 0 <= layer < n_layers]
+    if wrong or not found:
+        raise InvalidArgument(
+            f"layers {layers} given; the model has 0 … {n_layers - 1} (negative: from the last), name at least one"
+        )
+    if len(set(found)) != len(found):
+        raise InvalidArgument(f"layers {layers} name one layer twice")
+    return found
+
+
+def from_start(layers: int | Sequence[int], n_layers: int) -> list[int]:
+    """Layers counted from the start, whether or not the model has them."""
+    listed = [layers] if isinstance(layers, Integral) else cast("Sequence[int]", layers)
+    return [int(layer) + n_layers if layer < 0 else int(layer) for layer in listed]
 
 
 def n_heads(info: ModelInfo, kind: str) -> int:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ...clients import Client, Gather, Hook, InputResult, Run, TopK, capture, patch
 from ...clients.prompts import Prompt
 from ...protos.errors import Internal, InvalidArgument
+from .grid import Layers, from_start
 
 __all__ = ["LogitLens", "logit_lens"]
 
@@ -61,6 +62,19 @@ class LogitLens:
         """[layer, position]: its probability."""
         return self.probabilities[:, :, 0]
 
+    def first_top(self, token: int | str, *, to_end: bool = False) -> NDArray[np.int64]:
+        """[position]: the first layer whose likeliest token is `token` (an id, or its text); −1 where there is none.
+
+        `to_end`: the first layer from which on it stays so, through the last one read.
+        """
+        names = self.top_tokens if isinstance(token, str) else self.top_ids
+        order = np.argsort(self.layers)  # they may have been asked for in any order
+        on_top = (names[:, :, 0] == token)[order]
+        if to_end:
+            on_top = np.logical_and.accumulate(on_top[::-1])[::-1]
+        found = np.asarray(self.layers, dtype=np.int64)[order][on_top.argmax(axis=0)]
+        return np.where(on_top.any(axis=0), found, -1)
+
     def __repr__(self) -> str:
         return f"LogitLens({len(self.layers)} layers, {len(self.positions)} positions of {''.join(self.tokens)!r})"
 
@@ -71,7 +85,7 @@ def logit_lens(
     *,
     k: int = 5,
     targets: Sequence[int] = (),
-    layers: Sequence[int] | None = None,
+    layers: Layers = None,
     positions: Sequence[int] | None = None,
     model: str = "",
 ) -> LogitLens:
@@ -82,7 +96,9 @@ def logit_lens(
     Raises InvalidArgument for layers, positions or targets that the model or the prompt does not have.
     """
     info = client.describe(model)
-    chosen = _checked(list(range(info.n_layers)) if layers is None else layers, info.n_layers, "layer")
+    chosen = _checked(
+        range(info.n_layers) if layers is None else from_start(layers, info.n_layers), info.n_layers, "layer"
+    )
     wanted = tuple(_checked(targets, info.vocab_size, "target token")) if len(targets) else ()
     streams = client.run(prompt, capture=[f"resid_post.{layer}" for layer in chosen], model=model).only
     tokens = streams.tokens

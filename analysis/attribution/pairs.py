@@ -24,7 +24,7 @@ MAX_PAIRS = MAX_INPUTS // 3
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two prompts of equal length and the metric that tells them apart."""
+    """Two prompts, of equal length unless they were made otherwise, and the metric that tells them apart."""
 
     index: int
     clean: tuple[int, ...]
@@ -70,11 +70,18 @@ class Pair:
 
 
 def make_pairs(
-    client: Client, clean: Prompts, corrupt: Prompts, metric: Metric | Sequence[Metric], *, model: str = ""
+    client: Client,
+    clean: Prompts,
+    corrupt: Prompts,
+    metric: Metric | Sequence[Metric],
+    *,
+    equal: bool = True,
+    model: str = "",
 ) -> tuple[Pair, ...]:
     """Tokenise and check pairs of prompts. `metric`: one for all, or one a pair.
 
-    The baseline of a `Kl` is "clean" or "corrupt": that side of its own pair, as it is.
+    The baseline of a `Kl` is "clean" or "corrupt": that side of its own pair, as it is. `equal` False: the two may differ
+    in length, for whoever pairs their positions otherwise.
     Raises InvalidArgument when the prompts do not pair, in number or in tokens.
     """
     sides = [to_inputs(clean), to_inputs(corrupt)]
@@ -89,11 +96,12 @@ def make_pairs(
     pairs: list[Pair] = []
     for index, (one, other) in enumerate(zip(*sides, strict=True)):
         found = [client.tokenize(item, model=model) for item in (one, other)]
-        if len(found[0].token_ids) != len(found[1].token_ids):
+        if equal and len(found[0].token_ids) != len(found[1].token_ids):
             raise InvalidArgument(
                 f"pair {index}: the clean prompt has {len(found[0].token_ids)} tokens and the corrupt one "
-                f"{len(found[1].token_ids)} ({found[0].text!r}, {found[1].text!r}); patching needs equal lengths, "
-                "so replace words by words of as many tokens"
+                f"{len(found[1].token_ids)} ({found[0].text!r}, {found[1].text!r}); patching needs equal lengths, so "
+                'replace words by words of as many tokens, or say what pairs: attribution.patch(…, align="tokens"), "end", '
+                'or by roles, align={"subject": (" Mary", " John Smith")}; or positions=[-1], counted from either end'
             )
         pair = Pair(index, found[0].token_ids, found[1].token_ids, found[0].tokens, found[1].tokens, metrics[index])
         pairs.append(_with_own_baseline(pair))

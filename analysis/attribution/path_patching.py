@@ -19,7 +19,7 @@ from ...clients.prompts import Prompts
 from ...protos.errors import InvalidArgument
 from ...protos.metrics import Metric
 from ...protos.model import MAX_INPUTS, ModelInfo
-from ...protos.sites import Site
+from ...protos.sites import Site, SitePattern
 from .grid import n_heads
 from .pairs import Direction, Pair, Side, check_direction, make_pairs, same_length
 
@@ -117,7 +117,7 @@ class _End:
 
 def _parse(info: ModelInfo, end: End, allowed: Sequence[str], what: str) -> _End:
     text, head = (end, None) if isinstance(end, str) else end
-    site = Site.parse(text)
+    site = Site.parse(text, info.n_layers if SitePattern.parse(text).from_end else None)
     if site.name not in allowed:
         raise InvalidArgument(
             f"{text!r} is no {what}; {what}s are {', '.join(allowed)} (with a layer, where it has one)"

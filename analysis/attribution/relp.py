@@ -15,7 +15,7 @@ from ...clients.prompts import Prompts, to_inputs
 from ...protos.errors import InvalidArgument
 from ...protos.metrics import Metric, Target
 from .attribution_patching import attribution_patching
-from .grid import Heads, Positions, make_grid
+from .grid import Heads, Layers, Positions, make_grid
 from .pairs import Direction
 from .taylor import Attribution, check_gradients, patterns, score_rows
 
@@ -52,6 +52,7 @@ def relp(
     metric: Metric | Sequence[Metric],
     *,
     rules: Sequence[str] = GRAPH_RULES,
+    layers: Layers = None,
     positions: Positions = None,
     heads: Heads = None,
     units: bool = False,
@@ -74,7 +75,7 @@ def relp(
             'once a length, or give positions (negative ones count from the end, "all" takes them together)'
         )
     info = client.describe(model)
-    grid = make_grid(info, sites, lengths[0], positions, heads)
+    grid = make_grid(info, sites, lengths[0], positions, heads, layers)
     check_gradients(info, grid.sites)
     names = patterns(grid.sites)
     result = client.gradients(
@@ -107,6 +108,7 @@ def relp_patching(
     metric: Metric | Sequence[Metric],
     *,
     rules: Sequence[str] = PATCHING_RULES,
+    layers: Layers = None,
     positions: Positions = None,
     heads: Heads = None,
     units: bool = False,

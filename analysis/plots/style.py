@@ -35,6 +35,7 @@ __all__ = [
     "Figure",
     "colorbar",
     "finished",
+    "heading",
     "limits",
     "new",
     "numbers",
@@ -140,6 +141,20 @@ def title(axes: Axes, what: str, how: str = "") -> None:
             fontsize=11,
             fontweight="bold",
         )
+
+
+def heading(figure: Figure, what: str, how: str = "") -> None:
+    """As `title`, over a figure of several axes: room for it is kept free above them."""
+    width, height = figure.get_figwidth(), figure.get_figheight()
+    lines = [(line, 11.0, INK, "bold") for line in textwrap.wrap(what, max(20, int((width - 0.4) * 11.0)))]
+    lines += [(line, 8.5, GREY, "normal") for line in textwrap.wrap(how, max(20, int((width - 0.4) * 15.5)))]
+    top = height - 0.08
+    for line, size, colour, weight in lines:
+        cast("Any", figure).text(
+            0.1 / width, top / height, plain(line), fontsize=size, color=colour, fontweight=weight, va="top"
+        )
+        top -= size / 72 * 1.35
+    cast("Any", figure).get_layout_engine().set(rect=(0, 0, 1, top / height))
 
 
 def readable(token: str, limit: int = MAX_TOKEN) -> str:

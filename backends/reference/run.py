@@ -18,7 +18,7 @@ from .edits import Around, edit_rows
 from .model import ReferenceModel
 from .reductions import Captured, captured_rows
 from .rows import chosen_positions, holds
-from .sources import given_rows, input_rows, rows_first, with_keys
+from .sources import given_rows, input_rows, named_positions, rows_first, with_keys
 
 __all__ = ["ReferenceResult", "run"]
 
@@ -145,7 +145,7 @@ class _Input:
         when = bound.hook.where.when
         if when is None:
             return bound.positions
-        read = Site.parse(when.site) if when.site else site
+        read = Site.parse(when.site, len(self.request.model.layers)) if when.site else site
         if read.name in ATTENTION_SITES:
             raise InvalidArgument(f"a condition cannot read {read}")
         if read != site and read not in self.finals:
@@ -189,7 +189,8 @@ class _Input:
                 raise NotFound(f"no stored capture {source.capture_id!r}")
             rows = given_rows(self.request.stored[source.capture_id], site, index, len(bound.sites), bound.positions)
         elif isinstance(source, FromInput):
-            rows = input_rows(source, self.request.final(source.input, site), site, bound.positions)
+            named = named_positions(bound.hook.where, bound.positions, self.prompt_length)
+            rows = input_rows(source, self.request.final(source.input, site), site, named)
         else:
             return None
         rows = rows[np.array([bound.positions.index(p) for p in positions], dtype=np.int64)]

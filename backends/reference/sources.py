@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,10 +10,11 @@ import numpy as np
 from ...protos.edits import FromInput
 from ...protos.errors import InvalidArgument
 from ...protos.sites import ATTENTION_SITES, Site
+from ...protos.spec import Where
 from ...protos.tensors import Array
 from .edits import MASKED
 
-__all__ = ["given_rows", "input_rows", "rows_first", "with_keys"]
+__all__ = ["given_rows", "input_rows", "named_positions", "rows_first", "with_keys"]
 
 
 def rows_first(site: Site, value: Array) -> Array:
@@ -34,8 +36,27 @@ def given_rows(value: Array, site: Site, index: int, n_sites: int, positions: Se
     return rows
 
 
+def named_positions(where: Where, positions: Sequence[int], prompt_length: int) -> list[int]:
+    """Chosen positions as the hook writes them: negative where it counts them from the prompt's end."""
+
+    def from_end(position: int) -> bool:
+        if where.positions is not None:
+            return position - prompt_length in where.positions
+        for span in where.spans or ():
+            start = span.start if span.start >= 0 else span.start + prompt_length
+            stop = math.inf if span.stop is None else span.stop if span.stop >= 0 else span.stop + prompt_length
+            if start <= position < stop:
+                return span.start < 0 and position < prompt_length
+        return False
+
+    return [position - prompt_length if from_end(position) else position for position in positions]
+
+
 def input_rows(source: FromInput, value: Array, site: Site, positions: Sequence[int]) -> Array:
-    """Rows of another input's final value at the site. Raises InvalidArgument unless there is one a position."""
+    """Rows of another input's final value at the site. Raises InvalidArgument unless there is one a position.
+
+    `positions`: the hook's own, as it names them; without positions of the source's they hold on either side.
+    """
     rows = rows_first(site, value)
     n = len(rows)
     wanted = [p + n if p < 0 else p for p in (positions if source.positions is None else source.positions)]

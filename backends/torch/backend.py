@@ -179,7 +179,8 @@ class TorchBackend:
         """Final-norm rows; None when the forward ended before, as nobody asks for anything of its last layers."""
         last = [slot.plan.last_layer for slot in slots]
         known = [layer for layer in last if layer is not None]
-        after = max(known) + 2 if len(known) == len(last) else len(self.layers)  # one more: sites have other names there
+        # One more than the last: some sites are taken at the layer behind them.
+        after = max(known) + 2 if len(known) == len(last) else len(self.layers)
         if after >= len(self.layers):
             return self.hidden(ids, positions)
         handle = self.layers[after].register_forward_pre_hook(_enough)

@@ -14,6 +14,8 @@ from fake_server import FakeServer
 from fake_service import FakeService
 
 from probewire.clients import Client
+from probewire.server.inprocess import InProcessService
+from tests.tiny_models import tiny_checkpoint
 
 TRANSPORTS = ("inprocess", "grpc", "rest")
 
@@ -40,4 +42,12 @@ def client(request: pytest.FixtureRequest, server: FakeServer, service: FakeServ
         yield Client(service=service)
         return
     with Client(server.grpc_url if request.param == "grpc" else server.http_url, timeout_s=20) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """A random llama of three layers in this process, in float64; a token a letter, and one before them."""
+    folder = tiny_checkpoint("llama", tmp_path_factory.mktemp("tiny"))
+    with Client.inprocess(InProcessService.create(str(folder), dtype="float64", device="cpu")) as client:
         yield client

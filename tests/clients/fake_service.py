@@ -137,7 +137,7 @@ class FakeService:
         self.requests.append(request)
         followed = Followed(GenerateRequest(request.inputs, plan=request.plan), self.live)
         yield self._started(request.inputs, request.plan)
-        for item in request.inputs:
+        for item in (item for item in request.inputs if not item.source_only):
             tokens = prompt_ids(item)
             held: dict[int, list[tuple[tuple[int, ...], Array]]] = {}
             yield from self._frames(item, followed, list(tokens), range(len(tokens)), len(tokens), 0, held)
@@ -188,7 +188,18 @@ class FakeService:
         began = tuple(InputStarted(i.name, prompt_ids(i), tuple(chr(t) for t in prompt_ids(i)), 7) for i in inputs)
         versions = {"numpy": np.__version__}
         return Started(
-            "req-1", "fake", "abc123", "numpy", "cpu", DTYPE, "none", versions, resolved(plan), began, revision
+            "req-1",
+            "fake",
+            "abc123",
+            "numpy",
+            "cpu",
+            DTYPE,
+            "none",
+            versions,
+            resolved(plan),
+            began,
+            revision,
+            N_LAYERS,
         )
 
     def _frames(self, item, followed, tokens, rows, prompt, step, held) -> Iterator[TensorFrame]:

@@ -34,7 +34,8 @@ from probewire.clients import (
     load,
     steer,
 )
-from probewire.clients.sweep import collect_sweep
+from probewire.clients.asked import Asked
+from probewire.clients.collecting import Collector, SweepCollector
 from probewire.protos.gradients import GradientsRequest
 from probewire.protos.metrics import Measured
 from probewire.protos.model import Event, Finished, Tokenized, TokenizeRequest
@@ -180,7 +181,7 @@ def test_a_sweep_is_joined_in_the_order_of_its_plans(client: Client) -> None:
     np.testing.assert_array_equal(swept.measured["x"], np.stack([195 + plans, 196 + plans], axis=1))
     np.testing.assert_array_equal(swept.measured["y"], np.stack([99 + plans, 100 + plans], axis=1))
     assert swept.measured["x"].dtype == np.float64
-    assert swept.array("y").axes == {"plan": tuple(range(8))}
+    assert swept.array("y", 0).axes == {"plan": tuple(range(8))}
     both = swept.array(target=1)
     assert (both.dims, both.shape) == (("input", "plan"), (2, 8))
     assert both.sel(input="y", plan=3).item() == 130
@@ -254,13 +255,16 @@ def test_what_no_sweep_can_be(client: Client, service: FakeService) -> None:
 
 @pytest.mark.parametrize("broken", ["a plan", "the end", "everything"])
 def test_an_answer_with_gaps_is_no_sweep(broken: str) -> None:
-    request = SweepRequest((Input(text="a"),), (Target(Logit(5)),), ((clients.Plan()),) * 7)
-    events: list[Event] = list(FakeService().sweep(request))
+    asked = Asked("sweep", (Input(text="a"),), targets=(Target(Logit(5)),), plans=((clients.Plan()),) * 7)
+    events: list[Event] = list(FakeService().sweep(asked.request()))
     if broken == "a plan":
         events.remove(next(event for event in events if isinstance(event, Measured)))
     events = events[:-1] if broken == "the end" else [] if broken == "everything" else events
+    found = SweepCollector()
+    for event in events:
+        found.add(event)
     with pytest.raises(Internal, match=r"input 'input' has gaps, or ended early|ended before it began"):
-        collect_sweep(events, ["input"], 7, lambda done: None)
+        found.whole(asked)
 
 
 def test_errors_of_the_server_come_back(client: Client) -> None:
@@ -328,7 +332,7 @@ def test_a_sweep_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch, fake: Clie
 
         return made()
 
-    monkeypatch.setattr("probewire.clients.client.progress_bar", bar)
+    monkeypatch.setattr("probewire.clients.calls.progress_bar", bar)
     fake.sweep({"x": "ab", "y": "c"}, Logit(5), [[]] * 5)
     assert moves == [(3, 10), (5, 10), (8, 10), (10, 10)]
     moves.clear()
@@ -336,8 +340,12 @@ def test_a_sweep_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch, fake: Clie
     assert moves == []
 
 
-def test_every_input_ends(fake: Client) -> None:
-    events = list(FakeService().gradients(GradientsRequest((Input(text="a"),), (Target(Logit(5)),))))
+def test_every_input_ends() -> None:
+    asked = Asked("gradients", (Input(text="a"),), targets=(Target(Logit(5)),))
+    events = list(FakeService().gradients(asked.request()))
     assert isinstance(events[-1], Finished)
+    found = Collector()
+    for event in events[:-1]:
+        found.add(event)
     with pytest.raises(Internal, match="ended before input 'input' did"):
-        clients.results.collect(events[:-1], ["input"])
+        found.whole(asked)

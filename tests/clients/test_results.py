@@ -7,8 +7,9 @@ import pytest
 from fake_service import FakeService, expected
 
 from probewire.clients import Client, Generation, Internal, InvalidArgument, NotFound, Run, TopK, capture, load
-from probewire.clients.results import collect
-from probewire.protos.model import Started
+from probewire.clients.asked import Asked
+from probewire.clients.collecting import Collector
+from probewire.protos.model import Input, RunRequest, Started
 
 
 @pytest.fixture
@@ -156,16 +157,14 @@ def test_other_safetensors_files_are_refused(tmp_path) -> None:
         load(tmp_path / "x.safetensors")
 
 
-def test_an_answer_cut_short_is_no_result(fake: Client) -> None:
-    events = list(FakeService().run(_request(fake)))
-    with pytest.raises(Internal, match="ended before input 'input' did"):
-        collect(events[:-1], ["input"])
+def test_an_answer_cut_short_is_no_result() -> None:
+    asked = Asked("run", (Input(text="a"),))
+    events = list(FakeService().run(RunRequest(asked.inputs)))
+    found = Collector()
     with pytest.raises(Internal, match="ended before it began"):
-        collect([], ["input"])
+        found.whole(asked)
+    for event in events[:-1]:
+        found.add(event)
+    with pytest.raises(Internal, match="ended before input 'input' did"):
+        found.whole(asked)
     assert isinstance(events[0], Started)
-
-
-def _request(fake: Client):
-    from probewire.protos.model import Input, RunRequest
-
-    return RunRequest((Input(text="a"),))

@@ -5,13 +5,25 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 from fake_server import wait_for
 from fake_service import FakeService, expected
 
-from probewire.clients import Client, Internal, NotFound, ResourceExhausted, capture
+from probewire.clients import (
+    Asked,
+    Client,
+    FailedPrecondition,
+    Generation,
+    Input,
+    Internal,
+    NotFound,
+    ResourceExhausted,
+    capture,
+    load,
+)
 from probewire.clients.stream import Step, Stream
 from probewire.protos.model import Finished, Usage
 
@@ -152,7 +164,58 @@ def test_several_inputs_are_told_apart(client: Client) -> None:
 
 
 def test_an_answer_that_begins_otherwise_is_refused() -> None:
+    asked = Asked("generate", (Input(text="a"),))
     with pytest.raises(Internal, match="began with Finished"):
-        Stream(iter([Finished("input", "eos", Usage(1))]))
+        Stream(iter([Finished("input", "eos", Usage(1))]), asked)
     with pytest.raises(Internal, match="began with NoneType"):
-        Stream(iter([]))
+        Stream(iter([]), asked)
+
+
+def test_at_its_end_it_is_what_generate_gives(client: Client, tmp_path: Path) -> None:
+    hooks = [capture("resid_post.*"), capture("embed", reduce="mean", id="m")]
+    whole = client.generate({"x": "ab", "y": "c"}, capture=hooks, max_new_tokens=3, logprobs=1, seed=5)
+    with client.stream({"x": "ab", "y": "c"}, capture=hooks, max_new_tokens=3, logprobs=1, seed=5) as stream:
+        for _ in stream:
+            pass
+    for found in (stream.result, load(stream.save(tmp_path / "stream.safetensors"))):
+        assert isinstance(found, Generation)
+        assert repr(found) == repr(whole)
+        assert found.asked == whole.asked
+        for name, item in whole.inputs.items():
+            other = found.inputs[name]
+            assert (other.new, other.finished, other.seed) == (item.new, item.finished, item.seed)
+            np.testing.assert_array_equal(other.stack("resid_post"), item.stack("resid_post"))
+            np.testing.assert_array_equal(other["m"], item["m"])
+
+
+def test_before_its_end_there_is_only_what_has_come(client: Client, tmp_path: Path) -> None:
+    with client.stream({"x": "ab", "y": "c"}, capture="embed", max_new_tokens=3) as stream:
+        for step in stream:
+            if step.input == "y":
+                break
+        with pytest.raises(
+            FailedPrecondition, match=r"has not ended \(of \['y'\]\).*or take what has come: so_far\(\)"
+        ):
+            _ = stream.result
+        with pytest.raises(FailedPrecondition, match="has not ended"):
+            stream.save(tmp_path / "no")
+        assert list(tmp_path.iterdir()) == []
+    parted = stream.so_far()  # closed early, it has what came
+    assert parted.texts() == {"x": "cde", "y": "d"}
+    assert parted.inputs["x"].finish_reason == "length"
+    assert (parted.inputs["y"].finished, parted.inputs["y"].finish_reason) == (None, "")
+    np.testing.assert_array_equal(parted.inputs["y"]["embed"], expected("embed", [99]))
+    assert "  new     1 tokens, not ended" in repr(parted).splitlines()
+    again = load(parted.save(tmp_path / "part.safetensors"))
+    assert repr(again) == repr(parted)
+    with pytest.raises(FailedPrecondition, match="has not ended"):
+        _ = stream.result
+
+
+def test_a_stream_may_forget(client: Client) -> None:
+    with client.stream("ab", capture="embed", max_new_tokens=3, keep=False) as stream:
+        assert len(list(stream)) == 3
+    assert stream.text == "cde"
+    for read in (lambda: stream.result, stream.so_far):
+        with pytest.raises(FailedPrecondition, match="keep=False"):
+            read()

@@ -155,3 +155,23 @@ def test_the_default_model_knows_mary_late() -> None:
     assert ranks[-1] == 0
     assert ranks[:20].min() > 500
     assert ranks[-3:].max() < 200
+
+
+def test_the_first_layer_where_a_token_is_on_top() -> None:
+    """Layers 4, 0 and 2 at three positions; by hand."""
+    ids = np.array([[[7], [7], [1]], [[7], [3], [7]], [[5], [7], [7]]])
+    words = np.array([[[" a"], [" a"], ["x"]], [[" a"], ["y"], [" a"]], [["z"], [" a"], [" a"]]], dtype=object)
+    found = lens.LogitLens(("p", "q", "r"), (0, 1, 2), (4, 0, 2), ids, words, np.ones(ids.shape))
+    for token in (7, " a"):
+        assert found.first_top(token).tolist() == [0, 2, 0]
+        assert found.first_top(token, to_end=True).tolist() == [4, 2, -1]
+    assert found.first_top(5).tolist() == [2, -1, -1]
+    assert found.first_top("a").tolist() == [-1, -1, -1]
+
+
+def test_where_a_real_answer_comes_first(llama: Client) -> None:
+    found = logit_lens(llama, PROMPT)
+    answer = int(found.top_ids[-1, -1, 0])
+    first = found.first_top(answer, to_end=True)[-1]
+    assert (found.top_ids[first:, -1, 0] == answer).all()
+    assert first == 0 or found.top_ids[first - 1, -1, 0] != answer

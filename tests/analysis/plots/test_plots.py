@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,15 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from probewire.analysis.plots import faithfulness_curves, head_grid, heat_map, layer_curves, lens_table, score_bars
+from probewire.analysis.plots import (
+    attention,
+    faithfulness_curves,
+    head_grid,
+    heat_map,
+    layer_curves,
+    lens_table,
+    score_bars,
+)
 from probewire.analysis.plots.style import STYLE, limits, readable
 from probewire.clients import InvalidArgument, NamedArray
 
@@ -132,12 +141,61 @@ def test_layer_curves() -> None:
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["probe", "control"]
 
 
+def test_attention_has_a_picture_a_head_on_one_scale(tmp_path: Path) -> None:
+    """Keys after their query are blank, and so is what was masked."""
+    patterns = np.abs(RNG.normal(size=(9, 4, 4)))
+    figure = attention(patterns, TOKENS, what="Where they look", how="a model", path=tmp_path / "attention.png")
+    shown = [axes(figure, i) for i in range(9)]
+    assert [one.get_title(loc="right") for one in shown] == [f"head {i}" for i in range(9)]
+    for pattern, one in zip(patterns, shown, strict=True):
+        values = one.images[0].get_array()
+        assert np.array_equal(values.mask, np.triu(np.ones((4, 4), dtype=bool), 1))
+        assert np.array_equal(values.compressed(), pattern[np.tril_indices(4)])
+    assert len({(one.images[0].norm.vmin, one.images[0].norm.vmax) for one in shown}) == 1
+    keys, queries = ([t.get_text() for t in get()] for get in (shown[6].get_xticklabels, shown[6].get_yticklabels))
+    assert keys == queries == ["When", "·Mary", "⏎", r"·\$a\$"]
+    assert [len(one.get_xticklabels()) for one in shown] == [0] * 6 + [4] * 3, "three columns, labelled at the bottom"
+    assert [len(one.get_yticklabels()) for one in shown] == [4, 0, 0] * 3
+    assert [text.get_text() for text in figure.texts] == ["Where they look", "a model"]
+    assert (tmp_path / "attention.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_some_heads_at_some_queries() -> None:
+    scores = RNG.normal(size=(4, 2, 4))
+    scores[:, 1, 0] = -np.inf  # past a window
+    figure = attention(scores, TOKENS, heads=[3, 1], positions=[0, 2])
+    assert [axes(figure, i).get_title(loc="right") for i in range(2)] == ["head 3", "head 1"]
+    values = axes(figure).images[0].get_array()
+    assert values.mask.tolist() == [[False, True, True, True], [True, False, False, True]]
+    assert values[1, 2] == scores[3, 1, 2]
+    assert [t.get_text() for t in axes(figure).get_yticklabels()] == ["When", "⏎"]
+    assert axes(figure).images[0].norm.vmin == -axes(figure).images[0].norm.vmax, "scores diverge about 0"
+
+
+def test_labels_of_long_prompts_do_not_run_into_each_other() -> None:
+    tokens = [f" word{i}" for i in range(120)]
+    figure = attention(np.full((1, 120, 120), 0.1), tokens)
+    figure.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in axes(figure).get_xticklabels()]
+    assert len(boxes) == 40
+    assert all(one.x1 <= other.x0 for one, other in itertools.pairwise(boxes))
+    heights = [label.get_window_extent() for label in axes(figure).get_yticklabels()]
+    assert all(one.y0 >= other.y1 for one, other in itertools.pairwise(heights))
+
+
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
         (lambda: heat_map(GRID, ("a", "b")), "2 tokens for 4 positions"),
         (lambda: heat_map(GRID, layers=[1, 2]), "2 layers named for 6 rows"),
         (lambda: heat_map(GRID[0]), "must have 2 axes"),
+        (lambda: attention(GRID, TOKENS), "must have 3 axes"),
+        (lambda: attention(np.ones((2, 4, 4)), TOKENS[:3]), "3 tokens for 4 keys"),
+        (lambda: attention(np.ones((2, 4, 4)), TOKENS, heads=[2]), r"heads \[2\] given; allowed: 0 … 1"),
+        (lambda: attention(np.ones((2, 4, 4)), TOKENS, heads=[]), "at least one"),
+        (lambda: attention(np.ones((65, 4, 4)), TOKENS), "65 heads are too many for one picture"),
+        (lambda: attention(np.ones((2, 1, 4)), TOKENS), "1 queries for 4 keys.*say where the queries are"),
+        (lambda: attention(np.ones((2, 1, 4)), TOKENS, positions=[4]), "are not all among 4 keys"),
         (lambda: heat_map([["a"]]), "must be numbers"),
         (lambda: heat_map(np.full((2, 2), np.nan)), "no finite number"),
         (lambda: heat_map(GRID, limit=0.0), "above 0"),

@@ -10,7 +10,7 @@ import pytest
 from probewire.backends.reference.run import run
 from probewire.protos.edits import Add, FromInput, Inline, Replace, Scale, Stored, Zeros
 from probewire.protos.errors import InvalidArgument, NotFound
-from probewire.protos.spec import Capture, Condition, Hook, LowRank, Mean, NextLogprob, Plan, Where
+from probewire.protos.spec import Capture, Condition, Hook, LowRank, Mean, NextLogprob, Plan, Span, Where
 from probewire.protos.tensors import Tensor
 from tests.backends.reference.toy import A, B, C, D, averaging_model, capture_after, captured
 
@@ -176,6 +176,17 @@ def test_stored_capture_of_a_pattern_brings_each_site_its_own() -> None:
 def test_another_input_lends_its_rows() -> None:
     hook = Hook("embed", Replace(FromInput("clean", positions=(-1, 0))), where=Where(positions=(0, 2)))
     same(capture_after(hook, "embed", [A, A, A], others={"clean": [B, C]}), [[-1, 1], [1, 1], [1, -1]])
+
+
+def test_positions_from_the_end_are_so_in_either_input() -> None:
+    """A, B, C, D are embedded as (1, 1), (1, −1), (−1, 1), (−1, −1)."""
+    for where, expected in (
+        (Where(positions=(-1, 0)), [[1, -1], [1, 1], [-1, -1]]),
+        (Where(spans=(Span(-2, None),)), [[1, 1], [-1, 1], [-1, -1]]),
+        (Where(spans=(Span(0, 2),)), [[1, -1], [-1, 1], [1, 1]]),
+    ):
+        hook = Hook("embed", Replace(FromInput("longer")), where=where)
+        same(capture_after(hook, "embed", [A, A, A], others={"longer": [B, C, B, C, D]}), expected)
 
 
 def test_another_input_runs_with_the_hooks_that_apply_to_it() -> None:

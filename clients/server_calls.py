@@ -1,0 +1,200 @@
+"""What a client can ask of a server besides computing: models, tokens, weights, kept captures, SAEs, and how it is."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+from ..protos.activity import ActivityReport
+from ..protos.errors import Internal
+from ..protos.loading import HealthReport, LoadProgress, LoadRequest
+from ..protos.model import ModelInfo, StoredCapture, Tokenized, TokenizeRequest
+from ..protos.saes import LoadSaeRequest, SaeInfo
+from ..protos.service import Service
+from ..protos.tensors import Array
+from .progress import progress_bar
+from .prompts import Prompt, to_input
+from .sae_files import sae_files
+from .steps import Caller, Steps, ask, listen
+from .tokens import one_token
+from .transport import Transport
+
+__all__ = [
+    "activity",
+    "capture",
+    "captures",
+    "delete_capture",
+    "describe",
+    "health",
+    "load",
+    "load_sae",
+    "models",
+    "saes",
+    "token",
+    "tokenize",
+    "unload",
+    "unload_sae",
+    "weight_names",
+    "weights",
+]
+
+
+def models(client: Caller) -> Steps[list[ModelInfo]]:
+    """Every loaded model."""
+    del client
+    return ask(Service.models)
+
+
+def describe(client: Caller, model: str = "") -> Steps[ModelInfo]:
+    """One model: its sizes, and which sites it offers for what."""
+    del client
+    return ask(Service.describe, model)
+
+
+def load(
+    client: Caller,
+    model: str,
+    *,
+    id: str = "",  # noqa: A002 - the word of the contract
+    backend: str = "auto",
+    dtype: str = "auto",
+    revision: str = "",
+    progress: bool = True,
+) -> Steps[ModelInfo]:
+    """Load a model into a worker of its own and wait until it serves. `model`: `[ID=]MODEL[@BACKEND]`, as `serve` takes it."""
+    del client
+    info: ModelInfo | None = None
+    with progress_bar(f"loading {model}", "bytes", show=progress) as bar:
+
+        def hear(step: LoadProgress) -> None:
+            nonlocal info
+            info = step.info or info
+            bar(step.done, step.total, f"{model}: {step.stage}")
+
+        yield from listen(Service.load, LoadRequest(model, id, backend, dtype, revision), hear)
+    if info is None:
+        raise Internal(f"loading {model!r} ended without saying what was loaded")
+    return info
+
+
+def unload(client: Caller, model: str) -> Steps[None]:
+    """End a model's worker; its requests in flight end with Unavailable."""
+    del client
+    return ask(Service.unload, model)
+
+
+def tokenize(client: Caller, prompt: Prompt, *, model: str = "") -> Steps[Tokenized]:
+    """Token ids and texts of a prompt, as a request would use them."""
+    del client
+    return ask(Service.tokenize, TokenizeRequest(to_input(prompt), model))
+
+
+def token(client: Caller, text: str, *, model: str = "") -> Steps[int]:
+    """The id of the one token that a text is behind other text. Raises InvalidArgument when it is several, or none."""
+    del client
+    return one_token(text, model)
+
+
+def weight_names(client: Caller, *, model: str = "") -> Steps[dict[str, tuple[int, ...]]]:
+    """Every weight's name and shape, as in the checkpoint."""
+    del client
+    return ask(Service.weight_names, model)
+
+
+def weights(client: Caller, name: str, *, model: str = "", progress: bool = True) -> Steps[Array]:
+    """One weight, named and shaped as in the checkpoint. Raises NotFound."""
+    del client
+    with progress_bar(f"fetching {name}", "bytes", show=progress) as bar:
+        return _read_only((yield from ask(Transport.weights, name, model, bar)))
+
+
+# ---- captures kept on the server ----
+
+
+def captures(client: Caller, *, model: str = "") -> Steps[list[StoredCapture]]:
+    """Captures kept with `store`."""
+    del client
+    return ask(Service.captures, model)
+
+
+def capture(client: Caller, capture_id: str, *, model: str = "") -> Steps[Array]:
+    """One stored capture, with the shape that `captures` lists."""
+    del client
+    return _read_only((yield from ask(Service.capture, capture_id, model)))
+
+
+def delete_capture(client: Caller, capture_id: str, *, model: str = "") -> Steps[None]:
+    """Forget a stored capture."""
+    del client
+    return ask(Service.delete_capture, capture_id, model)
+
+
+# ---- sparse autoencoders on the server ----
+
+
+def load_sae(
+    client: Caller,
+    source: str | Path,
+    *,
+    site: str = "",
+    name: str = "",
+    shared: bool = False,
+    dtype: str = "auto",
+    upload: bool | None = None,
+    model: str = "",
+    progress: bool = True,
+) -> Steps[SaeInfo]:
+    """Load an SAE, as sae-lens saves it, onto a site: hooks then name it (`capture(site, latents=name, top_k=32)`).
+
+    `source`: a folder, or `owner/repo[@revision]/path` on the Hugging Face hub. A folder of this machine is read by
+    a server that runs on it, and sent along to any other; `upload` says which. `site`: left out, as the SAE's config
+    says (TransformerLens names too). `dtype`: in which it works; auto: as its config says. `shared`: all users may use it.
+    """
+    folder = Path(source).expanduser()
+    if upload is None:
+        upload = folder.is_dir() and not client.is_here
+    if upload:
+        files = yield from sae_files(folder, progress=progress)
+        request = LoadSaeRequest(name or folder.name, model, "", files, site, dtype, shared)
+    else:
+        told = str(folder.resolve()) if folder.is_dir() else str(source)
+        request = LoadSaeRequest(name, model, told, None, site, dtype, shared)
+    info = yield from ask(Service.load_sae, request)
+    if info.own_site not in ("", info.site):
+        told = f"SAE {info.name!r} was trained at {info.own_site}, and is loaded onto {info.site}, where its latents may mean nothing"
+        warnings.warn(told, stacklevel=4)  # the line that calls the client
+    return info
+
+
+def saes(client: Caller, *, model: str = "") -> Steps[list[SaeInfo]]:
+    """Your SAEs, and those that others share."""
+    del client
+    return ask(Service.saes, model)
+
+
+def unload_sae(client: Caller, name: str, *, model: str = "") -> Steps[None]:
+    """Forget an SAE; requests that run with it go on."""
+    del client
+    return ask(Service.unload_sae, name, model)
+
+
+# ---- the server ----
+
+
+def activity(client: Caller) -> Steps[ActivityReport]:
+    """Who is running what: models, and requests under way. It holds no prompts."""
+    del client
+    return ask(Service.activity)
+
+
+def health(client: Caller) -> Steps[HealthReport]:
+    """Whether the server can serve, found by a real forward."""
+    del client
+    return ask(Service.health)
+
+
+def _read_only(array: Array) -> Array:
+    """The same memory, so that a service's own array cannot be changed through what we hand out."""
+    view = array.view()
+    view.flags.writeable = False
+    return view

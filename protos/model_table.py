@@ -1,0 +1,116 @@
+"""What a model offers as a table that a person reads."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from itertools import zip_longest
+from typing import TYPE_CHECKING
+
+from .sites import ATTENTION_SITES
+
+if TYPE_CHECKING:
+    from .model import ModelInfo, SiteInfo
+
+__all__ = ["model_table"]
+
+NAMES_WIDTH, WIDTH = 34, 110
+_HEAD = ("sites", "layers", "axes", "run", "gen", "∂", "edits")
+
+
+def model_table(info: ModelInfo) -> str:
+    """Sizes and limits, then the sites: those that are alike in all stand in one row."""
+    lines = [info.id or "model", *_labelled(_facts(info)), ""]
+    if not info.sites:
+        return "\n".join([*lines, "  no named sites: raw modules only, module:<path>:input|output"])
+    every = tuple(dict.fromkeys(edit for site in info.sites for edit in site.edits))
+    cells = [_HEAD, *(_row(group, info.n_layers, every) for group in _groups(info.sites))]
+    widths = [max(len(row[column]) for row in cells) for column in range(1, len(_HEAD) - 1)]
+    for row in cells:
+        names = textwrap.wrap(row[0], NAMES_WIDTH)
+        rest = "  ".join(cell.ljust(width) for cell, width in zip(row[1:-1], widths, strict=True))
+        lines.append(f"  {names[0]:<{NAMES_WIDTH}}  {rest}  {row[-1]}".rstrip())
+        lines += [f"  {more}" for more in names[1:]]
+    notes: dict[str, list[str]] = {}
+    for site in info.sites:
+        if site.note:
+            notes.setdefault(site.note, []).append(site.name)
+    told = [("all edits", ", ".join(every))] if every else []
+    told += [("note", f"{', '.join(names)}: {note}") for note, names in notes.items()]
+    told.append(("layers", f"resid_post.0 … .{info.n_layers - 1}, .* (every one), .-1 (the last), .-2: (the last two)"))
+    return "\n".join([*lines, "", *_labelled(told)])
+
+
+def _facts(info: ModelInfo) -> list[tuple[str, str]]:
+    experts = f" · {info.n_experts} experts" if info.n_experts else ""
+    kv = f" ({info.n_kv_heads} kv heads)" if info.n_kv_heads != info.n_heads else ""
+    family = info.family if info.family == info.architecture else f"{info.family} ({info.architecture})"
+    sizes = f"{family} · {info.n_layers} layers · d_model {info.d_model} · {info.n_heads} heads of {info.d_head}{kv}"
+    facts = [
+        ("model", f"{sizes} · d_mlp {info.d_mlp}{experts} · vocabulary {info.vocab_size:,}"),
+        ("runs on", f"{info.backend} · {info.device} · {info.dtype} · attention {info.attention}"),
+    ]
+    if info.context_length:
+        facts.append(("context", f"{info.context_length:,} positions a request, prompt and new tokens together"))
+    chat = "with a chat template" if info.chat_template else "no chat template"
+    slots = f"{info.n_slots} at once, " if info.n_slots else ""
+    facts.append(("generate", f"{slots}{chat}" if info.generate else f"no: {info.generate_note}"))
+    facts.append(("rules", f"{', '.join(info.rules)} (of gradients)" if info.rules else "none (gradients as they are)"))
+    facts.append(("versions", " · ".join(f"{name} {version}" for name, version in info.versions.items())))
+    return [*facts, ("hash", info.model_hash)]
+
+
+def _labelled(rows: Sequence[tuple[str, str]]) -> list[str]:
+    """Lines with aligned labels, long ones wrapped under themselves."""
+    lines: list[str] = []
+    for label, value in rows:
+        wrapped = textwrap.wrap(value, WIDTH - 12) or [""]
+        lines.append(f"  {label:<9}  {wrapped[0]}".rstrip())
+        lines += [f"  {'':<9}  {more}" for more in wrapped[1:]]
+    return lines
+
+
+def _groups(sites: Sequence[SiteInfo]) -> list[list[SiteInfo]]:
+    """Sites that are alike in all but their names, in the order of the first of each."""
+    found: dict[object, list[SiteInfo]] = {}
+    for site in sites:
+        alike = (site.axes, site.widths, site.layers, site.run, site.generate, site.gradients, site.edits)
+        found.setdefault(alike, []).append(site)
+    return list(found.values())
+
+
+def _row(group: Sequence[SiteInfo], n_layers: int, every: tuple[str, ...]) -> tuple[str, ...]:
+    site = group[0]
+    row_axis = 1 if site.name in ATTENTION_SITES else 0
+    sizes = list(map(str, site.widths))
+    sizes.insert(row_axis, "")  # widths are those of the other axes; 0 where the request decides
+    named = [
+        f"{axis} {size}" if size.strip("0") else axis for axis, size in zip_longest(site.axes, sizes, fillvalue="")
+    ]
+    axes = " × ".join(named)
+    marks = ["✓" if yes else "–" for yes in (site.run, site.generate, site.gradients)]
+    return (" ".join(s.name for s in group), _layers(site.layers, n_layers), axes, *marks, _edits(site.edits, every))
+
+
+def _layers(layers: tuple[int, ...] | None, n_layers: int) -> str:
+    """`*`, or ranges as a pattern has them: "0:4, 6, 8:12"."""
+    if layers is None:
+        return ""
+    if layers == tuple(range(n_layers)):
+        return "*"
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}:{run[-1] + 1}" for run in runs)
+
+
+def _edits(edits: tuple[str, ...], every: tuple[str, ...]) -> str:
+    if not edits:
+        return "none"
+    missing = [edit for edit in every if edit not in edits]
+    if not missing:
+        return "all"
+    return f"all but {', '.join(missing)}" if len(missing) <= 2 else ", ".join(edits)
