@@ -30,9 +30,12 @@ def load_backend(
     model_hash: str = "",
     dtype: str = "auto",
     device: str = "auto",
+    threads: int = 0,
     check: bool = True,
 ) -> Backend:
     """Load a checkpoint folder and let it check itself; generation is refused (`generate_note`) where it fails.
+
+    `threads`: that the library computes with on the CPU, for the calling thread; 0: as it chooses.
 
     Raises FailedPrecondition when the backend's extra is not installed.
     """
@@ -48,6 +51,8 @@ def load_backend(
             f"backend {name} needs {error.name}, which is not installed; pip install 'probewire[{name}]'"
         ) from None
     check_whole(folder)
+    if threads:
+        Chosen.use_threads(threads)
     try:
         backend = Chosen(folder, model_id=model_id, model_hash=model_hash, dtype=dtype, device=device, limits=limits)
         not_causal = causality_fault(backend) if check else ""

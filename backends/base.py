@@ -151,13 +151,9 @@ class Backend(Protocol):
         """Seconds spent in hooks so far (on a GPU: in launching them)."""
         ...
 
-    @property
-    def threads(self) -> int:
-        """Threads that the library computes with on the CPU; 1 where there is nothing to choose."""
-        ...
-
-    def use_threads(self, n: int) -> None:
-        """Compute with so many from the next forward on."""
+    @staticmethod
+    def use_threads(n: int) -> None:
+        """Compute with so many on the CPU, from the next forward on, in the calling thread."""
         ...
 
     def bind(self, plan: BoundPlan) -> None:

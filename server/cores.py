@@ -17,12 +17,12 @@ from typing import Any
 
 import psutil
 
-from ..backends.base import Backend
-
-__all__ = ["Cores", "usable_cores"]
+__all__ = ["Cores", "most_threads", "usable_cores"]
 
 LOOK_S = 1.0
 """How often to look."""
+FIRST_LOOK_S = 0.25
+"""How long before a model is loaded: its first forwards would suffer most."""
 TOLERATED = 0.65
 """Of a core that others may keep busy without costing us a thread: the gateway and clients on the same machine do."""
 CALM_LOOKS = 2
@@ -37,6 +37,12 @@ def usable_cores() -> int:
         quota, period = CPU_MAX.read_text().split()
         cores = min(cores, max(1, int(int(quota) / int(period))))
     return cores
+
+
+def most_threads() -> int:
+    """As many as cores, or as OMP_NUM_THREADS says where that is fewer."""
+    told = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return min(usable_cores(), int(told)) if told.isdigit() and int(told) else usable_cores()
 
 
 def _own_cores() -> list[int]:
@@ -57,25 +63,30 @@ class Cores:
         self._calm = 0
 
     @classmethod
-    def of(cls, backend: Backend, threads: int | None) -> Cores:
-        """Of a model: `threads` as WorkerConfig has it."""
-        if threads:
-            backend.use_threads(threads)
-        return cls(min(backend.threads, usable_cores()), backend.use_threads, fixed=threads != 0)
+    def at_load(cls, threads: int | None, use: Callable[[int], None]) -> Cores:
+        """For a model that is about to be loaded, with `n` threads (0: as the library chooses). `threads`: see WorkerConfig."""
+        made = cls(most_threads() if threads == 0 else threads or 0, use, fixed=threads != 0)
+        if not made._fixed and made._most > 1:
+            time.sleep(FIRST_LOOK_S)
+            made.n = made._wanted(made._others())
+        return made
 
     def look(self) -> None:
         """To be called often; does something once in a while."""
-        if self._fixed or self._most < 2 or time.monotonic() - self._before[0] < LOOK_S:
-            return
+        if not self._fixed and self._most > 1 and time.monotonic() - self._before[0] >= LOOK_S:
+            self._fit(self._others())
+
+    def _others(self) -> float:
+        """Cores that anybody else has kept busy since the last look."""
         before, now = self._before, self._seen()
         self._before = now
-        seconds = now[0] - before[0]
-        others = max(0.0, (now[1] - before[1]) - (now[2] - before[2])) / seconds
-        self._fit(others)
+        return max(0.0, (now[1] - before[1]) - (now[2] - before[2])) / (now[0] - before[0])
+
+    def _wanted(self, others: float) -> int:
+        return min(max(math.floor(usable_cores() - others + TOLERATED), 1), self._most)
 
     def _fit(self, others: float) -> None:
-        """`others`: cores that are kept busy by anybody else."""
-        wanted = min(max(math.floor(usable_cores() - others + TOLERATED), 1), self._most)
+        wanted = self._wanted(others)
         self._calm = self._calm + 1 if wanted > self.n else 0
         if wanted < self.n or self._calm >= CALM_LOOKS:
             self.n, self._calm = wanted, 0

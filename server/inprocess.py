@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 from ..backends.checkpoints import resolve_model
@@ -53,9 +54,13 @@ class InProcessService:
         self._updating = threading.Lock()
 
     @classmethod
-    def create(cls, model: str = "", *, backend: str = "torch", dtype: str = "auto", **config: Any) -> InProcessService:
+    def create(
+        cls, model: str | Path = "", *, backend: str = "torch", dtype: str = "auto", **config: Any
+    ) -> InProcessService:
         """Load a model by name, folder or Hugging Face id."""
+        model = str(model)
         checkpoint = resolve_model(model)
+        config.setdefault("threads", 0)
         worker = WorkerConfig(model=model, id=checkpoint.model_id, backend=backend, dtype=dtype, **config)
         return cls(LocalModel(worker, checkpoint.folder, model_hash=checkpoint.model_hash))
 

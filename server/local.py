@@ -65,7 +65,7 @@ class LocalModel:
     ) -> None:
         self.config = config
 
-        def build() -> Backend:
+        def build(threads: int) -> Backend:
             return load_backend(
                 config.backend,
                 folder,
@@ -74,6 +74,7 @@ class LocalModel:
                 dtype=config.dtype,
                 device=config.device,
                 limits=config.engine,
+                threads=threads,
             )
 
         self.scheduler = Scheduler(build, config.limits, on_death, threads=config.threads)

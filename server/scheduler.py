@@ -40,13 +40,13 @@ class Scheduler:
 
     def __init__(
         self,
-        build: Callable[[], Backend],
+        build: Callable[[int], Backend],
         limits: RequestLimits,
         on_death: Callable[[], None] | None = None,
         *,
         threads: int | None = None,
     ) -> None:
-        """`on_death` is called when the thread fails for good, after every request was ended."""
+        """`build` is given the number of threads, 0 where the library chooses; `on_death` is called when the thread fails for good, after every request was ended."""
         self._build, self._limits, self._on_death, self._threads = build, limits, on_death, threads
         self._ready = threading.Event()
         self._failure: BaseException | None = None
@@ -169,8 +169,8 @@ class Scheduler:
 
     def _main(self) -> None:
         try:
-            self.backend = self._build()
-            self._cores = Cores.of(self.backend, self._threads)
+            self._cores = Cores.at_load(self._threads, lambda n: self.backend.use_threads(n))
+            self.backend = self._build(self._cores.n)
             self._forwards.pace.try_out(self.backend)
         except BaseException as error:  # noqa: BLE001 - raised again in `start`
             self._failure = error

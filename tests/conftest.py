@@ -7,6 +7,9 @@ import signal
 from collections.abc import Generator
 from unittest import mock
 
+# Tiny models: a second thread costs more than it brings. Before torch is loaded, as each thread has a number of its own.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 from hypothesis import settings
@@ -15,7 +18,7 @@ from hypothesis import settings
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
 
-torch.set_num_threads(1)  # tiny models: a second thread costs more than it brings
+torch.set_num_threads(1)  # where something had loaded it before
 
 # What runs the tests in the background (nohup, `&` in a script) has these ignored, and children inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -119,11 +119,9 @@ class MlxBackend:
         """See Backend."""
         return self.executor.hook_s
 
-    threads = 1
-    """MLX computes on one thread a stream."""
-
-    def use_threads(self, n: int) -> None:
-        """See Backend."""
+    @staticmethod
+    def use_threads(n: int) -> None:
+        """See Backend. MLX computes on one thread a stream."""
 
     def _look(self, family: Family | None, n_heads: int) -> Points:
         # mlx-lm writes `h += x`, which rebinds the very object that a tap was given: what is kept must be another.

@@ -124,15 +124,10 @@ class TorchBackend:
         """See Backend."""
         return self.executor.hook_s
 
-    @property
-    def threads(self) -> int:
-        """See Backend."""
-        return torch.get_num_threads() if self.device.type == "cpu" else 1
-
-    def use_threads(self, n: int) -> None:
+    @staticmethod
+    def use_threads(n: int) -> None:
         """See Backend. OpenMP keeps the number by thread: to be called by the model's own."""
-        if self.device.type == "cpu":
-            torch.set_num_threads(n)
+        torch.set_num_threads(n)
 
     def _look(self, family: Family | None, n_heads: int) -> Points:
         seen, fault = dict[tuple[str, str], Seen](), ""

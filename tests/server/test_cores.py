@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from probewire.server import cores as module
-from probewire.server.cores import Cores, usable_cores
+from probewire.server.cores import Cores, most_threads, usable_cores
 
 
 @pytest.fixture
@@ -41,6 +41,24 @@ def test_an_operators_number_stays(chosen: list[int], monkeypatch: pytest.Monkey
     cores = Cores.__new__(Cores)
     cores.n, cores._most, cores._use, cores._fixed = 4, 4, chosen.append, True
     cores.look()
+    assert chosen == []
+
+
+def test_before_a_model_is_loaded(chosen: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first forwards are the load's own, before anybody looks."""
+    monkeypatch.setattr(module, "FIRST_LOOK_S", 0.0)
+    monkeypatch.setattr(Cores, "_others", lambda _: 5.2)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert Cores.at_load(0, chosen.append).n == 3
+    assert Cores.at_load(6, chosen.append).n == 6, "an operator's number"
+    assert Cores.at_load(None, chosen.append).n == 0, "the library's own"
+    assert chosen == [], "there is no backend to tell"
+
+
+def test_fewer_threads_where_the_environment_says_so(chosen: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    for told, n in (("3", 3), ("4,2", 4), ("0", 8), ("none", 8), ("", 8), ("99", 8)):
+        monkeypatch.setenv("OMP_NUM_THREADS", told)
+        assert most_threads() == n, told
     assert chosen == []
 
 
