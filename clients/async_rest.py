@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Generator
+from contextlib import aclosing, contextmanager
 from typing import Any, TypeVar, cast
 
 import httpx
 
+from ..protos.errors import Unavailable
 from ..protos.hosts import is_loopback
 from . import rest_calls
 from .in_loop import InLoop
@@ -61,13 +62,13 @@ class AsyncRestTransport:
 
     async def _unary(self, call: Exchange[T]) -> T:
         http = self._http()
-        with translated(self.address, self._timeout_s):
+        with self._translated(self._timeout_s):
             response = await http.request(call.verb, call.path, json=call.body, params=call.params)
         return call.answer(response, self.address)
 
     async def _read(self, call: Download[T]) -> AsyncGenerator[T, None]:
         http, timeout_s = self._http(), self._timeout_s if call.is_bounded else None
-        with translated(self.address, timeout_s):
+        with self._translated(timeout_s):
             async with http.stream(
                 call.verb,
                 call.path,
@@ -85,3 +86,13 @@ class AsyncRestTransport:
                     for item in decoder.feed(chunk):
                         yield item
         decoder.close()
+
+    @contextmanager
+    def _translated(self, timeout_s: float | None) -> Generator[None]:
+        try:
+            with translated(self.address, timeout_s):
+                yield
+        except Unavailable:
+            if self._http.is_closed:  # by another task, and nothing is wrong with the server
+                raise self._http.closed() from None
+            raise
