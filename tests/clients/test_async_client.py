@@ -127,6 +127,19 @@ def test_a_stream_gives_steps_and_becomes_a_result(connect: Connect) -> None:
     in_loop(connect, work)
 
 
+def test_no_call_waits_for_another_in_the_client(connect: Connect) -> None:
+    """httpx by itself has 100 connections at most, and the rest wait where no server knows of them."""
+
+    async def work(client: AsyncClient) -> None:
+        async def begin() -> AsyncStream:
+            return await client.stream("a", max_new_tokens=2)
+
+        streams = await asyncio.gather(*(begin() for _ in range(110)))
+        assert [await _rest(stream) for stream in streams] == [["b", "c"]] * 110
+
+    in_loop(connect, work)
+
+
 def ends(service: FakeService) -> bool:
     """Whether a stream was closed on the server before its end."""
     ended = wait_for(service.cancelled.is_set)
