@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,17 @@ from ..protos.tensors import Array, dtype_name
 __all__ = ["Labelled", "required"]
 
 
+_LIBRARIES: dict[str, Callable[[], Any]] = {
+    "gguf": lambda: import_module("gguf"),
+    "pandas": lambda: import_module("pandas"),
+    "xarray": lambda: import_module("xarray"),
+}
+
+
 def required(name: str, what: str) -> Any:
     """A library that is no dependency of ours. Raises FailedPrecondition, naming what to install."""
     try:
-        return importlib.import_module(name)
+        return _LIBRARIES[name]()
     except ImportError as error:
         raise FailedPrecondition(f"{what} needs {name}: pip install {name}") from error
 

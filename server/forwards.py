@@ -64,7 +64,7 @@ class Forwards:
         limits = backend.limits
         most = limits.chunk_tokens if generating else limits.max_run_tokens
         kind = _kind(item, sequence)
-        most = min(most, self.pace.rows(kind, job, seconds))
+        most = min(most, self.pace.rows(kind, job, seconds, limits.chunk_tokens))
         batch = [found]
         try:
             if kind == "sweep":

@@ -25,17 +25,28 @@ class Pace:
         self._general = 1000.0
         self._kinds: dict[str, float] = {}
         self._requests: dict[int, float] = {}
+        self._run_rows = 0
 
     def try_out(self, backend: Backend) -> None:
         """Time a plain forward, so that the first request finds a pace."""
         self._general = rows_a_second(backend)
 
-    def rows(self, kind: str, request: Any, seconds: float) -> int:
-        """How many rows of a request's next forward take so long; at least one."""
+    def rows(self, kind: str, request: Any, seconds: float, chunk: int = 1) -> int:
+        """How many rows of a request's next forward take so long; of runs no fewer than a `chunk`, of others one."""
         known = self._requests.get(id(request))
         if known is None and kind != "run":
             seconds *= CAUTION
-        return max(1, int(seconds * (known or self._kinds.get(kind, self._general))))
+        rows = max(1, int(seconds * (known or self._kinds.get(kind, self._general))))
+        return self._steady(rows, chunk) if kind == "run" else rows
+
+    def _steady(self, rows: int, chunk: int) -> int:
+        """A chunk, twice that, and so on, kept until it is twice too many or half of what goes.
+
+        The rows that share a forward share their rounding: the same request should find the same company again.
+        """
+        if not rows / 2 < self._run_rows <= 2 * rows:
+            self._run_rows = chunk << max((rows // chunk).bit_length() - 1, 0)
+        return self._run_rows
 
     def seconds(self, kind: str, rows: int) -> float:
         """About how long so many rows will take."""

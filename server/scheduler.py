@@ -14,7 +14,7 @@ from ..backends.base import Backend, Sequence
 from ..backends.bound import BoundPlan
 from ..backends.source_rows import give_rows
 from ..protos.activity import WorkerStatus
-from ..protos.errors import Cancelled, ProbewireError, ResourceExhausted, Unavailable
+from ..protos.errors import Cancelled, Internal, ProbewireError, ResourceExhausted, Unavailable
 from .admission import Item, admit_next
 from .config import RequestLimits
 from .cores import Cores
@@ -36,10 +36,7 @@ CLOSE_WAIT_S = 4.0
 
 
 class Scheduler:
-    """Owns a backend on a thread of its own. `submit`, `cancel`, `call` and `later` may be used from any thread.
-
-    `on_death` is called when that thread fails for good, after every request was ended.
-    """
+    """Owns a backend on a thread of its own. `submit`, `cancel`, `call` and `later` may be used from any thread."""
 
     def __init__(
         self,
@@ -49,6 +46,7 @@ class Scheduler:
         *,
         threads: int | None = None,
     ) -> None:
+        """`on_death` is called when the thread fails for good, after every request was ended."""
         self._build, self._limits, self._on_death, self._threads = build, limits, on_death, threads
         self._ready = threading.Event()
         self._failure: BaseException | None = None
@@ -240,10 +238,13 @@ class Scheduler:
 
     def _accept(self, job: Job) -> None:
         """Queue a request's runs: inputs that others read first, then those that read them."""
-        self._live = {**{other.prepared.id: other for other in self.jobs}, job.prepared.id: job}
+        prepared = job.prepared
+        if any(other.prepared.id == prepared.id for other in self.jobs):  # the engine knows sequences by it
+            job.fail(Internal(f"a request of the id {prepared.id} is under way already"))
+            return
+        self._live = {**self._live, prepared.id: job}  # read by other threads
         try:
             job.catch_up()
-            prepared = job.prepared
             job.remaining = sum(1 for item in prepared.inputs if item.sequence is not None)
             for item in prepared.inputs:
                 for sequence in (item.source, item.sequence):
@@ -379,15 +380,14 @@ class Scheduler:
         if job.ended:
             return
         job.fail(error)
-        unwanted: set[int] = set()
         for item in job.prepared.inputs:
             sequence = item.sequence
             if sequence is not None and self._jobs.pop(sequence.id, None) is not None:
                 assert self.backend.engine is not None
                 self._paused.discard(sequence.id)
                 self.backend.engine.remove(sequence)
-            unwanted.add(id(item))
         self._forwards.forget(job)
+        unwanted = {id(item) for item in job.prepared.inputs}
         for queue in (self._waiting, self._runs):
             queue.discard(lambda waiting: id(waiting[1]) in unwanted)
 

@@ -175,7 +175,7 @@ class FakeServer:
         self.grpc_url = f"grpc{s}://127.0.0.1:{rpc.bind('127.0.0.1:0', credentials)}"
         await rpc.start()
         config = uvicorn.Config(
-            create_app(operations, version="test", access=self._access), host="127.0.0.1", port=0, log_level="critical",
+            create_app(operations, version="test", access=self._access), host="127.0.0.1", port=0, log_config=None,
             lifespan="off", timeout_graceful_shutdown=1, **options,
         )  # fmt: skip
         self._uvicorn = uvicorn.Server(config)

@@ -254,7 +254,7 @@ BEYOND: tuple[tuple[str, Any], ...] = (
     ("/v1/run", {"text": "x", "tensors": DEEP}),
     ("/v1/run", {"text": "x", "hooks": DEEP}),
     ("/v1/completions", {"prompt": [2**64 - 1]}),
-    ("/v1/completions", {"prompt": ["a", "b"], "seed": 2**63 - 1}),
+    ("/v1/completions", {"prompt": ["a", "b"], "seed": 2**63}),
     ("/v1/completions", {"prompt": "x", "temperature": DEEP}),
     ("/v1/tokenize", {"token_ids": [2**63]}),
     ("/v1/sessions", {"name": DEEP}),

@@ -28,7 +28,7 @@ Address = tuple[str, int]
 def http_server(operations: FakeOperations, max_body_bytes: int = 1 << 20) -> Generator[str]:
     """The address of a server that runs in a thread."""
     app = create_app(operations, version="test", max_body_bytes=max_body_bytes)
-    with listening(app, log_level="error") as (host, port):
+    with listening(app) as (host, port):
         yield f"http://{host}:{port}"
 
 
@@ -36,6 +36,7 @@ def http_server(operations: FakeOperations, max_body_bytes: int = 1 << 20) -> Ge
 def listening(app: FastAPI, host: str = "127.0.0.1", **options: Any) -> Generator[Address]:
     """Host and port of an app behind the protocol class that `probewire serve` uses."""
     settings: dict[str, Any] = {"lifespan": "off", "ws": "none", "proxy_headers": False, "timeout_graceful_shutdown": 1}
+    settings["log_config"] = None  # uvicorn would change its loggers for whatever else this process tests
     config = uvicorn.Config(app, host=host, port=0, http=ImpatientProtocol, **settings | options)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)

@@ -90,8 +90,8 @@ def test_a_worker_keeps_nothing(model: LocalModel, kind: str) -> None:
             pass
 
     async def at_every_wait() -> int:
-        CALLER.set(local_caller())
         for n in range(1, MOST_WAITS):
+            CALLER.set(local_caller())  # one that left may still be on its way in: ids are of one request each
             cancelled = await cancelled_at(n, whole())
             await eventually(lambda: _nothing(model), f"nothing is held after wait {n}")
             if not cancelled:

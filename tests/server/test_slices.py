@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from probewire.backends.limits import Limits
 from probewire.clients import Client, Logit, hook
 from probewire.protos.edits import FromInput, Replace, Scale
+from probewire.protos.errors import Internal
 from probewire.protos.gradients import GradientsRequest
 from probewire.protos.metrics import Target
 from probewire.protos.model import Finished, GenerateRequest, Input, RunRequest, Sampling, TensorFrame
@@ -72,7 +74,7 @@ def turns(model: LocalModel, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str,
 
 
 def _user(name: str) -> Caller:
-    return Caller(User(name, "researcher"), f"req-{name}")
+    return Caller(User(name, "researcher"), f"{name}-{secrets.token_hex(4)}")
 
 
 def _submitted(model: LocalModel, *requests: tuple[str, Any]) -> list[QueueSink]:
@@ -117,20 +119,32 @@ def test_another_users_run_comes_between(model: LocalModel, turns: list[tuple[st
     assert ("run", 4) in turns[:3], "the long run of one is not yet over"
 
 
+def test_two_requests_of_one_id(model: LocalModel, turns: list[tuple[str, int]]) -> None:
+    """The engine knows sequences by it, so the second would take the first one's place there."""
+    caller, service = _user("ada"), InProcessService(model)
+    ask = GenerateRequest((SHORT,), sampling=Sampling(max_new_tokens=4, ignore_eos=True))
+    sinks = [QueueSink(model.scheduler) for _ in range(2)]
+    model.scheduler.call(lambda: [model.submit(ask, sink, caller) for sink in sinks])
+    assert isinstance(list(sinks[0].events())[-1], Finished)
+    with pytest.raises(Internal, match="under way already"):
+        list(sinks[1].events())
+    assert isinstance(list(service.generate(ask))[-1], Finished), "and all goes on"
+
+
 def test_two_long_runs_take_turns(model: LocalModel, turns: list[tuple[str, int]]) -> None:
     seen: list[str] = []
     backend: Any = model.backend
     real = backend.run_part
 
     def noted(sequence: Any, parts: Any, stop: int) -> Any:
-        seen.append(sequence.id.partition(".")[0])
+        seen.append(sequence.id.partition("-")[0])
         return real(sequence, parts, stop)
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(backend, "run_part", noted)
         for sink in _submitted(model, ("ada", RunRequest((LONG,))), ("bob", RunRequest((LONG,)))):
             assert isinstance(list(sink.events())[-1], Finished)
-    assert seen[:6] in (["req-ada", "req-bob"] * 3, ["req-bob", "req-ada"] * 3)
+    assert seen[:6] in (["ada", "bob"] * 3, ["bob", "ada"] * 3)
 
 
 def test_a_source_may_be_long_too(model: LocalModel, turns: list[tuple[str, int]]) -> None:

@@ -1,0 +1,57 @@
+"""How many rows go into a forward, by the time that forwards have taken; the clock is a list of numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from probewire.server import pace as module
+from probewire.server.pace import Pace
+
+CHUNK = 64
+REQUEST = object()
+
+
+@pytest.fixture
+def pace(monkeypatch: pytest.MonkeyPatch) -> Pace:
+    made = Pace()
+    monkeypatch.setattr(module, "rows_a_second", lambda _: 1000.0)
+    nothing_of_it_is_used: Any = None
+    made.try_out(nothing_of_it_is_used)
+    return made
+
+
+def _forward(pace: Pace, monkeypatch: pytest.MonkeyPatch, rows: int, seconds: float, kind: str = "run") -> None:
+    clock: Iterator[float] = iter((0.0, seconds))
+    monkeypatch.setattr(module.time, "perf_counter", lambda: next(clock))
+    with pace.timed(kind, REQUEST, rows):
+        pass
+
+
+def test_runs_find_the_same_company_until_the_pace_is_another(pace: Pace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1,000 rows a second are 200 in a slice: two chunks and a bit."""
+    assert pace.rows("run", REQUEST, 0.2, CHUNK) == 128
+    _forward(pace, monkeypatch, 70, 0.1)
+    assert pace.rows("run", REQUEST, 0.2, CHUNK) == 128  # 140 fit
+    _forward(pace, monkeypatch, 35, 0.1)
+    assert pace.rows("run", REQUEST, 0.2, CHUNK) == 128  # 70 fit: not yet twice too many
+    _forward(pace, monkeypatch, 30, 0.1)
+    assert pace.rows("run", REQUEST, 0.2, CHUNK) == 64  # 60 fit
+    _forward(pace, monkeypatch, 1, 0.1)
+    assert pace.rows("run", REQUEST, 0.2, CHUNK) == 64  # never less than a chunk
+    _forward(pace, monkeypatch, 10_000, 0.1)
+    assert pace.rows("run", REQUEST, 0.2, CHUNK) == 8192  # 10,002 fit
+
+
+def test_what_costs_nobody_knows_begins_small(pace: Pace, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert pace.rows("sweep", REQUEST, 0.2) == 50
+    _forward(pace, monkeypatch, 50, 0.5, "sweep")
+    assert pace.rows("sweep", REQUEST, 0.2) == 20
+    assert pace.rows("sweep", object(), 0.2) == 5
+    pace.forget(REQUEST)
+    assert pace.rows("sweep", REQUEST, 0.2) == 5
+    _forward(pace, monkeypatch, 1, 10.0, "gradients")
+    assert pace.rows("gradients", REQUEST, 0.2) == 1
+    assert pace.seconds("gradients", 2) == pytest.approx(20.0)
