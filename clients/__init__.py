@@ -1,4 +1,4 @@
-"""What a notebook imports: `Client`, short ways to write hooks, the values of plans and requests, and the errors."""
+"""What a notebook imports: `Client`, `AsyncClient`, short ways to write hooks, the values of plans and requests, and the errors."""
 
 from ..protos.edits import (
     Add,
@@ -53,6 +53,9 @@ from ..protos.tensors import Tensor
 from .aligning import Alignment, align
 from .archive import load
 from .asked import Asked
+from .async_client import AsyncClient
+from .async_session import AsyncLiveSession
+from .async_stream import AsyncStream
 from .captures import Captures
 from .client import Client
 from .hooks import ablate, capture, edit_latents, hook, patch, reconstruct, steer
@@ -68,6 +71,9 @@ __all__ = [
     "Add",
     "Alignment",
     "Asked",
+    "AsyncClient",
+    "AsyncLiveSession",
+    "AsyncStream",
     "Cancelled",
     "Capture",
     "Captures",

@@ -33,7 +33,7 @@ def waits(call: Callable[Concatenate[Caller, P], Steps[T]]) -> Callable[Concaten
 
     @functools.wraps(call)
     def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return self._perform(call(self, *args, **kwargs))  # pyright: ignore[reportPrivateUsage] - it is its method
+        return perform(self._transport, call(self, *args, **kwargs))  # pyright: ignore[reportPrivateUsage] - it is its method
 
     return method
 
@@ -95,9 +95,6 @@ class Client:
         """Whether the server is on this machine, as far as its address says: a tunnel looks the same."""
         return self._transport.is_here
 
-    def _perform(self, steps: Steps[T]) -> T:
-        return perform(self._transport, steps)
-
     # ---- inference ----
 
     generate = waits(calls.generate)
@@ -117,7 +114,7 @@ class Client:
 
         Its hooks may not name inputs, read other inputs, or store. Used in a `with`, it is deleted at the end.
         """
-        created = self._perform(session_calls.create(self, hooks, name=name, model=model))
+        created = perform(self._transport, session_calls.create(self, hooks, name=name, model=model))
         return LiveSession(self._transport, created)
 
     def sessions(self) -> list[LiveSession]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 
@@ -20,7 +21,7 @@ from ..protos.errors import (
 )
 from .transport import fix_for, lost
 
-__all__ = ["as_error", "error_of", "readable", "translated"]
+__all__ = ["Deadline", "as_error", "error_of", "readable", "translated"]
 
 _CODES: dict[int, Code] = {code.value.http: code for code in Code} | {
     # What proxies and web frameworks answer with.
@@ -58,8 +59,7 @@ def as_error(error: Exception, address: str, timeout_s: float | None) -> Probewi
     if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)):
         return Unavailable(f"no connection to {address} ({error}); {fix_for(str(error))}")
     if isinstance(error, httpx.TimeoutException):
-        limit = "in time" if timeout_s is None else f"within timeout_s={timeout_s:g}"
-        return DeadlineExceeded(f"{address} did not finish {limit}; pass a larger timeout_s to Client")
+        return DeadlineExceeded(_too_late(address, timeout_s))
     if isinstance(error, httpx.RemoteProtocolError) and "illegal" in str(error):
         return Unavailable(
             f"{address} does not speak HTTP ({error}); write grpc:// if it is the gRPC port, or correct it"
@@ -82,6 +82,24 @@ def error_of(response: httpx.Response, address: str) -> ProbewireError:
     if error.retry_after_s is None:
         error.retry_after_s = _seconds(response.headers.get("retry-after"))
     return error
+
+
+class Deadline:
+    """Of a call as a whole, where httpx bounds each wait."""
+
+    def __init__(self, address: str, timeout_s: float | None) -> None:
+        self._address, self._timeout_s = address, timeout_s
+        self._end_s = None if timeout_s is None else time.monotonic() + timeout_s
+
+    def check(self) -> None:
+        """Raise DeadlineExceeded when it has passed."""
+        if self._end_s is not None and time.monotonic() > self._end_s:
+            raise DeadlineExceeded(_too_late(self._address, self._timeout_s))
+
+
+def _too_late(address: str, timeout_s: float | None) -> str:
+    limit = "in time" if timeout_s is None else f"within timeout_s={timeout_s:g}"
+    return f"{address} did not finish {limit}; pass a larger timeout_s to Client"
 
 
 def _seconds(value: str | None) -> float | None:

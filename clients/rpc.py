@@ -2,43 +2,30 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol, TypeVar
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any, TypeVar
 
 import grpc
-from google.protobuf.message import Message as ProtoMessage
-from grpc_health.v1 import health_pb2
 
-from ..protos import probewire_pb2 as pb
 from ..protos.activity import ActivityReport
-from ..protos.errors import Internal, NotFound
-from ..protos.events import FrameAssembler, read_events
 from ..protos.gradients import GradientsRequest
 from ..protos.hosts import is_loopback
 from ..protos.loading import HealthReport, LoadProgress, LoadRequest
-from ..protos.model import (
-    Event,
-    GenerateRequest,
-    ModelInfo,
-    RunRequest,
-    StoredCapture,
-    TensorFrame,
-    Tokenized,
-    TokenizeRequest,
-)
+from ..protos.model import Event, GenerateRequest, ModelInfo, RunRequest, StoredCapture, Tokenized, TokenizeRequest
 from ..protos.saes import LoadSaeRequest, SaeInfo, SaePart, SaeReceived
 from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from ..protos.sweeps import SweepRequest
-from ..protos.tensors import Array, Tensor, numpy_dtype
-from ..protos.wire import from_json, from_proto, to_proto
+from ..protos.tensors import Array
+from . import rpc_calls
 from .closable import Closable
+from .gathered import Gathered
+from .rpc_calls import Streamed, Unary
 from .rpc_errors import translated
 from .tls import Tls
 from .transport import Watch
 
-__all__ = ["RpcTransport"]
+__all__ = ["RpcTransport", "address_of", "channel_options", "credentials", "metadata"]
 
 MAX_MESSAGE_BYTES = 64 << 20
 """Of one answer; tensors come in pieces of under 1 MiB, so only a long list can be near it."""
@@ -47,21 +34,8 @@ KEEPALIVE_S = 60.0
 KEEPALIVE_TIMEOUT_S = 20.0
 RECONNECT_S = 5.0
 """At most so long after a server is back, calls reach it again; grpc itself waits up to two minutes."""
-REPORT_KEY = "health-report-bin"
 
-M = TypeVar("M", bound=ProtoMessage)
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
-
-
-class _Call(Protocol[T_co]):
-    """A call whose answers come one by one."""
-
-    def __iter__(self) -> Iterator[T_co]: ...
-
-    def cancel(self) -> object:
-        """End it, from any thread."""
-        ...
 
 
 class RpcTransport:
@@ -77,166 +51,138 @@ class RpcTransport:
         timeout_s: float | None = None,
         tls: Tls | None = None,
     ) -> None:
-        self.address = f"{'grpcs' if secure else 'grpc'}://{host}:{port}"
-        self.is_here = is_loopback(host)
-        self._timeout_s = timeout_s
-        self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
-        target, options = f"{host}:{port}", _options(host)
+        self.address, self.is_here = address_of(host, port, secure), is_loopback(host)
+        self._timeout_s, self._metadata = timeout_s, metadata(api_key)
+        target, options = f"{host}:{port}", channel_options(host)
         if secure:
-            trust = (None, None, None) if tls is None else (tls.ca, tls.key, tls.cert)
-            self._channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(*trust), options)
+            self._channel = grpc.secure_channel(target, credentials(tls), options)
         else:
             self._channel = grpc.insecure_channel(target, options)
 
     def generate(self, request: GenerateRequest) -> Iterator[Event]:
-        return self._events("Inference/Generate", to_proto(request))
+        return self._stream(rpc_calls.generate(request))
 
     def run(self, request: RunRequest) -> Iterator[Event]:
-        return self._events("Inference/Run", to_proto(request))
+        return self._stream(rpc_calls.run(request))
 
     def gradients(self, request: GradientsRequest) -> Iterator[Event]:
-        return self._events("Inference/Gradients", to_proto(request))
+        return self._stream(rpc_calls.gradients(request))
 
     def sweep(self, request: SweepRequest) -> Iterator[Event]:
-        return self._events("Inference/Sweep", to_proto(request))
+        return self._stream(rpc_calls.sweep(request))
 
     def models(self) -> list[ModelInfo]:
-        return self._values(ModelInfo, self._unary("Models/List", pb.ListRequest(), pb.ModelList).models)
+        return self._unary(rpc_calls.models())
 
     def describe(self, model: str = "") -> ModelInfo:
-        return self._values(ModelInfo, [self._unary("Models/Describe", pb.ModelRequest(model=model), pb.ModelInfo)])[0]
+        return self._unary(rpc_calls.describe(model))
 
     def load(self, request: LoadRequest) -> Iterator[LoadProgress]:
-        for message in self._stream("Models/Load", to_proto(request), pb.LoadProgress, None):
-            yield from self._values(LoadProgress, [message])
+        return self._stream(rpc_calls.load(request))
 
     def unload(self, model: str) -> None:
-        self._unary("Models/Unload", pb.ModelRequest(model=model), pb.Empty)
+        self._unary(rpc_calls.unload(model))
 
     def tokenize(self, request: TokenizeRequest) -> Tokenized:
-        return self._values(Tokenized, [self._unary("Models/Tokenize", to_proto(request), pb.Tokenized)])[0]
+        return self._unary(rpc_calls.tokenize(request))
 
     def weights(self, name: str, model: str = "", watch: Watch | None = None) -> Array:
-        if not name:
-            raise NotFound("weights needs a name; weight_names() lists them")
-        request = pb.WeightsRequest(model=model, name=name)
-        data, head = bytearray(), pb.WeightChunk()
-        for chunk in self._stream("Models/Weights", request, pb.WeightChunk, self._timeout_s):
-            head = chunk if chunk.offset == 0 else head
-            if chunk.offset != len(data):
-                raise Internal(f"a piece of weight {name!r} is missing: at byte {chunk.offset} of {len(data)} received")
-            data += chunk.data
-            if watch is not None:
-                watch(len(data), math.prod(head.shape) * numpy_dtype(head.dtype).itemsize)
-        if not head.name:
-            raise Internal(f"{self.address} sent nothing for weight {name!r}")
-        return Tensor(head.dtype, tuple(head.shape), bytes(data)).numpy()
+        return self._gathered(rpc_calls.weights(name, model, watch))
 
     def weight_names(self, model: str = "") -> dict[str, tuple[int, ...]]:
-        chunks = self._stream("Models/Weights", pb.WeightsRequest(model=model), pb.WeightChunk, self._timeout_s)
-        return {chunk.name: tuple(chunk.shape) for chunk in chunks}
+        return self._gathered(rpc_calls.weight_names(model))
 
     def captures(self, model: str = "") -> list[StoredCapture]:
-        listed = self._unary("Captures/List", pb.ModelRequest(model=model), pb.CaptureList)
-        return self._values(StoredCapture, listed.captures)
+        return self._unary(rpc_calls.captures(model))
 
     def capture(self, capture_id: str, model: str = "") -> Array:
-        for event in self._events("Captures/Get", pb.CaptureRequest(model=model, id=capture_id)):
-            if isinstance(event, TensorFrame):
-                return event.tensor.numpy()
-        raise Internal(f"{self.address} sent nothing for capture {capture_id!r}")
+        return self._gathered(rpc_calls.capture(capture_id, model))
 
     def delete_capture(self, capture_id: str, model: str = "") -> None:
-        self._unary("Captures/Delete", pb.CaptureRequest(model=model, id=capture_id), pb.Empty)
+        self._unary(rpc_calls.delete_capture(capture_id, model))
 
     def load_sae(self, request: LoadSaeRequest) -> SaeInfo:
-        return self._values(SaeInfo, [self._unary("Saes/Load", to_proto(request), pb.SaeInfo)])[0]
+        return self._unary(rpc_calls.load_sae(request))
 
     def send_sae(self, part: SaePart) -> SaeReceived:
-        return self._values(SaeReceived, [self._unary("Saes/Send", to_proto(part), pb.SaeReceived)])[0]
+        return self._unary(rpc_calls.send_sae(part))
 
     def saes(self, model: str = "") -> list[SaeInfo]:
-        return self._values(SaeInfo, self._unary("Saes/List", pb.ModelRequest(model=model), pb.SaeList).saes)
+        return self._unary(rpc_calls.saes(model))
 
     def unload_sae(self, name: str, model: str = "") -> None:
-        self._unary("Saes/Unload", pb.SaeRequest(name=name, model=model), pb.Empty)
+        self._unary(rpc_calls.unload_sae(name, model))
 
     def create_session(self, request: CreateSessionRequest) -> Session:
-        return self._values(Session, [self._unary("Sessions/Create", to_proto(request), pb.Session)])[0]
+        return self._unary(rpc_calls.create_session(request))
 
     def update_session(self, request: UpdateSessionRequest) -> Session:
-        return self._values(Session, [self._unary("Sessions/Update", to_proto(request), pb.Session)])[0]
+        return self._unary(rpc_calls.update_session(request))
 
     def session(self, session_id: str) -> Session:
-        return self._values(Session, [self._unary("Sessions/Get", pb.SessionRequest(id=session_id), pb.Session)])[0]
+        return self._unary(rpc_calls.session(session_id))
 
     def sessions(self) -> list[Session]:
-        return self._values(Session, self._unary("Sessions/List", pb.ListRequest(), pb.SessionList).sessions)
+        return self._unary(rpc_calls.sessions())
 
     def delete_session(self, session_id: str) -> None:
-        self._unary("Sessions/Delete", pb.SessionRequest(id=session_id), pb.Empty)
+        self._unary(rpc_calls.delete_session(session_id))
 
     def activity(self) -> ActivityReport:
-        return self._values(ActivityReport, [self._unary("Activity/Get", pb.ListRequest(), pb.ActivityReport)])[0]
+        return self._unary(rpc_calls.activity())
 
     def health(self) -> HealthReport:
-        method = self._channel.unary_unary(
-            "/grpc.health.v1.Health/Check",
-            health_pb2.HealthCheckRequest.SerializeToString,
-            health_pb2.HealthCheckResponse.FromString,
-        )
-        with translated(self.address, self._timeout_s):
-            answer, call = method.with_call(
-                health_pb2.HealthCheckRequest(), timeout=self._timeout_s, metadata=self._metadata
-            )
-            for key, value in call.trailing_metadata() or ():
-                if key == REPORT_KEY:
-                    return from_json(HealthReport, json.loads(value))
-        ready = answer.status == health_pb2.HealthCheckResponse.SERVING
-        return HealthReport(ready, "ready" if ready else "not serving")
+        return self._unary(rpc_calls.health())
 
     def close(self) -> None:
         self._channel.close()
 
-    def _events(self, method: str, request: ProtoMessage) -> Iterator[Event]:
-        call = self._started(method, request, bytes, self._timeout_s)
-        return Closable(self._decoded(call), call.cancel)
-
-    def _decoded(self, call: _Call[bytes]) -> Iterator[Event]:
-        assembler = FrameAssembler()
-        for message in self._answers(call, self._timeout_s):
-            with translated(self.address, self._timeout_s):
-                events = list(read_events(message, assembler))
-            yield from events
-
-    def _values(self, cls: type[Any], messages: Any) -> list[Any]:
+    def _unary(self, call: Unary[T]) -> T:
+        start = self._channel.unary_unary(call.method, type(call.request).SerializeToString, call.answer.FromString)
         with translated(self.address, self._timeout_s):
-            return [from_proto(cls, message) for message in messages]
+            answer, told = start.with_call(call.request, timeout=self._timeout_s, metadata=self._metadata)
+            return call.read(answer, dict(told.trailing_metadata() or ()))
 
-    def _unary(self, method: str, request: ProtoMessage, answer: type[M]) -> M:
-        call = self._channel.unary_unary(f"/probewire.v1.{method}", type(request).SerializeToString, answer.FromString)
-        with translated(self.address, self._timeout_s):
-            return call(request, timeout=self._timeout_s, metadata=self._metadata)
-
-    def _stream(self, method: str, request: ProtoMessage, answer: type[M], timeout_s: float | None) -> Iterator[M]:
-        return self._answers(self._started(method, request, answer.FromString, timeout_s), timeout_s)
-
-    def _started(
-        self, method: str, request: ProtoMessage, read: Callable[[bytes], T], timeout_s: float | None
-    ) -> _Call[T]:
-        start = self._channel.unary_stream(f"/probewire.v1.{method}", type(request).SerializeToString, read)
+    def _stream(self, call: Streamed[T]) -> Closable[T]:
+        timeout_s = self._timeout_s if call.is_bounded else None
+        start = self._channel.unary_stream(call.method, type(call.request).SerializeToString, call.parse)
         with translated(self.address, timeout_s):
-            return start(request, timeout=timeout_s, metadata=self._metadata)
+            messages: Any = start(call.request, timeout=timeout_s, metadata=self._metadata)
+        return Closable(self._read(call, messages, timeout_s), messages.cancel)
 
-    def _answers(self, call: _Call[T], timeout_s: float | None) -> Iterator[T]:
+    def _read(self, call: Streamed[T], messages: Any, timeout_s: float | None) -> Iterator[T]:
+        read = call.reader()
         with translated(self.address, timeout_s):
             try:
-                yield from call
+                for message in messages:
+                    yield from read(message)
             finally:
-                call.cancel()
+                messages.cancel()
+
+    def _gathered(self, call: Gathered[Streamed[Any], T]) -> T:
+        with closing(self._stream(call.stream)) as items:
+            for item in items:
+                call.hear(item)
+        return call.whole()
 
 
-def _options(host: str) -> list[tuple[str, int]]:
+def address_of(host: str, port: int, secure: bool) -> str:
+    """As users write it."""
+    return f"{'grpcs' if secure else 'grpc'}://{host}:{port}"
+
+
+def metadata(api_key: str | None) -> tuple[tuple[str, str], ...]:
+    """What goes with every call."""
+    return (("authorization", f"Bearer {api_key}"),) if api_key else ()
+
+
+def credentials(tls: Tls | None) -> grpc.ChannelCredentials:
+    """Of an encrypted channel."""
+    return grpc.ssl_channel_credentials(*((None, None, None) if tls is None else (tls.ca, tls.key, tls.cert)))
+
+
+def channel_options(host: str) -> list[tuple[str, int]]:
+    """How a channel behaves."""
     return [
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", -1),  # the server's own limit answers with a reason

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import cast
 
 import grpc
+import grpc.aio
 
 from ..protos.errors import Code, FailedPrecondition, Internal, InvalidArgument, ProbewireError, error_from_code
 from .transport import fix_for, lost
@@ -60,7 +61,7 @@ def translated(address: str, timeout_s: float | None) -> Generator[None]:
 
 def as_error(error: grpc.RpcError, address: str, timeout_s: float | None) -> ProbewireError:
     """The exception that stands for a failed call."""
-    if not isinstance(error, grpc.Call):
+    if not isinstance(error, (grpc.Call, grpc.aio.AioRpcError)):
         return Internal(f"{address}: {error}")
     status, details = error.code(), error.details() or ""
     trailers = dict(cast("Iterable[tuple[str, str | bytes]]", error.trailing_metadata() or ()))

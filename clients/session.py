@@ -81,7 +81,7 @@ class SessionView:
 
     def __repr__(self) -> str:
         name = f"{self.name!r}, " if self.name else ""
-        return f"LiveSession({name}id={self.id!r}, model={self.model!r}, revision={self.revision}: {self._told()})"
+        return f"{type(self).__name__}({name}id={self.id!r}, model={self.model!r}, revision={self.revision}: {self._told()})"
 
     def _told(self) -> str:
         shown = [_told(hook) for hook in self.hooks[:MAX_SHOWN_HOOKS]]

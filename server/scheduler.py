@@ -169,7 +169,7 @@ class Scheduler:
 
     def _main(self) -> None:
         try:
-            self._cores = Cores.at_load(self._threads, lambda n: self.backend.use_threads(n))
+            self._cores = Cores.at_load(self._threads, lambda n: self.backend.use_threads(n))  # noqa: PLW0108 - not there yet
             self.backend = self._build(self._cores.n)
             self._forwards.pace.try_out(self.backend)
         except BaseException as error:  # noqa: BLE001 - raised again in `start`

@@ -1,0 +1,168 @@
+"""The front door of an event loop: the methods of `Client`, awaited, made from the same calls."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+
+from ..protos.service import Service
+from . import calls, repeating, server_calls, session as session_calls
+from .addresses import connect_async
+from .asked import Asked
+from .async_inprocess import AsyncInProcessTransport
+from .async_session import AsyncLiveSession, NewSession
+from .async_steps import AsyncTransport, aperform
+from .async_stream import AsyncStream
+from .client import DEFAULT_URL
+from .hooks import Hooks
+from .steps import Caller, Steps, ask
+from .tls import read_tls
+
+__all__ = ["AsyncClient"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def awaits(
+    call: Callable[Concatenate[Caller, P], Steps[T]],
+) -> Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]]:
+    """A call as a method to be awaited."""
+
+    @functools.wraps(call)
+    async def method(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await aperform(self._transport, call(self, *args, **kwargs))  # pyright: ignore[reportPrivateUsage] - it is its method
+
+    return method
+
+
+def streams(
+    call: Callable[Concatenate[Caller, P], tuple[Asked, bool]],
+) -> Callable[Concatenate[AsyncClient, P], AsyncStream]:
+    """As a method that gives what comes, as it comes."""
+
+    @functools.wraps(call)
+    def method(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> AsyncStream:
+        asked, keep = call(self, *args, **kwargs)
+        events = self._transport.listen("generate", asked.generation())  # pyright: ignore[reportPrivateUsage] - as above
+        return AsyncStream(events, asked, keep=keep)
+
+    return method
+
+
+class AsyncClient:
+    """As Client, for asyncio: every method is awaited, `stream` is read with `async for`, and results are the same.
+
+    Cancelling the task that awaits a call ends the call on the server. A client belongs to the event loop that first uses it;
+    any number of its tasks may share it.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        api_key: str | None = None,
+        ca_file: str | Path | None = None,
+        cert_file: str | Path | None = None,
+        key_file: str | Path | None = None,
+        timeout_s: float | None = 600.0,
+        service: Service | None = None,
+    ) -> None:
+        """As Client's. Nothing is sent yet."""
+        self._transport: AsyncTransport
+        if service is not None:
+            self._transport = AsyncInProcessTransport(service)
+        else:
+            tls = read_tls(ca_file, cert_file, key_file)
+            self._transport = connect_async(url, api_key=api_key, timeout_s=timeout_s, tls=tls)
+
+    @classmethod
+    def inprocess(cls, service: Service) -> Self:
+        """A client of a service in this process, which it asks from threads. Closing the client closes the service."""
+        return cls(service=service)
+
+    @property
+    def address(self) -> str:
+        """Where the calls go."""
+        return self._transport.address
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the server is on this machine, as far as its address says: a tunnel looks the same."""
+        return self._transport.is_here
+
+    # ---- inference ----
+
+    generate = awaits(calls.generate)
+    generate_with_activations = awaits(calls.generate_with_activations)
+    run = awaits(calls.run)
+    gradients = awaits(calls.gradients)
+    sweep = awaits(calls.sweep)
+    repeat = awaits(repeating.repeat)
+    token = awaits(server_calls.token)
+
+    stream = streams(calls.stream)
+
+    # ---- live sessions ----
+
+    def session(self, hooks: Hooks = (), *, name: str = "", model: str = "") -> NewSession:
+        """Make a live session: `live = await client.session(…)`, or `async with client.session(…) as live`.
+
+        Its hooks may not name inputs, read other inputs, or store. Used in an `async with`, it is deleted at the end.
+        """
+        return NewSession(self._transport, session_calls.create(self, hooks, name=name, model=model))
+
+    async def sessions(self) -> list[AsyncLiveSession]:
+        """Yours, oldest first."""
+        found = await aperform(self._transport, ask(Service.sessions))
+        return [AsyncLiveSession(self._transport, session) for session in found]
+
+    async def get_session(self, session_id: str) -> AsyncLiveSession:
+        """One of yours. Raises NotFound."""
+        found = await aperform(self._transport, ask(Service.session, session_id))
+        return AsyncLiveSession(self._transport, found)
+
+    # ---- models ----
+
+    models = awaits(server_calls.models)
+    describe = awaits(server_calls.describe)
+    load = awaits(server_calls.load)
+    unload = awaits(server_calls.unload)
+    tokenize = awaits(server_calls.tokenize)
+    weight_names = awaits(server_calls.weight_names)
+    weights = awaits(server_calls.weights)
+
+    # ---- captures kept on the server ----
+
+    captures = awaits(server_calls.captures)
+    capture = awaits(server_calls.capture)
+    delete_capture = awaits(server_calls.delete_capture)
+
+    # ---- sparse autoencoders on the server ----
+
+    load_sae = awaits(server_calls.load_sae)
+    saes = awaits(server_calls.saes)
+    unload_sae = awaits(server_calls.unload_sae)
+
+    # ---- the server and the connection ----
+
+    activity = awaits(server_calls.activity)
+    health = awaits(server_calls.health)
+
+    async def close(self) -> None:
+        """Let go of the connection."""
+        await self._transport.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"AsyncClient({self.address!r})"
