@@ -238,18 +238,18 @@ class Scheduler:
 
     def _accept(self, job: Job) -> None:
         """Queue a request's runs: inputs that others read first, then those that read them."""
-        prepared = job.prepared
-        if any(other.prepared.id == prepared.id for other in self.jobs):  # the engine knows sequences by it
-            job.fail(Internal(f"a request of the id {prepared.id} is under way already"))
+        name = job.prepared.id
+        if any(other.prepared.id == name for other in self.jobs):  # the engine knows sequences by it
+            job.fail(Internal(f"a request of the id {name} is under way already"))
             return
-        self._live = {**self._live, prepared.id: job}  # read by other threads
+        self._live = {**self._live, name: job}  # read by other threads
         try:
             job.catch_up()
+            prepared = job.prepared
             job.remaining = sum(1 for item in prepared.inputs if item.sequence is not None)
-            for item in prepared.inputs:
-                for sequence in (item.source, item.sequence):
-                    if sequence is not None and not any(b.needs for b in sequence.plan.hooks):
-                        self.backend.bind(sequence.plan)
+            for sequence in chain.from_iterable((item.source, item.sequence) for item in prepared.inputs):
+                if sequence is not None and not any(b.needs for b in sequence.plan.hooks):
+                    self.backend.bind(sequence.plan)
         except Exception as error:  # noqa: BLE001 - one request's fault must not end the thread that serves all
             self.drop(job, as_internal("plan", error))
             return
