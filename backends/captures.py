@@ -17,6 +17,7 @@ from .alarms import Alarms, beyond
 from .base import Rows
 from .bound import BoundHook, BoundPlan
 from .distributions import next_log_probability
+from .hook_errors import as_error
 from .latent_reads import LatentReads
 from .ops import Ops
 from .saes.latent_maths import LatentMaths
@@ -165,7 +166,7 @@ class Collector:
             values, index = ops.top_k(rows, reduce.k)
             return [("value", values), ("index", index)]
         if isinstance(reduce, Project):
-            directions = ops.device(np.atleast_2d(reduce.directions.floats()))
+            directions = ops.like(ops.device(np.atleast_2d(reduce.directions.floats())), rows)
             return [("", rows @ ops.transpose_last(directions))]
         if isinstance(reduce, Gather):
             return [("", ops.take(rows, ops.index(np.array(reduce.ids)), -1))]
@@ -212,14 +213,17 @@ class Collector:
         for entry in self.entries:
             arrays = {name: next(host) for name in entry.parts}
             keep = None if entry.mask is None else next(host).astype(bool)
-            for part, array in arrays.items():
-                positions = entry.positions
-                if keep is not None:
-                    array, positions = array[keep], positions[keep]
-                if _accumulate(entry, array, positions) or not len(positions):
-                    continue
-                key = (entry.slot, entry.bound.index, part, tuple(positions.tolist()))
-                grouped.setdefault(key, []).append((entry, array))
+            try:
+                for part, array in arrays.items():
+                    positions = entry.positions
+                    if keep is not None:
+                        array, positions = array[keep], positions[keep]
+                    if _accumulate(entry, array, positions) or not len(positions):
+                        continue
+                    key = (entry.slot, entry.bound.index, part, tuple(positions.tolist()))
+                    grouped.setdefault(key, []).append((entry, array))
+            except Exception as error:  # noqa: BLE001 - a fault in one request's hook must not reach its neighbours
+                entry.slot.error = entry.slot.error or as_error(error, entry.site)
         self.alarms.finish(host)
         for slot, rows in self._stacked(grouped).items():
             out.setdefault(slot, []).extend(rows)

@@ -147,6 +147,11 @@ def _check_condition_part(when: Condition, read: Site, widths: tuple[int, ...], 
     if (read.name in HEAD_SITES) != (when.head is not None):
         need = "needs a head" if read.name in HEAD_SITES else "has no heads"
         raise InvalidArgument(f"{where}: the condition's site {read} {need}")
+    if read.name not in HEAD_SITES and widths[1:]:
+        raise InvalidArgument(
+            f"{where}: a condition reads one vector a row, and rows of {read} are {list(widths)}; read a named site, such "
+            f"as q or k, whose heads a condition can name"
+        )
     if when.head is not None and when.head >= widths[0]:
         raise InvalidArgument(f"{where}: the condition's head {when.head} is outside 0 … {widths[0] - 1}")
     if when.unit is not None and when.unit >= widths[-1]:

@@ -172,17 +172,30 @@ class Edits:
         if isinstance(edit.source, Inline):
             if edit.units is not None and taken.shape[-1] != x.shape[-1]:  # keys that do not exist yet
                 taken = ops.take(taken, ops.index(_kept(edit.units, rows.shape[-1])), -1)
+            elif edit.units is None and site.name in ATTENTION_SITES:
+                taken = self._with_keys(taken, rows.shape[-1], positions, site)
         else:  # stored captures and other inputs hold whole rows
             taken = taken if edit.heads is None else ops.take(taken, device["heads"], 1)
-            units = None if edit.units is None else _below(edit.units, min(taken.shape[-1], rows.shape[-1]))
+            if site.name in ATTENTION_SITES:
+                taken = self._with_keys(taken, rows.shape[-1], positions, site)
+            units = None if edit.units is None else _below(edit.units, taken.shape[-1])
             taken = taken if units is None else ops.take(taken, ops.index(units), -1)
-        if site.name in ATTENTION_SITES and edit.units is None:
-            taken = taken[..., : x.shape[-1]]  # a generated row sees fewer keys than the source may hold
         if tuple(taken.shape) != tuple(x.shape):
             raise InvalidArgument(
                 f"replace: source rows have shape {list(taken.shape[1:])}, the site's part has {list(x.shape[1:])}"
             )
         return ops.like(taken, x)
+
+    def _with_keys(self, taken: Any, n_keys: int, positions: NDArray[np.int64], site: Site) -> Any:
+        """Rows of attention with as many keys as there are here; what is filled in lies where a query cannot see."""
+        held = int(taken.shape[-1])
+        if held >= n_keys:
+            return taken[..., :n_keys]
+        if len(positions) and (last := int(positions.max())) >= held:
+            raise InvalidArgument(
+                f"replace brings {held} keys; a query it reaches at {site} sees more, {last + 1} at position {last}"
+            )
+        return self.ops.pad_last(taken, n_keys - held, 0.0)
 
 
 def _below(units: tuple[int, ...], width: int) -> NDArray[np.int64]:

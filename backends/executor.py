@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..protos.edits import Replace
-from ..protos.errors import Internal, InvalidArgument, ProbewireError
+from ..protos.errors import Internal, InvalidArgument
 from ..protos.latents import ReadLatents
 from ..protos.sites import ATTENTION_SITES, Site
 from .alarms import no_key_left
@@ -24,6 +24,7 @@ from .base import Rows
 from .bound import Acting, BoundHook, choose
 from .captures import Collector
 from .edit import Edits
+from .hook_errors import as_error
 from .latent_reads import Taker
 from .ops import Ops
 from .points import Point, Points, View
@@ -32,7 +33,7 @@ from .slot import Slot
 if TYPE_CHECKING:
     from .backward import Backward
 
-__all__ = ["Executor", "as_error"]
+__all__ = ["Executor"]
 
 
 class Executor:
@@ -142,10 +143,13 @@ class Executor:
         edited = self._tap_rows(acting, slot, rows, source)
         if edited is rows:
             return result
-        if not point.in_place and result is value:
-            result = self.ops.copy(value)
-        result[slot.batch, slot.start : slot.stop] = edited
-        return result
+        try:
+            written = self.ops.copy(value) if not point.in_place and result is value else result
+            written[slot.batch, slot.start : slot.stop] = edited
+        except Exception as error:  # noqa: BLE001 - as in `_tap_rows`
+            slot.error = as_error(error, acting[0].site)
+            return result
+        return written
 
     def _entered(self, point: Point, value: Any) -> Any:
         assert self.backward is not None
@@ -301,6 +305,8 @@ class Executor:
         when = bound.hook.where.when
         assert when is not None
         coordinate = self.edits.coordinate(bound, rows)
+        if tuple(coordinate.shape) != (len(rows),):  # as a mask it would be spread over rows, or not fit them
+            raise Internal(f"a condition gives {list(coordinate.shape)} for {len(rows)} rows")
         if when.latch is not None:
             coordinate = self._latched(slot, bound, index, coordinate)
         compare = {"gt": "__gt__", "ge": "__ge__", "lt": "__lt__", "le": "__le__"}[when.op]
@@ -358,14 +364,3 @@ class Executor:
                     slot.error = InvalidArgument(
                         f"{acting[0].site}: the module {times} in a forward; ask for one that runs once"
                     )
-
-
-def as_error(error: Exception, site: Site) -> ProbewireError:
-    """What a hook at a site raised, as its caller is told."""
-    if isinstance(error, ProbewireError):
-        return error
-    # torch says RuntimeError of tensors that do not go together, as of much else.
-    misfit = isinstance(error, RuntimeError) and any(word in str(error) for word in ("size", "shape"))
-    if misfit or isinstance(error, (ValueError, IndexError)):
-        return InvalidArgument(f"a hook at {site} failed: {error}")
-    return Internal(f"a hook at {site} failed: {type(error).__name__}: {error}")

@@ -26,36 +26,32 @@ class RunParts:
     rows: list[Rows] = field(default_factory=list[Rows])
 
 
-def joined(rows: Iterable[Rows]) -> list[Rows]:
-    """Rows of several forwards as one forward brings them."""
+def joined(rows: Iterable[Rows], n_keys: int) -> list[Rows]:
+    """Rows of several forwards as one forward over all `n_keys` positions brings them."""
     found: dict[tuple[int, str], dict[tuple[str, ...], list[Rows]]] = {}
     for one in rows:
         found.setdefault((one.hook, one.part), {}).setdefault(one.sites, []).append(one)
     out: list[Rows] = []
     for groups in found.values():
         if len({site for sites in groups for site in sites}) == sum(map(len, groups)):
-            out.extend(_along(pieces) for pieces in groups.values())
+            out.extend(_along(pieces, n_keys) for pieces in groups.values())
             continue
-        by_site: dict[
-            str, list[Rows]
-        ] = {}  # conditions chose other rows at each site, so that they were stacked otherwise
+        # Conditions chose other rows at each site, so that they were stacked otherwise.
+        by_site: dict[str, list[Rows]] = {}
         for one in (one for pieces in groups.values() for one in pieces):
             for i, site in enumerate(one.sites):
                 own = Rows(one.hook, (site,), one.positions, one.values[i : i + 1], one.part)
                 by_site.setdefault(site, []).append(own)
-        out.extend(_along(sorted(own, key=lambda one: one.positions)) for own in by_site.values())
+        out.extend(_along(sorted(own, key=lambda one: one.positions), n_keys) for own in by_site.values())
     return out
 
 
-def _along(pieces: list[Rows]) -> Rows:
-    """One after the other along the row axis; attn_* [site, head, row, key]: as wide as the widest."""
+def _along(pieces: list[Rows], n_keys: int) -> Rows:
+    """One after the other along the row axis; attn_* [site, head, row, key]: with all keys, whenever their row ran."""
     first = pieces[0]
-    if len(pieces) == 1:
-        return first
     positions = tuple(p for piece in pieces for p in piece.positions)
     if not first.sites[0].startswith(("attn_scores", "attn_probs")):
         return Rows(first.hook, first.sites, positions, np.concatenate([p.values for p in pieces], axis=1), first.part)
-    n_keys = max(piece.values.shape[-1] for piece in pieces)
     fill = -np.inf if first.sites[0].startswith("attn_scores") else 0.0
     padded: list[Array] = [
         np.pad(p.values, [(0, 0)] * 3 + [(0, n_keys - p.values.shape[-1])], constant_values=fill) for p in pieces

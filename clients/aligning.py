@@ -99,10 +99,9 @@ def _place(prompt: Any, place: Place, role: str) -> int:
         return int(place) % n
     tokens = _texts(prompt)
     text = "".join(tokens)
-    if not place or text.count(place) != 1:
-        raise InvalidArgument(
-            f"role {role!r}: {place!r} occurs {text.count(place) if place else 0} times in {text!r}; give a position instead"
-        )
+    times = sum(text.startswith(place, at) for at in range(len(text))) if place else 0  # in itself too: "ana" in banana
+    if times != 1:
+        raise InvalidArgument(f"role {role!r}: {place!r} occurs {times} times in {text!r}; give a position instead")
     end, at = text.index(place) + len(place), 0
     for position, token in enumerate(tokens):
         at += len(token)
@@ -112,7 +111,9 @@ def _place(prompt: Any, place: Place, role: str) -> int:
 
 
 def _ids(prompt: Any) -> Sequence[Any]:
-    if isinstance(prompt, (Tokenized, InputResult)):
+    if isinstance(prompt, InputResult):
+        return prompt.prompt_ids
+    if isinstance(prompt, Tokenized):
         return prompt.token_ids
     if isinstance(prompt, str) or not hasattr(prompt, "__len__"):
         raise InvalidArgument(f"align takes tokens, not {type(prompt).__name__}: client.tokenize(prompt)")
@@ -120,7 +121,9 @@ def _ids(prompt: Any) -> Sequence[Any]:
 
 
 def _texts(prompt: Any) -> Sequence[str]:
-    tokens = prompt.tokens if isinstance(prompt, (Tokenized, InputResult)) else _ids(prompt)
+    if isinstance(prompt, InputResult):
+        return prompt.prompt_tokens
+    tokens = prompt.tokens if isinstance(prompt, Tokenized) else _ids(prompt)
     if not all(isinstance(token, str) for token in tokens):
         raise InvalidArgument("a role named by a text needs the tokens' texts: client.tokenize(prompt)")
     return tokens

@@ -16,7 +16,7 @@ from .labelled import Labelled, required
 if TYPE_CHECKING:
     from .results import Result
 
-__all__ = ["dataset", "labelled", "token_table"]
+__all__ = ["dataset", "labelled", "reduction_of", "token_table"]
 
 
 def labelled(result: Result, name: str, inputs: bool | None) -> Labelled:
@@ -26,7 +26,7 @@ def labelled(result: Result, name: str, inputs: bool | None) -> Labelled:
     first = items[0].captures
     sites = first.sites_of(name)
     entry = first.entry(name if sites is None else sites[0])
-    dims, labels = _own(entry, _reduction(result, entry))
+    dims, labels = _own(entry, reduction_of(result, entry))
     if sites is not None:
         dims, labels["layer"] = ["layer", *dims], [Site.parse(site).layer for site in sites]
     if len(dims) < array.ndim:
@@ -52,7 +52,8 @@ def _own(entry: AssembledCapture, reduce: Reduction | None) -> tuple[list[str], 
     return dims, labels
 
 
-def _reduction(result: Result, entry: AssembledCapture) -> Reduction | None:
+def reduction_of(result: Result, entry: AssembledCapture) -> Reduction | None:
+    """What a capture asked for in place of whole rows; None also where the result does not say."""
     asked = result.asked_or_none
     if asked is None or entry.key.hook >= len(asked.plan.hooks):
         return None
@@ -63,10 +64,15 @@ def _reduction(result: Result, entry: AssembledCapture) -> Reduction | None:
 def _rows(
     items: list[InputResult], entry: AssembledCapture, site: str, dims: list[str], labels: dict[str, Any]
 ) -> dict[str, tuple[str, list[Any]]]:
-    """Adds the positions of rows that all inputs share; gives the tokens there, where there is one input."""
-    rows, keys = dims[-entry.array.ndim :][row_axis(entry.key.site)], "key" in dims
+    """Adds the positions of rows that all inputs share; gives the tokens there, where there is one input.
+
+    Rows whose positions differ, or that are of all of them (a mean), are counted along an axis `row`.
+    """
+    at = len(dims) - entry.array.ndim + row_axis(entry.key.site)
+    rows, keys = dims[at], "key" in dims
     positions = {item.captures.positions(site) for item in items}
     if len(positions) != 1 or not (where := positions.pop()):
+        dims[at] = "row"
         return {}
     labels[rows] = list(where)
     if len(items) > 1:

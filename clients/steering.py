@@ -13,9 +13,12 @@ import numpy as np
 import safetensors
 import safetensors.numpy as safetensors_numpy
 
+from ..protos.assemble import row_axis
 from ..protos.errors import FailedPrecondition, InvalidArgument, NotFound
 from ..protos.sites import Site
+from ..protos.spec import Last, Mean
 from ..protos.tensors import Array, Tensor, require_finite
+from .axes import reduction_of
 
 if TYPE_CHECKING:
     from ..protos.model import ModelInfo
@@ -63,7 +66,8 @@ class SteeringVector:
     def between(cls, positive: Result, negative: Result, *, made: str = "") -> SteeringVector:
         """Mean row of one result minus that of another, at every site that both captured; every input counts alike.
 
-        Raises FailedPrecondition for results of two models, InvalidArgument where they share no site.
+        Raises FailedPrecondition for results of two models, InvalidArgument where they share no site
+        and for captures of anything but a site's own rows.
         """
         ours, theirs = positive.started, negative.started
         if ours.model_hash != theirs.model_hash:
@@ -169,6 +173,14 @@ def _floats(value: Array) -> Array:
 
 
 def _mean(result: Result, site: str) -> Array:
-    """Over inputs, of the mean over each one's rows."""
+    """Over inputs, of the mean over each one's rows. Raises InvalidArgument for anything but rows of the site itself."""
     items = [result.inputs[name] for name in result.answered if site in result.inputs[name]]
+    for entry in (item.captures.entry(site) for item in items):
+        reduce = reduction_of(result, entry)
+        if row_axis(site) != 0 or not isinstance(reduce, Last | Mean | None):
+            what = "attention over keys" if reduce is None else f"reduced by {type(reduce).__name__.lower()}"
+            raise InvalidArgument(
+                f"the capture at {site} is {what}, and a direction is made of the site's own rows; capture them whole, or "
+                f"reduce='last' or 'mean'"
+            )
     return np.mean([_floats(item[site]).mean(axis=0) for item in items], axis=0)

@@ -186,7 +186,7 @@ class MlxBackend:
         parts.done = stop
         if slot.error is not None or stop < len(sequence.tokens):
             return result_of(slot, [], None)
-        return result_of(slot, joined(parts.rows) + flush_reductions(slot.plan), None)
+        return result_of(slot, joined(parts.rows, stop) + flush_reductions(slot.plan), None)
 
     def final_rows(self, ids: NDArray[np.int64]) -> Array:
         """See Backend."""

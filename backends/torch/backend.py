@@ -207,7 +207,7 @@ class TorchBackend:
         parts.done = stop
         if slot.error is not None or stop < len(slot.sequence.tokens):
             return result_of(slot, [], None)
-        return result_of(slot, joined(parts.rows) + flush_reductions(slot.plan), None)
+        return result_of(slot, joined(parts.rows, stop) + flush_reductions(slot.plan), None)
 
     @torch.inference_mode()
     def final_rows(self, ids: NDArray[np.int64]) -> Array:

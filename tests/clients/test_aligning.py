@@ -82,12 +82,22 @@ def test_what_does_not_pair() -> None:
     ):
         with pytest.raises(InvalidArgument, match=why):
             align(own, source, how)
+    with pytest.raises(InvalidArgument, match="'ana' occurs 2 times"):
+        align(words("a banana"), words("ana"), {"r": ("ana", "ana")})
     with pytest.raises(InvalidArgument, match=r"align takes tokens, not str: client\.tokenize"):
         align("a b", "a c")
     with pytest.raises(InvalidArgument, match="needs the tokens' texts"):
         align([1, 2], [3], {"r": ("a", 0)})
     with pytest.raises(InvalidArgument, match="too long to compare"):
         align(range(5000), range(5000))
+
+
+def test_a_generations_prompt_is_what_pairs(tiny: Client) -> None:
+    made = tiny.generate("ab", max_new_tokens=4, ignore_eos=True)
+    assert (
+        align(made.only, tiny.tokenize("ab"), "end").pairs
+        == align(tiny.tokenize("ab"), tiny.tokenize("ab"), "end").pairs
+    )
 
 
 def test_it_is_what_patch_takes(tiny: Client) -> None:

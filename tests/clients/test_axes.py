@@ -110,12 +110,21 @@ def test_reductions_have_other_axes(tiny: Client) -> None:
     assert run.to_xarray("said").dims == ("pos",)
     assert run.to_xarray("said").pos.values.tolist() == list(run.positions("said"))
     means = run.to_xarray("z")
-    assert (means.dims, means.shape) == (("layer", "pos", "head", "d_head"), (3, 1, 4, 16))
-    assert "pos" not in means.coords
+    assert (means.dims, means.shape) == (("layer", "row", "head", "d_head"), (3, 1, 4, 16))
+    assert not {"pos", "row"} & set(means.coords)
     with pytest.raises(InvalidArgument, match="has the parts value, index"):
         run.to_xarray("embed")
     unknown = Run(run.started, run.inputs)  # of a file that did not keep what was asked
     assert unknown.to_xarray("mlp_act.1").dims == ("axis_0",)
+
+
+def test_rows_of_several_positions_are_not_counted_as_positions(tiny: Client) -> None:
+    """One row of each prompt, at another place in each."""
+    b = tiny.tokenize("b").token_ids[-1]
+    run = tiny.run({"one": "abc", "two": "bcd"}, capture=[capture("resid_post.1", token_ids=[b])])
+    assert run.inputs["one"].captures.positions("resid_post.1") != run.inputs["two"].captures.positions("resid_post.1")
+    assert run.to_xarray("resid_post.1").dims == ("input", "row", "d_model")
+    assert run.to_pandas("resid_post.1").index.names == ["input", "row"]
 
 
 def test_projections(fake: Client) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -14,6 +14,7 @@ from fake_service import FakeService
 from probewire.clients import (
     Client,
     FailedPrecondition,
+    Hook,
     InvalidArgument,
     LogProb,
     NotFound,
@@ -22,6 +23,8 @@ from probewire.clients import (
     capture,
     steer,
 )
+from probewire.protos.spec import Gather, Project
+from probewire.protos.tensors import Tensor
 
 UP = np.array([1.0, 0, 0, 0], np.float32)
 
@@ -66,6 +69,31 @@ def test_between_two_results(fake: Client) -> None:
     assert found.details["dtype"] == "bfloat16"
     with pytest.raises(InvalidArgument, match=r"share no site: z\.0 and embed"):
         SteeringVector.between(fake.run("a", capture="z.0"), fake.run("b", capture="embed"))
+
+
+@pytest.mark.parametrize(
+    ("read", "what"),
+    [
+        (capture("resid_post.1", reduce=Gather((3, 2, 1, 0))), "reduced by gather"),
+        (capture("resid_post.1", reduce=Project(np.eye(64, dtype=np.float32))), "reduced by project"),
+        (capture("resid_post.1", reduce="norm"), "reduced by norm"),
+        (capture("attn_probs.1"), "attention over keys"),
+    ],
+)
+def test_only_rows_of_the_site_make_a_direction(tiny: Client, read: Hook, what: str) -> None:
+    """Sixty-four projections are as wide as the stream, and no direction of it."""
+    results = [tiny.run(text, capture=[read]) for text in ("abc", "xyz")]
+    with pytest.raises(InvalidArgument, match=what):
+        SteeringVector.between(*results)
+
+
+@pytest.mark.parametrize("reduce", ["last", "mean"])
+def test_rows_may_be_reduced_to_one(tiny: Client, reduce: Literal["last", "mean"]) -> None:
+    one, two = (tiny.run(text, capture=[capture("resid_post.1", reduce=reduce)]) for text in ("abc", "xyz"))
+    whole = [tiny.run(text, capture="resid_post.1")["resid_post.1"] for text in ("abc", "xyz")]
+    rows = [array[-1] if reduce == "last" else array.mean(axis=0) for array in whole]
+    found = SteeringVector.between(one, two).directions["resid_post.1"]
+    np.testing.assert_allclose(found, rows[0] - rows[1], rtol=1e-4, atol=1e-5)
 
 
 def test_saved_and_loaded(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ class Beside:
                 break
         assert result is not None
         cut = ([], _by_key(result.rows), "" if result.error is None else result.error.message)
-        return _worst(self._ran([request]), [cut], [request])
+        return _worst(self._ran([request]), [cut], [request], same_keys=True)
 
     def generate(self, seed: int) -> tuple[float, str]:
         """The same in a generation. Tokens that differ count as 1."""
@@ -108,7 +108,9 @@ def _by_key(rows: Any) -> dict[Any, Array]:
     return out
 
 
-def _worst(alone: list[Outcome], beside: list[Outcome], requests: list[tuple[list[int], Plan]]) -> tuple[float, str]:
+def _worst(
+    alone: list[Outcome], beside: list[Outcome], requests: list[tuple[list[int], Plan]], *, same_keys: bool = False
+) -> tuple[float, str]:
     worst, what = 0.0, ""
     for i, (one, two) in enumerate(zip(alone, beside, strict=True)):
         if one[2] != two[2] or one[1].keys() != two[1].keys():
@@ -120,7 +122,9 @@ def _worst(alone: list[Outcome], beside: list[Outcome], requests: list[tuple[lis
             finite = np.abs(np.where(np.isfinite(row), row, 0.0)).max(initial=0.0)
             sizes[hook, site, part] = max(sizes.get((hook, site, part), 0.0), float(finite), 1e-6)
         for key, row in one[1].items():
-            row, other = _of_one_length(key[1], row, two[1][key])
+            row, other = (row, two[1][key]) if same_keys else _of_one_length(key[1], row, two[1][key])
+            if row.shape != other.shape:
+                return np.inf, f"request {i}, {key}: {row.shape} and {other.shape}: {requests}"
             with np.errstate(invalid="ignore"):
                 gap = np.where(row == other, 0.0, np.abs(row.astype(np.float64) - other))
             error = float(gap.max(initial=0.0)) / sizes[key[:3]]

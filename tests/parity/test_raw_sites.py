@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from probewire.backends.base import Backend
 from probewire.protos.edits import Add, Replace, Scale, Zeros
 from probewire.protos.errors import InvalidArgument
 from probewire.protos.sites import Site
-from probewire.protos.spec import Capture, Hook, Plan, Where
+from probewire.protos.spec import Capture, Condition, Hook, Plan, Where
 from probewire.protos.tensors import Tensor
 from tests.parity.harness import TOLERANCE, Array, generate, load, run, sequence
 from tests.tiny_models import FAMILIES, tiny_checkpoint
@@ -154,6 +156,37 @@ def test_widths_of_raw_modules_are_checked_before_the_first_token(llama: Backend
             sequence(llama, TOKENS[:2], misfit)
     with pytest.raises(InvalidArgument, match="outside 0 … 95"):
         sequence(llama, TOKENS, Plan((Hook(site, edit=Scale(2.0, units=(96,))),)))
+
+
+@pytest.mark.parametrize("backend", ["torch", "mlx"])
+@pytest.mark.parametrize("reads", [{"unit": 1}, {"direction": Tensor.of(np.ones(16, np.float32))}])
+def test_a_condition_reads_one_vector_a_row(
+    backend: str, reads: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """qwen3's norm of queries has rows [head, d_head]; a mask of them would end everybody's forward."""
+    model = load(backend, tiny_checkpoint("qwen3", tmp_path_factory.mktemp("tiny")))
+    site, when = "module:model.layers.1.self_attn.q_norm:input", Condition(0.0, **reads)
+    for hook in (
+        Hook(site, edit=Scale(1.5), where=Where(when=when)),
+        Hook(site, capture=Capture(), where=Where(when=when)),
+    ):
+        with pytest.raises(InvalidArgument, match="a condition reads one vector a row"):
+            sequence(model, TOKENS, Plan((hook,)))
+
+
+@pytest.mark.parametrize("where", ["edit", "capture"])
+def test_whatever_a_hook_raises_is_its_own(llama: Backend, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind all checks: a mask of another shape than rows, as a fault of ours would make it."""
+    edit, capture = (Scale(2.0), None) if where == "edit" else (None, Capture())
+    bad = Plan((Hook("resid_post.1", edit=edit, capture=capture, where=Where(when=Condition(0.0, unit=1))),))
+    executor: Any = llama.executor  # pyright: ignore[reportAttributeAccessIssue] - both have one
+    good = Plan((Hook("resid_post.1", edit=Scale(0.5)), Hook("logits", capture=Capture())))
+    alone = run(llama, TOKENS, good)
+    monkeypatch.setattr(executor, "_evaluate", lambda *_: executor.ops.device(np.ones((2, 3), np.float32)) > 0)
+    failed, fine = llama.run([sequence(llama, TOKENS, plan, name=n) for n, plan in (("bad", bad), ("good", good))])
+    assert failed.error is not None
+    assert fine.error is None
+    assert _error(fine.rows[0].values[0], alone[1, "logits", ""].values) <= TOLERANCE["float32"]
 
 
 @pytest.mark.parametrize("backend", ["torch", "mlx"])
