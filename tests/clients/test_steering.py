@@ -24,7 +24,6 @@ from probewire.clients import (
     steer,
 )
 from probewire.protos.spec import Gather, Project
-from probewire.protos.tensors import Tensor
 
 UP = np.array([1.0, 0, 0, 0], np.float32)
 
