@@ -54,6 +54,9 @@ check: dev link ## ruff, format, pyright strict, stale stubs, import arrows, the
 # A file stays in one process, so that its servers are started once; each process takes about 1 GB.
 PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
+# Servers that tests start import the same files again and again: what is compiled is kept, whatever the shell says.
+test test-all: export PYTHONDONTWRITEBYTECODE :=
+
 test: dev ## the default tests: torch and MLX on the CPU, the default model
 	$(PY) -m pytest $(PARALLEL) $(PYTEST_ARGS)
 

@@ -25,6 +25,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
+@pytest.mark.slow
 def test_an_example_starts_a_server_of_its_own_and_stops_it() -> None:
     said = run("logit_lens")
     assert "starting a server" in said

@@ -281,8 +281,8 @@ def load(box: tuple[Served, list[str]], seconds: float) -> None:
 
 
 @pytest.mark.timeout(240)
-def test_fifteen_seconds_of_everything(box: tuple[Served, list[str]]) -> None:
-    load(box, 15)
+def test_ten_seconds_of_everything(box: tuple[Served, list[str]]) -> None:
+    load(box, 10)
 
 
 @pytest.mark.slow

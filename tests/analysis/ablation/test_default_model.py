@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 
 from probewire.analysis.ablation import MeanAblation, ZeroAblation, ablate_feature, ablation_sweep, localise, measure
 from probewire.analysis.tasks import agreement, fit, ioi
 from probewire.clients import Client
-from probewire.server.inprocess import InProcessService
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-
-
-@pytest.fixture(scope="module")
-def default_client() -> Iterator[Client]:
-    with Client.inprocess(InProcessService.create(dtype="float32", device="cpu")) as made:
-        yield made
 
 
 def test_the_number_of_a_subject(default_client: Client) -> None:

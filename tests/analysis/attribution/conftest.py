@@ -20,12 +20,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
         yield client
 
 
-@pytest.fixture(scope="session")
-def default_client() -> Iterator[Client]:
-    with Client.inprocess(InProcessService.create(dtype="float32", device="cpu")) as client:
-        yield client
-
-
 @pytest.fixture
 def toy() -> LinearToy:
     return LinearToy()

@@ -133,11 +133,10 @@ def test_bad_input(llama: Client, folder: Path) -> None:
         direct_logit(client, PROMPT, Logit(65), neurons=True)
 
 
-def test_the_default_model() -> None:
-    with Client.inprocess(InProcessService.create(dtype="float32", device="cpu")) as client:
-        good, bad = (client.tokenize(name).token_ids[-1] for name in (" Mary", " John"))
-        prompt = "When Mary and John went to the store, John gave a drink to"
-        found = direct_logit(client, prompt, LogitDifference((good,), (bad,)), heads=True)
+def test_the_default_model(default_client: Client) -> None:
+    good, bad = (default_client.tokenize(name).token_ids[-1] for name in (" Mary", " John"))
+    prompt = "When Mary and John went to the store, John gave a drink to"
+    found = direct_logit(default_client, prompt, LogitDifference((good,), (bad,)), heads=True)
     assert found.metric > 4.0
     check_sums(found)
     assert found.bias == 0.0

@@ -143,11 +143,10 @@ def test_bad_input(llama: Client, wrong: dict[str, object], message: str) -> Non
         logit_lens(llama, PROMPT, **wrong)
 
 
-def test_the_default_model_knows_mary_late() -> None:
-    with Client.inprocess(InProcessService.create(dtype="float32", device="cpu")) as client:
-        mary = client.tokenize(" Mary").token_ids[-1]
-        prompt = "When Mary and John went to the store, John gave a drink to"
-        found = logit_lens(client, prompt, k=1, targets=[mary], positions=[-1])
+def test_the_default_model_knows_mary_late(default_client: Client) -> None:
+    mary = default_client.tokenize(" Mary").token_ids[-1]
+    prompt = "When Mary and John went to the store, John gave a drink to"
+    found = logit_lens(default_client, prompt, k=1, targets=[mary], positions=[-1])
     assert found.words[-1, 0] == " Mary"
     assert found.best[-1, 0] == pytest.approx(0.92, abs=0.01)  # DESIGN.md section 8
     assert found.target_ranks is not None

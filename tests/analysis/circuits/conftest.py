@@ -25,9 +25,3 @@ def tiny32(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     folder = tiny_checkpoint("llama", tmp_path_factory.mktemp("tiny"))
     with Client.inprocess(InProcessService.create(str(folder), dtype="float32", device="cpu")) as client:
         yield client
-
-
-@pytest.fixture(scope="session")
-def default_client() -> Iterator[Client]:
-    with Client.inprocess(InProcessService.create(dtype="float32", device="cpu")) as client:
-        yield client

@@ -131,14 +131,8 @@ def test_name_movers_refuse_what_does_not_pair(tiny: Client) -> None:
         name_movers(tiny, [PROMPT], [Logit(65, position=3)], [5])
 
 
-@pytest.fixture(scope="module")
-def default() -> Iterator[Client]:
-    with Client.inprocess(InProcessService.create(dtype="float32", device="cpu")) as client:
-        yield client
-
-
-def test_the_default_model_has_induction_heads(default: Client) -> None:
-    roles = head_roles(default, length=16, n_prompts=2)
+def test_the_default_model_has_induction_heads(default_client: Client) -> None:
+    roles = head_roles(default_client, length=16, n_prompts=2)
     for role, strong in (("induction", 0.6), ("previous_token", 0.6), ("duplicate_token", 0.4)):
         scores = getattr(roles, role)
         assert scores.shape == (30, 9)
@@ -151,14 +145,14 @@ def test_the_default_model_has_induction_heads(default: Client) -> None:
         roles.top("copying")
 
 
-def test_the_default_model_moves_names(default: Client) -> None:
+def test_the_default_model_moves_names(default_client: Client) -> None:
     prompts = [
         "When Mary and John went to the store, John gave a drink to",
         "When Tom and James went to the park, James gave a ball to",
     ]
     names = [(" Mary", " John"), (" Tom", " James")]
-    ids = [tuple(default.tokenize(name).token_ids[-1] for name in pair) for pair in names]
-    movers = name_movers(default, prompts, [LogitDifference((good,), (bad,)) for good, bad in ids], [1, 1])
+    ids = [tuple(default_client.tokenize(name).token_ids[-1] for name in pair) for pair in names]
+    movers = name_movers(default_client, prompts, [LogitDifference((good,), (bad,)) for good, bad in ids], [1, 1])
     layer, head, score = movers.top(1)[0]
     assert score > 0.5
     assert layer >= 15

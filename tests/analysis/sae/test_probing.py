@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 import pytest
 
+from probewire.analysis.sae.loaded import LoadedSae
 from probewire.analysis.sae.probing import baseline_probing, sae_probing, set_seed, top_features
 from probewire.clients import FailedPrecondition, InvalidArgument
 from tests.analysis.sae.planted_sae import orthonormal, probe_rows, sae_of
@@ -30,11 +32,16 @@ def planted(name: str = "planted", strength: float = 6.0, noise: float = 1.0):
 
 
 DATA = planted()
-SAE = sae_of(DICTIONARY)
+
+
+@cache
+def _sae() -> LoadedSae:
+    """Made when a test first asks: sae-lens takes seconds to load."""
+    return sae_of(DICTIONARY)
 
 
 def test_the_planted_latent_is_found() -> None:
-    found = sae_probing(SAE, [DATA])
+    found = sae_probing(_sae(), [DATA])
     for index, label in enumerate(DATA.classes):
         assert found.features["sae_top_1"]["planted", label] == (index,)
         assert found.correct["sae_top_1"]["planted", label].shape == (60,)
@@ -49,15 +56,15 @@ def test_the_planted_latent_is_found() -> None:
 def test_a_random_dictionary_tells_less() -> None:
     random = sae_of(orthonormal(12, D_IN, seed=5))
     found = sae_probing(random, [DATA])
-    assert found.accuracy("sae_top_1").high < sae_probing(SAE, [DATA]).accuracy("sae_top_1").low
+    assert found.accuracy("sae_top_1").high < sae_probing(_sae(), [DATA]).accuracy("sae_top_1").low
 
 
 def test_accuracies_are_those_of_sklearn() -> None:
     regression: Any = import_module("sklearn.linear_model").LogisticRegression
     data = planted("faint", strength=1.0, noise=8.0)
-    found = sae_probing(SAE, [data]).merged(baseline_probing([data]))
+    found = sae_probing(_sae(), [data]).merged(baseline_probing([data]))
     seed = set_seed("faint", 0)
-    features = {"sae": (data.train.pooled_latents(SAE), data.test.pooled_latents(SAE))}
+    features = {"sae": (data.train.pooled_latents(_sae()), data.test.pooled_latents(_sae()))}
     features["llm"] = (data.train.pooled(), data.test.pooled())
     for index, label in enumerate(data.classes):
         train, labels = data.train.binary(index, seed)
@@ -75,7 +82,7 @@ def test_accuracies_are_those_of_sklearn() -> None:
 
 
 def test_names_are_saebenchs() -> None:
-    found = sae_probing(SAE, [DATA, planted("more")]).merged(baseline_probing([DATA, planted("more")]))
+    found = sae_probing(_sae(), [DATA, planted("more")]).merged(baseline_probing([DATA, planted("more")]))
     named = found.to_json()
     assert named["sae"]["sae_top_5_test_accuracy"] == found.accuracy("sae_top_5").value
     assert {"llm_test_accuracy", "llm_top_1_test_accuracy"} <= set(named["llm"])
@@ -96,10 +103,10 @@ def test_what_cannot_be_probed_is_refused() -> None:
     with pytest.raises(FailedPrecondition, match="allow_untrained"):
         sae_probing(sae_of(DICTIONARY, trained=False), [DATA])
     with pytest.raises(InvalidArgument, match="each once"):
-        sae_probing(SAE, [DATA, DATA])
+        sae_probing(_sae(), [DATA, DATA])
     with pytest.raises(InvalidArgument, match="1 or more"):
         baseline_probing([DATA], ks=[0])
     with pytest.raises(InvalidArgument, match="there are: sae"):
-        sae_probing(SAE, [DATA]).accuracy("llm")
+        sae_probing(_sae(), [DATA]).accuracy("llm")
     with pytest.raises(InvalidArgument, match="no set"):
-        sae_probing(SAE, [DATA]).accuracy("sae", "other")
+        sae_probing(_sae(), [DATA]).accuracy("sae", "other")

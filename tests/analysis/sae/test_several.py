@@ -40,6 +40,7 @@ def test_each_is_to_the_bit_what_it_is_alone(alone: dict[str, Any], tmp_path: Pa
     assert (tmp_path / "runs" / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_each_is_also_after_interruptions(alone: dict[str, Any], tmp_path: Path) -> None:
     for reads in (4, 25, 13):
         with pytest.raises(ConnectionError):
@@ -52,6 +53,7 @@ def test_each_is_also_after_interruptions(alone: dict[str, Any], tmp_path: Path)
     assert len(together["gated"].run.sessions) < len(together["topk"].run.sessions)
 
 
+@pytest.mark.slow
 def test_the_order_has_no_say(alone: dict[str, Any], tmp_path: Path) -> None:
     turned = {name: CONFIGS[name] for name in ("batchtopk", "topk")}
     together = train_several(batches(), turned, tmp_path / "runs", progress=False)
@@ -68,6 +70,7 @@ def test_a_stream_is_resumed_with_the_same_saes(tmp_path: Path) -> None:
         train_several(batches(), {"topk": pair["topk"]}, tmp_path, progress=False)
 
 
+@pytest.mark.slow
 def test_more_may_be_trained_once_all_are_finished(alone: dict[str, Any], tmp_path: Path) -> None:
     train_several(batches(), {"topk": CONFIGS["topk"]}, tmp_path, progress=False)
     both = train_several(batches(), {"topk": CONFIGS["topk"], "gated": CONFIGS["gated"]}, tmp_path, progress=False)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 
+from probewire.analysis.sae.loaded import LoadedSae
 from probewire.analysis.sae.probe_rows import ProbeRows
 from probewire.analysis.sae.spurious import biography_rows, correlation_removal, mean_scores
 from probewire.clients import Client, FailedPrecondition, InvalidArgument
@@ -30,11 +33,16 @@ def data(name: str = "planted", loud: float = 4.5) -> ProbeRows:
 
 
 DATA = data()
-SAE = sae_of(DICTIONARY)
+
+
+@cache
+def _sae() -> LoadedSae:
+    """Made when a test first asks: sae-lens takes seconds to load."""
+    return sae_of(DICTIONARY)
 
 
 def test_the_spurious_concept_is_removed() -> None:
-    found = correlation_removal(SAE, DATA, ns=(2, 5))
+    found = correlation_removal(_sae(), DATA, ns=(2, 5))
     assert found.clean.min() > 0.97
     assert found.biased[0] < 0.7, "the biased probe leans on the loud concept"
     assert found.worse_direction == 1
@@ -53,7 +61,7 @@ def test_random_latents_remove_nothing() -> None:
 
 def test_a_probe_without_bias_scores_zero() -> None:
     """Direction 2: a concept as loud as that is read well by the biased probe, so there is nothing to recover."""
-    found = correlation_removal(SAE, data(loud=15.0), ns=(2,))
+    found = correlation_removal(_sae(), data(loud=15.0), ns=(2,))
     assert found.clean[1] - found.biased[1] < 0.001
     assert found.score(2, 2).value == 0
 
@@ -70,10 +78,10 @@ def test_what_cannot_be_scored_is_refused() -> None:
     with pytest.raises(FailedPrecondition, match="allow_untrained"):
         correlation_removal(sae_of(DICTIONARY, trained=False), DATA)
     with pytest.raises(InvalidArgument, match="two concepts: four"):
-        correlation_removal(SAE, probe_rows({str(i): (rows(0, 0, 4), rows(0, 0, 4)) for i in range(3)}))
+        correlation_removal(_sae(), probe_rows({str(i): (rows(0, 0, 4), rows(0, 0, 4)) for i in range(3)}))
     with pytest.raises(InvalidArgument, match="d_sae = 12"):
-        correlation_removal(SAE, DATA, ns=(20,))
-    found = correlation_removal(SAE, DATA, ns=(2,))
+        correlation_removal(_sae(), DATA, ns=(20,))
+    found = correlation_removal(_sae(), DATA, ns=(2,))
     with pytest.raises(InvalidArgument, match="direction is 1 or 2"):
         found.score(3, 2)
     with pytest.raises(InvalidArgument, match="N = 5 was not run"):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import pytest
 
 from probewire.analysis.ablation.probes import Probe
+from probewire.analysis.sae.loaded import LoadedSae
 from probewire.analysis.sae.targeted import effects, mean_scores, strongest, targeted_perturbation
 from probewire.clients import FailedPrecondition, InvalidArgument
 from tests.analysis.sae.planted_sae import orthonormal, probe_rows, sae_of
@@ -26,11 +28,16 @@ def rows(label: int, n: int) -> np.ndarray:
 
 
 DATA = probe_rows({f"class {i}": (rows(i, 40), rows(i, 30)) for i in range(CLASSES)})
-SAE = sae_of(DICTIONARY)
+
+
+@cache
+def _sae() -> LoadedSae:
+    """Made when a test first asks: sae-lens takes seconds to load."""
+    return sae_of(DICTIONARY)
 
 
 def test_planted_latents_are_targeted() -> None:
-    found = targeted_perturbation(SAE, DATA, ns=(1, 2, 500))
+    found = targeted_perturbation(_sae(), DATA, ns=(1, 2, 500))
     assert found.ns == (1, 2), "500 of 20 latents cannot be"
     assert (found.before == 1).all()
     score = found.score(2)
@@ -75,7 +82,7 @@ def test_effects_by_hand() -> None:
 
 
 def test_names_are_saebenchs() -> None:
-    found = targeted_perturbation(SAE, DATA, ns=(2, 5))
+    found = targeted_perturbation(_sae(), DATA, ns=(2, 5))
     named = found.to_json()
     assert named["tpp_threshold_2_total_metric"] == found.score(2).value
     assert named["tpp_threshold_2_total_metric"] == pytest.approx(
@@ -90,8 +97,8 @@ def test_what_cannot_be_scored_is_refused() -> None:
         targeted_perturbation(sae_of(DICTIONARY, trained=False), DATA)
     two = probe_rows({f"class {i}": (rows(i, 10), rows(i, 10)) for i in range(2)})
     with pytest.raises(InvalidArgument, match="three or more"):
-        targeted_perturbation(SAE, two)
+        targeted_perturbation(_sae(), two)
     with pytest.raises(InvalidArgument, match="d_sae = 20"):
-        targeted_perturbation(SAE, DATA, ns=(500,))
+        targeted_perturbation(_sae(), DATA, ns=(500,))
     with pytest.raises(InvalidArgument, match="N = 7 was not run"):
-        targeted_perturbation(SAE, DATA, ns=(2,)).score(7)
+        targeted_perturbation(_sae(), DATA, ns=(2,)).score(7)

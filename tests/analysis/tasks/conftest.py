@@ -12,12 +12,6 @@ from tests.tiny_models import tiny_checkpoint
 
 
 @pytest.fixture(scope="module")
-def default_client() -> Iterator[Client]:
-    with Client.inprocess(InProcessService.create(dtype="float32", device="cpu")) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
 def letters_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     folder = tiny_checkpoint("llama", tmp_path_factory.mktemp("tiny"))
     with Client.inprocess(InProcessService.create(str(folder), dtype="float32", device="cpu")) as client:
