@@ -19,9 +19,9 @@ __all__ = ["MOST", "Beside"]
 
 MOST = 1e-5
 """Relative error that counts as rounding, float32."""
-LITTLE = 2.0**-19
+LITTLE = (2.0**-20, -(2.0**-20), 2.0**-19, -(2.0**-19))
 """Some plans make much of rounding: a clamp that leaves little of large rows, before a norm. Of these it counts as
-rounding what is no more than a change of the embeddings by this part does to the request alone."""
+rounding what is no more than a change of the embeddings by one of these parts does to the request alone."""
 MOST_ROUNDING = 1e-4
 """Of such a plan."""
 N_NEW = 5
@@ -73,9 +73,12 @@ class Beside:
         """The difference, brought to MOST where a little change of the embeddings makes as large a one."""
         if found[0] <= MOST:
             return found
-        nearly = Hook("embed", edit=Scale(1 + LITTLE))
-        moved = [answered([(tokens, Plan((*plan.hooks, nearly)))])[0] for tokens, plan in requests]
-        if found[0] > min(_worst(alone, moved, requests)[0], MOST_ROUNDING):
+        moves = 0.0
+        for little in LITTLE:
+            nearly = Hook("embed", edit=Scale(1 + little))
+            moved = [answered([(tokens, Plan((*plan.hooks, nearly)))])[0] for tokens, plan in requests]
+            moves = max(moves, _worst(alone, moved, requests)[0])
+        if found[0] > min(moves, MOST_ROUNDING):
             return found
         self.judged.append(found[0])
         return MOST, found[1]
