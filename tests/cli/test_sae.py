@@ -141,6 +141,7 @@ def test_epochs_are_of_the_store(store: Path, tmp_path: Path) -> None:
     assert run["steps"] == -(-n // 32)
 
 
+@pytest.mark.slow
 def test_several_are_what_each_is_alone(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = ["sae", "train", "--store", str(store), *SHAPE, "--steps", "20"]
     assert main([*base, "--out", str(tmp_path / "both"), "--seed", "0", "1"]) == 0
@@ -216,6 +217,7 @@ def test_a_sweep_compares_seeds(store: Path, tmp_path: Path, capsys: pytest.Capt
     assert capsys.readouterr().out == out, "what is finished is not trained again"
 
 
+@pytest.mark.slow
 def test_adaptive_l0_comes_to_a_conclusion(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = [
         "sae",

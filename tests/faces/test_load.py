@@ -1,6 +1,6 @@
 """Many clients at once on a shared box, for a while: no wrong answer, no 5xx, nothing left behind.
 
-Every good answer is compared with what the same request brought alone: one minute by default, ten with `-m slow`.
+Every good answer is compared with what the same request brought alone: ten seconds by default, ten minutes with `-m slow`.
 """
 
 from __future__ import annotations

@@ -204,6 +204,7 @@ def test_plain_http(served: Served, model: str, folder: Path, unsent: Path) -> N
         assert web.delete("/v1/saes/plain", params={"model": model}).status_code == 404
 
 
+@pytest.mark.slow
 def test_it_outlives_its_worker(checkpoint: Path, folder: Path, tmp_path: Path) -> None:
     """On a server of its own, so that no other test notices."""
     with serving(checkpoint, tmp_path, backends=["torch"]) as mortal, Client(f"grpc://{mortal.grpc}") as client:

@@ -22,6 +22,9 @@ ERROR = 1e-4
 """Greatest relative error of whole tensors (their largest difference over their largest value), float32."""
 
 
+pytestmark = pytest.mark.slow  # two models of 135 million; tiny ones are compared in every run
+
+
 @pytest.fixture(scope="module")
 def clients() -> Iterator[dict[str, Client]]:
     made = {name: Client.inprocess(InProcessService.create(backend=name, dtype="float32")) for name in ("torch", "mlx")}
@@ -47,7 +50,6 @@ def test_gradients_and_scores(clients: dict[str, Client], rules: tuple[str, ...]
         assert relative_error(*scores) < ERROR, name
 
 
-@pytest.mark.slow
 def test_graphs(clients: dict[str, Client]) -> None:
     one, other = (neuron_graph(c, IOI, metric=_metric(c), threshold=0.03, progress=False) for c in clients.values())
     assert [(n.kind, n.layer, n.position, n.unit, n.token) for n in one.nodes] == [

@@ -108,7 +108,7 @@ def test_steered_generation_equals_teacher_forcing(
     assert_same(made.captured, forced, 1e-4)
 
 
-@pytest.mark.parametrize("name", ["torch", "mlx"])
+@pytest.mark.parametrize("name", ["torch", pytest.param("mlx", marks=pytest.mark.slow)])
 def test_bfloat16_stays_within_its_bound(
     backends: dict[str, Backend], tokenizer: Tokenizer, folder: Path, name: str
 ) -> None:

@@ -36,6 +36,7 @@ def test_a_planted_dictionary_beats_every_control(tmp_path: Path) -> None:
     assert table[-1].startswith(f"| random dictionaries | {found.trained.random.mean:.4f} [")
 
 
+@pytest.mark.slow
 def test_gaussian_data_does_not_beat_its_gaussian(tmp_path: Path) -> None:
     """Correlated data without sparse structure: random dictionaries are beaten all the same, which is the trap."""
     rng = np.random.default_rng(0)

@@ -60,6 +60,7 @@ def test_more_examples_than_a_request_takes(letters_client: Client) -> None:
     assert score.clean[69] == pytest.approx(by_hand(letters_client, fitted.batches(69)[1], "clean")[0], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_one_family_of_ioi(default_client: Client) -> None:
     """ANALYSIS.md measured 16/16, +5.30 and −5.51 with a template of its own; ours must be as clear."""
     fitted = fit(ioi().where(template="0"), default_client, 16)
