@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from probewire.analysis.sae.array_trainer import ArrayTrainer
 from probewire.analysis.sae.cells import Condition
