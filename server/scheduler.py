@@ -30,7 +30,7 @@ __all__ = ["Scheduler"]
 log = logging.getLogger(__name__)
 
 IDLE_WAIT_S = 0.5
-GENERATIONS_SHARE = 0.6  # of the model's time, while runs, gradients or sweeps want it too
+GENERATIONS_SHARE = 0.75  # of the model's time, while runs, gradients or sweeps want it too
 CLOSE_WAIT_S = 4.0
 """Within the time that a worker has to end (its `drain_s` and the gateway's grace)."""
 
@@ -200,17 +200,16 @@ class Scheduler:
         self._cores.look()
         with self.tempo.busy():
             self._give_up_waiting()
-            self._run_some()
             self._admit()
             self._hold_back()
             self._step()
+            self._run_some()  # last: whoever has come meanwhile has begun
 
     def _run_some(self) -> None:
-        """A slice of what does not generate; beside generations no more than half of the time."""
+        """A slice of what does not generate; beside generations no more than their share leaves."""
         stepping = self._stepping
-        if not stepping:
-            self._owed_s = 0.0
-        elif self._owed_s > 0:
+        self._owed_s = self._owed_s if stepping else 0.0
+        if self._owed_s > 0 or self._gather_s():
             return
         start_s = time.perf_counter()
         if len(self._runs) and self._forwards.some(self.backend, generating=stepping) and stepping:
@@ -218,7 +217,7 @@ class Scheduler:
 
     def _pause_s(self) -> float:
         """How long to wait for commands; 0 when there is work."""
-        return (self._gather_s() if not len(self._runs) else 0.0) if self._has_work() else IDLE_WAIT_S
+        return self._gather_s() if self._has_work() else IDLE_WAIT_S
 
     def _gather_s(self) -> float:
         """How much longer the first step of an idle engine waits for more generations; 0 when it may begin."""
