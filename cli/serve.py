@@ -105,7 +105,7 @@ def _add_sizes(group: argparse._ArgumentGroup) -> None:  # pyright: ignore[repor
         "--threads",
         type=int,
         default=0,
-        help="of each model on the CPU; 0: as many as there are cores that nothing else keeps busy, looked at once a second",
+        help="of each model on the CPU; 0: as many as there are cores that nothing else keeps busy, looked at twice a second",
     )
     group.add_argument("--max-prompt-tokens", type=int, default=_LIMITS.max_prompt_tokens, help="of one input")
     group.add_argument("--max-new-tokens", type=int, default=_LIMITS.max_new_tokens, help="of one input")

@@ -19,7 +19,7 @@ import psutil
 
 __all__ = ["Cores", "most_threads", "usable_cores"]
 
-LOOK_S = 1.0
+LOOK_S = 0.5
 """How often to look."""
 FIRST_LOOK_S = 0.25
 """How long before a model is loaded: its first forwards would suffer most."""

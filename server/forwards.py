@@ -29,6 +29,8 @@ GRADIENT_COST = 4
 """A row of a gradient takes as much memory as this many of a run: what the backward needs is kept."""
 
 
+ALONE_S = 0.4
+"""How long a slice lasts while nobody else is there: each has fixed costs, and whoever comes meanwhile waits half of it."""
 LONGEST_BESIDE_OTHERS_S = 2.0
 """A forward that cannot be cut and is thought to take longer waits until nobody else wants the model."""
 
@@ -55,9 +57,10 @@ class Forwards:
         self._parts: dict[int, RunParts] = {}
         """Sequence → what has run of it."""
 
-    def some(self, backend: Backend, *, generating: bool, seconds: float = SLICE_S) -> bool:
-        """One slice of at most so many seconds; one forward where that is longer. False when nothing could run now."""
+    def some(self, backend: Backend, *, generating: bool) -> bool:
+        """One slice, bounded in time; one forward where that is longer. False when nothing could run now."""
         found = self._next(backend, generating=generating)
+        seconds = SLICE_S if generating or len(self._queue.users) > 1 else ALONE_S
         if found is None:
             return False
         job, item, sequence = found

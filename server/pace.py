@@ -40,12 +40,12 @@ class Pace:
         return self._steady(rows, chunk) if kind == "run" else rows
 
     def _steady(self, rows: int, chunk: int) -> int:
-        """A chunk, twice that, and so on, kept until it is twice too many or half of what goes.
+        """Whole chunks, kept until they are half as many again as go, or two thirds of it.
 
         The rows that share a forward share their rounding: the same request should find the same company again.
         """
-        if not rows / 2 < self._run_rows <= 2 * rows:
-            self._run_rows = chunk << max((rows // chunk).bit_length() - 1, 0)
+        if not rows / 1.5 < self._run_rows <= 1.5 * rows:
+            self._run_rows = chunk * max(rows // chunk, 1)
         return self._run_rows
 
     def seconds(self, kind: str, rows: int) -> float:

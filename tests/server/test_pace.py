@@ -31,18 +31,18 @@ def _forward(pace: Pace, monkeypatch: pytest.MonkeyPatch, rows: int, seconds: fl
 
 
 def test_runs_find_the_same_company_until_the_pace_is_another(pace: Pace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """1,000 rows a second are 200 in a slice: two chunks and a bit."""
-    assert pace.rows("run", REQUEST, 0.2, CHUNK) == 128
-    _forward(pace, monkeypatch, 70, 0.1)
-    assert pace.rows("run", REQUEST, 0.2, CHUNK) == 128  # 140 fit
-    _forward(pace, monkeypatch, 35, 0.1)
-    assert pace.rows("run", REQUEST, 0.2, CHUNK) == 128  # 70 fit: not yet twice too many
-    _forward(pace, monkeypatch, 30, 0.1)
-    assert pace.rows("run", REQUEST, 0.2, CHUNK) == 64  # 60 fit
+    """1,000 rows a second are 200 in a slice: three chunks and a bit."""
+    assert pace.rows("run", REQUEST, 0.2, CHUNK) == 192
+    _forward(pace, monkeypatch, 140, 0.1)
+    assert pace.rows("run", REQUEST, 0.2, CHUNK) == 192  # 240 fit
+    _forward(pace, monkeypatch, 65, 0.1)
+    assert pace.rows("run", REQUEST, 0.2, CHUNK) == 192  # 130 fit: not yet half as many again
+    _forward(pace, monkeypatch, 60, 0.1)
+    assert pace.rows("run", REQUEST, 0.2, CHUNK) == 64  # 120 fit
     _forward(pace, monkeypatch, 1, 0.1)
     assert pace.rows("run", REQUEST, 0.2, CHUNK) == 64  # never less than a chunk
     _forward(pace, monkeypatch, 10_000, 0.1)
-    assert pace.rows("run", REQUEST, 0.2, CHUNK) == 8192  # 10,002 fit
+    assert pace.rows("run", REQUEST, 0.2, CHUNK) == 9984  # 10,002 fit
 
 
 def test_what_costs_nobody_knows_begins_small(pace: Pace, monkeypatch: pytest.MonkeyPatch) -> None:
