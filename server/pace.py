@@ -15,7 +15,7 @@ __all__ = ["Pace"]
 WORTH_NOTING_S = 0.05
 """Of a shorter forward the fixed costs are too large a part; it counts where it was faster than thought."""
 CAUTION = 0.25
-"""Share of a slice for the first forward of a request whose cost per row is not known: what it captures, say."""
+"""Share of a slice for the first forward of its kind: nobody knows yet what a row of it costs."""
 
 
 class Pace:
@@ -34,7 +34,7 @@ class Pace:
     def rows(self, kind: str, request: Any, seconds: float, chunk: int = 1) -> int:
         """How many rows of a request's next forward take so long; of runs no fewer than a `chunk`, of others one."""
         known = self._requests.get(id(request))
-        if known is None and kind != "run":
+        if known is None and kind != "run" and kind not in self._kinds:
             seconds *= CAUTION
         rows = max(1, int(seconds * (known or self._kinds.get(kind, self._general))))
         return self._steady(rows, chunk) if kind == "run" else rows

@@ -49,9 +49,9 @@ def test_what_costs_nobody_knows_begins_small(pace: Pace, monkeypatch: pytest.Mo
     assert pace.rows("sweep", REQUEST, 0.2) == 50
     _forward(pace, monkeypatch, 50, 0.5, "sweep")
     assert pace.rows("sweep", REQUEST, 0.2) == 20
-    assert pace.rows("sweep", object(), 0.2) == 5
+    assert pace.rows("sweep", object(), 0.2) == 20, "the next one begins as the last one went"
     pace.forget(REQUEST)
-    assert pace.rows("sweep", REQUEST, 0.2) == 5
+    assert pace.rows("sweep", REQUEST, 0.2) == 20
     _forward(pace, monkeypatch, 1, 10.0, "gradients")
     assert pace.rows("gradients", REQUEST, 0.2) == 1
     assert pace.seconds("gradients", 2) == pytest.approx(20.0)
