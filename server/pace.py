@@ -65,7 +65,10 @@ class Pace:
     def _note(self, rates: dict[Any, float], key: Any, rows: int, seconds: float) -> None:
         old, new = rates.get(key, self._general), rows / seconds
         if seconds >= WORTH_NOTING_S or new > old:
-            rates[key] = new if new < old else (old + new) / 2  # slower counts at once
+            if new < old:  # slower counts at once; of runs, whose cost is known, one slow forward says less
+                rates[key] = max(new, old / 2) if key == "run" else new
+            else:
+                rates[key] = (old + new) / 2
 
     def forget(self, request: Any) -> None:
         """A request has ended."""
