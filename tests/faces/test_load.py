@@ -286,6 +286,12 @@ def test_ten_seconds_of_everything(box: tuple[Served, list[str]]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_a_minute_of_everything(box: tuple[Served, list[str]]) -> None:
+    load(box, 60)
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_ten_minutes_of_everything(box: tuple[Served, list[str]]) -> None:
     load(box, 600)

@@ -12,8 +12,13 @@ from tests.tiny_models import FAMILIES, tiny_checkpoint
 
 @pytest.fixture(scope="module", params=["torch", "mlx"])
 def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Beside]:
+    """In float64, where rounding is no excuse; gpt-oss, whose experts neither library computes in it, in float32."""
     folder = tmp_path_factory.mktemp("tiny")
-    return {family: Beside(load(request.param, tiny_checkpoint(family, folder))) for family in FAMILIES}
+    dtypes = {family: "float32" if family == "gpt_oss" else "float64" for family in FAMILIES}
+    return {
+        family: Beside(load(request.param, tiny_checkpoint(family, folder), dtype=dtype))
+        for family, dtype in dtypes.items()
+    }
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -21,6 +26,7 @@ def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_any_two_plans_in_one_run(models: dict[str, Beside], family: str, seed: int) -> None:
     worst, what = models[family].run(seed)
     assert worst <= MOST, what
+    assert family == "gpt_oss" or not models[family].judged, what
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -28,3 +34,4 @@ def test_any_two_plans_in_one_run(models: dict[str, Beside], family: str, seed: 
 def test_any_two_plans_in_one_batch_of_generations(models: dict[str, Beside], family: str, seed: int) -> None:
     worst, what = models[family].generate(seed)
     assert worst <= MOST, what
+    assert family == "gpt_oss" or not models[family].judged, what
