@@ -16,6 +16,7 @@ from ...protos.errors import FailedPrecondition, InvalidArgument
 from ..checkpoints.mlx_recipe import MlxRecipe, mlx_recipe
 from ..checkpoints.mlx_weights import mlx_weights
 from ..weights import has_own_head
+from .experts import compute_each
 from .ops import mlx_dtype
 
 __all__ = ["Loaded", "choose_device", "load_model", "mend", "windows_of"]
@@ -61,6 +62,7 @@ def load_model(folder: Path, dtype: str) -> Loaded:
     chosen = mlx_dtype(dtype) if dtype != "auto" else _own_dtype(written, model)
     model.set_dtype(chosen)
     mend(model, recipe, config, chosen)
+    compute_each(model, chosen)
     model.eval()
     mx.eval(model.parameters())
     return Loaded(model, config, chosen, recipe.max_positions, recipe.reason)

@@ -55,6 +55,8 @@ def load_model(folder: Path, dtype: str, device: torch.device, *, cache_bytes: i
             "probewire serves causal language models only"
         )
     kwargs: dict[str, Any] = {"dtype": "auto" if dtype == "auto" else torch_dtype(dtype)}
+    if torch.float64 in (kwargs["dtype"], config.get_text_config().dtype):
+        kwargs["experts_implementation"] = "eager"  # the usual one, a grouped product, knows no float64
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         loaded: Any = AutoModelForCausalLM.from_pretrained(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,20 +9,14 @@ import numpy as np
 from probewire.backends.base import Backend, Rows, Sequence
 from probewire.backends.captures import flush_reductions
 from probewire.backends.run_parts import RunParts
-from probewire.protos.edits import Scale
-from probewire.protos.spec import Hook, Plan
+from probewire.protos.spec import Plan
 from tests.parity.harness import Array, sequence
 from tests.parity.random_plans import RandomPlans
 
 __all__ = ["MOST", "Beside"]
 
 MOST = 1e-5
-"""Relative error that counts as rounding, float32."""
-LITTLE = (2.0**-20, -(2.0**-20), 2.0**-19, -(2.0**-19))
-"""Some plans make much of rounding: a clamp that leaves little of large rows, before a norm. Of these it counts as
-rounding what is no more than a change of the embeddings by one of these parts does to the request alone."""
-MOST_ROUNDING = 1e-4
-"""Of such a plan."""
+"""Relative error that counts as rounding in float32."""
 N_NEW = 5
 
 Request = tuple[list[int], Plan]
@@ -36,14 +29,12 @@ class Beside:
 
     def __init__(self, backend: Backend) -> None:
         self.backend, self.plans = backend, RandomPlans(backend)
-        self.judged: list[float] = []
-        """Differences above MOST that were found to be rounding."""
 
     def run(self, seed: int) -> tuple[float, str]:
         """The worst difference between a request beside another and alone, in a run; and where it is."""
         requests = self._requests(seed, "run")
         alone = [self._ran([request])[0] for request in requests]
-        return self._judged(_worst(alone, self._ran(requests), requests), alone, requests, self._ran)
+        return _worst(alone, self._ran(requests), requests)
 
     def in_parts(self, tokens: list[int], plan: Plan, stops: list[int]) -> tuple[float, str]:
         """The worst difference between a run in parts and in one forward."""
@@ -61,27 +52,7 @@ class Beside:
         """The same in a generation. Tokens that differ count as 1."""
         requests = self._requests(seed, "generate")
         alone = [self._generated([request])[0] for request in requests]
-        return self._judged(_worst(alone, self._generated(requests), requests), alone, requests, self._generated)
-
-    def _judged(
-        self,
-        found: tuple[float, str],
-        alone: list[Outcome],
-        requests: list[Request],
-        answered: Callable[[list[Request]], list[Outcome]],
-    ) -> tuple[float, str]:
-        """The difference, brought to MOST where a little change of the embeddings makes as large a one."""
-        if found[0] <= MOST:
-            return found
-        moves = 0.0
-        for little in LITTLE:
-            nearly = Hook("embed", edit=Scale(1 + little))
-            moved = [answered([(tokens, Plan((*plan.hooks, nearly)))])[0] for tokens, plan in requests]
-            moves = max(moves, _worst(alone, moved, requests)[0])
-        if found[0] > min(moves, MOST_ROUNDING):
-            return found
-        self.judged.append(found[0])
-        return MOST, found[1]
+        return _worst(alone, self._generated(requests), requests)
 
     def _requests(self, seed: int, mode: str) -> list[Request]:
         rng = np.random.default_rng(seed)

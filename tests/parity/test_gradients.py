@@ -24,8 +24,6 @@ RANKS = 0.999
 
 HOMOGENEOUS = ("llama", "qwen3", "smollm3", "gemma3_text", "phi3")
 """Families without biases and softcaps: with all four rules the metric is linear in the embeddings, without a constant."""
-WITHOUT_FLOAT64 = ("gpt_oss", "float64")
-"""transformers' experts have no kernel for it."""
 
 
 def _share(client: Client, rules: tuple[str, ...], metric: Metric) -> float:
@@ -120,7 +118,7 @@ def test_the_forward_is_a_runs_to_the_bit(opened: Opened, family: str, backend: 
 # ---- one backend against the other -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("family", "dtype"), [(f, d) for f in FAMILIES for d in PARITY if (f, d) != WITHOUT_FLOAT64])
+@pytest.mark.parametrize(("family", "dtype"), [(f, d) for f in FAMILIES for d in PARITY])
 def test_mlx_gives_what_torch_gives(opened: Opened, family: str, dtype: str) -> None:
     one, other = (opened(family, backend, dtype) for backend in ("torch", "mlx"))
     inputs: dict[str, Any] = {"own": TOKENS, "other": Input(token_ids=tuple(OTHER), source_only=True)}

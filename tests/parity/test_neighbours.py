@@ -12,12 +12,10 @@ from tests.tiny_models import FAMILIES, tiny_checkpoint
 
 @pytest.fixture(scope="module", params=["torch", "mlx"])
 def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Beside]:
-    """In float64, where rounding is no excuse; gpt-oss, whose experts neither library computes in it, in float32."""
+    """In float64, where rounding is no excuse."""
     folder = tmp_path_factory.mktemp("tiny")
-    dtypes = {family: "float32" if family == "gpt_oss" else "float64" for family in FAMILIES}
     return {
-        family: Beside(load(request.param, tiny_checkpoint(family, folder), dtype=dtype))
-        for family, dtype in dtypes.items()
+        family: Beside(load(request.param, tiny_checkpoint(family, folder), dtype="float64")) for family in FAMILIES
     }
 
 
@@ -26,7 +24,6 @@ def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_any_two_plans_in_one_run(models: dict[str, Beside], family: str, seed: int) -> None:
     worst, what = models[family].run(seed)
     assert worst <= MOST, what
-    assert family == "gpt_oss" or not models[family].judged, what
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -34,4 +31,3 @@ def test_any_two_plans_in_one_run(models: dict[str, Beside], family: str, seed: 
 def test_any_two_plans_in_one_batch_of_generations(models: dict[str, Beside], family: str, seed: int) -> None:
     worst, what = models[family].generate(seed)
     assert worst <= MOST, what
-    assert family == "gpt_oss" or not models[family].judged, what

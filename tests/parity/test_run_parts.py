@@ -28,13 +28,10 @@ def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module", params=["torch", "mlx"])
 def precise(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Beside]:
-    """In float64: parts are other matrix products, and some plans (a clamp before a norm) make much of their rounding.
-
-    Not gpt-oss, whose experts neither library computes in it.
-    """
-    folder, families = tmp_path_factory.mktemp("tiny"), [family for family in FAMILIES if family != "gpt_oss"]
+    """In float64: parts are other matrix products, and some plans (a clamp before a norm) make much of their rounding."""
+    folder = tmp_path_factory.mktemp("tiny")
     return {
-        family: Beside(load(request.param, tiny_checkpoint(family, folder), dtype="float64")) for family in families
+        family: Beside(load(request.param, tiny_checkpoint(family, folder), dtype="float64")) for family in FAMILIES
     }
 
 
@@ -86,7 +83,7 @@ def test_attention_has_every_key_however_the_run_was_cut(
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    family=st.sampled_from([family for family in FAMILIES if family != "gpt_oss"]),
+    family=st.sampled_from(list(FAMILIES)),
     seed=st.integers(0, 2**32),
     cuts=st.sets(st.integers(1, len(TOKENS) - 1), max_size=4),
 )
