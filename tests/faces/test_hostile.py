@@ -59,16 +59,17 @@ def test_whatever_the_document_allows_or_forbids(box: Box, user: str | None, mod
             with contextlib.suppress(Unsatisfiable):  # what takes nothing cannot be given anything wrong
                 strategy = operation.as_strategy(generation_mode=mode)
                 answered[operation.label] = set()
-                _asked_all_kinds_of_things(box, user, session, strategy, answered[operation.label])
+                n = 2 if user is None else 6  # a stranger's requests end before they are read
+                _asked_all_kinds_of_things(box, user, session, strategy, answered[operation.label], n)
     assert len(answered) >= 25
     if user is None:
         assert {label for label, codes in answered.items() if codes - {401}} <= {"GET /health"}
 
 
 def _asked_all_kinds_of_things(
-    box: Box, user: str | None, session: requests.Session, cases: st.SearchStrategy[Any], codes: set[int]
+    box: Box, user: str | None, session: requests.Session, cases: st.SearchStrategy[Any], codes: set[int], n: int
 ) -> None:
-    @settings(REPEATABLE, max_examples=6)
+    @settings(REPEATABLE, max_examples=n)
     @given(case=cases)
     def attack(case: schemathesis.Case[Any]) -> None:
         if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):

@@ -10,6 +10,7 @@ ONLY_IN_ONE_BACKEND: dict[str, str] = {
     "paged_cache.py": "… and has other names and shapes from one version of transformers to the next",
     "packed.py": "mlx-lm's batches keep an axis for sequences; transformers' lie in one row, which attention must part again",
     "linear.py": "torch takes a slow library for float32 on some CPUs; MLX has one of its own",
+    "experts.py": "MLX's product of experts knows float32 alone on the CPU; transformers has another one to choose",
     "forward.py": "MLX computes later than it is asked, so its engine keeps forwards that nobody has read yet",
 }
 """Path below backends/torch or backends/mlx -> why the other has no such file."""
