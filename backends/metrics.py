@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -77,6 +77,10 @@ def bind_metric(
     lengths = {"n_tokens": n_tokens, "prompt_length": prompt_length}
     if isinstance(metric, WeightedSum):
         parts = [bind_metric(m, info, **lengths, input_lengths=input_lengths, what=what) for m in metric.metrics]
+        if any(metric.weights):  # 0 times −∞ is nothing, too
+            parts = [part for part, weight in zip(parts, metric.weights, strict=True) if weight]
+            weights = tuple(filter(None, metric.weights))
+            metric = replace(metric, metrics=tuple(part.metric for part in parts), weights=weights)
         return BoundMetric(metric, max(part.position for part in parts), parts=tuple(parts))
     position = metric.position + prompt_length if metric.position < 0 else metric.position
     if not 0 <= position < n_tokens:

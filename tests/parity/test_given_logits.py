@@ -138,6 +138,17 @@ def test_sums_and_means(opened: Opened, backend: str) -> None:
 
 
 @both
+def test_a_weight_of_zero_leaves_out_what_is_infinite(opened: Opened, backend: str) -> None:
+    client = opened("llama", backend)
+    barred = patch("logits", value=float("-inf"), units=[7])
+    never, finite = LogProb(7, position=2), LogProb(9, position=2)
+    targets = [WeightedSum((never, finite), (0.0, 2.0)), finite]
+    left, alone = np.ravel(client.sweep(TOKENS, targets, [[barred]], progress=False).array().values)
+    assert np.isfinite(left)
+    assert left == pytest.approx(2 * alone, rel=1e-12)
+
+
+@both
 def test_the_gradient_of_a_sum_is_the_sum_of_gradients(opened: Opened, backend: str) -> None:
     client = opened("llama", backend)
     parts = (LogProb(tokens=(40, 7), position=11), Logit(3, -2), Logit(tokens=(5, 6), position=4))
