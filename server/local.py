@@ -11,7 +11,7 @@ from typing import Any
 from ..backends import load_backend
 from ..backends.base import Backend
 from ..backends.saes import Shelf
-from ..backends.tokenizer import Tokenizer
+from ..backends.tokenizer import Tokenizer, read_codec
 from ..protos.activity import WorkerStatus
 from ..protos.errors import InvalidArgument, NotFound, ProbewireError
 from ..protos.gradients import GradientsRequest
@@ -64,6 +64,7 @@ class LocalModel:
         on_death: Callable[[], None] | None = None,
     ) -> None:
         self.config = config
+        codec = read_codec(folder)  # before the weights, which may take minutes to no end
 
         def build(threads: int) -> Backend:
             return load_backend(
@@ -79,7 +80,7 @@ class LocalModel:
 
         self.scheduler = Scheduler(build, config.limits, on_death, threads=config.threads)
         self.backend = self.scheduler.start()
-        self.tokenizer = Tokenizer(folder, self.backend.info.vocab_size)
+        self.tokenizer = Tokenizer(folder, self.backend.info.vocab_size, codec)
         self.info: ModelInfo = self.tokenizer.described(self.backend.info)
         self.sessions = LiveSessions()
         self.state, self._own_folder = self._open_state()

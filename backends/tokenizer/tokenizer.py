@@ -20,9 +20,12 @@ __all__ = ["Tokenizer"]
 class Tokenizer:
     """Inputs to ids, and ids to the text that the model wrote. Special tokens are added once."""
 
-    def __init__(self, folder: Path, vocab_size: int) -> None:
-        """Raises InvalidArgument where the files hold no tokenizer that we can follow exactly."""
-        self.codec: Codec = read_codec(folder)
+    def __init__(self, folder: Path, vocab_size: int, codec: Codec | None = None) -> None:
+        """`codec`: what `read_codec` made of the folder before, if it was read.
+
+        Raises InvalidArgument where the files hold no tokenizer that we can follow exactly.
+        """
+        self.codec: Codec = codec or read_codec(folder)
         self.vocab_size = vocab_size
         self.end_ids = end_ids(folder, self.codec, vocab_size)
         """Tokens that end a generation, in order."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -55,6 +57,17 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture
 def service(model: LocalModel) -> InProcessService:
     return InProcessService(model)
+
+
+def test_a_tokenizer_that_cannot_be_read_is_refused_before_the_weights_are(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_checkpoint("llama", tmp_path), tmp_path / "copy"))
+    (folder / "tokenizer.json").write_text("{")
+    config = WorkerConfig(model=str(folder), id="tiny", backend="torch")
+    with (
+        mock.patch("probewire.server.local.load_backend", side_effect=AssertionError("weights were read")),
+        pytest.raises(InvalidArgument, match="tokenizer"),
+    ):
+        LocalModel(config, folder)
 
 
 @pytest.fixture
