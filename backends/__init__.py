@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from ..protos.errors import FailedPrecondition, InvalidArgument, ProbewireError
 from .checkpoints.folder import check_whole
-from .limits import Limits
+from .model.limits import Limits
 from .selfcheck import causality_fault, engine_fault
 
 if TYPE_CHECKING:
-    from .base import Backend
+    from .hooks.base import Backend
 
 __all__ = ["BACKENDS", "free_bytes", "load_backend"]
 
@@ -86,7 +86,7 @@ def _in_a_line(error: Exception) -> str:
 
 def free_bytes(name: str, device: str) -> int | None:
     """Memory that a model on a device could have now; None where nobody knows."""
-    from .footprint import free_bytes as main_memory
+    from .model.footprint import free_bytes as main_memory
 
     if name == "torch":
         from .torch.load import cuda_free_bytes

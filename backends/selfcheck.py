@@ -18,9 +18,9 @@ from ..protos.model import Sampling
 from ..protos.spec import Capture, Hook, Plan, Where
 from ..protos.tensors import Array
 from . import reference
-from .base import Backend, Sequence
 from .checkpoints.shrunk import VOCAB, WINDOW, shrunk
-from .plan import bind
+from .hooks.base import Backend, Sequence
+from .hooks.plan import bind
 
 __all__ = ["causality_fault", "engine_fault", "has_window", "window_fault"]
 

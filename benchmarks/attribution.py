@@ -18,7 +18,7 @@ from sizes import Sizes
 
 from probewire.analysis.attribution import neuron_graph
 from probewire.clients import Capture, Client, Gather, Input, LogitDifference, capture, hook, patch
-from probewire.server.inprocess import InProcessService
+from probewire.server.worker.inprocess import InProcessService
 
 __all__ = ["gradients_cost", "patching"]
 

@@ -25,7 +25,7 @@ from probewire.analysis.attribution import (
 from probewire.analysis.circuits import Ablated, ablated, completeness, curve, edge_circuits, mib, neuron_space
 from probewire.analysis.tasks import FittedTask, accuracy, fit, ioi
 from probewire.clients import Client
-from probewire.server.inprocess import InProcessService
+from probewire.server.worker.inprocess import InProcessService
 
 KINDS = ("resid_pre", "attn_out", "mlp_out")
 RULES: Mapping[str, tuple[str, ...]] = {

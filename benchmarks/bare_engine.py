@@ -14,7 +14,7 @@ from typing import Any
 
 from child import answer_lines
 
-from probewire.backends.limits import Limits
+from probewire.backends.model.limits import Limits
 from probewire.backends.torch.paged_cache import batch_processor
 
 Generate = Callable[[list[list[int]], int], list[list[int]]]

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from probewire.clients import Client, LogProb, ablate, capture  # noqa: E402
-from probewire.server.inprocess import InProcessService  # noqa: E402
+from probewire.server.worker.inprocess import InProcessService  # noqa: E402
 from tests.tiny_models import tiny_checkpoint  # noqa: E402
 
 LARGE = {

@@ -20,16 +20,16 @@ import numpy as np
 from machine import load_warning, machine_line
 from servers import model_folder
 
-from probewire.analysis.sae.collect import collect
-from probewire.analysis.sae.configs import TrainConfig
-from probewire.analysis.sae.contexts import Contexts
-from probewire.analysis.sae.documentation import documentation
-from probewire.analysis.sae.scorecard import EVALUATIONS, score
-from probewire.analysis.sae.store import ActivationStore
-from probewire.analysis.sae.training import train
-from probewire.backends.weights import CheckpointWeights
+from probewire.analysis.sae.data.collect import collect
+from probewire.analysis.sae.data.contexts import Contexts
+from probewire.analysis.sae.data.documentation import documentation
+from probewire.analysis.sae.data.store import ActivationStore
+from probewire.analysis.sae.model.configs import TrainConfig
+from probewire.analysis.sae.scoring.scorecard import EVALUATIONS, score
+from probewire.analysis.sae.training.training import train
+from probewire.backends.model.weights import CheckpointWeights
 from probewire.clients import Client
-from probewire.server.inprocess import InProcessService
+from probewire.server.worker.inprocess import InProcessService
 
 save_file: Any = import_module("safetensors.numpy").save_file  # not annotated
 SITE, D_SAE, K, CONTEXT = "resid_post.15", 2304, 32, 128

@@ -25,14 +25,14 @@ from numpy.typing import NDArray
 from ratios import Figure, report
 from sizes import Sizes
 
-from probewire.analysis.sae.adaptive import FLOOR, AdaptiveL0, adaptive_l0
-from probewire.analysis.sae.array_trainer import ArrayTrainer
-from probewire.analysis.sae.cells import Condition
-from probewire.analysis.sae.configs import TrainConfig, import_sae_lens
-from probewire.analysis.sae.controls import PUBLISHED, random_dictionaries
-from probewire.analysis.sae.matched import ControlledStability, matched_controls
-from probewire.analysis.sae.stability import best_matches, stability
-from probewire.analysis.sae.sweep_plot import sweep_plot
+from probewire.analysis.sae.model.configs import TrainConfig, import_sae_lens
+from probewire.analysis.sae.seeds.adaptive import FLOOR, AdaptiveL0, adaptive_l0
+from probewire.analysis.sae.seeds.cells import Condition
+from probewire.analysis.sae.seeds.controls import PUBLISHED, random_dictionaries
+from probewire.analysis.sae.seeds.matched import ControlledStability, matched_controls
+from probewire.analysis.sae.seeds.stability import best_matches, stability
+from probewire.analysis.sae.seeds.sweep_plot import sweep_plot
+from probewire.analysis.sae.training.array_trainer import ArrayTrainer
 
 __all__ = ["ON_ARRAY", "ON_ARRAY_QUICK", "StabilitySizes", "on_activations", "sae_stability"]
 

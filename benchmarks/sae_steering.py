@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 from machine import load_warning, machine_line
 
-from probewire.analysis.sae.documentation import documentation
-from probewire.analysis.sae.loaded import load
-from probewire.analysis.sae.statistics import compare, count_latents
-from probewire.analysis.sae.steering import dose_response, word_ids
+from probewire.analysis.sae.data.documentation import documentation
+from probewire.analysis.sae.latents.statistics import compare, count_latents
+from probewire.analysis.sae.latents.steering import dose_response, word_ids
+from probewire.analysis.sae.model.loaded import load
 from probewire.clients import Client
-from probewire.server.inprocess import InProcessService
+from probewire.server.worker.inprocess import InProcessService
 
 WORDS = (" graph", " graphs", " node", " nodes", " edge", " edges", " network", " tree")
 PROMPTS = (

@@ -16,7 +16,7 @@ import numpy as np
 from ratios import Figure, compare, interleaved
 from sizes import QUICK, Sizes
 
-from probewire.analysis.sae.store import ActivationStore, StoreBatches, StoreWriter
+from probewire.analysis.sae.data.store import ActivationStore, StoreBatches, StoreWriter
 
 __all__ = ["store_reads"]
 

@@ -18,12 +18,12 @@ from ratios import Figure, compare, interleaved
 from servers import probewire
 from sizes import QUICK, Sizes
 
-from probewire.analysis.sae.collect import collect
-from probewire.analysis.sae.configs import TrainConfig, new_sae
-from probewire.analysis.sae.live import LiveBatches
-from probewire.analysis.sae.rows import Rows
-from probewire.analysis.sae.store import ActivationStore, StoreWriter
-from probewire.analysis.sae.training import train
+from probewire.analysis.sae.data.collect import collect
+from probewire.analysis.sae.data.live import LiveBatches
+from probewire.analysis.sae.data.rows import Rows
+from probewire.analysis.sae.data.store import ActivationStore, StoreWriter
+from probewire.analysis.sae.model.configs import TrainConfig, new_sae
+from probewire.analysis.sae.training.training import train
 from probewire.clients import Client
 
 __all__ = ["fed_from_a_store", "fed_live"]

@@ -16,8 +16,8 @@ import psutil
 from child import log_file
 
 from probewire.backends.checkpoints import resolve_model
-from probewire.server.state import State
-from probewire.server.users import Users
+from probewire.server.auth.users import Users
+from probewire.server.state.database import State
 
 __all__ = ["Served", "model_folder", "probewire"]
 

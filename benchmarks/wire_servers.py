@@ -23,8 +23,8 @@ from child import answer_lines
 
 from probewire.protos.model import Event, Finished, InputStarted, RunRequest, Started, TensorFrame, Usage
 from probewire.protos.tensors import Tensor
+from probewire.server.api.grpc.service import RpcServer, admit_from_the_gateway
 from probewire.server.memory import keep_freed_memory
-from probewire.server.rpc import RpcServer, admit_from_the_gateway
 from probewire.server.service import Operations
 
 __all__ = ["METHOD", "N_BYTES", "SHAPE"]

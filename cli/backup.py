@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..server.backup import Copied, copy_state
-from ..server.state import default_state_folder
+from ..server.state.backup import Copied, copy_state
+from ..server.state.database import default_state_folder
 
 __all__ = ["add_arguments", "run", "tell"]
 

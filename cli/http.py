@@ -14,10 +14,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..protos.errors import Code, ProbewireError
 from ..protos.hosts import canonical
+from ..server.api.http.app import create_app
+from ..server.auth.proxies import Proxies
 from ..server.config import GatewayConfig
-from ..server.gateway import Gateway
-from ..server.proxies import Proxies
-from ..server.rest import create_app
+from ..server.gateway.gateway import Gateway
 from .framing import StrictConnection
 from .tls import Tls
 from .version import VERSION
@@ -59,7 +59,7 @@ class HttpServer(uvicorn.Server):
                 lifespan="off",
                 ws="none",
                 server_header=False,
-                proxy_headers=False,  # uvicorn would believe any local process; see server/proxies.py
+                proxy_headers=False,  # uvicorn would believe any local process; see server/auth/proxies.py
                 limit_concurrency=MAX_CONNECTIONS,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=max(1, round(config.drain_s)),

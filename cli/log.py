@@ -10,7 +10,7 @@ import orjson
 from rich.console import Console
 from rich.logging import RichHandler
 
-from ..server.callers import CALLER
+from ..server.auth.callers import CALLER
 
 __all__ = ["start_log"]
 

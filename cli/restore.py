@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..server.backup import copy_state
-from ..server.state import default_state_folder
+from ..server.state.backup import copy_state
+from ..server.state.database import default_state_folder
 from .backup import tell
 
 __all__ = ["add_arguments", "run"]

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Collect, and say what was left out."""
-    from ..analysis.sae.collect import collect
+    from ..analysis.sae.data.collect import collect
 
     with connected(args) as client:
         store = collect(

@@ -44,8 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read the texts, write the page."""
-    from ..analysis.sae.dashboard import Steering, dashboard
-    from ..analysis.sae.latent_stream import CONTEXT
+    from ..analysis.sae.dashboard.dashboard import Steering, dashboard
+    from ..analysis.sae.latents.stream import CONTEXT
 
     if bool(args.steer) != bool(args.prompt):
         raise InvalidArgument("--steer N and --prompt TEXT go together")

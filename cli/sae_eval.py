@@ -43,8 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score, and print the table."""
-    from ..analysis.sae.contexts import Contexts
-    from ..analysis.sae.scorecard import score
+    from ..analysis.sae.data.contexts import Contexts
+    from ..analysis.sae.scoring.scorecard import score
 
     if args.contexts < 1:
         raise InvalidArgument(f"--contexts is 1 or more, got {args.contexts}")

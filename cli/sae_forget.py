@@ -11,7 +11,7 @@ from .connection import add_connection_arguments, connected
 from .sae_texts import TEXTS, add_record_arguments, opened
 
 if TYPE_CHECKING:
-    from ..analysis.sae.forgetting_results import Forgetting
+    from ..analysis.sae.unlearning.results import Forgetting
 
 __all__ = ["add_arguments", "run"]
 
@@ -102,8 +102,8 @@ def _add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Clamp and ask; prints every configuration and the score."""
-    from ..analysis.sae.forgetting import forgetting
-    from ..analysis.sae.questions import load_questions
+    from ..analysis.sae.unlearning.forgetting import forgetting
+    from ..analysis.sae.unlearning.questions import load_questions
 
     # All are opened first: a name mistyped shall not be found out after minutes.
     forget_texts, retain_texts = opened(args.forget_texts, args), opened(args.retain_texts, args)
@@ -164,7 +164,7 @@ def _make(folder: Path) -> None:
 
 
 def _write(found: Forgetting, folder: Path) -> None:
-    from ..analysis.sae.forgetting_plots import clamp_scatter
+    from ..analysis.sae.unlearning.plots import clamp_scatter
 
     found.save(folder / "forgetting.json")
     if any(result.forget is not None for result in found.results):

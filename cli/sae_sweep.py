@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..protos.errors import InvalidArgument
 
 if TYPE_CHECKING:
-    from ..analysis.sae.array_trainer import ArrayTrainer
+    from ..analysis.sae.training.array_trainer import ArrayTrainer
 
 __all__ = ["add_arguments", "run"]
 
@@ -58,9 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train and compare; prints the table and, of an adaptive run, the conclusion."""
-    from ..analysis.sae.adaptive import KS, adaptive_l0
-    from ..analysis.sae.sweep_plot import sweep_plot
-    from ..analysis.sae.sweeps import conditions, run_sweep
+    from ..analysis.sae.seeds.adaptive import KS, adaptive_l0
+    from ..analysis.sae.seeds.sweep_plot import sweep_plot
+    from ..analysis.sae.seeds.sweeps import conditions, run_sweep
 
     if args.fixed_k is not None and len(args.d_sae) != 1:
         raise InvalidArgument(f"--fixed-k compares at one --d-sae, got {args.d_sae}")
@@ -98,9 +98,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _trainer(args: argparse.Namespace, ks: list[int]) -> ArrayTrainer:
-    from ..analysis.sae.array_trainer import ArrayTrainer
-    from ..analysis.sae.configs import TrainConfig
-    from ..analysis.sae.store import ActivationStore
+    from ..analysis.sae.data.store import ActivationStore
+    from ..analysis.sae.model.configs import TrainConfig
+    from ..analysis.sae.training.array_trainer import ArrayTrainer
 
     if args.rows < 1:
         raise InvalidArgument(f"--rows is 1 or more, got {args.rows}")

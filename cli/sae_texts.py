@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..protos.errors import InvalidArgument
 
 if TYPE_CHECKING:
-    from ..analysis.sae.corpus import Corpus
+    from ..analysis.sae.data.corpus import Corpus
 
 __all__ = ["TEXTS", "add_record_arguments", "add_text_arguments", "add_window_arguments", "corpus_of", "opened"]
 
@@ -49,7 +49,7 @@ def add_window_arguments(parser: argparse.ArgumentParser) -> None:
 
 def corpus_of(args: argparse.Namespace) -> Corpus:
     """The corpus that the options name. Raises InvalidArgument or NotFound."""
-    from ..analysis.sae import corpus
+    from ..analysis.sae.data import corpus
 
     if args.hold_out is not None and args.held_out is not None:
         raise InvalidArgument("--hold-out leaves out what --held-out reads; give one of them")
@@ -64,6 +64,6 @@ def corpus_of(args: argparse.Namespace) -> Corpus:
 
 def opened(path: str, args: argparse.Namespace) -> Corpus:
     """The corpus at a path, read as the options of records say. Raises InvalidArgument or NotFound."""
-    from ..analysis.sae import corpus
+    from ..analysis.sae.data import corpus
 
     return corpus.of(path, args.field, split=args.split, skip_empty=args.skip_empty)

@@ -19,8 +19,8 @@ from .connection import add_connection_arguments, connected
 from .sae_texts import add_text_arguments, add_window_arguments, corpus_of
 
 if TYPE_CHECKING:
-    from ..analysis.sae.configs import TrainConfig
-    from ..analysis.sae.training import TrainedSae
+    from ..analysis.sae.model.configs import TrainConfig
+    from ..analysis.sae.training.training import TrainedSae
 
 __all__ = ["add_arguments", "run"]
 
@@ -105,8 +105,8 @@ def run(args: argparse.Namespace) -> int:
     """Train, and print how it ended."""
     # Before torch is loaded: its threads spin after each step, while a server on the same cores has the next rows to compute.
     os.environ.setdefault("GOMP_SPINCOUNT", "100000")
-    from ..analysis.sae.several import train_several
-    from ..analysis.sae.training import train
+    from ..analysis.sae.training.several import train_several
+    from ..analysis.sae.training.training import train
 
     with _batches(args) as (batches, steps):
         configs = _configs(args, steps)
@@ -127,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
 def _batches(args: argparse.Namespace) -> Generator[tuple[Any, int]]:
     """The batches, and how many steps to take."""
     if args.store is not None:
-        from ..analysis.sae.store import ActivationStore
+        from ..analysis.sae.data.store import ActivationStore
 
         if args.site or args.texts:
             raise InvalidArgument("--site and --texts are for --live; a store knows its own")
@@ -136,7 +136,7 @@ def _batches(args: argparse.Namespace) -> Generator[tuple[Any, int]]:
         with store.batches(args.batch_size, seed=args.data_seed) as batches:
             yield batches, steps
         return
-    from ..analysis.sae.live import LiveBatches
+    from ..analysis.sae.data.live import LiveBatches
 
     if not args.site or not args.texts:
         raise InvalidArgument("--live needs --site and --texts")
@@ -160,7 +160,7 @@ def _batches(args: argparse.Namespace) -> Generator[tuple[Any, int]]:
 
 def _configs(args: argparse.Namespace, steps: int) -> dict[str, TrainConfig]:
     """One a seed, and of each name in --configs one a seed."""
-    from ..analysis.sae.configs import TrainConfig
+    from ..analysis.sae.model.configs import TrainConfig
 
     named: dict[str, dict[str, Any]] = {"": {}} if args.configs is None else _read_configs(args.configs)
     found: dict[str, TrainConfig] = {}

@@ -8,14 +8,14 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from ..backends.limits import Limits as EngineLimits
+from ..backends.model.limits import Limits as EngineLimits
 from ..protos.errors import FailedPrecondition, InvalidArgument
 from ..protos.hosts import canonical, is_loopback
 from ..protos.loading import LoadRequest
+from ..server.auth.users import Users
 from ..server.config import BACKENDS, DTYPES, GatewayConfig, RequestLimits, Supervision, WorkerConfig
 from ..server.model_names import default_id, parsed
-from ..server.state import State, default_state_folder
-from ..server.users import Users
+from ..server.state.database import State, default_state_folder
 from .log import start_log
 from .pull import cache_dir_from
 from .serving import serve

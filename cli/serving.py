@@ -15,11 +15,11 @@ from rich.console import Console
 from ..protos.errors import FailedPrecondition
 from ..protos.loading import LoadRequest
 from ..protos.model import ModelInfo
+from ..server.api.grpc.service import RpcServer, admit_at_the_door
+from ..server.auth.proxies import Proxies
 from ..server.config import GatewayConfig
-from ..server.gateway import Gateway
+from ..server.gateway.gateway import Gateway
 from ..server.memory import allow_many_connections, keep_freed_memory
-from ..server.proxies import Proxies
-from ..server.rpc import RpcServer, admit_at_the_door
 from .http import HttpServer
 from .load_bars import LoadBars
 from .tls import Tls

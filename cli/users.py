@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ..protos.errors import FailedPrecondition, InvalidArgument
-from ..server.state import DATABASE, State, default_state_folder
-from ..server.users import ROLES, User, UserLimits, Users
+from ..server.auth.users import ROLES, User, UserLimits, Users
+from ..server.state.database import DATABASE, State, default_state_folder
 
 __all__ = ["add_arguments", "run"]
 

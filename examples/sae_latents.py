@@ -13,13 +13,13 @@ import numpy as np
 from plots import save
 from serving import arguments, connected
 
-from probewire.analysis.sae.collect import collect
-from probewire.analysis.sae.configs import TrainConfig
-from probewire.analysis.sae.documentation import documentation
-from probewire.analysis.sae.loaded import load
-from probewire.analysis.sae.statistics import compare, count_latents
-from probewire.analysis.sae.steering import dose_response, word_ids
-from probewire.analysis.sae.training import train
+from probewire.analysis.sae.data.collect import collect
+from probewire.analysis.sae.data.documentation import documentation
+from probewire.analysis.sae.latents.statistics import compare, count_latents
+from probewire.analysis.sae.latents.steering import dose_response, word_ids
+from probewire.analysis.sae.model.configs import TrainConfig
+from probewire.analysis.sae.model.loaded import load
+from probewire.analysis.sae.training.training import train
 from probewire.clients import Client, SaeInfo, capture
 
 SITE, D_SAE, K = "resid_post.15", 1152, 32

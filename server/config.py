@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from ..backends.limits import Limits as EngineLimits
+from ..backends.model.limits import Limits as EngineLimits
 from ..protos.errors import FailedPrecondition, InvalidArgument
-from .origins import Origin, host_name
-from .proxies import Proxies
+from .auth.origins import Origin, host_name
+from .auth.proxies import Proxies
 from .service import Operations
 
 __all__ = [

@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2
 from ..protos.errors import NotFound
 from ..protos.loading import HealthReport
 from ..protos.wire import from_json, parse, to_json
-from .rpc_answer import write
+from .grpc_answer import write
 from .service import Operations
 
 __all__ = ["REPORT_KEY", "HealthFace", "report_of"]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from probewire.analysis.tasks import agreement, capitals, greater_than, ioi
-from probewire.backends.tokenizer import Tokenizer
+from probewire.backends.model.tokenizer import Tokenizer
 from probewire.protos.model import Input
 
 __all__ = ["CORPUS", "KINDS", "SPECIAL", "VOCAB_SIZE", "Kind", "sentence_piece_model", "tokenizer_folder"]

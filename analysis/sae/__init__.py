@@ -1,33 +1,33 @@
 """Sparse autoencoders: activation datasets, training, evaluation, stability, dashboards, statistics, forgetting, steering."""
 
-from . import corpus
-from .absorption import absorption
-from .adaptive import AdaptiveL0, adaptive_l0
-from .batches import ArrayBatches, Batches
-from .clusters import cluster_latents, count_coactivation
-from .collect import collect, detect_massive
-from .configs import TrainConfig
-from .consistency import Consistency
-from .controls import random_dictionaries
-from .dashboard import Steering, dashboard
-from .documentation import documentation
-from .forgetting import forgetting
-from .live import LiveBatches
-from .loaded import LoadedSae, load
-from .losses import losses
-from .matched import matched_controls
-from .probing import baseline_probing, sae_probing
-from .scorecard import score
-from .scores import score_rows
-from .several import train_several
-from .spurious import correlation_removal
-from .stability import Stability, one_to_one, pwmcc, stability
-from .statistics import LatentCounts, compare as compare_corpora, count_latents
-from .steering import DoseResponse, dose_response, word_ids
-from .store import ActivationStore
-from .sweeps import run_sweep
-from .targeted import targeted_perturbation
-from .training import TrainedSae, train
+from .dashboard.dashboard import Steering, dashboard
+from .data import corpus
+from .data.batches import ArrayBatches, Batches
+from .data.collect import collect, detect_massive
+from .data.documentation import documentation
+from .data.live import LiveBatches
+from .data.store import ActivationStore
+from .latents.clusters import cluster_latents, count_coactivation
+from .latents.statistics import LatentCounts, compare as compare_corpora, count_latents
+from .latents.steering import DoseResponse, dose_response, word_ids
+from .model.configs import TrainConfig
+from .model.loaded import LoadedSae, load
+from .scoring.absorption import absorption
+from .scoring.losses import losses
+from .scoring.probing import baseline_probing, sae_probing
+from .scoring.scorecard import score
+from .scoring.scores import score_rows
+from .scoring.spurious import correlation_removal
+from .scoring.targeted import targeted_perturbation
+from .seeds.adaptive import AdaptiveL0, adaptive_l0
+from .seeds.controls import random_dictionaries
+from .seeds.matched import matched_controls
+from .seeds.stability import Stability, one_to_one, pwmcc, stability
+from .seeds.sweeps import run_sweep
+from .training.consistency import Consistency
+from .training.several import train_several
+from .training.training import TrainedSae, train
+from .unlearning.forgetting import forgetting
 
 __all__ = [
     "ActivationStore",

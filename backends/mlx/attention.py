@@ -12,9 +12,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..executor import Executor
-from ..points import Point
-from ..slot import Slot
+from ..hooks.executor import Executor
+from ..hooks.points import Point
+from ..hooks.slot import Slot
 from .cache import BatchCache, Layer, RunCache
 
 __all__ = ["Attention"]

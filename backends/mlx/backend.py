@@ -13,25 +13,25 @@ from numpy.typing import NDArray
 from ...protos.model import ModelInfo
 from ...protos.sites import Site
 from ...protos.tensors import Array
-from ..backward import BoundBackward, rules_of
-from ..base import Engine, Sequence, StepResult
-from ..bound import BoundPlan
-from ..captures import flush_reductions
-from ..chunk import with_chunk
-from ..context import fitted
-from ..executor import Executor
-from ..families import generation_note, run_only_sites
-from ..limits import Limits
-from ..metrics import BoundMetric
-from ..points import Points
-from ..rules import activation_name
-from ..run_parts import RunParts, joined
-from ..sites import Family, dims_of, family_of, site_infos
-from ..slot import Slot
-from ..stepping import result_of
-from ..sweeping import Trunk
-from ..versions import versions_of
-from ..weights import CheckpointWeights
+from ..hooks.backward import BoundBackward, rules_of
+from ..hooks.base import Engine, Sequence, StepResult
+from ..hooks.bound import BoundPlan
+from ..hooks.captures import flush_reductions
+from ..hooks.executor import Executor
+from ..hooks.metrics import BoundMetric
+from ..hooks.points import Points
+from ..hooks.rules import activation_name
+from ..hooks.run_parts import RunParts, joined
+from ..hooks.slot import Slot
+from ..hooks.stepping import result_of
+from ..hooks.sweeps import Trunk
+from ..model.chunk import with_chunk
+from ..model.context import fitted
+from ..model.families import generation_note, run_only_sites
+from ..model.limits import Limits
+from ..model.sites import Family, dims_of, family_of, site_infos
+from ..model.versions import versions_of
+from ..model.weights import CheckpointWeights
 from .attention import Attention
 from .cache import GrowingCache, RunCache
 from .engine import MlxEngine
@@ -48,7 +48,7 @@ _LOGITS = Site("logits")
 
 
 class MlxBackend:
-    """See backends/base.py. MLX's streams belong to a thread: build it on the thread that uses it."""
+    """See backends/hooks/base.py. MLX's streams belong to a thread: build it on the thread that uses it."""
 
     def __init__(
         self, folder: Path, *, model_id: str, model_hash: str, dtype: str, device: str, limits: Limits

@@ -16,12 +16,12 @@ from mlx_lm.generate import BatchGenerator
 from numpy.typing import NDArray
 
 from ...protos.sites import Site
-from ..base import Rows, Sequence, StepResult
-from ..executor import Executor
-from ..limits import Limits
-from ..sampling import Choice, choose_token
-from ..slot import Slot
-from ..stepping import result_of, sampled_logprob_rows
+from ..hooks.base import Rows, Sequence, StepResult
+from ..hooks.executor import Executor
+from ..hooks.sampling import Choice, choose_token
+from ..hooks.slot import Slot
+from ..hooks.stepping import result_of, sampled_logprob_rows
+from ..model.limits import Limits
 from .attention import Attention
 from .cache import BatchCache, Owner, SequenceCache
 from .forward import Forward

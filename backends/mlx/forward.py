@@ -9,10 +9,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..captures import Collector
-from ..sampling import Choice, logprobs_of
-from ..slot import Slot
-from ..stepping import not_finite
+from ..hooks.captures import Collector
+from ..hooks.sampling import Choice, logprobs_of
+from ..hooks.slot import Slot
+from ..hooks.stepping import not_finite
 from .cache import Owner
 from .ops import to_numpy
 

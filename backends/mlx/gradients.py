@@ -9,12 +9,12 @@ import numpy as np
 
 from ...protos.model import ModelInfo
 from ...protos.sites import ATTENTION_SITES, Site
-from ..backward import Backward, BoundBackward
-from ..base import Sequence, StepResult
-from ..executor import Executor
-from ..gradients import finish, one_prompt, slots_of, spread, values_of
-from ..metrics import INSIDE_MLP, BoundMetric
-from ..slot import Slot
+from ..hooks.backward import Backward, BoundBackward
+from ..hooks.base import Sequence, StepResult
+from ..hooks.executor import Executor
+from ..hooks.gradients import finish, one_prompt, slots_of, spread, values_of
+from ..hooks.metrics import INSIDE_MLP, BoundMetric
+from ..hooks.slot import Slot
 from .attention import Attention
 from .norms import Norms
 from .taps import Taps

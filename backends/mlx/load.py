@@ -15,7 +15,7 @@ from transformers import AutoConfig
 from ...protos.errors import FailedPrecondition, InvalidArgument
 from ..checkpoints.mlx_recipe import MlxRecipe, mlx_recipe
 from ..checkpoints.mlx_weights import mlx_weights
-from ..weights import has_own_head
+from ..model.weights import has_own_head
 from .experts import compute_each
 from .ops import mlx_dtype
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..hooks.rules import LINEAR_NORMS, stand_in
 from ..ops import Ops
-from ..rules import LINEAR_NORMS, stand_in
 
 __all__ = ["Norms"]
 

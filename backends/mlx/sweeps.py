@@ -11,9 +11,9 @@ import numpy as np
 from mlx_lm.models.base import create_causal_mask
 from numpy.typing import NDArray
 
-from ..executor import Executor
-from ..slot import Slot
-from ..sweeping import Sweeps, Trunk
+from ..hooks.executor import Executor
+from ..hooks.slot import Slot
+from ..hooks.sweeps import Sweeps, Trunk
 from .attention import Attention
 from .cache import Layer, RunCache
 from .taps import Taps
@@ -84,7 +84,7 @@ class _Continuing(RunCache):
 
 
 class MlxSweeps(Sweeps):
-    """See backends/sweeping.py."""
+    """See backends/hooks/sweeps.py."""
 
     def __init__(self, model: Model, executor: Executor, taps: Taps, attention: Attention, layers: list[Any]) -> None:
         super().__init__(executor, len(layers))

@@ -10,8 +10,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..executor import Executor
-from ..points import PROBE_BATCH, PROBE_LENGTHS, Point, Seen
+from ..hooks.executor import Executor
+from ..hooks.points import PROBE_BATCH, PROBE_LENGTHS, Point, Seen
 
 __all__ = ["Taps"]
 

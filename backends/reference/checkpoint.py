@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...protos.tensors import Array
-from ..weights import CheckpointWeights
+from ..model.weights import CheckpointWeights
 from .linear import LayerNorm, Linear, Norm, RmsNorm
 
 __all__ = ["Checkpoint"]

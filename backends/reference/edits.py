@@ -24,7 +24,7 @@ from ...protos.edits import (
 from ...protos.errors import InvalidArgument
 from ...protos.sites import HEAD_SITES, Site
 from ...protos.tensors import Array, Tensor
-from ..linear import gram_schmidt, span_basis
+from ..bases import gram_schmidt, span_basis
 from ..noise import noise_row
 from ..saes.sae import Sae
 from .latents import edit_latents, sae_named

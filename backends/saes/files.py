@@ -16,7 +16,7 @@ from ...protos.errors import InvalidArgument, NotFound
 from ...protos.model import ModelInfo
 from ...protos.sites import ATTENTION_SITES, HEAD_SITES, Site, SitePattern
 from ...protos.tensors import FLOAT_DTYPES, Array, Tensor, numpy_dtype
-from ..footprint import check_free
+from ..model.footprint import check_free
 from .config import as_of_version_6, check_config, dtype_of, k_of, metadata_of
 from .sae import Sae
 

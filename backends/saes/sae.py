@@ -11,7 +11,7 @@ from ...protos.latents import Latents, ReadLatents
 from ...protos.sites import Site
 from ...protos.spec import Hook
 from ...protos.tensors import Array
-from ..ranges import most
+from ..hooks.ranges import most
 
 __all__ = ["Sae", "check_latents", "saes_of"]
 

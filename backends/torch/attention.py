@@ -15,11 +15,11 @@ from torch import nn
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ..executor import Executor
-from ..points import Point
-from ..run_parts import RunParts
-from ..slot import Slot
-from ..sweeping import Trunk
+from ..hooks.executor import Executor
+from ..hooks.points import Point
+from ..hooks.run_parts import RunParts
+from ..hooks.slot import Slot
+from ..hooks.sweeps import Trunk
 from .packed import Packed
 from .paged_cache import updated
 

@@ -14,12 +14,12 @@ from transformers import GenerationConfig
 from transformers.generation.continuous_batching.requests import RequestState
 
 from ...protos.sites import Site
-from ..base import Rows, Sequence, StepResult
-from ..executor import Executor
-from ..limits import Limits
-from ..sampling import Choice, choose_token, logprobs_of
-from ..slot import Slot
-from ..stepping import not_finite, result_of, sampled_logprob_rows
+from ..hooks.base import Rows, Sequence, StepResult
+from ..hooks.executor import Executor
+from ..hooks.sampling import Choice, choose_token, logprobs_of
+from ..hooks.slot import Slot
+from ..hooks.stepping import not_finite, result_of, sampled_logprob_rows
+from ..model.limits import Limits
 from .attention import Attention
 from .ops import to_numpy
 from .packed import Packed

@@ -21,7 +21,7 @@ __all__ = ["Packed", "linear", "pack", "use_in"]
 BLOCKS = (128, 64, 32, 16)
 """In float32 oneDNN keeps half a megabyte for each number of rows that a weight's shape was multiplied with (measured: 1.2
 GiB after prompts of 400 lengths), so it is asked for these and for fewer rows only. In bfloat16 torch itself asks for all,
-and a worker bounds what is kept (server/process.py)."""
+and a worker bounds what is kept (server/gateway/process.py)."""
 _SHARE = 4
 """A model's weights are copied where this many times their bytes are free."""
 _PACKED_FOR = 8

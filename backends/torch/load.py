@@ -11,8 +11,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ...protos.errors import FailedPrecondition, InvalidArgument
-from ..footprint import free_bytes
-from ..sites import family_of
+from ..model.footprint import free_bytes
+from ..model.sites import family_of
 from .linear import use_in
 from .ops import torch_dtype
 

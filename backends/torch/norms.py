@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from ..hooks.rules import LINEAR_NORMS, stand_in
 from ..ops import Ops
-from ..rules import LINEAR_NORMS, stand_in
 
 __all__ = ["Norms"]
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from ..slot import Slot
+from ..hooks.slot import Slot
 from .paged_cache import updated
 
 __all__ = ["Kernel", "Packed"]

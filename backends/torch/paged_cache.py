@@ -13,7 +13,7 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from transformers.generation.continuous_batching import ContinuousBatchingManager
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ..limits import Limits
+from ..model.limits import Limits
 
 __all__ = ["batch_processor", "updated"]
 

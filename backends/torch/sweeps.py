@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from ..executor import Executor
-from ..slot import Slot
-from ..sweeping import Sweeps, Trunk
+from ..hooks.executor import Executor
+from ..hooks.slot import Slot
+from ..hooks.sweeps import Sweeps, Trunk
 from .attention import Attention
 from .taps import Taps
 
@@ -41,7 +41,7 @@ class Model(Protocol):
 
 
 class TorchSweeps(Sweeps):
-    """See backends/sweeping.py."""
+    """See backends/hooks/sweeps.py."""
 
     def __init__(
         self, model: Model, executor: Executor, taps: Taps, attention: Attention, layers: SequenceOf[nn.Module]

@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers.utils.generic import ModelOutput
 
-from ..executor import Executor
-from ..points import PROBE_BATCH, PROBE_LENGTHS, Point, Seen
+from ..hooks.executor import Executor
+from ..hooks.points import PROBE_BATCH, PROBE_LENGTHS, Point, Seen
 
 __all__ = ["Taps"]
 

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from probewire.backends import load_backend
-from probewire.backends.limits import Limits
+from probewire.backends.model.limits import Limits
 from probewire.protos.errors import FailedPrecondition, InvalidArgument
 from probewire.protos.spec import Capture, Hook, Plan
 from tests.parity.harness import run, sequence

@@ -12,7 +12,7 @@ import pytest
 import probewire.backends as backends
 from probewire.backends import load_backend
 from probewire.backends.checkpoints.shrunk import WINDOW, full_config, shrunk
-from probewire.backends.limits import Limits
+from probewire.backends.model.limits import Limits
 from probewire.backends.selfcheck import has_window
 from tests.published import PUBLISHED
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from probewire.backends import load_backend
-from probewire.backends.limits import Limits
+from probewire.backends.model.limits import Limits
 from probewire.backends.selfcheck import has_window
 from tests.tiny_models import FAMILIES, tiny_checkpoint
 

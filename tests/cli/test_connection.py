@@ -13,8 +13,8 @@ from fake_service import FakeService  # pyright: ignore[reportMissingImports] - 
 from probewire.cli.__main__ import main
 from probewire.cli.connection import add_connection_arguments, connected
 from probewire.clients import Client, InvalidArgument
-from probewire.server.state import State
-from probewire.server.users import Users
+from probewire.server.auth.users import Users
+from probewire.server.state.database import State
 
 
 @pytest.fixture(scope="module")

@@ -24,13 +24,13 @@ from probewire.cli.serve import add_arguments, gateway_config
 from probewire.cli.serving import _listen
 from probewire.cli.tls import Tls
 from probewire.protos.errors import InvalidArgument
-from probewire.server.access import MAX_FAILURES
+from probewire.server.api.grpc.service import RpcServer, admit_at_the_door
+from probewire.server.auth.access import MAX_FAILURES
+from probewire.server.auth.proxies import Proxies
+from probewire.server.auth.users import Users
 from probewire.server.config import GatewayConfig
-from probewire.server.gateway import Gateway
-from probewire.server.proxies import Proxies
-from probewire.server.rpc import RpcServer, admit_at_the_door
-from probewire.server.state import State
-from probewire.server.users import Users
+from probewire.server.gateway.gateway import Gateway
+from probewire.server.state.database import State
 
 LIST = "/probewire.v1.Models/List"
 

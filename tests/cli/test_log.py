@@ -14,8 +14,8 @@ import pytest
 from serve_process import DEADLINE_S, ready, started
 
 from probewire.cli.log import start_log
-from probewire.server.callers import CALLER, Caller
-from probewire.server.users import User
+from probewire.server.auth.callers import CALLER, Caller
+from probewire.server.auth.users import User
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def lines_of(text: str) -> list[dict[str, Any]]:
 
 def logged() -> None:
     """Two lines, one about a request."""
-    log = logging.getLogger("probewire.server.gateway")
+    log = logging.getLogger("probewire.server.gateway.gateway")
     log.info('two\nlines, %d %% and a "quote"', 5)
     CALLER.set(Caller(User("ada", "researcher"), "req-1"))
     try:
@@ -56,7 +56,7 @@ def test_a_line_is_an_object_whatever_was_logged(capsys: pytest.CaptureFixture[s
     assert {**first, "time": 0} == {
         "time": 0,
         "level": "INFO",
-        "logger": "probewire.server.gateway",
+        "logger": "probewire.server.gateway.gateway",
         "message": 'two\nlines, 5 % and a "quote"',
     }
     assert (second["request"], second["user"], second["level"]) == ("req-1", "ada", "ERROR")

@@ -15,7 +15,7 @@ import pytest
 from probewire.cli import sae, sae_collect, sae_dashboard, sae_eval, sae_forget, sae_train
 from probewire.cli.__main__ import main
 from probewire.clients import Client
-from probewire.server.inprocess import InProcessService
+from probewire.server.worker.inprocess import InProcessService
 from tests.tiny_models import tiny_checkpoint
 
 SITE = "resid_post.1"
@@ -49,7 +49,7 @@ def _served(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def store(checkpoint: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from probewire.analysis.sae.collect import collect
+    from probewire.analysis.sae.data.collect import collect
 
     folder = tmp_path_factory.mktemp("data") / "store"
     service = InProcessService.create(str(checkpoint), backend="torch", dtype="float32", device="cpu")
@@ -102,7 +102,7 @@ def test_collecting_says_what_was_left_out(texts: Path, tmp_path: Path, capsys: 
 
 
 def test_held_out_texts_are_the_others(texts: Path, tmp_path: Path) -> None:
-    from probewire.analysis.sae.store import ActivationStore
+    from probewire.analysis.sae.data.store import ActivationStore
 
     counts: list[int] = []
     for options in ((), ("--hold-out", "0.3"), ("--held-out", "0.3")):
@@ -133,7 +133,7 @@ def test_an_sae_is_trained_on_a_store(store: Path, tmp_path: Path, capsys: pytes
 
 
 def test_epochs_are_of_the_store(store: Path, tmp_path: Path) -> None:
-    from probewire.analysis.sae.store import ActivationStore
+    from probewire.analysis.sae.data.store import ActivationStore
 
     n = ActivationStore.open(store).n_tokens
     assert main(["sae", "train", "--store", str(store), "--out", str(tmp_path / "sae"), *SHAPE, "--epochs", "0.5"]) == 0
@@ -196,8 +196,8 @@ def test_scores_stand_beside_an_untrained_sae(
 def test_what_was_never_trained_is_not_scored(
     trained: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from probewire.analysis.sae.loaded import load
-    from probewire.analysis.sae.untrained import untrained_like
+    from probewire.analysis.sae.model.loaded import load
+    from probewire.analysis.sae.model.untrained import untrained_like
 
     never = untrained_like(load(trained), tmp_path / "never")
     assert main(["sae", "eval", str(never), "--texts", str(texts), "--context", "16"]) == 2
@@ -345,7 +345,7 @@ def test_forgetting_refuses_what_cannot_be(
 
 
 def test_forgetting_has_the_defaults_of_the_function() -> None:
-    from probewire.analysis.sae.forgetting import forgetting
+    from probewire.analysis.sae.unlearning.forgetting import forgetting
 
     parser = argparse.ArgumentParser()
     sae_forget.add_arguments(parser)

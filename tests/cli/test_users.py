@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from probewire.cli.__main__ import main
-from probewire.server.state import State, default_state_folder
-from probewire.server.users import UserLimits, Users
+from probewire.server.auth.users import UserLimits, Users
+from probewire.server.state.database import State, default_state_folder
 
 Command = Callable[..., tuple[str, str]]
 

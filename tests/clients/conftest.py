@@ -14,7 +14,7 @@ from fake_server import FakeServer
 from fake_service import FakeService
 
 from probewire.clients import Client
-from probewire.server.inprocess import InProcessService
+from probewire.server.worker.inprocess import InProcessService
 from tests.tiny_models import tiny_checkpoint
 
 TRANSPORTS = ("inprocess", "grpc", "rest")

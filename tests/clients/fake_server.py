@@ -17,10 +17,10 @@ from fake_service import FakeService
 
 from probewire.protos.model import Event, StoredCapture, Token
 from probewire.protos.tensors import Tensor
-from probewire.server.access import Access
-from probewire.server.rest import create_app
-from probewire.server.rpc import RpcServer, admit_at_the_door
-from probewire.server.users import Users
+from probewire.server.api.grpc.service import RpcServer, admit_at_the_door
+from probewire.server.api.http.app import create_app
+from probewire.server.auth.access import Access
+from probewire.server.auth.users import Users
 
 
 class FakeOperations:

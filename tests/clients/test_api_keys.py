@@ -9,8 +9,8 @@ from fake_server import FakeServer
 from fake_service import FakeService
 
 from probewire.clients import Client, Unauthenticated
-from probewire.server.state import State
-from probewire.server.users import Users
+from probewire.server.auth.users import Users
+from probewire.server.state.database import State
 
 
 @pytest.fixture(scope="module")

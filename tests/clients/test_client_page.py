@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fake_server import FakeServer
 
-from probewire.server.inprocess import InProcessService
+from probewire.server.worker.inprocess import InProcessService
 from tests.tiny_models import tiny_checkpoint
 
 PAGE = Path(__file__).parents[2] / "docs" / "client.md"

@@ -18,7 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from probewire.clients import Client, FailedPrecondition, InvalidArgument, NotFound, SteeringVector, steer
-from probewire.server.inprocess import InProcessService
+from probewire.server.worker.inprocess import InProcessService
 from tests.tiny_models import tiny_checkpoint
 
 IDS = [256, 5, 77, 30, 8, 9]

@@ -15,8 +15,8 @@ import psutil
 
 from probewire.clients import Client
 from probewire.protos import probewire_pb2 as pb
-from probewire.server.state import State
-from probewire.server.users import Users
+from probewire.server.auth.users import Users
+from probewire.server.state.database import State
 from tests.faces.serving import DEADLINE_S, Served, serving
 from tests.saes import write_sae
 

@@ -18,7 +18,7 @@ import grpc
 import httpx
 import psutil
 
-from probewire.backends.limits import Limits
+from probewire.backends.model.limits import Limits
 from probewire.server.config import RequestLimits
 
 __all__ = ["BACKENDS", "DEADLINE_S", "ENGINE", "LIMITS", "Served", "eventually", "serving"]

@@ -20,10 +20,10 @@ import httpx
 import pytest
 
 from probewire.protos import probewire_pb2 as pb
-from probewire.server import users as users_module
-from probewire.server.access import MAX_FAILURES
-from probewire.server.state import State
-from probewire.server.users import Users
+from probewire.server.auth import users as users_module
+from probewire.server.auth.access import MAX_FAILURES
+from probewire.server.auth.users import Users
+from probewire.server.state.database import State
 from tests.faces.hostile_box import Box, is_an_error, open_box
 from tests.faces.serving import DEADLINE_S, LIMITS, eventually
 

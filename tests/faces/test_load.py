@@ -29,8 +29,8 @@ from probewire.protos.model import GenerateRequest, Input, Revised, Sampling, St
 from probewire.protos.sessions import CreateSessionRequest, UpdateSessionRequest
 from probewire.protos.spec import Capture, Hook, Plan
 from probewire.protos.tensors import Tensor
-from probewire.server.state import State
-from probewire.server.users import Users
+from probewire.server.auth.users import Users
+from probewire.server.state.database import State
 from tests.faces.serving import BACKENDS, DEADLINE_S, Served, eventually, serving
 
 log = logging.getLogger(__name__)

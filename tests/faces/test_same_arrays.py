@@ -30,8 +30,8 @@ from probewire.protos.model import GenerateRequest, RunRequest
 from probewire.protos.spec import Capture
 from probewire.protos.sweeps import SweepRequest
 from probewire.server.config import WorkerConfig
-from probewire.server.inprocess import InProcessService
-from probewire.server.local import LocalModel
+from probewire.server.worker.inprocess import InProcessService
+from probewire.server.worker.model import LocalModel
 from tests.faces.answers import Answer, require_same
 from tests.faces.serving import BACKENDS, ENGINE, LIMITS, Served
 from tests.faces.ways import GENERATE_ONLY, WAYS, Request, client_answer, raw_grpc

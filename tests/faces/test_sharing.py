@@ -26,8 +26,8 @@ from probewire.protos.model import GenerateRequest, Input, Sampling, Started, To
 from probewire.protos.sessions import CreateSessionRequest, UpdateSessionRequest
 from probewire.protos.spec import Capture, Hook, Plan
 from probewire.protos.tensors import Tensor
-from probewire.server.state import State
-from probewire.server.users import UserLimits, Users
+from probewire.server.auth.users import UserLimits, Users
+from probewire.server.state.database import State
 from tests.faces.serving import DEADLINE_S, Served, eventually, serving
 
 PROMPT = "When Mary and John"

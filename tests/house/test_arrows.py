@@ -25,8 +25,8 @@ HOMES: dict[str, tuple[str, ...]] = {
     "mlx_lm": ("backends/mlx",),
     "torch": ("backends/torch", "analysis/sae"),
     # In backends/mlx for AutoConfig alone, which fills in what a config.json leaves to defaults (mlx-lm requires it).
-    "transformers": ("backends/torch", "backends/mlx", "backends/tokenizer", "backends/checkpoints"),
-    "tokenizers": ("backends/torch", "backends/mlx", "backends/tokenizer", "backends/checkpoints"),
+    "transformers": ("backends/torch", "backends/mlx", "backends/model/tokenizer", "backends/checkpoints"),
+    "tokenizers": ("backends/torch", "backends/mlx", "backends/model/tokenizer", "backends/checkpoints"),
 }
 """Library -> the only folders and files that may import it. analysis/sae trains, and imports it late."""
 

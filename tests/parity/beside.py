@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from probewire.backends.base import Backend, Rows, Sequence
-from probewire.backends.captures import flush_reductions
-from probewire.backends.run_parts import RunParts
+from probewire.backends.hooks.base import Backend, Rows, Sequence
+from probewire.backends.hooks.captures import flush_reductions
+from probewire.backends.hooks.run_parts import RunParts
 from probewire.protos.spec import Plan
 from tests.parity.harness import Array, sequence
 from tests.parity.random_plans import RandomPlans

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from probewire.backends.edit import Edits
+from probewire.backends.hooks.edits import Edits
 from probewire.protos.edits import Scale
 from tests.parity.opened import Opened
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from probewire.backends import load_backend
-from probewire.backends.base import Backend, Rows, Sequence, StepResult
-from probewire.backends.captures import flush_reductions
-from probewire.backends.limits import Limits
-from probewire.backends.plan import bind
+from probewire.backends.hooks.base import Backend, Rows, Sequence, StepResult
+from probewire.backends.hooks.captures import flush_reductions
+from probewire.backends.hooks.plan import bind
+from probewire.backends.model.limits import Limits
 from probewire.backends.saes import Sae, Shelf
 from probewire.protos.model import Sampling
 from probewire.protos.spec import Capture, Hook, Plan

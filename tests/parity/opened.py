@@ -11,8 +11,8 @@ import pytest
 from probewire.clients import Client
 from probewire.protos.model import ModelInfo, SiteInfo
 from probewire.server.config import WorkerConfig
-from probewire.server.inprocess import InProcessService
-from probewire.server.local import LocalModel
+from probewire.server.worker.inprocess import InProcessService
+from probewire.server.worker.model import LocalModel
 from tests.parity.harness import CHUNKED
 from tests.tiny_models import tiny_checkpoint
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from probewire.backends.base import Backend
-from probewire.backends.plan import bind
+from probewire.backends.hooks.base import Backend
+from probewire.backends.hooks.plan import bind
 from probewire.backends.saes import Sae, Shelf
 from probewire.protos.edits import (
     Add,

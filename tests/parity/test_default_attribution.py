@@ -10,7 +10,7 @@ import pytest
 
 from probewire.analysis.attribution import neuron_graph
 from probewire.clients import Client, LogitDifference
-from probewire.server.inprocess import InProcessService
+from probewire.server.worker.inprocess import InProcessService
 from tests.parity.harness import relative_error
 
 IOI = "When Mary and John went to the store, John gave a drink to"

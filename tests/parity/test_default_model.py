@@ -11,9 +11,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from probewire.backends.base import Backend
 from probewire.backends.checkpoints import resolve_model
-from probewire.backends.tokenizer import Tokenizer
+from probewire.backends.hooks.base import Backend
+from probewire.backends.model.tokenizer import Tokenizer
 from probewire.protos.edits import Add
 from probewire.protos.model import Input
 from probewire.protos.spec import Capture, Hook, Plan

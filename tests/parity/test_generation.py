@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from probewire.backends.base import Backend
+from probewire.backends.hooks.base import Backend
 from probewire.protos.edits import Add, Scale
 from probewire.protos.model import Sampling
 from probewire.protos.spec import Capture, Condition, Hook, NextLogprob, Plan, Where
@@ -180,7 +180,7 @@ def test_logits_of_prompt_rows_come_when_asked_for(backend: Backend) -> None:
 
 def test_a_failing_hook_fails_its_request_alone(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """The edit of one sequence raises in the middle of a step; its neighbour's tokens are those it has alone."""
-    from probewire.backends.edit import Edits
+    from probewire.backends.hooks.edits import Edits
 
     [alone] = generate(backend, [sequence(backend, OTHERS[1], Plan(), mode="generate", max_new=6)])
     real = Edits.apply

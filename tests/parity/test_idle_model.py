@@ -7,7 +7,7 @@ import gc
 import pytest
 import torch
 
-from probewire.backends.base import Backend
+from probewire.backends.hooks.base import Backend
 from probewire.protos.edits import Scale
 from probewire.protos.spec import Capture, Condition, Hook, Norm, Plan, Where
 from tests.parity.harness import generate, load, run, sequence

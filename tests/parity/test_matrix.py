@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from probewire.backends import reference
-from probewire.backends.base import Backend
-from probewire.backends.checks import edit_name
+from probewire.backends.hooks.base import Backend
+from probewire.backends.hooks.checks import edit_name
 from probewire.protos.edits import Add, Clamp, Constant, Edit, Inline, LowRank, Noise, ProjectOut, Replace, Scale, Zeros
 from probewire.protos.model import SiteInfo
 from probewire.protos.sites import ATTENTION_SITES, HEAD_SITES

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from probewire.backends.base import Backend
+from probewire.backends.hooks.base import Backend
 from probewire.protos.edits import Scale
 from probewire.protos.spec import Capture, Hook, Plan, Where
 from tests.parity.harness import TOLERANCE, assert_same, generate, load, sequence

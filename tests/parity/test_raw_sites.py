@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from probewire.backends.base import Backend
+from probewire.backends.hooks.base import Backend
 from probewire.protos.edits import Add, Replace, Scale, Zeros
 from probewire.protos.errors import InvalidArgument
 from probewire.protos.sites import Site

@@ -8,7 +8,7 @@ sys.path.append(str(Path(__file__).parent))
 import pytest
 from rest_caller import Caller, caller
 
-from probewire.server.callers import CALLER, local_caller
+from probewire.server.auth.callers import CALLER, local_caller
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from fake_model import FakeOperations
 from fastapi import FastAPI
 
 from probewire.cli.http import ImpatientProtocol
-from probewire.server.rest import create_app
+from probewire.server.api.http.app import create_app
 
 __all__ = ["Address", "Answer", "eventually", "http_server", "listening", "said"]
 

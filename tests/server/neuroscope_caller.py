@@ -13,7 +13,7 @@ from probewire.protos.model import GenerateRequest, RunRequest
 from probewire.protos.spec import (
     Hook,
 )
-from probewire.server.rest import create_app
+from probewire.server.api.http.app import create_app
 
 CHAT = "/v1/chat/completions/with_activations"
 HOOKS = "/v1/activations/hooks"

@@ -11,7 +11,7 @@ import safetensors
 from fake_model import FakeOperations
 from fastapi import FastAPI
 
-from probewire.server.rest import create_app
+from probewire.server.api.http.app import create_app
 
 HOOK = {"site": "resid_post.1", "capture": {}}
 SAFETENSORS = {"accept": "application/safetensors"}

@@ -18,10 +18,10 @@ import pytest
 
 from probewire.protos import probewire_pb2 as pb
 from probewire.protos.loading import LoadProgress, LoadRequest
-from probewire.server.callers import CALLER, local_caller
+from probewire.server.api.grpc.service import Admit, RpcServer, admit_from_the_gateway
+from probewire.server.auth.callers import CALLER, local_caller
 from probewire.server.config import GatewayConfig, RequestLimits, Supervision, WorkerConfig
-from probewire.server.gateway import Gateway
-from probewire.server.rpc import Admit, RpcServer, admit_from_the_gateway
+from probewire.server.gateway.gateway import Gateway
 from probewire.server.service import Operations
 from probewire.server.streams import Streams
 

@@ -15,10 +15,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from serving import Served, broken, drained, eventually, gateway, loaded, served
 
-from probewire.server.gateway import Gateway
+from probewire.server.api.grpc.service import admit_at_the_door
+from probewire.server.api.http.app import create_app
+from probewire.server.gateway.gateway import Gateway
 from probewire.server.metrics import Metrics
-from probewire.server.rest import create_app
-from probewire.server.rpc import admit_at_the_door
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -7,20 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from probewire.backends import chunk
-from probewire.backends.limits import Limits
+from probewire.backends.model import chunk
+from probewire.backends.model.limits import Limits
 from probewire.cli import http
 from probewire.protos.metrics import MAX_TARGETS
 from probewire.protos.model import MAX_INPUTS
 from probewire.protos.spec import MAX_HOOKS
 from probewire.protos.sweeps import MAX_PLANS
-from probewire.server import access, audit, neuroscope_hooks, rest_body
+from probewire.server.api.grpc.service import SERVICES
+from probewire.server.api.http import body as rest_body
+from probewire.server.api.neuroscope import hooks as neuroscope_hooks
+from probewire.server.auth import access, audit
+from probewire.server.auth.users import ROLES, UserLimits
 from probewire.server.config import GatewayConfig, RequestLimits
-from probewire.server.desk import PERMITTED
-from probewire.server.measuring import MAX_FORWARDS
-from probewire.server.rpc import SERVICES
-from probewire.server.sae_uploads import MAX_UPLOADS
-from probewire.server.users import ROLES, UserLimits
+from probewire.server.gateway.request_policy import PERMITTED
+from probewire.server.state.uploads import MAX_UPLOADS
+from probewire.server.worker.input.measuring import MAX_FORWARDS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
 USER, BOX, ENGINE, GATEWAY = UserLimits(), RequestLimits(), Limits(), GatewayConfig()

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from probewire.analysis.tasks import Example, Task
 from probewire.clients import Client, Hook, Input, capture
 from probewire.protos.metrics import LogitDifference
-from probewire.server.inprocess import InProcessService
+from probewire.server.worker.inprocess import InProcessService
 
 __all__ = ["CUE", "LAYER", "NEURON", "OTHER", "SAYS", "TASK", "brute_force", "client_of", "plant", "texts"]
 

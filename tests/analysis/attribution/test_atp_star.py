@@ -19,7 +19,7 @@ from probewire.clients import (
     patch as patch_hook,
     steer as steer_hook,
 )
-from probewire.server.inprocess import InProcessService
+from probewire.server.worker.inprocess import InProcessService
 from tests.tiny_models import tiny_checkpoint
 
 CLEAN, CORRUPT = "abcdefgh", "abxdefyh"

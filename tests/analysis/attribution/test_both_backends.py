@@ -23,7 +23,7 @@ from probewire.analysis.attribution import (
 )
 from probewire.analysis.circuits import ablated, curve, edge_circuits, neuron_space
 from probewire.clients import Client, LogitDifference
-from probewire.server.inprocess import InProcessService
+from probewire.server.worker.inprocess import InProcessService
 from tests.tiny_models import tiny_checkpoint
 
 CLEAN, CORRUPT = "abcdefgh", "abxdefyh"

@@ -12,8 +12,8 @@ from probewire.analysis.attribution.direct_logit import DirectLogit, direct_logi
 from probewire.clients import Client, InvalidArgument, Unsupported, ablate
 from probewire.protos.metrics import Logit, LogitDifference, LogProb, TopLogits
 from probewire.server.config import WorkerConfig
-from probewire.server.inprocess import InProcessService
-from probewire.server.local import LocalModel
+from probewire.server.worker.inprocess import InProcessService
+from probewire.server.worker.model import LocalModel
 from tests.tiny_models import tiny_checkpoint
 
 PROMPT = [256, 70, 71, 72, 70, 71]

@@ -10,7 +10,7 @@ import pytest
 from probewire.analysis.attribution.edges import edge_attribution, edge_mask
 from probewire.analysis.attribution.path_patching import path_patching
 from probewire.clients import Client, InvalidArgument, Logit, Unsupported, steer as steer_hook
-from probewire.server.inprocess import InProcessService
+from probewire.server.worker.inprocess import InProcessService
 from tests.analysis.attribution.linear_toy import LinearToy
 from tests.tiny_models import tiny_checkpoint
 

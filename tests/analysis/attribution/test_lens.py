@@ -13,8 +13,8 @@ from probewire.analysis.attribution import lens
 from probewire.analysis.attribution.lens import logit_lens
 from probewire.clients import Client, Internal, InvalidArgument
 from probewire.server.config import WorkerConfig
-from probewire.server.inprocess import InProcessService
-from probewire.server.local import LocalModel
+from probewire.server.worker.inprocess import InProcessService
+from probewire.server.worker.model import LocalModel
 from tests.tiny_models import tiny_checkpoint
 
 PROMPT = [256, 70, 71, 72, 70, 71]

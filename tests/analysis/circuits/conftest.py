@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from probewire.clients import Client
-from probewire.server.inprocess import InProcessService
+from probewire.server.worker.inprocess import InProcessService
 from tests.tiny_models import tiny_checkpoint
 
 

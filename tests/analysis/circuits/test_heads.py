@@ -20,7 +20,7 @@ from probewire.analysis.circuits.heads import (
 )
 from probewire.clients import Client, InvalidArgument
 from probewire.protos.metrics import Logit, LogitDifference
-from probewire.server.inprocess import InProcessService
+from probewire.server.worker.inprocess import InProcessService
 from tests.tiny_models import tiny_checkpoint
 
 TOKENS = [9, 4, 5, 6, 4, 5, 6, 6]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from probewire.clients import Client
-from probewire.server.inprocess import InProcessService
+from probewire.server.worker.inprocess import InProcessService
 from tests.tiny_models import tiny_checkpoint
 
 SITE = "resid_post.1"

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from probewire.analysis.sae.cells import Condition, Trained
-from probewire.analysis.sae.configs import import_sae_lens
+from probewire.analysis.sae.model.configs import import_sae_lens
+from probewire.analysis.sae.seeds.cells import Condition, Trained
 
 D_IN, N_FEATURES = 16, 24
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from probewire.analysis.sae.questions import Question
+from probewire.analysis.sae.unlearning.questions import Question
 from probewire.clients import Client
 
 __all__ = [

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from probewire.analysis.sae.batches import ArrayBatches
+from probewire.analysis.sae.data.batches import ArrayBatches
 
 D_IN, SIZE = 16, 32
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from probewire.analysis.sae.configs import import_sae_lens
-from probewire.analysis.sae.loaded import LoadedSae
-from probewire.analysis.sae.probe_rows import ProbeRows, TextRows
+from probewire.analysis.sae.model.configs import import_sae_lens
+from probewire.analysis.sae.model.loaded import LoadedSae
+from probewire.analysis.sae.scoring.probe_rows import ProbeRows, TextRows
 
 __all__ = ["orthonormal", "probe_rows", "sae_of"]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from probewire.analysis.sae.latent_stream import TextWindow
+from probewire.analysis.sae.latents.stream import TextWindow
 
 __all__ = ["random_windows", "window"]
 

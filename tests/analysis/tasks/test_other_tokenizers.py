@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from probewire.analysis.tasks import Task, agreement, capitals, fit, greater_than, ioi
-from probewire.backends.tokenizer import Tokenizer
+from probewire.backends.model.tokenizer import Tokenizer
 from probewire.clients import Client
 from probewire.server.config import WorkerConfig
-from probewire.server.inprocess import InProcessService
-from probewire.server.local import LocalModel
+from probewire.server.worker.inprocess import InProcessService
+from probewire.server.worker.model import LocalModel
 from tests.tiny_models import tiny_checkpoint
 from tests.tiny_tokenizers import VOCAB_SIZE, tokenizer_folder
 

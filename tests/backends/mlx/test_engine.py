@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from probewire.backends.base import Rows, Sequence
-from probewire.backends.captures import flush_reductions
-from probewire.backends.limits import Limits
+from probewire.backends.hooks.base import Rows, Sequence
+from probewire.backends.hooks.captures import flush_reductions
 from probewire.backends.mlx.backend import MlxBackend
 from probewire.backends.mlx.engine import MlxEngine
+from probewire.backends.model.limits import Limits
 from probewire.protos.edits import Add, Inline, Replace
 from probewire.protos.model import Sampling
 from probewire.protos.spec import Capture, Hook, Last, Mean, Plan, Where
@@ -207,7 +207,7 @@ def test_hooks_never_see_the_row_past_the_end(backend: MlxBackend) -> None:
 
 def test_a_failure_in_the_look_ahead_is_nobodys(backend: MlxBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hook that fails on a row which only the look-ahead ran fails nothing when the sequence ends before it."""
-    from probewire.backends.edit import Edits
+    from probewire.backends.hooks.edits import Edits
 
     real = Edits.apply
 

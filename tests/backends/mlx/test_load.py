@@ -11,9 +11,9 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 
-from probewire.backends.limits import Limits
 from probewire.backends.mlx.backend import MlxBackend
 from probewire.backends.mlx.load import load_model
+from probewire.backends.model.limits import Limits
 from probewire.protos.errors import FailedPrecondition, InvalidArgument
 from tests.parity.harness import TOLERANCE, assert_same, every_site, generate, load, run, sequence
 from tests.tiny_models import tiny_checkpoint

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from probewire.backends import footprint
+from probewire.backends.model import footprint
 from probewire.backends.saes import read_folder, source_of_files
 from probewire.protos.errors import FailedPrecondition, InvalidArgument, NotFound
 from probewire.protos.model import ModelInfo, SiteInfo

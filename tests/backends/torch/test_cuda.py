@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from probewire.backends import load_backend
-from probewire.backends.base import Backend
+from probewire.backends.hooks.base import Backend
 from probewire.protos.edits import Add
 from probewire.protos.spec import Hook, Plan
 from tests.parity.harness import CHUNKED, assert_same, every_site, generate, load, run, sequence

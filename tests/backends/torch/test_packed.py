@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from probewire.backends.slot import Slot
+from probewire.backends.hooks.slot import Slot
 from probewire.backends.torch.packed import Kernel, Packed
 
 HEADS, KV_HEADS, D_HEAD, N_CACHE = 6, 2, 8, 400

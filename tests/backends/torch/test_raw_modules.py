@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from probewire.backends.base import Backend
-from probewire.backends.points import PROBE_LENGTHS, Seen
+from probewire.backends.hooks.base import Backend
+from probewire.backends.hooks.points import PROBE_LENGTHS, Seen
 from probewire.protos.edits import Scale
 from probewire.protos.errors import InvalidArgument
 from probewire.protos.spec import Capture, Hook, Plan

@@ -1,0 +1,1 @@
+"""Texts, activations of them, and the batches that SAEs train on."""

@@ -1,0 +1,1 @@
+"""What the latents of an SAE do on a corpus."""

@@ -1,0 +1,1 @@
+"""One SAE: its config, its weights, on the disk and on the server."""

@@ -1,0 +1,1 @@
+"""Training on batches, resumable."""

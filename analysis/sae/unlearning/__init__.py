@@ -1,0 +1,1 @@
+"""Forgetting by clamping latents."""

@@ -1,0 +1,122 @@
+"""Latents that several sequences read at one site with one SAE: encoded together, parted on the host.
+
+One product with the encoder's weights serves a whole batch; one a sequence would read them from memory once each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence as SequenceOf
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...protos.latents import ReadLatents
+from ...protos.sites import Site
+from ...protos.tensors import Array
+from ..ops import Ops
+from ..saes.latent_maths import LatentMaths
+from .alarms import Alarms, beyond
+from .base import Rows
+from .bound import BoundHook
+from .points import View
+
+if TYPE_CHECKING:
+    from .slot import Slot
+
+__all__ = ["LatentReads", "Taker"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Taker:
+    """One sequence's rows, of all that are encoded together."""
+
+    slot: Slot
+    bound: BoundHook
+    site: Site
+    view: View
+    rows: NDArray[np.int64]
+    """Row numbers within the slot."""
+
+
+@dataclass(eq=False, slots=True)
+class _Read:
+    takers: list[tuple[Taker, int]]
+    """And where its rows begin among those read."""
+    parts: dict[str, Any]
+
+
+class LatentReads:
+    """Of one forward."""
+
+    def __init__(self, ops: Ops, alarms: Alarms) -> None:
+        self.ops, self.alarms = ops, alarms
+        self.maths = LatentMaths(ops)
+        self.reads: list[_Read] = []
+
+    @staticmethod
+    def groups(takers: SequenceOf[Taker]) -> list[list[Taker]]:
+        """Those that ask for the same."""
+        groups: dict[tuple[Any, ...], list[Taker]] = {}
+        for taker in takers:
+            capture = taker.bound.hook.capture
+            assert capture is not None
+            assert isinstance(capture.reduce, ReadLatents)
+            sae = taker.bound.saes[capture.reduce.sae]
+            groups.setdefault((id(sae), capture.reduce, capture.dtype, taker.view), []).append(taker)
+        return list(groups.values())
+
+    def add(self, value: Any, takers: SequenceOf[Taker]) -> None:
+        """Read latents of rows of the tensor at a point, [batch, row, …], for one group."""
+        capture = takers[0].bound.hook.capture
+        assert capture is not None
+        assert isinstance(capture.reduce, ReadLatents)
+        reduce, dtype = capture.reduce, capture.dtype
+        value = takers[0].view.of(value)
+        width = int(value.shape[1])
+        chosen = [taker.slot.batch * width + taker.slot.start + taker.rows for taker in takers]
+        at = np.concatenate(chosen)
+        flat = value.reshape(-1, *value.shape[2:])
+        rows = flat if len(at) == flat.shape[0] and (at == np.arange(len(at))).all() else self._taken(flat, at)
+        parts = self.maths.read(reduce, takers[0].bound.device["saes"][reduce.sae], rows)
+        cast = {part: tensor if dtype is None else self.ops.cast(tensor, dtype) for part, tensor in parts}
+        starts = np.cumsum([0, *(len(rows) for rows in chosen)]).tolist()
+        if dtype is not None:
+            self._watch(dict(parts), cast, dtype, list(zip(takers, starts, strict=False)))
+        self.reads.append(_Read(list(zip(takers, starts, strict=False)), cast))
+
+    def _watch(self, parts: dict[str, Any], cast: dict[str, Any], dtype: str, takers: list[tuple[Taker, int]]) -> None:
+        for name, tensor in parts.items():
+            wrong = self.ops.lost(tensor, cast[name])
+            for taker, start in takers:
+                own, positions = wrong[start : start + len(taker.rows)], taker.slot.position + taker.rows
+                self.alarms.add(taker.slot, positions, own, beyond(taker.site, dtype))
+
+    def _taken(self, flat: Any, at: NDArray[np.int64]) -> Any:
+        return self.ops.take(flat, self.ops.index(at), 0)
+
+    def part(self, slots: Collection[Slot]) -> LatentReads:
+        """What some sequences read, and nothing of the others."""
+        part = LatentReads(self.ops, self.alarms)
+        for read in self.reads:
+            if kept := [(taker, start) for taker, start in read.takers if taker.slot in slots]:
+                part.reads.append(_Read(kept, read.parts))
+        return part
+
+    def device_tensors(self) -> list[Any]:
+        """Everything that `finish` will take of the host's arrays, in its order."""
+        return [tensor for read in self.reads for tensor in read.parts.values()]
+
+    def finish(self, host: Iterator[Array]) -> dict[Slot, list[Rows]]:
+        """Each sequence's rows, [site, row, …]."""
+        out: dict[Slot, list[Rows]] = {}
+        for read in self.reads:
+            for part in read.parts:
+                array = next(host)
+                for taker, start in read.takers:
+                    values = array[None, start : start + len(taker.rows)]
+                    positions = tuple((taker.slot.position + taker.rows).tolist())
+                    rows = Rows(taker.bound.index, (str(taker.site),), positions, values, part)
+                    out.setdefault(taker.slot, []).append(rows)
+        return out

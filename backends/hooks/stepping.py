@@ -1,0 +1,51 @@
+"""What the two engines do alike after a forward."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...protos.sites import Site
+from ...protos.spec import NextLogprob
+from ...protos.tensors import numpy_dtype
+from .base import Rows, StepResult
+from .bound import choose
+from .overflow import NotFinite
+from .sampling import Choice
+from .slot import Slot
+
+__all__ = ["not_finite", "result_of", "sampled_logprob_rows"]
+
+_LOGITS = Site("logits")
+
+
+def result_of(slot: Slot, rows: list[Rows], choice: Choice | None) -> StepResult:
+    """The step's outcome for one sequence; a failed one brings its error and nothing else."""
+    sequence, revision = slot.sequence, slot.plan.revision
+    if slot.error is not None:
+        return StepResult(sequence, error=slot.error, revision=revision)
+    if choice is None:
+        return StepResult(sequence, tuple(rows), revision=revision)
+    return StepResult(sequence, tuple(rows), choice.token, choice.logprob, choice.top, revision)
+
+
+def not_finite(slot: Slot) -> NotFinite:
+    """What is said of a sequence from whose logits no token can be sampled."""
+    position = slot.position + slot.n - 1
+    return NotFinite(
+        f"the logits after position {position} of sequence {slot.sequence.id} are no numbers (they overflowed)"
+    )
+
+
+def sampled_logprob_rows(slot: Slot, choice: Choice) -> list[Rows]:
+    """`next_logprob` rows of the row a token was just sampled from: only the sampler knows which token follows."""
+    position = slot.position + slot.n - 1
+    rows: list[Rows] = []
+    for bound, _ in slot.plan.by_site.get(_LOGITS, ()):
+        capture = bound.hook.capture
+        if capture is None or not isinstance(capture.reduce, NextLogprob) or choice.logprob is None:
+            continue
+        tokens = None if slot.tokens is None else slot.tokens[-1:]
+        if choose(bound, slot.plan, _LOGITS, np.array([position]), tokens).all():
+            value = np.array([[choice.logprob]], dtype=numpy_dtype(capture.dtype or "float32"))
+            rows.append(Rows(bound.index, ("logits",), (position,), value))
+    return rows

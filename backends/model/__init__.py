@@ -1,0 +1,1 @@
+"""Facts about a model: its sites, sizes, weights, tokenizer and limits."""

@@ -1,0 +1,105 @@
+"""How much memory a model will take, known before it is loaded, and how much there is."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from ...protos.errors import FailedPrecondition
+from ...protos.tensors import numpy_dtype
+from .limits import Limits
+from .sites import dims_of
+from .weights import CheckpointWeights
+
+__all__ = ["Footprint", "check_free", "check_room", "footprint", "free_bytes"]
+
+HEADROOM = 0.1
+"""Of weights and cache together: activations, buffers, the allocator."""
+_GPT2_NAMES = {"n_embd": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads"}
+
+CGROUP = Path("/sys/fs/cgroup")
+OWN_CGROUP = Path("/proc/self/cgroup")
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Bytes."""
+
+    weights: int
+    cache: int
+
+    @property
+    def total(self) -> int:
+        """With headroom."""
+        return round((self.weights + self.cache) * (1 + HEADROOM))
+
+
+def footprint(folder: Path, dtype: str, limits: Limits) -> Footprint:
+    """What a checkpoint takes when loaded as `dtype` ("auto": as it is stored)."""
+    weights = CheckpointWeights(folder).nbytes(None if dtype == "auto" else numpy_dtype(dtype).itemsize)
+    config = json.loads((folder / "config.json").read_text())
+    text: dict[str, Any] = config.get("text_config") or config
+    text |= {ours: text[theirs] for theirs, ours in _GPT2_NAMES.items() if theirs in text}
+    try:
+        dims = dims_of(SimpleNamespace(**text))
+    except (AttributeError, TypeError, ZeroDivisionError):  # a family that we do not know: it gets no cache of ours
+        return Footprint(weights, 0)
+    stored = text.get("dtype") or text.get("torch_dtype") or "float32"
+    itemsize = numpy_dtype(stored if dtype == "auto" else dtype).itemsize
+    return Footprint(weights, 2 * dims.n_layers * dims.n_kv_heads * dims.d_head * limits.cache_tokens * itemsize)
+
+
+def check_room(folder: Path, name: str, dtype: str, limits: Limits, free: int | None) -> None:
+    """Raise FailedPrecondition, with figures, when a model will not fit in `free` bytes (None: not known)."""
+    need = footprint(folder, dtype, limits)
+    if free is not None and need.total > free:
+        raise FailedPrecondition(
+            f"loading {name!r} takes about {_gib(need.total)} (weights {_gib(need.weights)}, KV cache of "
+            f"{limits.cache_tokens:,} positions {_gib(need.cache)}, and a tenth more), and {_gib(free)} are free; "
+            "unload another model, choose a smaller dtype, or lower --cache-tokens"
+        )
+
+
+def check_free(n_bytes: float, what: str) -> None:
+    """Raise FailedPrecondition when something takes more main memory than there is."""
+    free = free_bytes()
+    if free is not None and n_bytes > free:
+        raise FailedPrecondition(
+            f"{what} takes about {_gib(round(n_bytes))} of memory, and {_gib(free)} are free; unload a model, or use a "
+            "narrower dtype"
+        )
+
+
+def free_bytes() -> int | None:
+    """Main memory that can be had, the container's limit included; None where the system does not say."""
+    found = [value for value in (_available(), _cgroup_left()) if value is not None]
+    return min(found, default=None)
+
+
+def _available() -> int | None:
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
+    return None
+
+
+def _cgroup_left() -> int | None:
+    """The tightest bound of the control groups (v2) around this process: a container's, or a systemd unit's."""
+    own = ""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = OWN_CGROUP.read_text().splitlines()
+        own = next(line for line in lines if line.startswith("0::")).removeprefix("0::").strip("/")
+    left: list[int] = []
+    for group in (CGROUP / own, *(parent for parent in (CGROUP / own).parents if parent.is_relative_to(CGROUP))):
+        with contextlib.suppress(OSError, ValueError):  # "max" is no number
+            limit = int((group / "memory.max").read_text())
+            left.append(max(0, limit - int((group / "memory.current").read_text())))
+    return min(left, default=None)
+
+
+def _gib(n_bytes: int) -> str:
+    return f"{n_bytes / 2**30:.2f} GiB"

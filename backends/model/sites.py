@@ -1,0 +1,225 @@
+"""Where each family keeps each site: one row a family, read by both backends.
+
+transformers and mlx-lm name modules after the checkpoint's weights, so a site is a module path below the layer and
+that module's input or output. Paths below start at the layer; "" is the layer itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ...protos.model import SiteInfo
+from ...protos.sites import ATTENTION_SITES, AXES, GLOBAL_SITES
+
+__all__ = ["FAMILIES", "Dims", "Family", "Tap", "dims_of", "family_of", "site_infos"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tap:
+    """A module's input or output."""
+
+    path: str
+    side: Literal["input", "output"]
+    in_place: bool = False
+    """The tensor is also held by a residual branch, so an edit must write into it."""
+    part: tuple[int, int] | None = None
+    """(i, n): the i-th of n equal slices of the last axis (merged projections)."""
+    linear: bool = False
+    """A plain linear module computes it, so `low_rank` applies."""
+    router: bool = False
+    """The router of a mixture of experts: its logits, or the dense weights that follow from them."""
+
+
+_GATED_MLP = {
+    "mlp_gate": Tap("mlp.gate_proj", "output", linear=True),
+    "mlp_up": Tap("mlp.up_proj", "output", linear=True),
+    "mlp_act": Tap("mlp.down_proj", "input"),
+}
+_LLAMA = {
+    "resid_pre": Tap("", "input"),
+    "attn_resid": Tap("input_layernorm", "input"),
+    "attn_in": Tap("input_layernorm", "output"),
+    "z": Tap("self_attn.o_proj", "input"),
+    "attn_out": Tap("self_attn.o_proj", "output", linear=True),
+    "resid_mid": Tap("post_attention_layernorm", "input", in_place=True),
+    "mlp_resid": Tap("post_attention_layernorm", "input"),
+    "mlp_in": Tap("post_attention_layernorm", "output"),
+    **_GATED_MLP,
+    "mlp_out": Tap("mlp.down_proj", "output", linear=True),
+    "resid_post": Tap("", "output"),
+}
+_GEMMA = {
+    **_LLAMA,
+    "attn_out": Tap("post_attention_layernorm", "output"),
+    "resid_mid": Tap("pre_feedforward_layernorm", "input", in_place=True),
+    "mlp_resid": Tap("pre_feedforward_layernorm", "input"),
+    "mlp_in": Tap("pre_feedforward_layernorm", "output"),
+    "mlp_out": Tap("post_feedforward_layernorm", "output"),
+}
+_PHI3 = {
+    **_LLAMA,
+    "mlp_gate": Tap("mlp.gate_up_proj", "output", part=(0, 2)),
+    "mlp_up": Tap("mlp.gate_up_proj", "output", part=(1, 2)),
+}
+_GPT2 = {
+    "resid_pre": Tap("", "input"),
+    "attn_resid": Tap("ln_1", "input"),
+    "attn_in": Tap("ln_1", "output"),
+    "z": Tap("attn.c_proj", "input"),
+    "attn_out": Tap("attn.c_proj", "output", linear=True),
+    "resid_mid": Tap("ln_2", "input", in_place=True),
+    "mlp_resid": Tap("ln_2", "input"),
+    "mlp_in": Tap("ln_2", "output"),
+    "mlp_gate": Tap("mlp.c_fc", "output", linear=True),
+    "mlp_act": Tap("mlp.c_proj", "input"),
+    "mlp_out": Tap("mlp.c_proj", "output", linear=True),
+    "resid_post": Tap("", "output"),
+}
+_GPT_OSS = {name: tap for name, tap in _LLAMA.items() if name not in ("mlp_gate", "mlp_up", "mlp_act", "mlp_out")} | {
+    "router_logits": Tap("mlp.router", "output", router=True),
+    "expert_weights": Tap("mlp.router", "output", router=True),
+    "mlp_out": Tap("mlp", "output"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """How one architecture family lays out its modules."""
+
+    name: str
+    model_types: tuple[str, ...]
+    taps: dict[str, Tap]
+    """Per-layer sites that are modules' inputs or outputs."""
+    body: dict[str, str] = field(default_factory=lambda: {"torch": "model", "mlx": "model"})
+    """Backend → path of the transformer body."""
+    layers: str = "layers"
+    norm: str = "norm"
+    attention: str = "self_attn"
+    """The attention module, below the layer."""
+
+    def layer_path(self, backend: str, layer: int) -> str:
+        """Full module path of a layer."""
+        return f"{self.body[backend]}.{self.layers}.{layer}"
+
+    def norm_path(self, backend: str) -> str:
+        """Full module path of the final norm."""
+        return f"{self.body[backend]}.{self.norm}"
+
+
+FAMILIES: tuple[Family, ...] = (
+    Family("llama", ("llama", "mistral", "qwen2", "qwen3", "smollm3"), _LLAMA),
+    Family(
+        "gpt2",
+        ("gpt2",),
+        _GPT2,
+        body={"torch": "transformer", "mlx": "model"},
+        layers="h",
+        norm="ln_f",
+        attention="attn",
+    ),
+    Family("gemma", ("gemma2", "gemma3_text"), _GEMMA),
+    Family("phi3", ("phi3",), _PHI3),
+    Family("gpt_oss", ("gpt_oss",), _GPT_OSS),
+)
+ATTENTION_TAPS = ("q", "k", "v", "attn_scores", "attn_probs")
+"""Sites reached through the attention function; `z` is the output projection's input."""
+
+ROW_EDITS = ("add", "scale", "replace", "project_out", "clamp", "noise")
+NO_GRADIENTS = ("router_logits", "expert_weights")
+"""Which experts are chosen is no smooth function, and the dense weights are made beside the forward."""
+KEY_EDITS = ("add", "scale", "replace", "clamp")
+
+
+def family_of(model_type: str) -> Family | None:
+    """The family of a checkpoint's `model_type`, or None: raw module sites only."""
+    return next((family for family in FAMILIES if model_type in family.model_types), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Dims:
+    """The sizes that axes take in one model."""
+
+    n_layers: int
+    d_model: int
+    n_heads: int
+    n_kv_heads: int
+    d_head: int
+    d_mlp: int
+    vocab: int
+    n_experts: int = 0
+
+    def widths(self, name: str) -> tuple[int, ...]:
+        """Sizes of a site's axes after its row axis; 0 for the key axis."""
+        if name in ATTENTION_SITES:
+            return (self.n_heads, 0)
+        sizes = {
+            "d_model": self.d_model,
+            "head": self.n_heads,
+            "kv_head": self.n_kv_heads,
+            "d_head": self.d_head,
+            "d_mlp": self.d_mlp,
+            "vocab": self.vocab,
+            "expert": self.n_experts,
+        }
+        return tuple(sizes[axis] for axis in AXES[name][1:])
+
+
+def dims_of(config: Any) -> Dims:
+    """Sizes from a config as transformers reads it; 0 for what an architecture does not have (heads, in a mamba)."""
+    d_model, n_heads = config.hidden_size, _size(config, "num_attention_heads")
+    return Dims(
+        n_layers=config.num_hidden_layers,
+        d_model=d_model,
+        n_heads=n_heads,
+        n_kv_heads=_size(config, "num_key_value_heads") or n_heads,
+        d_head=_size(config, "head_dim") or (d_model // n_heads if n_heads else 0),
+        d_mlp=_size(config, "intermediate_size") or _size(config, "n_inner") or 4 * d_model,
+        vocab=config.vocab_size,
+        n_experts=_size(config, "num_local_experts"),
+    )
+
+
+def _size(config: Any, name: str) -> int:
+    try:
+        found = getattr(config, name)
+    except (AttributeError, ValueError):  # transformers raises either for what differs between layers
+        return 0
+    return found if isinstance(found, int) else 0
+
+
+def site_infos(
+    family: Family | None, dims: Dims, *, refused: dict[str, str] | None = None, run_only: dict[str, str] | None = None
+) -> tuple[SiteInfo, ...]:
+    """What a model offers. `refused` drops sites; `run_only` refuses them in generation; both give the reason."""
+    if family is None:
+        return ()
+    refused, run_only = refused or {}, run_only or {}
+    layer_sites = [*family.taps, *ATTENTION_TAPS]
+    infos: list[SiteInfo] = []
+    for name in AXES:
+        if name in refused or (name not in GLOBAL_SITES and name not in layer_sites):
+            continue
+        infos.append(_site_info(name, family, dims, run_only.get(name, "")))
+    return tuple(infos)
+
+
+def _site_info(name: str, family: Family, dims: Dims, run_only: str) -> SiteInfo:
+    edits: tuple[str, ...] = KEY_EDITS if name in ATTENTION_SITES else ROW_EDITS
+    tap = family.taps.get(name)
+    if tap is not None and tap.linear:
+        edits = (*edits, "low_rank")
+    if name not in (*ATTENTION_SITES, "logits", "router_logits"):
+        edits = (*edits, "latents")
+    if name == "expert_weights":
+        edits = ()  # they follow from router_logits, which can be edited
+    return SiteInfo(
+        name=name,
+        axes=AXES[name],
+        widths=dims.widths(name),
+        layers=None if name in GLOBAL_SITES else tuple(range(dims.n_layers)),
+        generate=not run_only,
+        gradients=name not in NO_GRADIENTS,
+        edits=edits,
+        note=run_only,
+    )

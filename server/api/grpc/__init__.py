@@ -1,0 +1,1 @@
+"""gRPC, served by the gateway and by workers alike."""

@@ -1,0 +1,1 @@
+"""Our REST routes, a file a noun."""

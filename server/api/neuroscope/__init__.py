@@ -1,0 +1,1 @@
+"""NeuroScope's dialect."""

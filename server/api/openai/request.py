@@ -1,0 +1,221 @@
+"""OpenAI's requests as ours. What cannot be honoured is refused by name, never ignored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ....protos.errors import InvalidArgument
+from ....protos.model import MAX_INPUTS, GenerateRequest, Input, Message, Sampling
+from ....protos.spec import Plan
+from ..http.body import parsed
+from ..http.fields import Fields, brief, is_list
+from ..http.tensors import Style, style_of
+
+__all__ = ["Completion", "chat_completion", "messages_of", "sampling_of", "text_completion", "untouched"]
+
+COMPLETION_TOKENS = 16
+"""OpenAI's own default of max_tokens in /v1/completions."""
+
+_HARMLESS = (
+    "user",
+    "metadata",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+    "parallel_tool_calls",
+)
+"""Change nothing in an answer without tools."""
+
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "audio": (),
+    "best_of": (1,),
+    "echo": (False,),
+    "frequency_penalty": (0, 0.0),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "modalities": (["text"],),
+    "moderation": (),
+    "prediction": (),
+    "presence_penalty": (0, 0.0),
+    "reasoning_effort": (),
+    "response_format": ({"type": "text"},),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    "suffix": ("",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+}
+"""Field → the values that ask for nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A request of OpenAI's, ours inside. Input `i·n + j` is choice j of prompt i."""
+
+    request: GenerateRequest
+    chat: bool
+    n: int
+    """Choices a prompt."""
+    stream: bool
+    include_usage: bool
+    logprobs: bool
+    style: Style | None
+    """How tensors stand in the answer's `probewire` field; None: the request has no such field, nor has the answer."""
+    capped: bool
+    """The caller said how many tokens at most."""
+
+
+def chat_completion(body: dict[str, Any]) -> Completion:
+    """POST /v1/chat/completions."""
+    fields = Fields(body)
+    item = Input(messages=messages_of(fields))
+    logprobs, top = fields.take("logprobs", bool, False), fields.optional("top_logprobs", int)
+    if top is not None and not logprobs:
+        raise InvalidArgument("top_logprobs needs logprobs: true")
+    return _completion(fields, [item], chat=True, logprobs=(top or 0) if logprobs else None)
+
+
+def text_completion(body: dict[str, Any]) -> Completion:
+    """POST /v1/completions."""
+    fields = Fields(body)
+    return _completion(fields, _prompts(fields), chat=False, logprobs=fields.optional("logprobs", int))
+
+
+def _completion(fields: Fields, prompts: Sequence[Input], *, chat: bool, logprobs: int | None) -> Completion:
+    n = fields.take("n", int, 1)
+    if not 1 <= n * len(prompts) <= MAX_INPUTS:
+        raise InvalidArgument(f"n choices of {len(prompts)} prompts: 1 to {MAX_INPUTS} together, got n = {n}")
+    sampling, capped = sampling_of(fields, logprobs=logprobs, max_tokens=None if chat else COMPLETION_TOKENS)
+    plan, style, session = _extra(fields)
+    raw_options = fields.raw("stream_options")
+    options = Fields({} if raw_options is None else raw_options, "stream_options")
+    include_usage = options.take("include_usage", bool, False)
+    options.harmless("include_obfuscation")
+    options.done()
+    model, stream = fields.take("model", str, ""), fields.take("stream", bool, False)
+    untouched(fields)
+    fields.done()
+    inputs = [item for item in prompts for _ in range(n)]
+    return Completion(
+        GenerateRequest(_numbered(inputs), model, plan, sampling, session),
+        chat=chat,
+        n=n,
+        stream=stream,
+        include_usage=include_usage,
+        logprobs=logprobs is not None,
+        style=style,
+        capped=capped,
+    )
+
+
+def _numbered(inputs: Sequence[Input]) -> tuple[Input, ...]:
+    """Names that hooks can point at: `input` when there is one, else 0, 1, …"""
+    if len(inputs) == 1:
+        return tuple(inputs)
+    return tuple(
+        Input(text=item.text, messages=item.messages, token_ids=item.token_ids, name=str(i))
+        for i, item in enumerate(inputs)
+    )
+
+
+def sampling_of(
+    fields: Fields,
+    *,
+    logprobs: int | None = None,
+    max_tokens: int | None = None,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+) -> tuple[Sampling, bool]:
+    """Sampling with a dialect's own defaults, and whether the caller bounded the number of tokens."""
+    asked = {
+        name: v for name in ("max_completion_tokens", "max_tokens") if (v := fields.optional(name, int)) is not None
+    }
+    if len(set(asked.values())) > 1:
+        raise InvalidArgument(f"max_tokens and max_completion_tokens mean the same; give one, got {asked}")
+    limit = next(iter(asked.values()), max_tokens)
+    sampling = Sampling(
+        max_new_tokens=Sampling().max_new_tokens if limit is None else limit,
+        temperature=fields.take("temperature", float, temperature),
+        top_p=fields.take("top_p", float, top_p),
+        seed=fields.optional("seed", int),
+        stop=fields.strings("stop"),
+        logprobs=logprobs,
+    )
+    return sampling, limit is not None
+
+
+def untouched(fields: Fields) -> None:
+    """Take what changes nothing, refuse what we do not do."""
+    fields.harmless(*_HARMLESS)
+    for name, allowed in _UNSUPPORTED.items():
+        fields.only(name, *allowed)
+
+
+def _extra(fields: Fields) -> tuple[Plan, Style | None, str]:
+    """The field `probewire`: {"hooks": […], "session": id, "tensors": "base64" | "list"}."""
+    raw = fields.raw("probewire")
+    if raw is None:
+        return Plan(), None, ""
+    extra = Fields(raw, "probewire")
+    hooks, style = extra.raw("hooks"), style_of(extra.raw("tensors"))
+    session = extra.take("session", str, "")
+    extra.done()
+    return parsed(Plan, {} if hooks is None else {"hooks": hooks}, "probewire"), style, session
+
+
+def messages_of(fields: Fields) -> tuple[Message, ...]:
+    """`messages`: roles with text, which may come in parts."""
+    return tuple(
+        _message(Fields(item, f"messages[{i}]"), f"messages[{i}]") for i, item in enumerate(fields.list_of("messages"))
+    )
+
+
+def _message(fields: Fields, path: str) -> Message:
+    role = fields.required("role", str)
+    content = fields.raw("content")
+    if is_list(content):
+        parts = enumerate(content)
+        content = "\n".join(_text_part(Fields(part, f"{path}.content[{i}]")) for i, part in parts)
+    elif not isinstance(content, str):
+        raise InvalidArgument(f"{path}.content must be text, got {brief(content)}")
+    for name in ("audio", "function_call", "refusal", "name", "tool_call_id"):
+        fields.only(name)
+    for name in ("tool_calls", "annotations"):
+        fields.only(name, [])
+    fields.done()
+    return Message(role, content)
+
+
+def _text_part(fields: Fields) -> str:
+    fields.only("type", "text")
+    text = fields.required("text", str)
+    fields.done()
+    return text
+
+
+def _prompts(fields: Fields) -> list[Input]:
+    """A string, token ids, or a list of either."""
+    raw = fields.raw("prompt")
+    if isinstance(raw, str):
+        return [Input(text=raw)]
+    if not is_list(raw) or not raw:
+        raise InvalidArgument(f"prompt must be a string, token ids, or a list of either, got {brief(raw)}")
+    if len(raw) > MAX_INPUTS and not isinstance(raw[0], int):
+        raise InvalidArgument(f"prompt has {len(raw)} prompts; at most {MAX_INPUTS} are allowed")
+    if all(isinstance(item, str) for item in raw):
+        return [Input(text=item) for item in raw]
+    if _are_ids(raw):
+        return [Input(token_ids=tuple(raw))]
+    if all(is_list(item) and item and _are_ids(item) for item in raw):
+        return [Input(token_ids=tuple(item)) for item in raw]
+    raise InvalidArgument("prompt mixes kinds; send a string, token ids, or a list of one of these")
+
+
+def _are_ids(items: list[Any]) -> bool:
+    return all(isinstance(item, int) and not isinstance(item, bool) for item in items)

@@ -1,0 +1,132 @@
+"""/v1/chat/completions and /v1/completions: OpenAI's dialect, with captures and edits in the extra field `probewire`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from ....protos.model import Sampling, TokenizeRequest
+from ....protos.spec import Hook
+from ...service import Operations
+from ..http.answer import Answer
+from ..http.body import offload, read_object
+from ..http.context import Face, body_doc, content, ok
+from ..http.errors import JsonResponse
+from ..http.schema import Schema, object_schema
+from ..http.stream import StreamResponse, Watched, begun, gathered, step_bytes, unless_gone
+from .answer import Chunks, whole_answer
+from .request import COMPLETION_TOKENS, Completion, chat_completion, text_completion
+
+__all__ = ["openai_router"]
+
+CHAT_TOKENS = 1024
+"""Most new tokens of a chat that gives no max_tokens, where the context has that much room left. OpenAI fills the whole
+context; we reserve cache to the last token before a request starts, so that would crowd out everyone else."""
+
+
+def openai_router(face: Face) -> APIRouter:
+    """What the `openai` package calls, models aside."""
+    router = APIRouter(tags=["openai"])
+
+    @router.post(
+        "/v1/chat/completions",
+        summary="OpenAI's chat completions",
+        openapi_extra=body_doc(_schema(face, chat=True)),
+        responses=_answers(),
+    )
+    async def chat(request: Request) -> Response:
+        body, size = await read_object(request, face.max_body_bytes)
+        completion = await offload(size, chat_completion, body)
+        if not completion.capped:
+            completion = await unless_gone(request.receive, _bounded(face.operations, completion))
+        return await _answered(request, face, completion)
+
+    @router.post(
+        "/v1/completions",
+        summary="OpenAI's text completions",
+        openapi_extra=body_doc(_schema(face, chat=False)),
+        responses=_answers(),
+    )
+    async def complete(request: Request) -> Response:
+        body, size = await read_object(request, face.max_body_bytes)
+        return await _answered(request, face, await offload(size, text_completion, body))
+
+    return router
+
+
+async def _bounded(operations: Operations, completion: Completion) -> Completion:
+    """max_tokens, where the caller gave none."""
+    asked = completion.request
+    info = await operations.describe(asked.model)
+    room = CHAT_TOKENS
+    if info.context_length:
+        # A prompt that is too long for the context is refused here, one that just leaves no room by the worker.
+        counted = TokenizeRequest(asked.inputs[0], asked.model, at_most=info.context_length)
+        tokens = await operations.tokenize(counted)
+        room = max(1, min(room, info.context_length - len(tokens.token_ids)))
+    sampling = dataclasses.replace(asked.sampling, max_new_tokens=room)
+    return dataclasses.replace(completion, request=dataclasses.replace(asked, sampling=sampling))
+
+
+async def _answered(request: Request, face: Face, completion: Completion) -> Response:
+    asked = completion.request
+    events = Watched(face.operations.generate(asked), asked.inputs)
+    if completion.stream:
+        return StreamResponse(await begun(request, events), Chunks(completion), step_bytes)
+    batches = await gathered(request, events)
+
+    def response() -> Response:
+        return JsonResponse(whole_answer(completion, Answer.of(batches)))
+
+    return await offload(sum(map(step_bytes, batches)), response)
+
+
+def _schema(face: Face, *, chat: bool) -> Schema:
+    text: Schema = {"type": "string"}
+    number, integer, flag = {"type": "number"}, {"type": "integer"}, {"type": "boolean"}
+    tokens: Schema = {"type": "array", "items": integer}
+    strings: Schema = {"type": "array", "items": text}
+    message = object_schema({"role": text, "content": {"oneOf": [text, {"type": "array", "items": {}}]}}, ("role",))
+    prompt: Schema = {"oneOf": [text, strings, tokens, {"type": "array", "items": tokens}]}
+    default = f"Default: {CHAT_TOKENS}, or what room the context has." if chat else f"Default: {COMPLETION_TOKENS}."
+    own: dict[str, Schema] = (
+        {"messages": {"type": "array", "items": message}, "logprobs": flag, "top_logprobs": integer}
+        if chat
+        else {"prompt": prompt, "logprobs": integer}
+    )
+    extra = object_schema(
+        {
+            "hooks": {**face.schemas.array(Hook), "description": "What to read and edit in this call."},
+            "session": {**text, "description": "Id of a live session; its hooks apply before these."},
+            "tensors": {"type": "string", "enum": ["base64", "list"], "default": "base64"},
+        },
+        description="Ours. The answer then has a field of the same name: started, tensors and finished.",
+    )
+    sampling = face.schemas.properties(Sampling)
+    properties: dict[str, Schema] = {
+        "model": {**text, "description": "May be left out when one model is loaded."},
+        **own,
+        "max_tokens": {**integer, "description": default},
+        "max_completion_tokens": {**integer, "description": "The same as max_tokens."},
+        "temperature": {**number, "default": 1.0},
+        "top_p": sampling["top_p"],
+        "n": {**integer, "default": 1, "description": "Choices a prompt."},
+        "stop": {"oneOf": [text, strings]},
+        "seed": integer,
+        "stream": flag,
+        "stream_options": object_schema({"include_usage": flag, "include_obfuscation": flag}),
+        "probewire": extra,
+    }
+    schema = object_schema(properties, ("messages",) if chat else ("prompt",))
+    # Fields of OpenAI's that change nothing, or that hold the value which asks for nothing, are accepted too.
+    schema["additionalProperties"] = True
+    return schema
+
+
+def _answers() -> dict[int | str, dict[str, Any]]:
+    found = ok("OpenAI's answer", ("application/json", {"type": "object"}))
+    found[200]["content"] |= content(("text/event-stream", {"type": "string"}))
+    return found

@@ -1,0 +1,315 @@
+"""The operations over all workers. Tensor streams pass through as bytes; only the faces in JSON have them decoded."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from ...protos import probewire_pb2 as pb
+from ...protos.activity import ActivityReport
+from ...protos.errors import Unavailable
+from ...protos.events import FrameAssembler, decode_events
+from ...protos.gradients import GradientsRequest
+from ...protos.loading import HealthReport, LoadProgress, LoadRequest
+from ...protos.model import Event, GenerateRequest, ModelInfo, RunRequest, StoredCapture, Tokenized, TokenizeRequest
+from ...protos.saes import LoadSaeRequest, SaeInfo, SaePart, SaeReceived
+from ...protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
+from ...protos.sweeps import SweepRequest
+from ...protos.tensors import Tensor
+from ...protos.wire import from_proto, to_proto
+from ..auth.access import Access
+from ..auth.audit import Audit
+from ..auth.users import Users
+from ..config import GatewayConfig
+from ..metrics import Metrics, is_up
+from ..model_names import parsed
+from ..state.captures import CaptureStore
+from ..state.database import State
+from ..state.saes import SaeStore
+from ..state.sessions import SessionStore
+from ..streams import closing
+from .pass_through import PassThrough, sites_of
+from .request_policy import Desk
+from .roster import Roster
+from .sessions import Sessions
+from .workers import Worker
+
+__all__ = ["Gateway"]
+
+log = logging.getLogger(__name__)
+
+_MODELS = "/probewire.v1.Models/"
+
+UPKEEP_S = 5.0
+SWEEP_S = 0.5
+"""How often the keys of all that is under way are looked at: what a revoked one does ends within a second."""
+SENDS = 2
+"""Parts of SAEs written at once: they shall not hold every thread."""
+
+
+class Gateway:
+    """`Operations` over a worker a model. Make it inside a running event loop, and `close` it."""
+
+    def __init__(self, config: GatewayConfig) -> None:
+        self._config = config
+        self._began_s = time.monotonic()
+        self.metrics = Metrics()
+        self.roster = Roster(config, self.metrics.restarted)
+        self._state = State(Path(config.state_dir) if config.state_dir else self.roster.folder / "state")
+        self.store = CaptureStore(self._state, max_bytes=config.limits.max_store_bytes, ttl_s=config.limits.store_ttl_s)
+        self.sae_store = SaeStore(
+            self._state,
+            max_bytes=config.limits.max_sae_bytes,
+            max_saes=config.limits.max_saes,
+            max_all_bytes=config.limits.max_store_bytes,
+        )
+        self._sends = asyncio.Semaphore(SENDS)
+        self.users = Users(self._state)
+        self._audit = Audit(Path(config.audit) if config.audit else None, prompts=config.audit_prompts)
+        self.desk = Desk(Access(self.users, self.metrics.refused), self.metrics, self._audit)
+        self.live = Sessions(SessionStore(self._state), self.find)
+        self.streams = PassThrough(self)
+        self._chores = [asyncio.create_task(self._keep_up()), asyncio.create_task(self._sweep())]
+
+    @property
+    def workers(self) -> dict[str, Worker]:
+        """Model id → worker."""
+        return self.roster.workers
+
+    def find(self, model: str) -> Worker:
+        """The worker of a model; empty: the only one. Raises, naming the models there are and the fix."""
+        return self.roster.find(model)
+
+    @asynccontextmanager
+    async def ready(self, model: str) -> AsyncGenerator[Worker]:
+        """The worker of a model, woken if it sleeps, and kept from sleeping."""
+        worker = self.find(model)
+        async with worker.awake():
+            yield worker
+
+    async def _keep_up(self) -> None:
+        """Put idle models to sleep, and forget expired captures."""
+        while True:
+            await asyncio.sleep(min(UPKEEP_S, self._config.idle_unload_s / 4 or UPKEEP_S))
+            try:
+                for worker in list(self.workers.values()):
+                    if self._config.idle_unload_s and worker.idle_s > self._config.idle_unload_s:
+                        worker.sleep()
+                self.store.purge()
+                self.sae_store.uploads.purge()
+            except Exception:  # a full disk, say; the next round tries again
+                log.exception("upkeep failed")
+
+    async def _sweep(self) -> None:
+        """End what runs under keys that have ended."""
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            try:
+                self.desk.sweep()
+            except Exception:  # the database is locked, say; as above
+                log.exception("keys could not be looked at")
+
+    # ---- models ----
+
+    async def models(self) -> list[ModelInfo]:
+        self.desk.check("Models.List")
+        gone = ("failed", "stopping")
+        return [w.info for w in self.workers.values() if w.info is not None and w.state not in gone]
+
+    async def describe(self, model: str) -> ModelInfo:
+        self.desk.check("Models.Describe")
+        worker = self.find(model)
+        if worker.info is None or worker.state == "failed":
+            raise Unavailable(f"model {worker.config.id!r} is {worker.status}; retry", retry_after_s=2.0)
+        return worker.info
+
+    async def load(self, request: LoadRequest) -> AsyncIterator[LoadProgress]:
+        """Loading what is loaded, or being loaded, under the same id joins it. A caller who leaves does not end the load."""
+        with self.desk.visit("Models.Load") as visit:
+            visit.model = self.roster.id_for(parsed(request))
+            async with closing(self.load_for_operator(request)) as progress:
+                async for step in progress:
+                    yield step
+
+    async def load_for_operator(self, request: LoadRequest) -> AsyncIterator[LoadProgress]:
+        """As `load`, for whoever starts the server."""
+        worker = self.roster.join(request, self._state.folder)
+        async with closing(worker.progress()) as progress:
+            try:
+                async for step in progress:
+                    yield step
+            finally:
+                if worker.state == "failed" and worker.info is None:
+                    self.roster.forget(worker)
+
+    async def unload(self, model: str) -> None:
+        with self.desk.visit("Models.Unload") as visit:
+            worker = self.find(model)
+            visit.model = worker.config.id
+            await worker.stop()
+            self.roster.forget(worker)
+
+    async def health(self) -> HealthReport:
+        """Ready when a model is; each worker is probed with a real forward on its own clock."""
+        models = {name: worker.status for name, worker in self.workers.items()}
+        n_ready = sum(status == "ready" or worker.state == "asleep" for status, worker in self._statuses())
+        if self.roster.closing:
+            return HealthReport(False, "shutting down", models)
+        if not models:
+            return HealthReport(False, "no model is loaded", models)
+        restarts = {name: worker.restarts for name, worker in self.workers.items() if worker.restarts}
+        note = "".join(f"; {name} was restarted {n} times" for name, n in restarts.items())
+        return HealthReport(n_ready > 0, f"{n_ready} of {len(models)} models ready{note}", models)
+
+    def _statuses(self) -> list[tuple[str, Worker]]:
+        return [(worker.status, worker) for worker in self.workers.values()]
+
+    def drain(self) -> None:
+        """Take no new requests; those in flight go on."""
+        self.roster.closing = True
+
+    async def close(self) -> None:
+        """End every worker."""
+        self.roster.closing = True
+        for chore in self._chores:
+            chore.cancel()
+        await asyncio.gather(*(worker.stop() for worker in self.workers.values()))
+        self.workers.clear()
+        self.store.close()
+        self._state.close()
+        self._audit.close()
+        self.roster.remove_folder()
+
+    def kill(self) -> None:
+        """End every worker at once, without waiting."""
+        for worker in self.workers.values():
+            worker.kill()
+        self.roster.remove_folder()
+
+    # ---- inference ----
+
+    def generate(self, request: GenerateRequest) -> AsyncIterator[list[Event]]:
+        return _decoded(self.streams.generate(_serialised(request)))
+
+    def gradients(self, request: GradientsRequest) -> AsyncIterator[list[Event]]:
+        """See Operations."""
+        return _decoded(self.streams.gradients(_serialised(request)))
+
+    def sweep(self, request: SweepRequest) -> AsyncIterator[list[Event]]:
+        """See Operations."""
+        return _decoded(self.streams.sweep(_serialised(request)))
+
+    def run(self, request: RunRequest) -> AsyncIterator[list[Event]]:
+        return _decoded(self.streams.run(_serialised(request)))
+
+    async def tokenize(self, request: TokenizeRequest) -> Tokenized:
+        caller = self.desk.check("Models.Tokenize")
+        async with self.ready(request.model) as worker:
+            answer = await worker.unary(_MODELS + "Tokenize", _serialised(request), caller)
+        return from_proto(Tokenized, pb.Tokenized.FromString(answer))
+
+    # ---- weights and captures ----
+
+    async def weight_names(self, model: str) -> dict[str, tuple[int, ...]]:
+        request = pb.WeightsRequest(model=model).SerializeToString()
+        async with closing(self.streams.weights(request)) as chunks:
+            parsed = [pb.WeightChunk.FromString(chunk) async for chunk in chunks]
+        return {chunk.name: tuple(chunk.shape) for chunk in parsed}
+
+    async def weights(self, name: str, model: str) -> Tensor:
+        request = pb.WeightsRequest(model=model, name=name).SerializeToString()
+        async with closing(self.streams.weights(request)) as chunks:
+            parsed = [pb.WeightChunk.FromString(chunk) async for chunk in chunks]
+        return Tensor(parsed[0].dtype, tuple(parsed[0].shape), b"".join(chunk.data for chunk in parsed))
+
+    async def captures(self, model: str) -> list[StoredCapture]:
+        return self.store.list(self.desk.check("Captures.List").user.name, model)
+
+    async def capture(self, capture_id: str, model: str) -> tuple[StoredCapture, Tensor]:
+        with self.desk.visit("Captures.Get") as visit:
+            stored, tensor = await asyncio.to_thread(self.store.get_item, visit.caller.user.name, capture_id)
+            visit.model, visit.captured_bytes = stored.model, len(tensor.data)
+            return stored, tensor
+
+    async def delete_capture(self, capture_id: str, model: str) -> None:
+        with self.desk.visit("Captures.Delete") as visit:
+            self.store.delete(visit.caller.user.name, capture_id)
+
+    # ---- SAEs ----
+
+    async def load_sae(self, request: LoadSaeRequest) -> SaeInfo:
+        with self.desk.visit("Saes.Load", sites=(request.site,) if request.site else ()) as visit:
+            async with self.ready(request.model) as worker:
+                visit.model = worker.config.id
+                answer = await worker.unary("/probewire.v1.Saes/Load", _serialised(request), visit.caller)
+            return from_proto(SaeInfo, pb.SaeInfo.FromString(answer))
+
+    async def send_sae(self, part: SaePart) -> SaeReceived:
+        with self.desk.visit("Saes.Send") as visit:
+            async with self._sends:
+                return await asyncio.to_thread(self.sae_store.receive, visit.caller.user, part)
+
+    async def saes(self, model: str) -> list[SaeInfo]:
+        return self.sae_store.list(self.desk.check("Saes.List").user, model)
+
+    async def unload_sae(self, name: str, model: str) -> None:
+        """The worker lets go of its weights when a hook next names an SAE; what runs with it goes on."""
+        with self.desk.visit("Saes.Unload") as visit:
+            visit.model = (await asyncio.to_thread(self.sae_store.delete, visit.caller.user, name, model)).model
+
+    # ---- sessions ----
+
+    async def create_session(self, request: CreateSessionRequest) -> Session:
+        with self.desk.visit("Sessions.Create", sites=sites_of(request.plan)) as visit:
+            session = await self.live.create(visit.caller, request)
+            visit.model, visit.session = session.model, session.id
+            return session
+
+    async def update_session(self, request: UpdateSessionRequest) -> Session:
+        with self.desk.visit("Sessions.Update", sites=sites_of(request.plan), session=request.id) as visit:
+            session = await self.live.update(visit.caller, request)
+            visit.model = session.model
+            return session
+
+    async def session(self, session_id: str) -> Session:
+        return self.live.get(self.desk.check("Sessions.Get"), session_id)
+
+    async def sessions(self) -> list[Session]:
+        return self.live.list(self.desk.check("Sessions.List"))
+
+    async def delete_session(self, session_id: str) -> None:
+        with self.desk.visit("Sessions.Delete", session=session_id) as visit:
+            await self.live.delete(visit.caller, session_id)
+
+    # ---- sight ----
+
+    async def activity(self) -> ActivityReport:
+        self.desk.check("Activity.Get")
+        models = await asyncio.gather(*(worker.activity() for worker in self.workers.values()))
+        requests = tuple(visit.activity() for visit in self.desk.visits)
+        return ActivityReport(tuple(models), requests, time.monotonic() - self._began_s)
+
+    async def measure(self) -> bytes:
+        """The metrics as Prometheus reads them."""
+        report = await self.activity()
+        ready = sum(is_up(model.state) for model in report.models)
+        self.metrics.refresh({model.id: model for model in report.models}, ready, self.store.used_bytes())
+        return self.metrics.text()
+
+
+def _serialised(value: Any) -> bytes:
+    return to_proto(value).SerializeToString()
+
+
+async def _decoded(messages: AsyncIterator[bytes]) -> AsyncIterator[list[Event]]:
+    assembler = FrameAssembler()
+    async with closing(messages):
+        async for message in messages:
+            events = list(decode_events(pb.Events.FromString(message), assembler))
+            if events:
+                yield events

@@ -1,0 +1,85 @@
+"""The gateway's tensor streams: a request is read for its model, and the worker's answer goes on as it came."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Any
+
+from ...protos import probewire_pb2 as pb
+from ...protos.spec import Plan
+from ...protos.wire import parse
+from ..auth.audit import prompt_of
+from ..streams import EncodedStreams, closing, off_the_loop
+
+if TYPE_CHECKING:
+    from .gateway import Gateway
+
+__all__ = ["PassThrough", "sites_of"]
+
+
+class PassThrough:
+    """`Streams` of the gateway: the request is read for its model, and the worker's answer goes on untouched."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    def generate(self, request: bytes) -> AsyncIterator[bytes]:
+        return self._passed("Inference.Generate", pb.GenerateRequest, request)
+
+    def run(self, request: bytes) -> AsyncIterator[bytes]:
+        return self._passed("Inference.Run", pb.RunRequest, request)
+
+    def gradients(self, request: bytes) -> AsyncIterator[bytes]:
+        return self._passed("Inference.Gradients", pb.GradientsRequest, request)
+
+    def sweep(self, request: bytes) -> AsyncIterator[bytes]:
+        return self._passed("Inference.Sweep", pb.SweepRequest, request)
+
+    def weights(self, request: bytes) -> AsyncIterator[bytes]:
+        return self._passed("Models.Weights", pb.WeightsRequest, request)
+
+    def capture(self, request: bytes) -> AsyncIterator[bytes]:
+        return EncodedStreams(self._gateway).capture(request)
+
+    async def _passed(self, operation: str, message: Callable[[], Any], request: bytes) -> AsyncIterator[bytes]:
+        gateway = self._gateway
+
+        def read() -> tuple[Any, dict[str, Any]]:
+            asked = parse(message, request)
+            return asked, _about(asked, prompts=gateway.desk.audit.prompts)
+
+        asked, about = await off_the_loop(request, read)
+        with gateway.desk.visit(operation, **about) as visit:
+            async with gateway.ready(asked.model) as worker:
+                visit.model = worker.config.id
+                if visit.session:
+                    session = await gateway.live.bind(worker, visit.caller, visit.session)
+                    visit.session_name = session.name
+                    visit.sites = (*visit.sites, *sites_of(session.plan))
+                method = f"/probewire.v1.{operation.replace('.', '/')}"
+                async with closing(worker.stream(method, request, visit.caller)) as messages:
+                    async for piece in messages:
+                        gateway.desk.took(visit, piece)
+                        yield piece
+                        visit.task = asyncio.current_task()  # an HTTP stream goes on in another once it has begun
+
+
+def sites_of(plan: Plan) -> tuple[str, ...]:
+    """Site patterns of a plan, each once."""
+    return tuple(dict.fromkeys(hook.site for hook in plan.hooks))
+
+
+def _about(request: Any, *, prompts: bool) -> dict[str, Any]:
+    """What the desk notes of a serialised request: sites, session, and prompts if they are audited."""
+    if isinstance(request, pb.SweepRequest):
+        plans = (request.base, *request.plans)
+    elif hasattr(request, "plan"):
+        plans = (request.plan,)
+    else:
+        return {}
+    return {
+        "sites": tuple(dict.fromkeys(hook.site for plan in plans for hook in plan.hooks)),
+        "session": getattr(request, "session", ""),
+        "prompts": tuple(map(prompt_of, request.inputs)) if prompts else (),
+    }

@@ -1,0 +1,266 @@
+"""What every operation passes on its way in and out: may this caller do it, has he room for it, and what did he get."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...protos.activity import RequestActivity
+from ...protos.errors import Code, PermissionDenied, ProbewireError, ResourceExhausted, Unauthenticated
+from ...protos.events import Tally, tally
+from ..auth.access import Access
+from ..auth.audit import Audit
+from ..auth.callers import Caller, current_caller
+from ..auth.users import Role
+from ..metrics import Metrics
+
+__all__ = ["Desk", "Visit"]
+
+log = logging.getLogger(__name__)
+
+_VIEWER = frozenset({"Models.List", "Models.Describe", "Models.Tokenize", "Activity.Get"})
+_RESEARCHER = _VIEWER | {
+    "Models.Weights",
+    "Inference.Generate",
+    "Inference.Run",
+    "Inference.Gradients",
+    "Inference.Sweep",
+    "Sessions.Create",
+    "Sessions.Update",
+    "Sessions.Get",
+    "Sessions.List",
+    "Sessions.Delete",
+    "Captures.Get",
+    "Captures.List",
+    "Captures.Delete",
+    "Saes.Load",
+    "Saes.Send",
+    "Saes.List",
+    "Saes.Unload",
+}
+_ADMIN = _RESEARCHER | {"Models.Load", "Models.Unload"}
+PERMITTED: dict[Role, frozenset[str]] = {"viewer": _VIEWER, "researcher": _RESEARCHER, "admin": _ADMIN}
+
+RECHECK_S = 0.5
+"""A revoked key ends its streams with the first message after so long; between messages `sweep` does."""
+
+COUNTED = frozenset({"Inference.Generate", "Inference.Run", "Inference.Gradients", "Inference.Sweep"})
+"""Operations that take a model's time: they count against a user's limits."""
+
+
+def _current_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # no event loop: a test
+        return None
+
+
+@dataclass(eq=False)
+class Visit:
+    """One operation under way."""
+
+    caller: Caller
+    operation: str
+    model: str
+    sites: tuple[str, ...] = ()
+    session: str = ""
+    """Its id, for the audit."""
+    session_name: str = ""
+    """What others may see of it."""
+    prompts: tuple[Any, ...] = ()
+    """For the audit, where it has them: see `prompt_of`."""
+    began_s: float = field(default_factory=time.monotonic)
+    tokens: int = 0
+    prompt_tokens: int = 0
+    captured_bytes: int = 0
+    messages: int = 0
+    task: asyncio.Task[Any] | None = field(default_factory=_current_task)
+    """What serves it now (HTTP streams change it once they have begun): cancelled when the key ends."""
+    revoked: bool = False
+    """It was cancelled for that."""
+    checked_s: float = field(default_factory=time.monotonic)
+    """When the key was last looked at."""
+
+    def activity(self) -> RequestActivity:
+        """As `probewire top` shows it."""
+        return RequestActivity(
+            id=self.caller.request_id,
+            user=self.caller.user.name,
+            model=self.model,
+            operation=self.operation,
+            state="running" if self.messages > 1 else "waiting",
+            sites=self.sites,
+            session=self.session_name or ("yes" if self.session else ""),
+            age_s=time.monotonic() - self.began_s,
+            tokens=self.tokens,
+            captured_bytes=self.captured_bytes,
+        )
+
+
+class Desk:
+    """Of one gateway. Used by the event loop alone."""
+
+    def __init__(self, access: Access, metrics: Metrics, audit: Audit) -> None:
+        self.access, self.metrics, self.audit = access, metrics, audit
+        self._visits: dict[int, Visit] = {}
+        self._pace: dict[str, _Bucket] = {}
+
+    @property
+    def visits(self) -> list[Visit]:
+        """Operations under way, oldest first."""
+        return list(self._visits.values())
+
+    def check(self, operation: str) -> Caller:
+        """The caller, if his role allows the operation. Raises PermissionDenied."""
+        caller = current_caller()
+        if operation not in PERMITTED[caller.user.role]:
+            who = next(role for role in PERMITTED if operation in PERMITTED[role])
+            raise PermissionDenied(
+                f"{operation} needs the role {who}, and {caller.user.name} is a {caller.user.role}; ask who runs the box"
+            )
+        return caller
+
+    @contextmanager
+    def visit(
+        self,
+        operation: str,
+        model: str = "",
+        *,
+        sites: Sequence[str] = (),
+        session: str = "",
+        prompts: Sequence[Any] = (),
+    ) -> Generator[Visit]:
+        """An operation from its beginning to its end. Raises PermissionDenied and ResourceExhausted."""
+        caller = current_caller()
+        visit = Visit(caller, operation, model, tuple(sites), session, prompts=tuple(prompts))
+        self.metrics.began(caller.user.name)
+        code = "OK"
+        try:
+            self.check(operation)
+            self._check_limits(visit)
+            self._visits[id(visit)] = visit
+            yield visit
+        except ProbewireError as error:
+            code = error.code.name
+            raise
+        except BaseException as error:
+            if visit.revoked and not isinstance(error, Exception):  # `sweep` did it, and nobody else would say why
+                code = Code.UNAUTHENTICATED.name
+                raise _ended_key() from None
+            code = Code.INTERNAL.name if isinstance(error, Exception) else Code.CANCELLED.name
+            raise
+        finally:
+            self._visits.pop(id(visit), None)
+            self._left(visit, code)
+
+    def sweep(self) -> None:
+        """End what runs for callers whose keys have ended and who take no more messages, and would hold their slots."""
+        for visit in self.visits:
+            if visit.task is None or visit.revoked or self.access.still_in(visit.caller):
+                continue
+            visit.revoked = visit.task.cancel()
+            if visit.revoked:  # else between the two tasks of an HTTP stream: `took` or the next sweep ends it
+                log.info("request %s of %s is ended with its key", visit.caller.request_id, visit.caller.user.name)
+
+    def took(self, visit: Visit, message: bytes) -> None:
+        """A message of the visit's stream is about to go out. Raises Unauthenticated when its key has ended."""
+        found, user = tally(message) if visit.operation in COUNTED else Tally(), visit.caller.user
+        if found.tokens and not visit.tokens:
+            self.metrics.first_token(visit.model, time.monotonic() - visit.began_s)
+        visit.task = _current_task()
+        visit.messages += 1
+        visit.tokens += found.tokens
+        visit.captured_bytes += found.tensor_bytes
+        self.metrics.sent(visit.model, user.name, found.tokens, found.tensor_bytes)
+        spent = found.tokens
+        for finished in found.finished:
+            spent += finished.usage.prompt_tokens
+            visit.prompt_tokens += finished.usage.prompt_tokens
+            self.metrics.finished(visit.model, user.name, finished)
+        if spent and user.limits.tokens_per_minute:
+            self._bucket(visit.caller).take(spent)
+        now = time.monotonic()
+        if now - visit.checked_s < RECHECK_S:
+            return
+        visit.checked_s = now
+        if not self.access.still_in(visit.caller):
+            raise _ended_key()
+
+    def _check_limits(self, visit: Visit) -> None:
+        if visit.operation not in COUNTED:
+            return
+        user = visit.caller.user
+        running = Counter(v.caller.user.name for v in self._visits.values() if v.operation in COUNTED)[user.name]
+        if user.limits.requests and running >= user.limits.requests:
+            raise ResourceExhausted(
+                f"{user.name} has {running} requests under way, the most allowed; wait for one to end",
+                retry_after_s=2.0,
+            )
+        if user.limits.tokens_per_minute:
+            self._bucket(visit.caller).check(user.name)
+
+    def _bucket(self, caller: Caller) -> _Bucket:
+        limit, name = caller.user.limits.tokens_per_minute, caller.user.name
+        found = self._pace.get(name)
+        if found is None or found.per_minute != limit:
+            found = self._pace[name] = _Bucket(limit)
+        return found
+
+    def _left(self, visit: Visit, code: str) -> None:
+        seconds = time.monotonic() - visit.began_s
+        user = visit.caller.user
+        self.metrics.ended(user.name, visit.operation, visit.model, code, seconds)
+        self.audit.write(
+            request=visit.caller.request_id,
+            user=user.name,
+            peer=visit.caller.peer,
+            operation=visit.operation,
+            model=visit.model,
+            sites=visit.sites,
+            session=visit.session,
+            prompts=visit.prompts if self.audit.prompts else (),
+            code=code,
+            prompt_tokens=visit.prompt_tokens,
+            tokens=visit.tokens,
+            captured_bytes=visit.captured_bytes,
+            seconds=round(seconds, 4),
+        )
+
+
+def _ended_key() -> Unauthenticated:
+    return Unauthenticated("your key was revoked or replaced while the request ran")
+
+
+class _Bucket:
+    """Tokens a minute, paid for once they were had: a debt must be worked off before the next request."""
+
+    def __init__(self, per_minute: int) -> None:
+        self.per_minute = per_minute
+        self._level = float(per_minute)
+        self._at_s = time.monotonic()
+
+    def take(self, tokens: int) -> None:
+        """Tokens were had."""
+        self._fill()
+        self._level -= tokens
+
+    def check(self, user: str) -> None:
+        """Raise ResourceExhausted while there is a debt."""
+        self._fill()
+        if self._level < 1:
+            wait_s = (1 - self._level) * 60 / self.per_minute
+            raise ResourceExhausted(
+                f"{user} has used up {self.per_minute:,} tokens a minute; the next request may come in {wait_s:.0f} s",
+                retry_after_s=wait_s,
+            )
+
+    def _fill(self) -> None:
+        now = time.monotonic()
+        self._level = min(self.per_minute, self._level + (now - self._at_s) * self.per_minute / 60)
+        self._at_s = now

@@ -1,0 +1,1 @@
+"""What outlives the server: one SQLite database and its files, in the gateway and in workers."""

@@ -1,0 +1,218 @@
+"""Gradients and sweeps made ready for the model's thread: metrics, rules, paths, and every plan of a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import chain
+
+from ....backends.hooks.backward import BoundBackward, BoundPath, without_gradient
+from ....backends.hooks.base import Backend, Sequence
+from ....backends.hooks.bound import BoundHook, BoundPlan
+from ....backends.hooks.gradients import rows_of
+from ....backends.hooks.metrics import BoundMetric, bind_metric
+from ....backends.hooks.plan import bind
+from ....backends.hooks.sweeps import hooks_in, start_of
+from ....backends.model.tokenizer import Tokenizer
+from ....backends.saes import Shelf
+from ....protos.depth import request_at_depth
+from ....protos.errors import InvalidArgument, ResourceExhausted
+from ....protos.gradients import GradientsRequest, targets_of
+from ....protos.latents import ReadLatents
+from ....protos.metrics import Target
+from ....protos.model import ModelInfo
+from ....protos.sites import Site
+from ....protos.spec import Capture, Hook, Plan, Where
+from ....protos.sweeps import SweepRequest
+from ...config import RequestLimits
+from ..forwards import GRADIENT_COST
+from .budget import check_bytes
+from .generate import input_sequence, started_of, tokens_of
+from .prepared import Prepared, PreparedInput
+from .sources import check_hook_inputs, set_levels, set_sources
+
+__all__ = ["prepare_gradients", "prepare_sweep"]
+
+MAX_FORWARDS = 1 << 15
+"""Plans times inputs of one sweep."""
+
+
+def prepare_gradients(
+    request: GradientsRequest,
+    backend: Backend,
+    tokenizer: Tokenizer,
+    limits: RequestLimits,
+    shelf: Shelf,
+    *,
+    request_id: str,
+) -> Prepared:
+    """Check a request for gradients. Raises before anything runs."""
+    info = backend.info
+    request = request_at_depth(request, info.n_layers)
+    _check_rules(request, info)
+    inputs = [PreparedInput(i, tokens_of(i, tokenizer, info, limits), False) for i in request.inputs]
+    lengths = {p.item.name: len(p.tokens) for p in inputs}
+    check_hook_inputs(request.plan, lengths)
+    set_levels(inputs, request.plan.hooks)
+    for index, item in enumerate(inputs):
+        if not item.item.source_only:
+            sequence = input_sequence(
+                f"{request_id}.{index}", "gradients", request, item, backend, lengths, shelf, 0, 0
+            )
+            sequence.metrics = _metrics(item, request.targets, info, lengths)
+            path = _path(request, item, info, lengths)
+            sequence.backward = BoundBackward(frozenset(request.rules), request.direct, path)
+            _check_room(sequence, item.item.name, backend.limits.max_run_tokens // GRADIENT_COST)
+            item.sequence = sequence
+    set_sources(request_id, request.plan, inputs, backend, lengths, shelf)
+    store_bytes = check_bytes(inputs, backend, limits)
+    started = started_of(request_id, request.plan, inputs, info, tokenizer)
+    return Prepared(request_id, "gradients", request.plan, inputs, started, store_bytes)
+
+
+def _check_room(sequence: Sequence, name: str, most: int) -> None:
+    """One that does not fit in a batch by itself would take more memory than anybody has set aside."""
+    rows = rows_of(sequence)
+    if rows > most:
+        raise ResourceExhausted(
+            f"the gradient of input {name!r} takes {rows:,} token rows (its tokens times the points of its path); at "
+            f"most {most:,} are allowed: shorten the prompt, or lower path.steps"
+        )
+
+
+def _check_rules(request: GradientsRequest, info: ModelInfo) -> None:
+    refused = [rule for rule in request.rules if rule not in info.rules]
+    if refused:
+        allowed = ", ".join(info.rules) or "none"
+        raise InvalidArgument(
+            f"rules {refused} cannot be honoured on {info.architecture} ({info.backend}): they need norms of a known "
+            f"formula, and MLPs whose branches are sites; allowed here: {allowed}"
+        )
+    for index, hook in enumerate(request.plan.hooks):
+        if hook.capture is None:
+            continue
+        site = Site(hook.site.partition(".")[0])
+        if hook.capture.gradient and (reason := without_gradient(site, frozenset(request.rules))):
+            raise InvalidArgument(f"hook {index} ({hook.site}): {reason}; leave the rule or the site out")
+        if request.path is not None and isinstance(hook.capture.reduce, ReadLatents):
+            raise InvalidArgument(
+                f"hook {index} ({hook.site}): on a path a row's latents differ at each point; leave the path out, or "
+                "capture the whole gradient"
+            )
+        if request.path is not None and not hook.capture.gradient:
+            raise InvalidArgument(
+                f"hook {index} ({hook.site}): on a path values differ at each point; read them in a run"
+            )
+
+
+def _metrics(
+    item: PreparedInput, targets: tuple[Target, ...], info: ModelInfo, lengths: Mapping[str, int]
+) -> tuple[BoundMetric, ...]:
+    return tuple(
+        bind_metric(
+            target.metric,
+            info,
+            n_tokens=len(item.tokens),
+            prompt_length=item.item.prompt_length or len(item.tokens),
+            input_lengths=lengths,
+            what=f"target {targets.index(target)} of input {item.item.name!r}",
+        )
+        for target in targets_of(item.item, targets)
+    )
+
+
+def _path(
+    request: GradientsRequest, item: PreparedInput, info: ModelInfo, lengths: Mapping[str, int]
+) -> BoundPath | None:
+    path = request.path
+    if path is None:
+        return None
+    site, name = Site.parse(path.site), item.item.name
+    offered = info.site(site.name)
+    if offered is None or not offered.gradients or site.name in ("attn_scores", "attn_probs", "logits"):
+        raise InvalidArgument(f"path.site {path.site} cannot be walked along; take embed or another site of rows")
+    if offered.layers is not None and site.layer not in offered.layers:
+        raise InvalidArgument(f"path.site: {site.name} does not exist at layer {site.layer}")
+    if path.source not in lengths:
+        raise InvalidArgument(f"path.source: there is no input {path.source!r}; the request has {list(lengths)}")
+    if lengths[path.source] != lengths[name]:
+        raise InvalidArgument(
+            f"a path needs inputs of equal length: {path.source!r} has {lengths[path.source]} tokens, {name!r} has "
+            f"{lengths[name]}"
+        )
+    positions = tuple(range(lengths[name]))
+    other = BoundHook(-1, Hook(path.site, capture=Capture(), where=Where(positions=positions)), (site,))
+    other.needs = (path.source, positions)
+    return BoundPath(path, other)
+
+
+def prepare_sweep(
+    request: SweepRequest,
+    backend: Backend,
+    tokenizer: Tokenizer,
+    limits: RequestLimits,
+    shelf: Shelf,
+    *,
+    request_id: str,
+) -> Prepared:
+    """Check a sweep, every plan of it. Raises before anything runs."""
+    info = backend.info
+    measured = sum(not item.source_only for item in request.inputs)
+    if len(request.plans) * measured > MAX_FORWARDS:
+        raise ResourceExhausted(
+            f"{len(request.plans):,} plans on {measured} inputs are {len(request.plans) * measured:,} forwards; one "
+            f"sweep takes {MAX_FORWARDS:,}: send it in parts"
+        )
+    request = request_at_depth(request, info.n_layers)
+    inputs = [PreparedInput(i, tokens_of(i, tokenizer, info, limits), False) for i in request.inputs]
+    lengths = {p.item.name: len(p.tokens) for p in inputs}
+    for plan in (request.base, *request.plans):
+        check_hook_inputs(plan, lengths)
+    set_levels(inputs, chain(request.base.hooks, *(plan.hooks for plan in request.plans)))
+    for index, item in enumerate(inputs):
+        if not item.item.source_only:
+            base, *variants = _bound_plans(request, item, backend, lengths, shelf)
+            sequence = Sequence(f"{request_id}.{index}", list(item.tokens), base.prompt_length, base)
+            sequence.metrics = _metrics(item, request.targets, info, lengths)
+            if any(metric.site is not None for metric in sequence.metrics):
+                raise InvalidArgument("a sweep measures logits; for a coordinate of a site use a run or gradients")
+            item.sequence, item.variants = sequence, variants
+            item.order = _order(base, variants, item.tokens, info.n_layers, share=request.share)
+    set_sources(request_id, request.base, inputs, backend, lengths, shelf)
+    started = started_of(request_id, request.base, inputs, info, tokenizer)
+    return Prepared(request_id, "sweep", request.base, inputs, started, share=request.share)
+
+
+def _order(
+    base: BoundPlan, variants: list[BoundPlan], tokens: list[int], n_layers: int, *, share: bool
+) -> list[tuple[int, int]]:
+    """(token rows, index) of each variant, those that begin at the same position together."""
+    if not share:
+        return [(len(tokens), index) for index in range(len(variants))]
+    starts = [start_of(variant, hooks_in(base), tokens, n_layers) for variant in variants]
+    order = sorted(range(len(variants)), key=lambda index: starts[index])
+    return [(max(len(tokens) - max(starts[index].position, 0), 0), index) for index in order]
+
+
+def _bound_plans(
+    request: SweepRequest, item: PreparedInput, backend: Backend, lengths: Mapping[str, int], shelf: Shelf
+) -> list[BoundPlan]:
+    """The base alone, then with each plan. Raises InvalidArgument, naming the plan."""
+    found: list[BoundPlan] = []
+    for index, plan in enumerate((Plan(), *request.plans)):
+        try:
+            found.append(
+                bind(
+                    Plan((*request.base.hooks, *plan.hooks)),
+                    backend,
+                    mode="sweep",
+                    input_name=item.item.name,
+                    tokens=item.tokens,
+                    prompt_length=item.item.prompt_length or len(item.tokens),
+                    n_rows=len(item.tokens),
+                    input_lengths=lengths,
+                    shelf=shelf,
+                )
+            )
+        except InvalidArgument as error:
+            raise InvalidArgument(f"{'base' if index == 0 else f'plan {index - 1}'}: {error.message}") from None
+    return found

@@ -1,0 +1,1 @@
+"""A request's way out: what the model's thread found, as events in order."""
