@@ -19,8 +19,9 @@ from ..protos.spec import Capture, Hook, Plan, Where
 from ..protos.tensors import Array
 from . import reference
 from .checkpoints.shrunk import VOCAB, WINDOW, shrunk
-from .hooks.base import Backend, Sequence
+from .hooks.base import Backend
 from .hooks.plan import bind
+from .hooks.sequence import Sequence
 
 __all__ = ["causality_fault", "engine_fault", "has_window", "window_fault"]
 

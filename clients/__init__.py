@@ -51,7 +51,6 @@ from ..protos.spec import (
 )
 from ..protos.tensors import Tensor
 from .aligning import Alignment, align
-from .archive import load
 from .asked import Asked
 from .async_client import AsyncClient
 from .async_session import AsyncLiveSession
@@ -60,6 +59,7 @@ from .captures import Captures
 from .client import Client
 from .hooks import ablate, capture, edit_latents, hook, patch, reconstruct, steer
 from .latents import LatentRows
+from .loading import load
 from .named_array import NamedArray
 from .results import Generation, Gradients, InputResult, Run
 from .session import LiveSession

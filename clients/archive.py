@@ -7,9 +7,10 @@ Any safetensors reader can open it. bfloat16 stays bfloat16. What was asked is t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import safetensors
@@ -22,12 +23,9 @@ from ..protos.tensors import Array, Tensor
 from ..protos.wire import from_json, to_json
 from .asked import Asked
 from .captures import joined, parted
+from .input_result import InputResult
 
-if TYPE_CHECKING:
-    from .results import InputResult, Result
-    from .sweep import Sweep
-
-__all__ = ["load", "save", "save_sweep"]
+__all__ = ["Saved", "kind_of", "read", "write"]
 
 FORMAT = "probewire result 2"
 
@@ -35,51 +33,52 @@ _safetensors: Any = safetensors  # not annotated
 _numpy: Any = safetensors_numpy  # not annotated
 
 
-def save(result: Result, path: str | Path) -> Path:
-    """Write a result. The file appears whole or not at all."""
-    tensors: dict[str, Array] = {}
-    told: dict[str, Any] = {
-        "kind": type(result).__name__,
-        "started": to_json(result.started),
-        "inputs": [_input_to_json(item, tensors) for item in result.inputs.values()],
-    }
-    if result.asked_or_none is not None:
-        told["asked"] = _parted(to_json(result.asked_or_none), tensors)
+@dataclass(frozen=True, slots=True, eq=False)
+class Saved:
+    """What a file holds: a result's parts, or a sweep's."""
+
+    kind: str
+    """Run, Generation, Gradients or Sweep."""
+    started: Started
+    asked: Asked | None
+    inputs: tuple[InputResult, ...] = ()
+    measured: dict[str, Array] = field(default_factory=dict[str, Array])
+    """Of a sweep, by input: [plan, target]."""
+    axes: Mapping[str, Sequence[Any]] = field(default_factory=dict[str, tuple[Any, ...]])
+    """Of a sweep."""
+
+
+def write(saved: Saved, path: str | Path) -> Path:
+    """Write the file, which appears whole or not at all. Raises InvalidArgument for labels that JSON does not have."""
+    tensors = {f"measured/{name}": np.ascontiguousarray(values) for name, values in saved.measured.items()}
+    told: dict[str, Any] = {"kind": saved.kind, "started": to_json(saved.started)}
+    if saved.kind == "Sweep":
+        told["inputs"] = list(saved.measured)
+        told["axes"] = {name: [_label(label, name) for label in labels] for name, labels in saved.axes.items()}
+    else:
+        told["inputs"] = [_input_to_json(item, tensors) for item in saved.inputs]
+    if saved.asked is not None:
+        told["asked"] = _parted(to_json(saved.asked), tensors)
     return _write(Path(path), told, tensors)
 
 
-def save_sweep(sweep: Sweep, path: str | Path) -> Path:
-    """Write a sweep; its metrics are tensors `measured/input`, [plan, target]. Raises InvalidArgument for odd labels."""
-    tensors = {f"measured/{name}": np.ascontiguousarray(values) for name, values in sweep.measured.items()}
-    told = {
-        "kind": "Sweep",
-        "started": to_json(sweep.started),
-        "inputs": list(sweep.measured),
-        "axes": {name: [_label(label, name) for label in labels] for name, labels in sweep.axes.items()},
-        "asked": _parted(to_json(sweep.asked), tensors),
-    }
-    return _write(Path(path), told, tensors)
+def kind_of(path: str | Path) -> str:
+    """What kind of result a file holds. Raises as `read`."""
+    return str(_metadata(Path(path))["kind"])
 
 
-def load(path: str | Path) -> Any:
-    """The Run, Generation, Gradients or Sweep that was saved. Raises NotFound without a file, InvalidArgument for others."""
-    from .results import Generation, Gradients, Run
-    from .sweep import Sweep
-
-    path = Path(path)
-    if not path.exists():
-        raise NotFound(f"no file {path}")
-    told = _metadata(path)
+def read(path: str | Path) -> Saved:
+    """What was written. Raises NotFound without a file, InvalidArgument for others."""
+    told = _metadata(path := Path(path))
     tensors: dict[str, Array] = _numpy.load_file(path)
     started = from_json(Started, told["started"])
     asked = from_json(Asked, _rejoined(told["asked"], tensors)) if "asked" in told else None
     if told["kind"] == "Sweep":
-        axes = {name: [_hashable(label) for label in labels] for name, labels in told["axes"].items()}
+        axes = {name: tuple(_hashable(label) for label in labels) for name, labels in told["axes"].items()}
         measured = {name: tensors[f"measured/{name}"] for name in told["inputs"]}
-        return Sweep(started, measured, axes, cast("Asked", asked))
-    inputs = {item["name"]: _input_from_json(item, tensors, started.n_layers) for item in told["inputs"]}
-    kinds: dict[str, type[Result]] = {"Run": Run, "Generation": Generation, "Gradients": Gradients}
-    return kinds[told["kind"]](started, inputs, asked)
+        return Saved("Sweep", started, asked, measured=measured, axes=axes)
+    inputs = tuple(_input_from_json(item, tensors, started.n_layers) for item in told["inputs"])
+    return Saved(told["kind"], started, asked, inputs)
 
 
 def _write(path: Path, told: dict[str, Any], tensors: dict[str, Array]) -> Path:
@@ -132,6 +131,8 @@ def _hashable(label: Any) -> Any:
 
 
 def _metadata(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise NotFound(f"no file {path}")
     try:
         with _safetensors.safe_open(path, "np") as file:
             metadata: dict[str, str] = file.metadata() or {}
@@ -180,8 +181,6 @@ def _entry_to_json(entry: AssembledCapture, tensors: dict[str, Array]) -> dict[s
 
 
 def _input_from_json(data: dict[str, Any], tensors: dict[str, Array], n_layers: int) -> InputResult:
-    from .input_result import InputResult
-
     captures = [
         AssembledCapture(
             CaptureKey(data["name"], item["hook"], item["site"], item["part"], item["revision"]),

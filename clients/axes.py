@@ -3,23 +3,46 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from ..protos.assemble import AssembledCapture, row_axis
 from ..protos.errors import InvalidArgument
 from ..protos.latents import ReadLatents
+from ..protos.model import Started
 from ..protos.sites import LAYER_SITES, Site
 from ..protos.spec import Gather, NextLogprob, Norm, Project, Reduction
+from ..protos.tensors import Array
+from .asked import Asked
 from .input_result import InputResult
 from .labelled import Labelled, required
-
-if TYPE_CHECKING:
-    from .results import Result
 
 __all__ = ["dataset", "labelled", "reduction_of", "token_table"]
 
 
-def labelled(result: Result, name: str, inputs: bool | None) -> Labelled:
+class Stackable(Protocol):
+    """A result, as far as its arrays and their axes go."""
+
+    started: Started
+    inputs: Mapping[str, InputResult]
+    asked_or_none: Asked | None
+
+    @property
+    def answered(self) -> Sequence[str]:
+        """Inputs that something was asked of."""
+        ...
+
+    @property
+    def sites(self) -> Sequence[str]:
+        """What was captured."""
+        ...
+
+    def stack(self, name: str, *, inputs: bool | None = None) -> Array:
+        """One array over the inputs."""
+        ...
+
+
+def labelled(result: Stackable, name: str, inputs: bool | None) -> Labelled:
     """What `result.stack(name)` gives, with its axes. Raises as it does."""
     array = result.stack(name, inputs=inputs)
     items = [result.inputs[one] for one in result.answered]
@@ -52,7 +75,7 @@ def _own(entry: AssembledCapture, reduce: Reduction | None) -> tuple[list[str], 
     return dims, labels
 
 
-def reduction_of(result: Result, entry: AssembledCapture) -> Reduction | None:
+def reduction_of(result: Stackable, entry: AssembledCapture) -> Reduction | None:
     """What a capture asked for in place of whole rows; None also where the result does not say."""
     asked = result.asked_or_none
     if asked is None or entry.key.hook >= len(asked.plan.hooks):
@@ -84,7 +107,7 @@ def _rows(
     return beside
 
 
-def dataset(result: Result, inputs: bool | None) -> Any:
+def dataset(result: Stackable, inputs: bool | None) -> Any:
     """An xarray.Dataset, a variable a kind of site with its layers, or a site where one layer was captured.
 
     Raises InvalidArgument where their rows or layers differ.
@@ -103,7 +126,7 @@ def dataset(result: Result, inputs: bool | None) -> Any:
         ) from error
 
 
-def token_table(result: Result) -> Any:
+def token_table(result: Stackable) -> Any:
     """A pandas.DataFrame with a row a token."""
     pandas = required("pandas", "to_pandas")
     rows = [

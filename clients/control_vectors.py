@@ -8,6 +8,8 @@ back; it has no place for block 0.) They are added as they are, times a strength
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,35 +18,35 @@ import numpy as np
 from ..protos.errors import FailedPrecondition, InvalidArgument, NotFound
 from ..protos.sites import Site
 from .labelled import required
-from .steering import SteeringVector
 
 if TYPE_CHECKING:
     from ..protos.model import ModelInfo
 
-__all__ = ["read", "write"]
+__all__ = ["ControlVector", "read", "write"]
 
 ARCHITECTURE = "controlvector"
 _DIRECTION = re.compile(r"direction\.(\d+)")
 
 
-def write(vector: SteeringVector, path: Path, model: ModelInfo | str) -> Path:
-    """Write a vector of the residual stream. `model`: the model, or what its config calls its `model_type`.
+@dataclass(frozen=True, slots=True)
+class ControlVector:
+    """What such a file holds."""
 
-    Raises InvalidArgument for sites that have no place in such a file, FailedPrecondition for another model's vector.
-    """
+    directions: Mapping[str, Any]
+    """By site, each [d_model]."""
+    made: str
+    """How, in words."""
+    hint: str = ""
+    """What the model's config calls its `model_type`."""
+
+
+def write(vector: ControlVector, path: Path) -> Path:
+    """Write a vector of the residual stream. Raises InvalidArgument for sites that have no place in such a file."""
     gguf = required("gguf", "writing GGUF files")
-    layers = {layer: vector.directions[site] for site in vector.sites for layer in [_layer(site)]}
-    if isinstance(model, str):
-        architecture = model
-    else:
-        architecture = model.architecture
-        if vector.model_hash not in ("", model.model_hash):
-            raise FailedPrecondition(
-                f"the vector was made on {vector.model} ({vector.model_hash}), not on {model.id} ({model.model_hash})"
-            )
+    layers = {_layer(site): direction for site, direction in vector.directions.items()}
     part = path.with_name(path.name + ".part")
     writer = gguf.GGUFWriter(part, ARCHITECTURE)
-    writer.add_string(f"{ARCHITECTURE}.model_hint", architecture)
+    writer.add_string(f"{ARCHITECTURE}.model_hint", vector.hint)
     writer.add_uint32(f"{ARCHITECTURE}.layer_count", len(layers))
     if vector.made:
         writer.add_string("general.description", vector.made)
@@ -68,7 +70,7 @@ def _layer(name: str) -> int:
     return site.layer
 
 
-def read(path: Path, model: ModelInfo | None = None, *, any_model: bool = False) -> SteeringVector:
+def read(path: Path, model: ModelInfo | None = None, *, any_model: bool = False) -> ControlVector:
     """A vector at `resid_post.N` for each `direction.N`. `model`: the one it is for, which a file does not name exactly.
 
     With a model it is checked against it (width, layers, the `model_hint`) and refused on any other; without one only the
@@ -101,13 +103,7 @@ def read(path: Path, model: ModelInfo | None = None, *, any_model: bool = False)
     if model is not None:
         _require_fitting(path, directions, hint, model, any_model)
     made = _text(reader, "general.description") or f"read from {path.name}"
-    return SteeringVector(
-        {f"resid_post.{layer}": directions[layer] for layer in sorted(directions)},
-        "" if model is None else model.id,
-        "" if model is None else model.model_hash,
-        made,
-        {"file": path.name, "model_hint": hint},
-    )
+    return ControlVector({f"resid_post.{layer}": directions[layer] for layer in sorted(directions)}, made, hint)
 
 
 def _require_fitting(path: Path, directions: dict[int, Any], hint: str, model: ModelInfo, any_model: bool) -> None:

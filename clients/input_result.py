@@ -12,9 +12,12 @@ from ..protos.errors import InvalidArgument
 from ..protos.model import Finished, Revised, StoredCapture, Timings, Token
 from ..protos.tensors import Array
 from .captures import Captures
-from .summary import input_rows, text_table
+from .site_rows import site_rows
+from .tables import text_table
 
-__all__ = ["InputResult"]
+__all__ = ["InputResult", "input_rows"]
+
+MAX_TEXT_CHARS = 300
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -131,3 +134,32 @@ class InputResult:
 
     def __repr__(self) -> str:
         return text_table(f"InputResult {self.name!r}", input_rows(self))
+
+
+def input_rows(item: InputResult, unnamed: frozenset[int] = frozenset()) -> list[tuple[str, str]]:
+    """The lines of one input; `unnamed`: hooks whose captures have other axes than their sites."""
+    rows = [("prompt", f"{len(item.prompt_ids)} tokens  {_clipped(''.join(item.prompt_tokens))}")]
+    if item.new:
+        rows.append(("text", _clipped(item.text)))
+        reason = f", ended by {item.finished.reason}" if item.finished is not None else ", not ended"
+        speed = f", {item.tokens_per_s:.1f} tokens/s" if item.tokens_per_s else ""
+        rows.append(("new", f"{len(item.new)} tokens{reason}{speed}"))
+    if item.revisions:
+        turns = ", ".join(
+            f"{revised.revision} from token {_first(item, revised.revision)}" for revised in item.revisions
+        )
+        rows.append(("session", f"revision {turns}"))
+    if item.measured:
+        rows.append(("metric", ", ".join(f"{value:.6g}" for value in item.measured)))
+    rows += [(f"∂ {label}", value) for label, value in site_rows(item.gradients, unnamed)]
+    rows += site_rows(item.captures, unnamed)
+    return rows + [("stored", f"{kept.id}  {kept.site} {list(kept.shape)} {kept.dtype}") for kept in item.stored]
+
+
+def _first(item: InputResult, revision: int) -> int:
+    """Index of the first new token that was sampled under a revision."""
+    return next((token.index for token in item.new if token.revision >= revision), len(item.new))
+
+
+def _clipped(text: str) -> str:
+    return repr(text if len(text) <= MAX_TEXT_CHARS else text[: MAX_TEXT_CHARS - 1] + "…")

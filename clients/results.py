@@ -13,11 +13,14 @@ from ..protos.errors import InvalidArgument, NotFound
 from ..protos.model import Started, StoredCapture, Timings, Usage
 from ..protos.spec import Plan
 from ..protos.tensors import Array
+from .archive import Saved, read, write
 from .asked import Asked
+from .axes import dataset, labelled, token_table
 from .captures import Captures
 from .input_result import InputResult
 from .stacking import stack_inputs
-from .summary import html_table, summary_rows, text_table
+from .summary import summary_rows
+from .tables import html_table, text_table
 
 __all__ = ["Generation", "Gradients", "InputResult", "Result", "Run"]
 
@@ -162,7 +165,6 @@ class Result:
 
         `inputs` as in `stack`. Raises FailedPrecondition where xarray is not installed, InvalidArgument where rows differ.
         """
-        from .axes import dataset, labelled
 
         return dataset(self, inputs) if site is None else labelled(self, site, inputs).to_xarray(site)
 
@@ -171,7 +173,6 @@ class Result:
 
         `inputs` as in `stack`. Raises FailedPrecondition where pandas is not installed, InvalidArgument where rows differ.
         """
-        from .axes import labelled, token_table
 
         return token_table(self) if site is None else labelled(self, site, inputs).to_pandas(site)
 
@@ -194,19 +195,17 @@ class Result:
 
     def save(self, path: str | Path) -> Path:
         """Write everything to one safetensors file, what was asked too, dtypes kept; `load` reads it back."""
-        from .archive import save
-
-        return save(self, path)
+        inputs = tuple(self.inputs.values())
+        return write(Saved(type(self).__name__, self.started, self.asked_or_none, inputs), path)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read what `save` wrote. Raises InvalidArgument when the file holds another kind of result."""
-        from .archive import load
-
-        found = load(path)
-        if not isinstance(found, cls):
-            raise InvalidArgument(f"{path} holds a {type(found).__name__}, not a {cls.__name__}")
-        return found
+        saved = read(path)
+        kind = KINDS.get(saved.kind)
+        if kind is None or not issubclass(kind, cls):
+            raise InvalidArgument(f"{path} holds a {saved.kind}, not a {cls.__name__}")
+        return kind(saved.started, {item.name: item for item in saved.inputs}, saved.asked)
 
     def __repr__(self) -> str:
         return text_table(type(self).__name__, self._rows())
@@ -278,3 +277,7 @@ class Gradients(Result):
             return getattr(item, of).stack(name)
 
         return self._over(read, f"{of}.stack({name!r})", name, inputs)
+
+
+KINDS: dict[str, type[Result]] = {kind.__name__: kind for kind in (Run, Generation, Gradients)}
+"""By the name that a file calls them by."""

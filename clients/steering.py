@@ -18,7 +18,9 @@ from ..protos.errors import FailedPrecondition, InvalidArgument, NotFound
 from ..protos.sites import Site
 from ..protos.spec import Last, Mean
 from ..protos.tensors import Array, Tensor, require_finite
+from . import control_vectors
 from .axes import reduction_of
+from .control_vectors import ControlVector
 
 if TYPE_CHECKING:
     from ..protos.model import ModelInfo
@@ -150,17 +152,23 @@ class SteeringVector:
         return cls(_numpy.load_file(path), **json.loads(metadata["vector"]))
 
     def to_gguf(self, path: str | Path, model: ModelInfo | str) -> Path:
-        """Write a control vector as llama.cpp and repeng read it; see `control_vectors.write`."""
-        from .control_vectors import write
+        """Write a control vector as llama.cpp and repeng read it. `model`: the model, or what its config calls its `model_type`.
 
-        return write(self, Path(path), model)
+        Raises InvalidArgument for sites that have no place in such a file, FailedPrecondition for another model's vector.
+        """
+        if not isinstance(model, str) and self.model_hash not in ("", model.model_hash):
+            raise FailedPrecondition(
+                f"the vector was made on {self.model} ({self.model_hash}), not on {model.id} ({model.model_hash})"
+            )
+        hint = model if isinstance(model, str) else model.architecture
+        return control_vectors.write(ControlVector(self.directions, self.made, hint), Path(path))
 
     @classmethod
     def from_gguf(cls, path: str | Path, model: ModelInfo | None = None, *, any_model: bool = False) -> SteeringVector:
         """Read a control vector of llama.cpp or repeng; see `control_vectors.read`."""
-        from .control_vectors import read
-
-        return read(Path(path), model, any_model=any_model)
+        found = control_vectors.read(Path(path), model, any_model=any_model)
+        of = ("", "") if model is None else (model.id, model.model_hash)
+        return cls(found.directions, *of, found.made, {"file": Path(path).name, "model_hint": found.hint})
 
     def __repr__(self) -> str:
         of = f" of {self.model}" if self.model else ""

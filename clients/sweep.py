@@ -15,6 +15,7 @@ from ..protos.errors import InvalidArgument
 from ..protos.gradients import targets_of
 from ..protos.metrics import Metric
 from ..protos.model import Started
+from .archive import Saved, read, write
 from .asked import Asked
 from .named_array import NamedArray
 
@@ -96,19 +97,15 @@ class Sweep:
 
     def save(self, path: str | Path) -> Path:
         """Write everything to one safetensors file, what was asked too; `load` reads it back."""
-        from .archive import save_sweep
-
-        return save_sweep(self, path)
+        return write(Saved("Sweep", self.started, self.asked, measured=self.measured, axes=self.axes), path)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read what `save` wrote. Raises InvalidArgument when the file holds another kind of result."""
-        from .archive import load
-
-        found = load(path)
-        if not isinstance(found, cls):
-            raise InvalidArgument(f"{path} holds a {type(found).__name__}, not a {cls.__name__}")
-        return found
+        saved = read(path)
+        if saved.kind != "Sweep" or saved.asked is None:
+            raise InvalidArgument(f"{path} holds a {saved.kind}, not a {cls.__name__}")
+        return cls(saved.started, saved.measured, saved.axes, saved.asked)
 
     def __repr__(self) -> str:
         axes = ", ".join(f"{name} ({len(labels)})" for name, labels in self.axes.items())

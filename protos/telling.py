@@ -21,8 +21,8 @@ from .edits import (
     Source,
     Stored,
 )
+from .hooks import Capture, Condition, Gather, Hook, Project, Reduction, TopK, Where
 from .latents import LatentChange, Latents, ReadLatents
-from .spec import Capture, Condition, Gather, Hook, Plan, Project, Reduction, TopK, Where
 from .tensors import Tensor
 
 __all__ = ["told", "told_edit", "told_plan"]
@@ -31,10 +31,10 @@ MAX_SHOWN, MAX_LINES = 6, 40
 _OPS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
 
 
-def told_plan(plan: Plan) -> str:
+def told_plan(hooks: Sequence[Hook]) -> str:
     """A table, a line a hook."""
-    count = len(plan.hooks)
-    lines = [(str(index), hook.site, told(hook)) for index, hook in enumerate(plan.hooks)]
+    count = len(hooks)
+    lines = [(str(index), hook.site, told(hook)) for index, hook in enumerate(hooks)]
     widths = [max((len(line[column]) for line in lines), default=0) for column in (0, 1)]
     body = [f"  {index:>{widths[0]}}  {site:<{widths[1]}}  {what}" for index, site, what in lines[:MAX_LINES]]
     more = [f"  … {count - MAX_LINES} more"] if count > MAX_LINES else []

@@ -7,47 +7,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from ...protos.gradients import RULES, IntegratedPath
+from ...protos.gradients import RULES
 from ...protos.model import ModelInfo
 from ...protos.sites import ATTENTION_SITES, Site
 from ..model.sites import Family
 from ..ops import Ops
-from .bound import BoundHook, BoundPlan
+from .bound import BoundBackward, BoundPlan
 from .metrics import BoundMetric, measure_coordinate
 from .rules import gated
+from .slot import Slot
 
-if TYPE_CHECKING:
-    from .slot import Slot
-
-__all__ = ["Backward", "BoundBackward", "BoundPath", "Enough", "rules_of", "without_gradient"]
-
-
-@dataclass(eq=False, slots=True)
-class BoundPath:
-    """An integrated path of one sequence."""
-
-    path: IntegratedPath
-    other: BoundHook
-    """The other input's rows at the path's site, once that has run."""
-
-
-@dataclass(eq=False, slots=True)
-class BoundBackward:
-    """How the gradient of one sequence's metric is taken."""
-
-    rules: frozenset[str] = frozenset()
-    direct: bool = False
-    path: BoundPath | None = None
-
-    @property
-    def kind(self) -> tuple[Any, ...]:
-        """Sequences of one kind can share a forward."""
-        return (tuple(sorted(self.rules)), self.direct, None if self.path is None else self.path.path)
+__all__ = ["Backward", "Enough", "rules_of", "without_gradient"]
 
 
 class Enough(Exception):

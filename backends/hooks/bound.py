@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ...protos.gradients import IntegratedPath
 from ...protos.model import ModelInfo
 from ...protos.sites import Site
 from ...protos.spec import Hook, NextLogprob, Where
@@ -18,7 +19,17 @@ from ...protos.tensors import Array
 from ..saes.sae import Sae
 from .points import Point, Points, View
 
-__all__ = ["Acting", "Bindable", "BoundHook", "BoundPlan", "Mode", "choose", "chosen_positions"]
+__all__ = [
+    "Acting",
+    "Bindable",
+    "BoundBackward",
+    "BoundHook",
+    "BoundPath",
+    "BoundPlan",
+    "Mode",
+    "choose",
+    "chosen_positions",
+]
 
 Mode = Literal["run", "generate", "gradients", "sweep"]
 
@@ -128,6 +139,29 @@ class BoundPlan:
     def wants_next_logprob(self) -> bool:
         """Some hook asks for the log-probability of the token that follows."""
         return any(b.hook.capture is not None and isinstance(b.hook.capture.reduce, NextLogprob) for b in self.hooks)
+
+
+@dataclass(eq=False, slots=True)
+class BoundPath:
+    """An integrated path of one sequence."""
+
+    path: IntegratedPath
+    other: BoundHook
+    """The other input's rows at the path's site, once that has run."""
+
+
+@dataclass(eq=False, slots=True)
+class BoundBackward:
+    """How the gradient of one sequence's metric is taken."""
+
+    rules: frozenset[str] = frozenset()
+    direct: bool = False
+    path: BoundPath | None = None
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """Sequences of one kind can share a forward."""
+        return (tuple(sorted(self.rules)), self.direct, None if self.path is None else self.path.path)
 
 
 def _among(positions: NDArray[np.int64], listed: list[int]) -> NDArray[np.bool_]:

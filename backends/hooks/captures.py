@@ -17,10 +17,10 @@ from ..distributions import next_log_probability
 from ..ops import Ops
 from ..saes.latent_maths import LatentMaths
 from .alarms import Alarms, beyond
-from .base import Rows
 from .bound import BoundHook, BoundPlan
 from .errors import as_error
 from .latent_reads import LatentReads
+from .sequence import Rows
 
 if TYPE_CHECKING:
     from .slot import Slot

@@ -21,13 +21,13 @@ from ...protos.latents import ReadLatents
 from ...protos.sites import ATTENTION_SITES, Site
 from ..ops import Ops
 from .alarms import no_key_left
-from .base import Rows
 from .bound import Acting, BoundHook, choose
 from .captures import Collector
 from .edits import Edits
 from .errors import as_error
 from .latent_reads import Taker
 from .points import Point, Points, View
+from .sequence import Rows
 from .slot import Slot
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ from ...protos.latents import ReadLatents
 from ...protos.sites import Site
 from ...protos.spec import Hook
 from .backward import Backward
-from .base import Sequence, StepResult
 from .captures import flush_reductions
 from .executor import Executor
 from .metrics import measure_logits
 from .overflow import not_measured
+from .sequence import Sequence, StepResult
 from .slot import Slot
 
 __all__ = ["finish", "one_prompt", "rows_of", "slots_of", "spread", "values_of"]

@@ -18,9 +18,9 @@ from ...protos.tensors import Array
 from ..ops import Ops
 from ..saes.latent_maths import LatentMaths
 from .alarms import Alarms, beyond
-from .base import Rows
 from .bound import BoundHook
 from .points import View
+from .sequence import Rows
 
 if TYPE_CHECKING:
     from .slot import Slot

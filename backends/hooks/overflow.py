@@ -15,8 +15,9 @@ from ...protos.spec import Capture, Hook, Norm
 from .bound import Acting, BoundHook, BoundPlan
 
 if TYPE_CHECKING:
-    from .base import Backend, Sequence
+    from .base import Backend
     from .metrics import BoundMetric
+    from .sequence import Sequence
 
 __all__ = ["NotFinite", "explained", "not_measured"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...protos.tensors import Array
-from .base import Rows
+from .sequence import Rows
 
 __all__ = ["RunParts", "joined"]
 

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...protos.errors import ProbewireError
-from .base import Sequence
 from .bound import BoundPlan
+from .sequence import Sequence
 
 __all__ = ["Slot"]
 

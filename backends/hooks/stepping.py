@@ -7,10 +7,10 @@ import numpy as np
 from ...protos.sites import Site
 from ...protos.spec import NextLogprob
 from ...protos.tensors import numpy_dtype
-from .base import Rows, StepResult
 from .bound import choose
 from .overflow import NotFinite
 from .sampling import Choice
+from .sequence import Rows, StepResult
 from .slot import Slot
 
 __all__ = ["not_finite", "result_of", "sampled_logprob_rows"]

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from ...protos.sites import Site
 from ..ops import Ops
-from .base import Sequence, StepResult
 from .bound import BoundPlan, chosen_positions
 from .executor import Executor
 from .metrics import BoundMetric, columns_of, measure_columns, measure_logits
 from .overflow import not_measured
+from .sequence import Sequence, StepResult
 from .slot import Slot
 
 __all__ = ["WHOLE", "Start", "Sweeps", "Trunk", "grouped", "hooks_in", "start_of"]

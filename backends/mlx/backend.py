@@ -13,15 +13,16 @@ from numpy.typing import NDArray
 from ...protos.model import ModelInfo
 from ...protos.sites import Site
 from ...protos.tensors import Array
-from ..hooks.backward import BoundBackward, rules_of
-from ..hooks.base import Engine, Sequence, StepResult
-from ..hooks.bound import BoundPlan
+from ..hooks.backward import rules_of
+from ..hooks.base import Engine
+from ..hooks.bound import BoundBackward, BoundPlan
 from ..hooks.captures import flush_reductions
 from ..hooks.executor import Executor
 from ..hooks.metrics import BoundMetric
 from ..hooks.points import Points
 from ..hooks.rules import activation_name
 from ..hooks.run_parts import RunParts, joined
+from ..hooks.sequence import Sequence, StepResult
 from ..hooks.slot import Slot
 from ..hooks.stepping import result_of
 from ..hooks.sweeps import Trunk

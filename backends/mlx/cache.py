@@ -13,8 +13,8 @@ import mlx.core as mx
 from mlx_lm.models.base import create_causal_mask
 from mlx_lm.models.cache import BatchKVCache, KVCache
 
-from ..hooks.base import Sequence
 from ..hooks.run_parts import RunParts
+from ..hooks.sequence import Sequence
 
 __all__ = ["BatchCache", "GrowingCache", "Layer", "Owner", "RunCache", "SequenceCache"]
 

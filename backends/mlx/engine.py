@@ -16,9 +16,9 @@ from mlx_lm.generate import BatchGenerator
 from numpy.typing import NDArray
 
 from ...protos.sites import Site
-from ..hooks.base import Rows, Sequence, StepResult
 from ..hooks.executor import Executor
 from ..hooks.sampling import Choice, choose_token
+from ..hooks.sequence import Rows, Sequence, StepResult
 from ..hooks.slot import Slot
 from ..hooks.stepping import result_of, sampled_logprob_rows
 from ..model.limits import Limits

@@ -9,11 +9,12 @@ import numpy as np
 
 from ...protos.model import ModelInfo
 from ...protos.sites import ATTENTION_SITES, Site
-from ..hooks.backward import Backward, BoundBackward
-from ..hooks.base import Sequence, StepResult
+from ..hooks.backward import Backward
+from ..hooks.bound import BoundBackward
 from ..hooks.executor import Executor
 from ..hooks.gradients import finish, one_prompt, slots_of, spread, values_of
 from ..hooks.metrics import INSIDE_MLP, BoundMetric
+from ..hooks.sequence import Sequence, StepResult
 from ..hooks.slot import Slot
 from .attention import Attention
 from .norms import Norms

@@ -14,9 +14,9 @@ from transformers import GenerationConfig
 from transformers.generation.continuous_batching.requests import RequestState
 
 from ...protos.sites import Site
-from ..hooks.base import Rows, Sequence, StepResult
 from ..hooks.executor import Executor
 from ..hooks.sampling import Choice, choose_token, logprobs_of
+from ..hooks.sequence import Rows, Sequence, StepResult
 from ..hooks.slot import Slot
 from ..hooks.stepping import not_finite, result_of, sampled_logprob_rows
 from ..model.limits import Limits

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 
 from ...protos.sites import ATTENTION_SITES, Site
-from ..hooks.backward import Backward, BoundBackward, Enough
-from ..hooks.base import Sequence, StepResult
+from ..hooks.backward import Backward, Enough
+from ..hooks.bound import BoundBackward
 from ..hooks.executor import Executor
 from ..hooks.gradients import finish, one_prompt, slots_of, spread, values_of
 from ..hooks.metrics import INSIDE_MLP, BoundMetric
+from ..hooks.sequence import Sequence, StepResult
 from ..hooks.slot import Slot
 from .norms import Norms
 from .taps import Taps

@@ -73,7 +73,7 @@ class Gateway:
         self._audit = Audit(Path(config.audit) if config.audit else None, prompts=config.audit_prompts)
         self.desk = Desk(Access(self.users, self.metrics.refused), self.metrics, self._audit)
         self.live = Sessions(SessionStore(self._state), self.find)
-        self.streams = PassThrough(self)
+        self.streams = PassThrough(self, self.desk, self.live, self.ready)
         self._chores = [asyncio.create_task(self._keep_up()), asyncio.create_task(self._sweep())]
 
     @property

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 from ...protos import probewire_pb2 as pb
 from ...protos.spec import Plan
 from ...protos.wire import parse
 from ..auth.audit import prompt_of
+from ..service import Operations
 from ..streams import EncodedStreams, closing, off_the_loop
-
-if TYPE_CHECKING:
-    from .gateway import Gateway
+from .request_policy import Desk
+from .sessions import Sessions
+from .workers import Worker
 
 __all__ = ["PassThrough", "sites_of"]
 
@@ -21,8 +23,15 @@ __all__ = ["PassThrough", "sites_of"]
 class PassThrough:
     """`Streams` of the gateway: the request is read for its model, and the worker's answer goes on untouched."""
 
-    def __init__(self, gateway: Gateway) -> None:
-        self._gateway = gateway
+    def __init__(
+        self,
+        operations: Operations,
+        desk: Desk,
+        sessions: Sessions,
+        ready: Callable[[str], AbstractAsyncContextManager[Worker]],
+    ) -> None:
+        """`ready`: the worker of a model, awake. `operations`: what answers where no worker is needed."""
+        self._own, self._desk, self._sessions, self._ready = EncodedStreams(operations), desk, sessions, ready
 
     def generate(self, request: bytes) -> AsyncIterator[bytes]:
         return self._passed("Inference.Generate", pb.GenerateRequest, request)
@@ -40,27 +49,25 @@ class PassThrough:
         return self._passed("Models.Weights", pb.WeightsRequest, request)
 
     def capture(self, request: bytes) -> AsyncIterator[bytes]:
-        return EncodedStreams(self._gateway).capture(request)
+        return self._own.capture(request)
 
     async def _passed(self, operation: str, message: Callable[[], Any], request: bytes) -> AsyncIterator[bytes]:
-        gateway = self._gateway
-
         def read() -> tuple[Any, dict[str, Any]]:
             asked = parse(message, request)
-            return asked, _about(asked, prompts=gateway.desk.audit.prompts)
+            return asked, _about(asked, prompts=self._desk.audit.prompts)
 
         asked, about = await off_the_loop(request, read)
-        with gateway.desk.visit(operation, **about) as visit:
-            async with gateway.ready(asked.model) as worker:
+        with self._desk.visit(operation, **about) as visit:
+            async with self._ready(asked.model) as worker:
                 visit.model = worker.config.id
                 if visit.session:
-                    session = await gateway.live.bind(worker, visit.caller, visit.session)
+                    session = await self._sessions.bind(worker, visit.caller, visit.session)
                     visit.session_name = session.name
                     visit.sites = (*visit.sites, *sites_of(session.plan))
                 method = f"/probewire.v1.{operation.replace('.', '/')}"
                 async with closing(worker.stream(method, request, visit.caller)) as messages:
                     async for piece in messages:
-                        gateway.desk.took(visit, piece)
+                        self._desk.took(visit, piece)
                         yield piece
                         visit.task = asyncio.current_task()  # an HTTP stream goes on in another once it has begun
 

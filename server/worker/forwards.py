@@ -6,11 +6,12 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from ...backends.hooks.base import Backend, Sequence, StepResult
+from ...backends.hooks.base import Backend
 from ...backends.hooks.bound import BoundPlan
 from ...backends.hooks.gradients import rows_of
 from ...backends.hooks.overflow import NotFinite, explained
 from ...backends.hooks.run_parts import RunParts
+from ...backends.hooks.sequence import Sequence, StepResult
 from ...backends.hooks.source_rows import give_rows
 from ...backends.model.chunk import SLICE_S
 from ...protos.errors import Internal, ProbewireError, error_from_code

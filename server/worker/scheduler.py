@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence as SequenceOf
 from itertools import chain
 from typing import Any
 
-from ...backends.hooks.base import Backend, Sequence
+from ...backends.hooks.base import Backend
 from ...backends.hooks.bound import BoundPlan
+from ...backends.hooks.sequence import Sequence
 from ...backends.hooks.source_rows import give_rows
 from ...protos.activity import WorkerStatus
 from ...protos.errors import Cancelled, Internal, ProbewireError, ResourceExhausted, Unavailable

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from ...backends.hooks.base import Backend
 from ...backends.hooks.bound import Bindable
@@ -21,11 +21,15 @@ from ...protos.errors import InvalidArgument, NotFound
 from ...protos.sessions import Session
 from ...protos.spec import Plan
 from .input.generate import followed
-
-if TYPE_CHECKING:
-    from .output.delivery import Job
+from .input.prepared import Prepared
 
 __all__ = ["LiveSessions", "check_session_plan"]
+
+
+class Following(Protocol):
+    """A request that may follow a session."""
+
+    prepared: Prepared
 
 
 class LiveSessions:
@@ -48,7 +52,7 @@ class LiveSessions:
             raise NotFound(f"no session {session_id!r}; it was deleted, or never was")
         return found[1]
 
-    def put(self, owner: str, session: Session, jobs: Iterable[Job], backend: Backend) -> None:
+    def put(self, owner: str, session: Session, jobs: Iterable[Following], backend: Backend) -> None:
         """Take a new session or revision that was checked, for the generations under way too: all of them, or nothing changes.
 
         Raises InvalidArgument when the plan cannot be honoured by one of them.
@@ -63,7 +67,7 @@ class LiveSessions:
         with self._lock:
             self._sessions[session.id] = (owner, session)
 
-    def _switch(self, jobs: list[Job], session: Session, backend: Backend) -> None:
+    def _switch(self, jobs: list[Following], session: Session, backend: Backend) -> None:
         switches = [(job, sequence, plan) for job in jobs for sequence, plan in job.prepared.revised(session)]
         for _, _, plan in switches:
             if not any(bound.needs for bound in plan.hooks):

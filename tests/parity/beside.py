@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from probewire.backends.hooks.base import Backend, Rows, Sequence
+from probewire.backends.hooks.base import Backend
 from probewire.backends.hooks.captures import flush_reductions
 from probewire.backends.hooks.run_parts import RunParts
+from probewire.backends.hooks.sequence import Rows, Sequence
 from probewire.protos.spec import Plan
 from tests.parity.harness import Array, sequence
 from tests.parity.random_plans import RandomPlans

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from probewire.backends import load_backend
-from probewire.backends.hooks.base import Backend, Rows, Sequence, StepResult
+from probewire.backends.hooks.base import Backend
 from probewire.backends.hooks.captures import flush_reductions
 from probewire.backends.hooks.plan import bind
+from probewire.backends.hooks.sequence import Rows, Sequence, StepResult
 from probewire.backends.model.limits import Limits
 from probewire.backends.saes import Sae, Shelf
 from probewire.protos.model import Sampling

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from probewire.backends.hooks.backward import BoundBackward
-from probewire.backends.hooks.base import Sequence
+from probewire.backends.hooks.bound import BoundBackward
 from probewire.backends.hooks.metrics import bind_metric
 from probewire.backends.hooks.plan import bind
+from probewire.backends.hooks.sequence import Sequence
 from probewire.clients import capture, hook, patch
 from probewire.protos.edits import Scale
 from probewire.protos.errors import InvalidArgument, ResourceExhausted

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from probewire.backends.hooks.base import Backend, StepResult
+from probewire.backends.hooks.base import Backend
 from probewire.backends.hooks.run_parts import RunParts
+from probewire.backends.hooks.sequence import StepResult
 from probewire.clients import capture, patch
 from probewire.protos.spec import Capture, Hook, Mean, NextLogprob, Plan
 from tests.parity.beside import MOST, Beside

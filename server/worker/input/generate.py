@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
-from ....backends.hooks.base import Backend, Sequence
+from ....backends.hooks.base import Backend
 from ....backends.hooks.bound import BoundPlan, Mode
 from ....backends.hooks.plan import bind
+from ....backends.hooks.sequence import Sequence
 from ....backends.model.tokenizer import Tokenizer
 from ....backends.saes import Shelf
 from ....protos.depth import request_at_depth

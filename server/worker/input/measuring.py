@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import chain
 
-from ....backends.hooks.backward import BoundBackward, BoundPath, without_gradient
-from ....backends.hooks.base import Backend, Sequence
-from ....backends.hooks.bound import BoundHook, BoundPlan
+from ....backends.hooks.backward import without_gradient
+from ....backends.hooks.base import Backend
+from ....backends.hooks.bound import BoundBackward, BoundHook, BoundPath, BoundPlan
 from ....backends.hooks.gradients import rows_of
 from ....backends.hooks.metrics import BoundMetric, bind_metric
 from ....backends.hooks.plan import bind
+from ....backends.hooks.sequence import Sequence
 from ....backends.hooks.sweeps import hooks_in, start_of
 from ....backends.model.tokenizer import Tokenizer
 from ....backends.saes import Shelf

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ....backends.hooks.base import Sequence
 from ....backends.hooks.bound import BoundHook, BoundPlan, Mode
 from ....backends.hooks.plan import succeed
+from ....backends.hooks.sequence import Sequence
 from ....backends.hooks.source_rows import give_rows
 from ....protos.model import Input, ResolvedHook, Started
 from ....protos.sessions import Session

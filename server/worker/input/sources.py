@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
-from ....backends.hooks.base import Sequence
 from ....backends.hooks.bound import Bindable, BoundHook
 from ....backends.hooks.checks import from_input
 from ....backends.hooks.plan import bind
+from ....backends.hooks.sequence import Sequence
 from ....backends.saes import Shelf
 from ....protos.errors import InvalidArgument
 from ....protos.spec import Capture, Hook, Plan, Where

@@ -11,8 +11,8 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from ....backends.hooks.base import Rows, Sequence, StepResult
 from ....backends.hooks.captures import flush_reductions
+from ....backends.hooks.sequence import Rows, Sequence, StepResult
 from ....backends.model.tokenizer import Tokenizer
 from ....protos.errors import ProbewireError
 from ....protos.metrics import Measured

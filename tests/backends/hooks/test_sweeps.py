@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from probewire.backends.hooks.base import Sequence
 from probewire.backends.hooks.bound import BoundPlan
 from probewire.backends.hooks.plan import bind
 from probewire.backends.hooks.points import PROBE_LENGTHS, Points, Seen
+from probewire.backends.hooks.sequence import Sequence
 from probewire.backends.hooks.sweeps import NOWHERE, WHOLE, Start, Trunk, grouped, hooks_in, start_of
 from probewire.backends.model.sites import FAMILIES, Dims, site_infos
 from probewire.clients import hook

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from probewire.backends.hooks.base import Rows, Sequence
 from probewire.backends.hooks.captures import flush_reductions
+from probewire.backends.hooks.sequence import Rows, Sequence
 from probewire.backends.mlx.backend import MlxBackend
 from probewire.backends.mlx.engine import MlxEngine
 from probewire.backends.model.limits import Limits

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from probewire.backends.hooks.base import Sequence
+from probewire.backends.hooks.sequence import Sequence
 from probewire.backends.model.limits import Limits
 from probewire.protos.model import Finished, GenerateRequest, Input, RunRequest, Sampling, Started, Token
 from probewire.server.auth.callers import local_caller

@@ -1,24 +1,88 @@
-"""What a model offers as a table that a person reads."""
+"""What a model offers, and how it tells people: as a table."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import zip_longest
-from typing import TYPE_CHECKING
 
 from .sites import ATTENTION_SITES
+from .tokens import EndToken
 
-if TYPE_CHECKING:
-    from .model import ModelInfo, SiteInfo
-
-__all__ = ["model_table"]
+__all__ = ["ModelInfo", "SiteInfo"]
 
 NAMES_WIDTH, WIDTH = 34, 110
 _HEAD = ("sites", "layers", "axes", "run", "gen", "∂", "edits")
 
 
-def model_table(info: ModelInfo) -> str:
+@dataclass(frozen=True, slots=True)
+class SiteInfo:
+    """One kind of site and what this model on this backend does with it."""
+
+    name: str
+    axes: tuple[str, ...]
+    widths: tuple[int, ...]
+    """Sizes of the axes after the row axis; 0 where it depends on the request (the key axis)."""
+    layers: tuple[int, ...] | None = None
+    """Layers that offer it; None for global sites."""
+    run: bool = True
+    generate: bool = True
+    gradients: bool = False
+    edits: tuple[str, ...] = ()
+    """Edits accepted here, by name; empty where only captures are."""
+    note: str = ""
+    """Why something is refused, and what to do instead."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class ModelInfo:
+    """What `Describe` says of a loaded model."""
+
+    id: str
+    family: str
+    """llama, gpt2, gemma, … or "unknown" (raw module sites only)."""
+    architecture: str
+    """`model_type` of the checkpoint's config."""
+    backend: str
+    device: str
+    dtype: str
+    attention: str
+    """The attention kernel that plain requests use."""
+    model_hash: str
+    n_layers: int
+    d_model: int
+    n_heads: int
+    n_kv_heads: int
+    d_head: int
+    d_mlp: int
+    vocab_size: int
+    n_experts: int = 0
+    context_length: int = 0
+    """Positions a request may use, prompt and new tokens together."""
+    context_note: str = ""
+    """Why there are fewer of them than the operator allows, where there are."""
+    generate: bool = True
+    generate_note: str = ""
+    """Why generation is refused, when it is."""
+    chat_template: bool = False
+    n_slots: int = 0  # generations that run at once
+    rules: tuple[str, ...] = ()  # of a backward pass, that gradients may ask for
+    ends: tuple[EndToken, ...] = ()
+    """What ends a generation (unless `ignore_eos`): all that the configs, the tokenizer and the chat template name."""
+    sites: tuple[SiteInfo, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Library name → version."""
+
+    def site(self, name: str) -> SiteInfo | None:
+        """The entry for a kind of site, or None when this model does not offer it."""
+        return next((site for site in self.sites if site.name == name), None)
+
+    def __repr__(self) -> str:
+        return _table(self)
+
+
+def _table(info: ModelInfo) -> str:
     """Sizes and limits, then the sites: those that are alike in all stand in one row."""
     lines = [info.id or "model", *_labelled(_facts(info)), ""]
     if not info.sites:
