@@ -22,7 +22,7 @@ from probewire.clients import Client, Hook, Sampling, capture
 from probewire.protos import probewire_pb2 as pb
 from probewire.protos.model import GenerateRequest, Input
 from probewire.protos.spec import Plan
-from probewire.protos.wire import to_proto
+from probewire.protos.wire.codec import to_proto
 
 __all__ = ["latents_cost"]
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from wire_servers import METHOD, N_BYTES, SHAPE
 
 from probewire.clients import Client, Input
-from probewire.clients.rpc import RpcTransport
+from probewire.clients.transport.rpc import RpcTransport
 from probewire.protos.model import RunRequest, TensorFrame
 
 Read = Callable[[], object]

@@ -50,22 +50,22 @@ from ..protos.spec import (
     Where,
 )
 from ..protos.tensors import Tensor
-from .aligning import Alignment, align
-from .asked import Asked
 from .async_client import AsyncClient
 from .async_session import AsyncLiveSession
 from .async_stream import AsyncStream
-from .captures import Captures
 from .client import Client
-from .hooks import ablate, capture, edit_latents, hook, patch, reconstruct, steer
-from .latents import LatentRows
-from .loading import load
-from .named_array import NamedArray
-from .results import Generation, Gradients, InputResult, Run
+from .requests.aligning import Alignment, align
+from .requests.asked import Asked
+from .requests.hooks import ablate, capture, edit_latents, hook, patch, reconstruct, steer
+from .results.captures import Captures
+from .results.latents import LatentRows
+from .results.loading import load
+from .results.named_array import NamedArray
+from .results.results import Generation, Gradients, InputResult, Run
+from .results.sweep import Sweep
 from .session import LiveSession
 from .steering import SteeringVector
 from .stream import Step, Stream
-from .sweep import Sweep
 
 __all__ = [
     "Add",

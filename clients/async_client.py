@@ -9,17 +9,18 @@ from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from ..protos.service import Service
-from . import calls, repeating, server_calls, session as session_calls
-from .addresses import connect_async
-from .asked import Asked
-from .async_inprocess import AsyncInProcessTransport
+from . import calls, server_calls, session as session_calls
 from .async_session import AsyncLiveSession, NewSession
-from .async_steps import AsyncTransport, aperform
 from .async_stream import AsyncStream
 from .client import DEFAULT_URL
-from .hooks import Hooks
-from .steps import Caller, Steps, ask
-from .tls import read_tls
+from .requests import repeating
+from .requests.asked import Asked
+from .requests.async_steps import AsyncTransport, aperform
+from .requests.hooks import Hooks
+from .requests.steps import Caller, Steps, ask
+from .transport.addresses import connect_async
+from .transport.async_inprocess import AsyncInProcessTransport
+from .transport.tls import read_tls
 
 __all__ = ["AsyncClient"]
 

@@ -10,10 +10,10 @@ from typing import Any, Self
 from ..protos.errors import NotFound, ProbewireError
 from ..protos.service import Service
 from ..protos.sessions import Session
-from .async_steps import AsyncTransport, aperform
-from .hooks import Hooks
+from .requests.async_steps import AsyncTransport, aperform
+from .requests.hooks import Hooks
+from .requests.steps import Steps, ask
 from .session import SessionView, update
-from .steps import Steps, ask
 
 __all__ = ["AsyncLiveSession", "NewSession"]
 

@@ -9,9 +9,9 @@ from typing import Any, Self
 
 from ..protos.errors import FailedPrecondition
 from ..protos.model import Event
-from .asked import Asked
-from .async_closable import AsyncClosable
+from .requests.asked import Asked
 from .stream import Step, StreamView, Told
+from .transport.async_closable import AsyncClosable
 
 __all__ = ["AsyncStream"]
 

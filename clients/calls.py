@@ -13,18 +13,18 @@ from ..protos.gradients import IntegratedPath
 from ..protos.model import MAX_INPUTS, Started
 from ..protos.service import Service
 from ..protos.spec import Plan
-from .answering import OnStarted, answered
-from .asked import Asked
-from .collecting import Collector, SweepCollector
-from .hooks import HookLike, Hooks, planned
 from .progress import progress_bar
-from .prompts import Prompts, to_inputs
-from .results import Generation, Gradients, InputResult, Run
-from .sampling import SamplingOptions, to_sampling
+from .requests.answering import OnStarted, answered
+from .requests.asked import Asked
+from .requests.hooks import HookLike, Hooks, planned
+from .requests.prompts import Prompts, to_inputs
+from .requests.sampling import SamplingOptions, to_sampling
+from .requests.steps import Caller, Steps, ask
+from .requests.targets import Targets, to_targets
+from .results.collecting import Collector, SweepCollector
+from .results.results import Generation, Gradients, InputResult, Run
+from .results.sweep import Sweep, sweep_axes
 from .session import SessionView
-from .steps import Caller, Steps, ask
-from .sweep import Sweep, sweep_axes
-from .targets import Targets, to_targets
 
 __all__ = [
     "Captured",

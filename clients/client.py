@@ -9,16 +9,17 @@ from types import TracebackType
 from typing import Concatenate, ParamSpec, Self, TypeVar
 
 from ..protos.service import Service
-from . import calls, repeating, server_calls, session as session_calls
-from .addresses import connect
-from .asked import Asked
+from . import calls, server_calls, session as session_calls
 from .calls import Captured
-from .hooks import Hooks
-from .inprocess import InProcessTransport
+from .requests import repeating
+from .requests.asked import Asked
+from .requests.hooks import Hooks
+from .requests.steps import Caller, Steps, perform
 from .session import LiveSession
-from .steps import Caller, Steps, perform
 from .stream import Stream
-from .tls import read_tls
+from .transport.addresses import connect
+from .transport.inprocess import InProcessTransport
+from .transport.tls import read_tls
 
 __all__ = ["DEFAULT_URL", "Captured", "Client"]
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..protos.errors import FailedPrecondition, InvalidArgument, NotFound
 from ..protos.sites import Site
-from .labelled import required
+from .results.labelled import required
 
 if TYPE_CHECKING:
     from ..protos.model import ModelInfo

@@ -9,8 +9,8 @@ from ..protos.errors import InvalidArgument, ResourceExhausted, Unavailable
 from ..protos.saes import SaeFiles, SaePart
 from ..protos.service import Service
 from .progress import progress_bar
-from .steps import Steps, ask
-from .transport import Watch
+from .requests.steps import Steps, ask
+from .transport.base import Watch
 
 __all__ = ["sae_files"]
 

@@ -13,11 +13,11 @@ from ..protos.saes import LoadSaeRequest, SaeInfo
 from ..protos.service import Service
 from ..protos.tensors import Array
 from .progress import progress_bar
-from .prompts import Prompt, to_input
+from .requests.prompts import Prompt, to_input
+from .requests.steps import Caller, Steps, ask, listen
+from .requests.tokens import one_token
 from .sae_files import sae_files
-from .steps import Caller, Steps, ask, listen
-from .tokens import one_token
-from .transport import Transport
+from .transport.base import Transport
 
 __all__ = [
     "activity",

@@ -10,10 +10,10 @@ from ..protos.errors import NotFound, ProbewireError
 from ..protos.service import Service
 from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from ..protos.spec import Hook, Plan
-from .for_model import require_model
-from .hooks import Hooks, planned
-from .steps import Caller, Steps, ask, perform
-from .transport import Transport
+from .requests.for_model import require_model
+from .requests.hooks import Hooks, planned
+from .requests.steps import Caller, Steps, ask, perform
+from .transport.base import Transport
 
 __all__ = ["LiveSession", "SessionView", "create", "update"]
 

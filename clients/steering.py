@@ -13,18 +13,18 @@ import numpy as np
 import safetensors
 import safetensors.numpy as safetensors_numpy
 
-from ..protos.assemble import row_axis
 from ..protos.errors import FailedPrecondition, InvalidArgument, NotFound
 from ..protos.sites import Site
 from ..protos.spec import Last, Mean
 from ..protos.tensors import Array, Tensor, require_finite
+from ..protos.wire.assemble import row_axis
 from . import control_vectors
-from .axes import reduction_of
 from .control_vectors import ControlVector
+from .results.axes import reduction_of
 
 if TYPE_CHECKING:
     from ..protos.model import ModelInfo
-    from .results import Result
+    from .results.results import Result
 
 __all__ = ["SteeringVector"]
 

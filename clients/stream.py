@@ -8,16 +8,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ..protos.assemble import assemble
 from ..protos.errors import FailedPrecondition, Internal
 from ..protos.model import Event, Finished, ResolvedHook, Revised, Started, TensorFrame, Token
 from ..protos.tensors import Array
-from .asked import Asked
-from .captures import Captures
-from .closable import Closable
-from .collecting import Collector
-from .for_model import require_model
-from .results import Generation
+from ..protos.wire.assemble import assemble
+from .requests.asked import Asked
+from .requests.for_model import require_model
+from .results.captures import Captures
+from .results.collecting import Collector
+from .results.results import Generation
+from .transport.closable import Closable
 
 __all__ = ["Step", "Stream", "StreamView", "Told"]
 

@@ -1,4 +1,4 @@
-"""What an operator sets, a frozen dataclass a layer. Filled in `cli/serve.py`; the environment is read nowhere."""
+"""What an operator sets, a frozen dataclass a layer. Filled in `cli/serve/command.py`; the environment is read nowhere."""
 
 from __future__ import annotations
 

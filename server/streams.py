@@ -8,12 +8,12 @@ from contextlib import asynccontextmanager
 from typing import Any, Protocol, TypeVar
 
 from ..protos import probewire_pb2 as pb
-from ..protos.events import MAX_CHUNK_BYTES, encode_events
 from ..protos.gradients import GradientsRequest
 from ..protos.model import Event, GenerateRequest, RunRequest, StoredCapture, TensorFrame
 from ..protos.sweeps import SweepRequest
 from ..protos.tensors import Tensor
-from ..protos.wire import from_proto, parse
+from ..protos.wire.codec import from_proto, parse
+from ..protos.wire.events import MAX_CHUNK_BYTES, encode_events
 from .service import Operations
 
 __all__ = ["EncodedStreams", "Streams", "closing", "off_the_loop"]

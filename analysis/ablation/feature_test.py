@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...clients import Client, NamedArray, Tensor, ablate, steer
-from ...clients.hooks import Options
+from ...clients.requests.hooks import Options
 from ...protos.errors import InvalidArgument
 from ...protos.metrics import Metric, Target
 from ...protos.sites import HEAD_SITES, Site

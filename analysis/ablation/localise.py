@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...clients import Client, Input, NamedArray, capture
-from ...clients.prompts import Prompts
+from ...clients.requests.prompts import Prompts
 from ...protos.errors import InvalidArgument
 from ...protos.sites import Site
 from ...protos.spec import Hook

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ...clients import Input, Tensor, patch
-from ...clients.hooks import Options
+from ...clients.requests.hooks import Options
 from ...protos.edits import Constant, Inline, Zeros
 from ...protos.errors import InvalidArgument
 from ...protos.spec import Hook

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Unpack
 
 from ...clients import hook
-from ...clients.hooks import Options
+from ...clients.requests.hooks import Options
 from ...protos.edits import Noise, Replace, Scale, Source
 from ...protos.errors import InvalidArgument
 from ...protos.model import ModelInfo

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...clients import Client, Input
-from ...clients.prompts import Prompts, to_inputs
+from ...clients.requests.prompts import Prompts, to_inputs
 from ...protos.errors import InvalidArgument
 from ...protos.sites import ATTENTION_SITES, Site
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...clients import Client, Input, NamedArray, patch as patch_hook
-from ...clients.prompts import Prompts
+from ...clients.requests.prompts import Prompts
 from ...protos.errors import Unsupported
 from ...protos.metrics import Metric, Target
 from ...protos.model import MAX_INPUTS, ModelInfo

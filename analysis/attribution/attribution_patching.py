@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...clients import Client
-from ...clients.prompts import Prompts
+from ...clients.requests.prompts import Prompts
 from ...protos.metrics import Metric
 from .grid import Heads, Layers, Positions, make_grid
 from .pairs import Direction, make_pairs, same_length

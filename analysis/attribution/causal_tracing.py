@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...clients import Client, Hook, Input, NamedArray, capture, hook, patch as patch_hook
-from ...clients.prompts import Prompt, to_input
+from ...clients.requests.prompts import Prompt, to_input
 from ...protos.edits import Noise
 from ...protos.errors import InvalidArgument
 from ...protos.metrics import LogProb

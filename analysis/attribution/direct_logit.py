@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...clients import Client, Input, InputResult, NamedArray, ablate, capture, patch
-from ...clients.prompts import Prompt
-from ...clients.results import Gradients
+from ...clients.requests.prompts import Prompt
+from ...clients.results.results import Gradients
 from ...protos.errors import InvalidArgument, Unsupported
 from ...protos.metrics import Logit, LogitDifference, Metric
 from ...protos.model import ModelInfo

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...clients import Captures, Client, Input, NamedArray
-from ...clients.prompts import Prompts
+from ...clients.requests.prompts import Prompts
 from ...protos.gradients import IntegratedPath
 from ...protos.metrics import Metric
 from ...protos.model import ModelInfo

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...clients import Client, Gather, Hook, InputResult, Run, TopK, capture, patch
-from ...clients.prompts import Prompt
+from ...clients.requests.prompts import Prompt
 from ...protos.errors import Internal, InvalidArgument
 from .grid import Layers, from_start
 

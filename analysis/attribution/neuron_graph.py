@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...clients import Client, Input, capture as capture_hook, hook
-from ...clients.prompts import Prompt
+from ...clients.requests.prompts import Prompt
 from ...protos.errors import InvalidArgument
 from ...protos.metrics import Coordinate, Logit, LogitDifference, LogProb, Metric, TopLogits, WeightedSum
 from ...protos.model import Tokenized

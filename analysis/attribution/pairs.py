@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ...clients import Client, Input
-from ...clients.prompts import Prompts, to_inputs
+from ...clients.requests.prompts import Prompts, to_inputs
 from ...protos.errors import InvalidArgument
 from ...protos.metrics import Kl, Metric, Target, WeightedSum
 from ...protos.model import MAX_INPUTS

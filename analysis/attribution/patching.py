@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...clients import Client, Hook, NamedArray, patch as patch_hook
-from ...clients.hooks import Options
-from ...clients.prompts import Prompts
+from ...clients.requests.hooks import Options
+from ...clients.requests.prompts import Prompts
 from ...protos.errors import InvalidArgument
 from ...protos.metrics import Metric
 from .grid import Cell, Heads, Layers, Positions, make_grid

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...clients import Client, Hook, Input, NamedArray, patch as patch_hook
-from ...clients.hooks import Options
-from ...clients.prompts import Prompts
+from ...clients.requests.hooks import Options
+from ...clients.requests.prompts import Prompts
 from ...protos.errors import InvalidArgument
 from ...protos.metrics import Metric
 from ...protos.model import MAX_INPUTS, ModelInfo

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from ...clients.aligning import Alignment, How, align as align_tokens
+from ...clients.requests.aligning import Alignment, How, align as align_tokens
 from ...protos.errors import InvalidArgument
 from ...protos.model import Tokenized
 from .grid import Positions

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...clients import Client, NamedArray
-from ...clients.prompts import Prompts, to_inputs
+from ...clients.requests.prompts import Prompts, to_inputs
 from ...protos.errors import InvalidArgument
 from ...protos.metrics import Metric, Target
 from .attribution_patching import attribution_patching

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...clients import Client, NamedArray
-from ...clients.results import Gradients
+from ...clients.results.results import Gradients
 from ...protos.errors import InvalidArgument
 from ...protos.gradients import IntegratedPath
 from ...protos.model import ModelInfo

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...clients import Client, Constant, FromInput, Hook, Inline, Replace, Zeros, hook
-from ...clients.hooks import Options
-from ...clients.prompts import Prompts
+from ...clients.requests.hooks import Options
+from ...clients.requests.prompts import Prompts
 from ...protos.edits import Source
 from ...protos.errors import InvalidArgument
 from ...protos.metrics import Metric

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...clients import Client, Input, patch as patch_hook
-from ...clients.prompts import Prompts
+from ...clients.requests.prompts import Prompts
 from ...protos.errors import InvalidArgument
 from ...protos.metrics import Metric
 from ...protos.model import MAX_INPUTS

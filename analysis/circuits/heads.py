@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...clients import Client, Input, NamedArray, capture
-from ...clients.prompts import Prompt
+from ...clients.requests.prompts import Prompt
 from ...protos.errors import InvalidArgument
 from ...protos.metrics import Logit, LogitDifference
 from ..attribution.direct_logit import direct_logit

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...clients import Client, Gather, capture
-from ...clients.hooks import Hooks
+from ...clients.requests.hooks import Hooks
 from ...protos.spec import Hook
 from .fitted import FittedTask, Form
 

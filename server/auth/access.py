@@ -24,7 +24,7 @@ NETWORK_BITS = 64
 
 
 class Access:
-    """Lets callers in. With no users at all, everybody is the local one: `cli/serve.py` sees to it that only this
+    """Lets callers in. With no users at all, everybody is the local one: `cli/serve/command.py` sees to it that only this
     machine can reach such a box, unless the operator insisted. Used by the event loop alone.
     """
 

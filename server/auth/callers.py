@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import orjson
 
 from ...protos.errors import Internal
-from ...protos.wire import from_json, to_json
+from ...protos.wire.codec import from_json, to_json
 from .users import LOCAL, User
 
 __all__ = [

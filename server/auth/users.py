@@ -19,7 +19,7 @@ from typing import Literal, get_args
 import orjson
 
 from ...protos.errors import FailedPrecondition, InvalidArgument, NotFound
-from ...protos.wire import from_json, to_json
+from ...protos.wire.codec import from_json, to_json
 from ..state.database import State
 
 __all__ = ["LOCAL", "ROLES", "Role", "User", "UserLimits", "Users"]

@@ -13,7 +13,6 @@ from typing import Any
 from ...protos import probewire_pb2 as pb
 from ...protos.activity import ActivityReport
 from ...protos.errors import Unavailable
-from ...protos.events import FrameAssembler, decode_events
 from ...protos.gradients import GradientsRequest
 from ...protos.loading import HealthReport, LoadProgress, LoadRequest
 from ...protos.model import Event, GenerateRequest, ModelInfo, RunRequest, StoredCapture, Tokenized, TokenizeRequest
@@ -21,7 +20,8 @@ from ...protos.saes import LoadSaeRequest, SaeInfo, SaePart, SaeReceived
 from ...protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from ...protos.sweeps import SweepRequest
 from ...protos.tensors import Tensor
-from ...protos.wire import from_proto, to_proto
+from ...protos.wire.codec import from_proto, to_proto
+from ...protos.wire.events import FrameAssembler, decode_events
 from ..auth.access import Access
 from ..auth.audit import Audit
 from ..auth.users import Users

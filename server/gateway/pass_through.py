@@ -9,7 +9,7 @@ from typing import Any
 
 from ...protos import probewire_pb2 as pb
 from ...protos.spec import Plan
-from ...protos.wire import parse
+from ...protos.wire.codec import parse
 from ..auth.audit import prompt_of
 from ..service import Operations
 from ..streams import EncodedStreams, closing, off_the_loop

@@ -22,7 +22,7 @@ import orjson
 
 from ...protos.errors import Code, Internal, ProbewireError, Unavailable, error_from_code
 from ...protos.loading import LoadProgress
-from ...protos.wire import to_json
+from ...protos.wire.codec import to_json
 from ..config import WorkerConfig
 
 __all__ = ["WorkerProcess"]

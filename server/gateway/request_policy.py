@@ -13,7 +13,7 @@ from typing import Any
 
 from ...protos.activity import RequestActivity
 from ...protos.errors import Code, PermissionDenied, ProbewireError, ResourceExhausted, Unauthenticated
-from ...protos.events import Tally, tally
+from ...protos.wire.events import Tally, tally
 from ..auth.access import Access
 from ..auth.audit import Audit
 from ..auth.callers import Caller, current_caller

@@ -9,7 +9,7 @@ from weakref import WeakValueDictionary
 from ...protos import probewire_pb2 as pb
 from ...protos.errors import InvalidArgument, ProbewireError
 from ...protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
-from ...protos.wire import to_proto
+from ...protos.wire.codec import to_proto
 from ..auth.callers import Caller
 from ..state.sessions import SessionStore
 from .workers import Worker

@@ -13,7 +13,7 @@ import time
 from ...protos import probewire_pb2 as pb
 from ...protos.errors import ProbewireError, Unavailable
 from ...protos.model import ModelInfo
-from ...protos.wire import from_proto
+from ...protos.wire.codec import from_proto
 from ..config import Supervision
 from .channel import WorkerChannel
 from .process import WorkerProcess

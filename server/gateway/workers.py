@@ -18,7 +18,7 @@ from ...protos.activity import ModelActivity, WorkerStatus
 from ...protos.errors import Internal, ProbewireError, Unavailable
 from ...protos.loading import LoadProgress
 from ...protos.model import ModelInfo
-from ...protos.wire import from_proto
+from ...protos.wire.codec import from_proto
 from ..auth.callers import Caller
 from ..config import Supervision, WorkerConfig
 from ..streams import closing

@@ -28,7 +28,7 @@ from safetensors.numpy import save
 from ...protos.errors import Internal, NotFound, ProbewireError, ResourceExhausted
 from ...protos.model import StoredCapture
 from ...protos.tensors import Array, Tensor
-from ...protos.wire import from_json, to_json
+from ...protos.wire.codec import from_json, to_json
 from .database import ORPHAN_S, State, write_whole
 
 __all__ = ["CaptureStore", "Kept", "Reservation"]

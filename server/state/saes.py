@@ -30,7 +30,7 @@ from ...protos.errors import (
 )
 from ...protos.model import ModelInfo
 from ...protos.saes import SaeInfo, SaePart, SaeReceived
-from ...protos.wire import from_json, to_json
+from ...protos.wire.codec import from_json, to_json
 from ..auth.users import User
 from .database import ORPHAN_S, State, write_whole
 from .uploads import SaeUploads

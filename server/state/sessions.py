@@ -13,7 +13,7 @@ from ...protos import probewire_pb2 as pb
 from ...protos.errors import FailedPrecondition, NotFound, ResourceExhausted
 from ...protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from ...protos.spec import Plan
-from ...protos.wire import from_proto, to_proto
+from ...protos.wire.codec import from_proto, to_proto
 from .database import State
 
 __all__ = ["SessionStore"]

@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from ...protos.errors import Internal, ProbewireError
-from ...protos.wire import from_json
+from ...protos.wire.codec import from_json
 from ..api.grpc.service import RpcServer, admit_from_the_gateway
 from ..config import Factory, WorkerConfig
 from ..memory import keep_freed_memory

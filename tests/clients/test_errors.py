@@ -9,7 +9,8 @@ import grpc
 import httpx
 import pytest
 
-from probewire.clients import Internal, InvalidArgument, ProbewireError, Unavailable, rest_errors, rpc_errors
+from probewire.clients import Internal, InvalidArgument, ProbewireError, Unavailable
+from probewire.clients.transport import rest_errors, rpc_errors
 from probewire.protos.errors import Code
 
 

@@ -34,8 +34,8 @@ from probewire.clients import (
     load,
     steer,
 )
-from probewire.clients.asked import Asked
-from probewire.clients.collecting import Collector, SweepCollector
+from probewire.clients.requests.asked import Asked
+from probewire.clients.results.collecting import Collector, SweepCollector
 from probewire.protos.gradients import GradientsRequest
 from probewire.protos.metrics import Measured
 from probewire.protos.model import Event, Finished, Tokenized, TokenizeRequest

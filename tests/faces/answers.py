@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from probewire.protos.assemble import CaptureKey, assemble
 from probewire.protos.metrics import Measured
 from probewire.protos.model import Event, Finished, Started, TensorFrame, Token
 from probewire.protos.tensors import Array, Tensor, numpy_dtype
-from probewire.protos.wire import from_json
+from probewire.protos.wire.assemble import CaptureKey, assemble
+from probewire.protos.wire.codec import from_json
 
 __all__ = ["Answer", "Rows", "array_of", "frame_of", "from_events", "require_same"]
 

@@ -11,7 +11,7 @@ import grpc
 import numpy as np
 
 from probewire.clients import Tensor
-from probewire.protos.wire import to_json
+from probewire.protos.wire.codec import to_json
 from tests.faces.serving import DEADLINE_S, Served
 
 __all__ = ["GOOD_HOOK", "PROMPT", "add", "called", "fill", "posted"]

@@ -132,7 +132,7 @@ def test_what_belongs_to_one_does_not_exist_for_another(connect: Callable[[str],
         ):
             with pytest.raises(NotFound, match=f"{kept.id}|{session.id}"):
                 call()
-        from probewire.protos.wire import from_json
+        from probewire.protos.wire.codec import from_json
 
         with pytest.raises(NotFound, match=f"no stored capture '{kept.id}'"):
             bob.run(PROMPT, hooks=from_json(Plan, patch).hooks, model=model)

@@ -12,15 +12,15 @@ import safetensors
 
 from probewire.clients import Client
 from probewire.protos import probewire_pb2 as pb
-from probewire.protos.delimited import iter_delimited
-from probewire.protos.events import FrameAssembler, decode_events
 from probewire.protos.gradients import GradientsRequest
 from probewire.protos.metrics import Measured
 from probewire.protos.model import Event, Finished, GenerateRequest, RunRequest, Started, TensorFrame, Token
 from probewire.protos.service import InferenceRequest
 from probewire.protos.sweeps import SweepRequest
 from probewire.protos.tensors import Tensor
-from probewire.protos.wire import from_json, to_json, to_proto
+from probewire.protos.wire.codec import from_json, to_json, to_proto
+from probewire.protos.wire.delimited import iter_delimited
+from probewire.protos.wire.events import FrameAssembler, decode_events
 from tests.faces.answers import Answer, Rows, frame_of, from_events, from_parts, key_of, rows_of
 from tests.faces.serving import DEADLINE_S, Served
 

@@ -16,7 +16,7 @@ import uvicorn
 from fake_model import FakeOperations
 from fastapi import FastAPI
 
-from probewire.cli.http import ImpatientProtocol
+from probewire.cli.serve.http import ImpatientProtocol
 from probewire.server.api.http.app import create_app
 
 __all__ = ["Address", "Answer", "eventually", "http_server", "listening", "said"]

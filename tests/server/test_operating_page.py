@@ -9,7 +9,7 @@ import pytest
 
 from probewire.backends.model import chunk
 from probewire.backends.model.limits import Limits
-from probewire.cli import http
+from probewire.cli.serve import http
 from probewire.protos.metrics import MAX_TARGETS
 from probewire.protos.model import MAX_INPUTS
 from probewire.protos.spec import MAX_HOOKS

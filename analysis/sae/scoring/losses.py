@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ....clients import Client, Hook, Input, Run, capture, hook
 from ....clients.progress import progress_bar
-from ....clients.prompts import Prompts
+from ....clients.requests.prompts import Prompts
 from ....protos.edits import Constant, Edit, Replace, Zeros
 from ....protos.errors import InvalidArgument
 from ....protos.latents import Latents

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....clients import Client, Input, capture
-from ....clients.prompts import Prompts
+from ....clients.requests.prompts import Prompts
 from ....protos.errors import FailedPrecondition, InvalidArgument
 from ....protos.saes import SaeInfo
 from ...ablation.reference import tokenized

@@ -17,7 +17,7 @@ from ....protos.loading import LoadRequest
 from ....protos.model import TokenizeRequest
 from ....protos.saes import LoadSaeRequest, SaePart
 from ....protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
-from ....protos.wire import from_proto, parse, to_proto
+from ....protos.wire.codec import from_proto, parse, to_proto
 from ...auth.access import Access
 from ...auth.callers import CALLER, Caller, caller_from_metadata
 from ...auth.proxies import FORWARDED_FOR, NO_PROXIES, Proxies, host_of

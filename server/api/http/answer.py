@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ....protos.assemble import AssembledCapture, assemble
 from ....protos.errors import Internal
 from ....protos.metrics import Measured
 from ....protos.model import Event, Finished, Started, TensorFrame, Token
-from ....protos.wire import to_json
+from ....protos.wire.assemble import AssembledCapture, assemble
+from ....protos.wire.codec import to_json
 from .tensors import Style, capture_json, capture_names, safetensors_file
 
 __all__ = ["Answer"]

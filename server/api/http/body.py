@@ -12,7 +12,7 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 
 from ....protos.errors import Cancelled, DeadlineExceeded, InvalidArgument
-from ....protos.wire import from_json
+from ....protos.wire.codec import from_json
 from .errors import BodyTooLarge
 from .fields import brief
 

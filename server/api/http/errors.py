@@ -14,8 +14,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ....protos.error_body import error_to_json
 from ....protos.errors import Code, Internal, InvalidArgument, ProbewireError, ResourceExhausted, error_from_code
+from ....protos.wire.error_body import error_to_json
 from ...auth.callers import new_request_id
 from ...metrics import Metrics
 

@@ -7,12 +7,12 @@ from typing import Any, Literal, cast
 
 import orjson
 
-from ....protos.delimited import MEDIA_TYPE as PROTOBUF, delimit, trailer
-from ....protos.error_body import error_to_json
 from ....protos.errors import InvalidArgument, ProbewireError
-from ....protos.events import encode_events
 from ....protos.model import Event, TensorFrame
-from ....protos.wire import to_json
+from ....protos.wire.codec import to_json
+from ....protos.wire.delimited import MEDIA_TYPE as PROTOBUF, delimit, trailer
+from ....protos.wire.error_body import error_to_json
+from ....protos.wire.events import encode_events
 from .tensors import Style, frame_json
 
 __all__ = ["FORMATS", "NDJSON", "STREAMS", "Delimited", "Format", "JsonLines", "ServerSentEvents", "chosen_format"]
@@ -132,7 +132,7 @@ class JsonLines:
 
 
 class Delimited:
-    """`Events` messages behind their lengths and a trailer: see protos/delimited.py."""
+    """`Events` messages behind their lengths and a trailer: see protos/wire/delimited.py."""
 
     media_type = PROTOBUF
 

@@ -1,4 +1,4 @@
-"""JSON schemas of the value classes, for OpenAPI: from their type hints, as protos/wire.py reads them."""
+"""JSON schemas of the value classes, for OpenAPI: from their type hints, as protos/wire/codec.py reads them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from ....protos.tensors import DTYPES, Tensor
-from ....protos.wire import snake
+from ....protos.wire.codec import snake
 
 __all__ = ["Schemas", "object_schema"]
 

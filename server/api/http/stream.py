@@ -11,8 +11,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ....protos.errors import Cancelled, Internal, ProbewireError
-from ....protos.events import nbytes
 from ....protos.model import Event, Finished, Input
+from ....protos.wire.events import nbytes
 from ...streams import closing
 from .body import offload
 from .errors import of_ours, request_id

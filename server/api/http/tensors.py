@@ -11,11 +11,11 @@ import numpy as np
 import orjson
 from safetensors.numpy import save
 
-from ....protos.assemble import AssembledCapture
 from ....protos.errors import InvalidArgument
 from ....protos.model import TensorFrame
 from ....protos.tensors import Array, dtype_name
-from ....protos.wire import to_json
+from ....protos.wire.assemble import AssembledCapture
+from ....protos.wire.codec import to_json
 from .fields import brief
 
 __all__ = ["Style", "array_json", "capture_json", "capture_names", "frame_json", "safetensors_file", "style_of"]

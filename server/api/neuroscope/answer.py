@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ....protos.assemble import AssembledCapture, assemble
-from ....protos.error_body import error_to_json
 from ....protos.errors import ProbewireError
 from ....protos.model import Event, Finished, TensorFrame, Token
 from ....protos.tensors import dtype_name
+from ....protos.wire.assemble import AssembledCapture, assemble
+from ....protos.wire.error_body import error_to_json
 from ..http.answer import Answer
 from ..http.formats import NDJSON, dumps
 from ..http.tensors import lists

@@ -19,11 +19,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ....protos.assemble import AssembledCapture
 from ....protos.errors import Internal, InvalidArgument
 from ....protos.sites import ATTENTION_SITES, Site
 from ....protos.spec import Add, Capture, Constant, Edit, FromInput, Hook, Mean, Noise, Replace, Scale, Where, Zeros
 from ....protos.tensors import Array, Tensor
+from ....protos.wire.assemble import AssembledCapture
 from ..http.fields import Fields, brief, is_list
 from .hooks import Place, place_of
 

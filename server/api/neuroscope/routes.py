@@ -7,10 +7,10 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from ....protos.assemble import AssembledCapture
 from ....protos.errors import FailedPrecondition, InvalidArgument, NotFound
 from ....protos.model import GenerateRequest, Input, ModelInfo, RunRequest
 from ....protos.spec import Hook, Plan
+from ....protos.wire.assemble import AssembledCapture
 from ...auth.callers import current_caller
 from ...auth.users import LOCAL
 from ..http.answer import Answer

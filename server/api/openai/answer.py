@@ -6,11 +6,11 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ....protos.assemble import assemble
-from ....protos.error_body import error_to_json
 from ....protos.errors import ProbewireError
 from ....protos.model import Event, Finished, Revised, Started, TensorFrame, Token, Usage
-from ....protos.wire import to_json
+from ....protos.wire.assemble import assemble
+from ....protos.wire.codec import to_json
+from ....protos.wire.error_body import error_to_json
 from ..http.answer import Answer
 from ..http.formats import dumps
 from ..http.tensors import Style, capture_json

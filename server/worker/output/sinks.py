@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 
 from ....protos.errors import ProbewireError
-from ....protos.events import nbytes
 from ....protos.model import Event
+from ....protos.wire.events import nbytes
 from ..scheduler import Scheduler
 
 __all__ = ["AsyncSink", "QueueSink"]

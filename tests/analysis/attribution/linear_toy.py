@@ -8,9 +8,9 @@ from typing import Any, cast
 import numpy as np
 
 from probewire.clients import FromInput, Hook, Inline, Logit, NamedArray, Replace
-from probewire.clients.hooks import to_plan
-from probewire.clients.prompts import to_inputs
-from probewire.clients.targets import to_targets
+from probewire.clients.requests.hooks import to_plan
+from probewire.clients.requests.prompts import to_inputs
+from probewire.clients.requests.targets import to_targets
 from probewire.protos.model import ModelInfo, SiteInfo, Tokenized
 from probewire.protos.sites import SitePattern
 

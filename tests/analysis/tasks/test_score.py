@@ -18,7 +18,7 @@ from probewire.analysis.tasks import (
     ioi,
 )
 from probewire.clients import Client, ablate
-from probewire.clients.hooks import Hooks
+from probewire.clients.requests.hooks import Hooks
 
 WORDS = "abcdefgh"
 RANDOM = Task(

@@ -13,7 +13,7 @@ from serving import gateway, served
 
 from probewire.protos import probewire_pb2 as pb
 from probewire.protos.model import GenerateRequest, Input, Message
-from probewire.protos.wire import to_proto
+from probewire.protos.wire.codec import to_proto
 from probewire.server.api.grpc.service import admit_at_the_door
 from probewire.server.api.http.app import create_app
 from probewire.server.auth import audit as module

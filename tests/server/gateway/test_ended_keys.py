@@ -14,8 +14,8 @@ import grpc
 import pytest
 from serving import GENERATE, Served, broken, eventually, gateway, request_bytes, served
 
-from probewire.cli.http import HttpServer
-from probewire.cli.serving import _listen
+from probewire.cli.serve.http import HttpServer
+from probewire.cli.serve.serving import _listen
 from probewire.protos.errors import Unauthenticated
 from probewire.server.api.grpc.service import admit_at_the_door
 from probewire.server.auth.access import Access

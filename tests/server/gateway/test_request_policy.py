@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from probewire.protos.errors import PermissionDenied, ResourceExhausted, Unauthenticated
-from probewire.protos.events import encode_events
 from probewire.protos.model import Finished, TensorFrame, Timings, Token, Usage
 from probewire.protos.tensors import Tensor
+from probewire.protos.wire.events import encode_events
 from probewire.server.auth.access import Access
 from probewire.server.auth.audit import Audit
 from probewire.server.auth.callers import CALLER, Caller

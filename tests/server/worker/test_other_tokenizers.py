@@ -16,12 +16,12 @@ from rest_caller import Caller
 
 from probewire.backends.model.limits import Limits
 from probewire.clients import Client, Logit, steer
-from probewire.clients.prompts import Prompt
+from probewire.clients.requests.prompts import Prompt
 from probewire.protos.errors import InvalidArgument
 from probewire.protos.model import Input, Message, TokenizeRequest
 from probewire.protos.spec import Hook
 from probewire.protos.tokens import EndToken
-from probewire.protos.wire import to_json
+from probewire.protos.wire.codec import to_json
 from probewire.server.api.http.app import create_app
 from probewire.server.config import WorkerConfig
 from probewire.server.worker.inprocess import InProcessService

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from probewire.backends.model.limits import Limits
-from probewire.protos.assemble import AssembledCapture, assemble
 from probewire.protos.edits import Add, FromInput, Replace, Scale
 from probewire.protos.errors import FailedPrecondition, InvalidArgument, NotFound
 from probewire.protos.model import (
@@ -28,6 +27,7 @@ from probewire.protos.model import (
 from probewire.protos.sessions import CreateSessionRequest, UpdateSessionRequest
 from probewire.protos.spec import Capture, Condition, Hook, Mean, Plan, Span, Where
 from probewire.protos.tensors import Tensor
+from probewire.protos.wire.assemble import AssembledCapture, assemble
 from probewire.server.config import WorkerConfig
 from probewire.server.worker.inprocess import InProcessService
 from probewire.server.worker.model import LocalModel

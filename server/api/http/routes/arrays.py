@@ -10,7 +10,7 @@ from starlette.responses import Response
 from .....protos.errors import InvalidArgument
 from .....protos.model import StoredCapture
 from .....protos.tensors import Array
-from .....protos.wire import to_json
+from .....protos.wire.codec import to_json
 from ..body import offload, query
 from ..context import Face, content, ok
 from ..errors import JsonResponse

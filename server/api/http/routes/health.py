@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from .....protos.loading import HealthReport
-from .....protos.wire import to_json
+from .....protos.wire.codec import to_json
 from ....metrics import MEDIA_TYPE
 from ..body import query
 from ..context import Face, content, ok

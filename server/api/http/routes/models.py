@@ -8,11 +8,11 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from .....protos.error_body import error_to_json
 from .....protos.errors import Internal, InvalidArgument, ProbewireError
 from .....protos.loading import LoadProgress, LoadRequest
 from .....protos.model import Input, ModelInfo, Tokenized, TokenizeRequest
-from .....protos.wire import to_json
+from .....protos.wire.codec import to_json
+from .....protos.wire.error_body import error_to_json
 from ..body import offload, parsed, query, read_object
 from ..context import Face, body_doc, content, ok
 from ..errors import JsonResponse

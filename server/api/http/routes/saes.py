@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from .....protos.saes import LoadSaeRequest, SaeInfo, SaePart, SaeReceived
-from .....protos.wire import to_json
+from .....protos.wire.codec import to_json
 from ..body import offload, parsed, query, read_object
 from ..context import Face, body_doc, ok
 from ..errors import JsonResponse

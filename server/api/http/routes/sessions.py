@@ -8,7 +8,7 @@ from starlette.responses import Response
 from .....protos.activity import ActivityReport
 from .....protos.errors import InvalidArgument
 from .....protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
-from .....protos.wire import to_json
+from .....protos.wire.codec import to_json
 from ..body import offload, parsed, query, read_object
 from ..context import Face, body_doc, ok
 from ..errors import JsonResponse

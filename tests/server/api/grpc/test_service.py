@@ -19,13 +19,13 @@ from serving import GENERATE, Served, drained, eventually, request_bytes, served
 
 from probewire.protos import probewire_pb2 as pb
 from probewire.protos.errors import Code, FailedPrecondition
-from probewire.protos.events import FrameAssembler, decode_events
 from probewire.protos.gradients import GradientsRequest
 from probewire.protos.metrics import Logit, Measured, Target
 from probewire.protos.model import Event, Finished, Input, Started, TensorFrame, Token
 from probewire.protos.spec import Plan
 from probewire.protos.sweeps import SweepRequest
-from probewire.protos.wire import to_proto
+from probewire.protos.wire.codec import to_proto
+from probewire.protos.wire.events import FrameAssembler, decode_events
 from probewire.server.api.grpc.service import RpcServer, admit_from_the_gateway
 
 CHECK = "/grpc.health.v1.Health/Check"

@@ -15,10 +15,10 @@ from fake_model import FakeOperations
 from http_server import eventually, http_server
 from rest_caller import Caller, error_of, sse
 
-from probewire.protos.delimited import iter_delimited
-from probewire.protos.error_body import error_from_json
 from probewire.protos.errors import Code, NotFound, Unavailable
 from probewire.protos.model import Event, Finished, GenerateRequest, Started, Token
+from probewire.protos.wire.delimited import iter_delimited
+from probewire.protos.wire.error_body import error_from_json
 from probewire.server.api.http.app import create_app
 
 # ---- errors ----------------------------------------------------------------------------------------------------------

@@ -20,8 +20,8 @@ from fake_model import FakeOperations
 from http_server import eventually
 from serving import served
 
-from probewire.cli import http as http_module
-from probewire.cli.http import ImpatientProtocol
+from probewire.cli.serve import http as http_module
+from probewire.cli.serve.http import ImpatientProtocol
 from probewire.protos import probewire_pb2 as pb
 from probewire.protos.errors import Unauthenticated
 from probewire.server.api.grpc import service as rpc

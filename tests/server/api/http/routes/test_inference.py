@@ -12,14 +12,14 @@ import pytest
 from fake_model import N_LAYERS
 from rest_caller import HOOK, SAFETENSORS, Caller, error_of, safetensors_of, sse
 
-from probewire.protos.assemble import assemble
-from probewire.protos.delimited import MEDIA_TYPE, iter_delimited
 from probewire.protos.gradients import GradientsRequest
 from probewire.protos.metrics import Logit, LogProb, Measured, Target
 from probewire.protos.model import Finished, GenerateRequest, RunRequest, Started, TensorFrame, Token
 from probewire.protos.spec import Capture, Hook, Plan
 from probewire.protos.sweeps import SweepRequest
-from probewire.protos.wire import from_json
+from probewire.protos.wire.assemble import assemble
+from probewire.protos.wire.codec import from_json
+from probewire.protos.wire.delimited import MEDIA_TYPE, iter_delimited
 
 
 def test_generate_answers_with_one_object(call: Caller) -> None:

@@ -13,7 +13,7 @@ from rest_caller import HOOK, SAFETENSORS, Caller, caller, error_of, safetensors
 from probewire.protos.loading import LoadRequest
 from probewire.protos.model import ModelInfo, StoredCapture
 from probewire.protos.tensors import Tensor
-from probewire.protos.wire import from_json
+from probewire.protos.wire.codec import from_json
 from probewire.server.api.http.app import create_app
 
 # ---- models, weights, captures, health -------------------------------------------------------------------------------

@@ -1,0 +1,5 @@
+"""`probewire sae`."""
+
+from .command import add_arguments, run
+
+__all__ = ["add_arguments", "run"]

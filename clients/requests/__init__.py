@@ -1,0 +1,1 @@
+"""What is asked: prompts, hooks and targets as people write them, and the requests that they become."""

@@ -1,0 +1,95 @@
+"""What a call asks of a server, step by step, as values: one text for the client that waits and the one that awaits.
+
+A call is a generator of steps. Whoever drives it (`perform` here, `aperform` in async_steps.py) does each with a
+transport, sends the answer in, and throws in what went wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
+
+from ..transport.base import Transport
+
+__all__ = ["Ask", "Caller", "Listen", "Step", "Steps", "ask", "listen", "perform"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+E = TypeVar("E")
+R = TypeVar("R")
+
+
+class Caller(Protocol):
+    """What a call may know of its client."""
+
+    @property
+    def address(self) -> str:
+        """Where the calls go."""
+        ...
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the server is on this machine, as far as its address says: a tunnel looks the same."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """An operation of `Transport` with one answer."""
+
+    operation: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """An operation of `Transport` that answers with a stream; what `hear` raises ends it."""
+
+    operation: str
+    args: tuple[Any, ...]
+    hear: Callable[[Any], None]
+
+
+Step = Ask | Listen
+Steps = Generator[Step, Any, T]
+"""A call that gives a T in the end."""
+
+
+def ask(operation: Callable[Concatenate[Any, P], T], *args: P.args, **kwargs: P.kwargs) -> Steps[T]:
+    """The answer of an operation: `info = yield from ask(Service.describe, model)`."""
+    return cast("T", (yield Ask(operation.__name__, args, kwargs)))
+
+
+def listen(operation: Callable[[Any, R], Iterable[E]], request: R, hear: Callable[[E], None]) -> Steps[None]:
+    """Hear each item of an operation that streams."""
+    yield Listen(operation.__name__, (request,), hear)
+
+
+def perform(transport: Transport, steps: Steps[T]) -> T:
+    """Do every step of a call, one after the other, waiting for each."""
+    answer: Any = None
+    error: BaseException | None = None
+    while True:
+        try:
+            step = steps.send(answer) if error is None else steps.throw(error)
+        except StopIteration as done:
+            return done.value
+        answer = error = None
+        try:
+            answer = _done(transport, step)
+        except BaseException as raised:  # noqa: BLE001 - the call ends what it began, or answers it; then it is raised
+            error = raised
+
+
+def _done(transport: Transport, step: Step) -> Any:
+    operation = getattr(transport, step.operation)
+    if isinstance(step, Ask):
+        return operation(*step.args, **step.kwargs)
+    items = operation(*step.args)
+    with closing(items):  # at once, whoever still holds the traceback of an error
+        for item in items:
+            step.hear(item)
+    return None

@@ -1,0 +1,1 @@
+"""What a request gave, as arrays with names, tables and files."""

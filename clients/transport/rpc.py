@@ -1,0 +1,193 @@
+"""The client's side of gRPC: one channel, its calls as the operations of `Service`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any, TypeVar
+
+import grpc
+
+from ...protos.activity import ActivityReport
+from ...protos.gradients import GradientsRequest
+from ...protos.hosts import is_loopback
+from ...protos.loading import HealthReport, LoadProgress, LoadRequest
+from ...protos.model import Event, GenerateRequest, ModelInfo, RunRequest, StoredCapture, Tokenized, TokenizeRequest
+from ...protos.saes import LoadSaeRequest, SaeInfo, SaePart, SaeReceived
+from ...protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
+from ...protos.sweeps import SweepRequest
+from ...protos.tensors import Array
+from . import rpc_calls
+from .base import Watch
+from .closable import Closable
+from .gathered import Gathered
+from .rpc_calls import Streamed, Unary
+from .rpc_errors import translated
+from .tls import Tls
+
+__all__ = ["RpcTransport", "address_of", "channel_options", "credentials", "metadata"]
+
+MAX_MESSAGE_BYTES = 64 << 20
+"""Of one answer; tensors come in pieces of under 1 MiB, so only a long list can be near it."""
+KEEPALIVE_S = 60.0
+"""A connection that does not answer a ping is given up, so that a dead box ends a call instead of hanging it."""
+KEEPALIVE_TIMEOUT_S = 20.0
+RECONNECT_S = 5.0
+"""At most so long after a server is back, calls reach it again; grpc itself waits up to two minutes."""
+
+T = TypeVar("T")
+
+
+class RpcTransport:
+    """Calls a server over gRPC. `timeout_s` bounds every call, whole streams included, but not loading a model."""
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        secure: bool = False,
+        api_key: str | None = None,
+        timeout_s: float | None = None,
+        tls: Tls | None = None,
+    ) -> None:
+        self.address, self.is_here = address_of(host, port, secure), is_loopback(host)
+        self._timeout_s, self._metadata = timeout_s, metadata(api_key)
+        target, options = f"{host}:{port}", channel_options(host)
+        if secure:
+            self._channel = grpc.secure_channel(target, credentials(tls), options)
+        else:
+            self._channel = grpc.insecure_channel(target, options)
+
+    def generate(self, request: GenerateRequest) -> Iterator[Event]:
+        return self._stream(rpc_calls.generate(request))
+
+    def run(self, request: RunRequest) -> Iterator[Event]:
+        return self._stream(rpc_calls.run(request))
+
+    def gradients(self, request: GradientsRequest) -> Iterator[Event]:
+        return self._stream(rpc_calls.gradients(request))
+
+    def sweep(self, request: SweepRequest) -> Iterator[Event]:
+        return self._stream(rpc_calls.sweep(request))
+
+    def models(self) -> list[ModelInfo]:
+        return self._unary(rpc_calls.models())
+
+    def describe(self, model: str = "") -> ModelInfo:
+        return self._unary(rpc_calls.describe(model))
+
+    def load(self, request: LoadRequest) -> Iterator[LoadProgress]:
+        return self._stream(rpc_calls.load(request))
+
+    def unload(self, model: str) -> None:
+        self._unary(rpc_calls.unload(model))
+
+    def tokenize(self, request: TokenizeRequest) -> Tokenized:
+        return self._unary(rpc_calls.tokenize(request))
+
+    def weights(self, name: str, model: str = "", watch: Watch | None = None) -> Array:
+        return self._gathered(rpc_calls.weights(name, model, watch))
+
+    def weight_names(self, model: str = "") -> dict[str, tuple[int, ...]]:
+        return self._gathered(rpc_calls.weight_names(model))
+
+    def captures(self, model: str = "") -> list[StoredCapture]:
+        return self._unary(rpc_calls.captures(model))
+
+    def capture(self, capture_id: str, model: str = "") -> Array:
+        return self._gathered(rpc_calls.capture(capture_id, model))
+
+    def delete_capture(self, capture_id: str, model: str = "") -> None:
+        self._unary(rpc_calls.delete_capture(capture_id, model))
+
+    def load_sae(self, request: LoadSaeRequest) -> SaeInfo:
+        return self._unary(rpc_calls.load_sae(request))
+
+    def send_sae(self, part: SaePart) -> SaeReceived:
+        return self._unary(rpc_calls.send_sae(part))
+
+    def saes(self, model: str = "") -> list[SaeInfo]:
+        return self._unary(rpc_calls.saes(model))
+
+    def unload_sae(self, name: str, model: str = "") -> None:
+        self._unary(rpc_calls.unload_sae(name, model))
+
+    def create_session(self, request: CreateSessionRequest) -> Session:
+        return self._unary(rpc_calls.create_session(request))
+
+    def update_session(self, request: UpdateSessionRequest) -> Session:
+        return self._unary(rpc_calls.update_session(request))
+
+    def session(self, session_id: str) -> Session:
+        return self._unary(rpc_calls.session(session_id))
+
+    def sessions(self) -> list[Session]:
+        return self._unary(rpc_calls.sessions())
+
+    def delete_session(self, session_id: str) -> None:
+        self._unary(rpc_calls.delete_session(session_id))
+
+    def activity(self) -> ActivityReport:
+        return self._unary(rpc_calls.activity())
+
+    def health(self) -> HealthReport:
+        return self._unary(rpc_calls.health())
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def _unary(self, call: Unary[T]) -> T:
+        start = self._channel.unary_unary(call.method, type(call.request).SerializeToString, call.answer.FromString)
+        with translated(self.address, self._timeout_s):
+            answer, told = start.with_call(call.request, timeout=self._timeout_s, metadata=self._metadata)
+            return call.read(answer, dict(told.trailing_metadata() or ()))
+
+    def _stream(self, call: Streamed[T]) -> Closable[T]:
+        timeout_s = self._timeout_s if call.is_bounded else None
+        start = self._channel.unary_stream(call.method, type(call.request).SerializeToString, call.parse)
+        with translated(self.address, timeout_s):
+            messages: Any = start(call.request, timeout=timeout_s, metadata=self._metadata)
+        return Closable(self._read(call, messages, timeout_s), messages.cancel)
+
+    def _read(self, call: Streamed[T], messages: Any, timeout_s: float | None) -> Iterator[T]:
+        read = call.reader()
+        with translated(self.address, timeout_s):
+            try:
+                for message in messages:
+                    yield from read(message)
+            finally:
+                messages.cancel()
+
+    def _gathered(self, call: Gathered[Streamed[Any], T]) -> T:
+        with closing(self._stream(call.stream)) as items:
+            for item in items:
+                call.hear(item)
+        return call.whole()
+
+
+def address_of(host: str, port: int, secure: bool) -> str:
+    """As users write it."""
+    return f"{'grpcs' if secure else 'grpc'}://{host}:{port}"
+
+
+def metadata(api_key: str | None) -> tuple[tuple[str, str], ...]:
+    """What goes with every call."""
+    return (("authorization", f"Bearer {api_key}"),) if api_key else ()
+
+
+def credentials(tls: Tls | None) -> grpc.ChannelCredentials:
+    """Of an encrypted channel."""
+    return grpc.ssl_channel_credentials(*((None, None, None) if tls is None else (tls.ca, tls.key, tls.cert)))
+
+
+def channel_options(host: str) -> list[tuple[str, int]]:
+    """How a channel behaves."""
+    return [
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_send_message_length", -1),  # the server's own limit answers with a reason
+        ("grpc.keepalive_time_ms", int(KEEPALIVE_S * 1000)),
+        ("grpc.keepalive_timeout_ms", int(KEEPALIVE_TIMEOUT_S * 1000)),
+        ("grpc.max_reconnect_backoff_ms", int(RECONNECT_S * 1000)),
+        ("grpc.enable_http_proxy", 0 if is_loopback(host) else 1),
+    ]

@@ -1,0 +1,1 @@
+"""Values on their way: protobuf, JSON, event streams and errors."""
