@@ -20,6 +20,19 @@ ARROWS: dict[str, set[str]] = {
 }
 """Folder -> the other folders it may import."""
 
+ROOMS: dict[str, set[str]] = {
+    "server/auth": {"server/state"},
+    "server/state": {"server/auth"},
+    "server/worker": {"server/auth", "server/state"},
+    "server/gateway": {"server/auth", "server/state"},
+    "server/api": {"server/auth"},
+}
+"""Folder of the server -> the others it may import, beside the files in server/ itself, which import no worker and no
+gateway either. The API reaches both through server/service.py."""
+
+STARTS = {"server/worker/main.py": "server/api"}
+"""What starts a process puts its parts together."""
+
 HOMES: dict[str, tuple[str, ...]] = {
     "mlx": ("backends/mlx",),
     "mlx_lm": ("backends/mlx",),
@@ -91,6 +104,7 @@ def _problems(path: Path, name: str) -> Iterator[str]:
         there = rest[0] if rest else PACKAGE
         if there != here and there not in ARROWS.get(here, set()):
             yield f"{here} must not import {there} (may: {', '.join(sorted(ARROWS.get(here, set()))) or 'nothing'})"
+        yield from _room_problems(path, rest)
         backends = [parts[1] for parts in (path.parts, rest) if len(parts) > 1 and parts[0] == "backends"]
         if set(backends) == {"torch", "mlx"}:
             yield f"backends/{backends[0]} must not import backends/{backends[1]}"
@@ -101,6 +115,16 @@ def _problems(path: Path, name: str) -> Iterator[str]:
             yield f"imports {name}; outside {', '.join(ANY_TRANSFORMERS)} only tokenizers and configurations"
     elif top.startswith("mlx") and not _below(path, HOMES["mlx"]):
         yield f"imports {top}, which belongs to {', '.join(HOMES['mlx'])}"
+
+
+def _room_problems(path: Path, there: list[str]) -> Iterator[str]:
+    """What a file of the server imports from a room that is not its own."""
+    room, own = "/".join(there[:2]), "/".join(path.parts[:2])
+    if path.parts[0] != "server" or room not in ROOMS or room == own or STARTS.get(path.as_posix()) == room:
+        return
+    allowed = ROOMS.get(own, set(ROOMS) - {"server/worker", "server/gateway"})
+    if room not in allowed:
+        yield f"{own} must not import {room} (may: {', '.join(sorted(allowed))})"
 
 
 def _below(path: Path, places: tuple[str, ...]) -> bool:
@@ -140,6 +164,10 @@ def test_importing_loads_no_tensor_library(package_sources: list[Path]) -> None:
         ("server/a.py", "from .. import clients", "server must not import clients"),
         ("clients/a.py", "from ..backends.base import Backend", "clients must not import backends"),
         ("analysis/sae/a.py", "from ...backends import sites", "analysis must not import backends"),
+        ("server/worker/a.py", "from ..gateway.roster import Roster", "server/worker must not import server/gateway"),
+        ("server/gateway/a.py", "from ..worker import model", "server/gateway must not import server/worker"),
+        ("server/api/http/a.py", "from ...gateway.gateway import Gateway", "server/api must not import server/gateway"),
+        ("server/config.py", "from .worker.pace import Pace", "server/config.py must not import server/worker"),
         ("backends/torch/a.py", "from ...cli.__main__ import main", "backends must not import cli"),
         ("backends/torch/a.py", "from ..mlx import engine", "backends/torch must not import backends/mlx"),
         ("server/a.py", "if TYPE_CHECKING:\n    from ..cli import x", "server must not import cli"),
@@ -157,7 +185,7 @@ def test_importing_loads_no_tensor_library(package_sources: list[Path]) -> None:
         ("server/a.py", "from transformers import AutoTokenizer", "imports transformers, which belongs to"),
         ("backends/checkpoints/a.py", "from transformers import AutoModelForCausalLM", "only tokenizers and"),
         ("backends/mlx/a.py", "from transformers import LlamaForCausalLM", "only tokenizers and"),
-        ("backends/tokenizer/a.py", "import transformers", "only tokenizers and"),
+        ("backends/model/tokenizer/a.py", "import transformers", "only tokenizers and"),
     ],
 )
 def test_a_wrong_import_is_found(tmp_path: Path, path: str, source: str, problem: str) -> None:
@@ -172,10 +200,14 @@ def test_a_wrong_import_is_found(tmp_path: Path, path: str, source: str, problem
         ("protos/a.py", "from .errors import NotFound\nfrom . import spec"),
         ("backends/torch/a.py", "import torch\nfrom transformers import LlamaForCausalLM\nfrom ..base import Backend"),
         ("backends/a.py", "from .torch import engine\nimport_module(f'.{name}', __package__)"),
-        ("backends/tokenizer/a.py", "from transformers import AutoTokenizer"),
+        ("backends/model/tokenizer/a.py", "from transformers import AutoTokenizer"),
         ("backends/mlx/a.py", "import mlx.core as mx\nfrom transformers import AutoConfig"),
-        ("server/a.py", "from ..backends.base import Backend\nfrom ..protos.spec import Site\nimport server_timing"),
+        (
+            "server/a.py",
+            "from ..backends.hooks.base import Backend\nfrom ..protos.spec import Site\nimport server_timing",
+        ),
         ("analysis/sae/a.py", "from ...clients import Client"),
+        ("server/worker/main.py", "from ..api.grpc.service import RpcServer\nfrom ..auth.callers import Caller"),
         ("cli/__main__.py", "from ..server import config\nfrom ..clients import Client"),
     ],
 )

@@ -1,8 +1,11 @@
 """The conventions of CONTRIBUTING.md that a machine can read off the tree."""
 
+from collections import Counter
 from pathlib import Path
 
 MAX_LINES = 400
+MAX_FILES = 25
+"""Of a folder: more are another room."""
 VAGUE_NAMES = {"common.py", "helpers.py", "misc.py", "utils.py"}
 
 ONLY_IN_ONE_BACKEND: dict[str, str] = {
@@ -19,6 +22,11 @@ ONLY_IN_ONE_BACKEND: dict[str, str] = {
 def test_no_file_is_too_long(root: Path, package_sources: list[Path]) -> None:
     lengths = {path: len((root / path).read_text().splitlines()) for path in package_sources}
     assert {str(path): n for path, n in lengths.items() if n > MAX_LINES} == {}, "split it: one noun a file"
+
+
+def test_no_folder_holds_too_many_files(package_sources: list[Path]) -> None:
+    counts = Counter(path.parent.as_posix() for path in package_sources)
+    assert {folder: n for folder, n in counts.items() if n > MAX_FILES} == {}
 
 
 def test_every_file_is_named_for_a_noun(package_sources: list[Path]) -> None:
