@@ -36,7 +36,9 @@ def ours(port: int) -> Read:
     request = RunRequest((Input(token_ids=(1,)),))
 
     def read() -> NDArray[Any]:
-        (array,) = [event.tensor.numpy() for event in transport.run(request) if isinstance(event, TensorFrame)]
+        (array,) = [
+            event.tensor.numpy() for event in transport.listen("run", request) if isinstance(event, TensorFrame)
+        ]
         assert array.shape == (1, *SHAPE)
         assert array.dtype == ml_dtypes.bfloat16
         return array

@@ -45,7 +45,7 @@ def streams(call: Callable[Concatenate[Caller, P], tuple[Asked, bool]]) -> Calla
     @functools.wraps(call)
     def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> Stream:
         asked, keep = call(self, *args, **kwargs)
-        events = self._transport.generate(asked.generation())  # pyright: ignore[reportPrivateUsage] - as above
+        events = self._transport.listen("generate", asked.generation())  # pyright: ignore[reportPrivateUsage] - as above
         return Stream(events, asked, keep=keep)
 
     return method
@@ -120,11 +120,11 @@ class Client:
 
     def sessions(self) -> list[LiveSession]:
         """Yours, oldest first."""
-        return [LiveSession(self._transport, session) for session in self._transport.sessions()]
+        return [LiveSession(self._transport, session) for session in self._transport.ask("sessions")]
 
     def get_session(self, session_id: str) -> LiveSession:
         """One of yours. Raises NotFound."""
-        return LiveSession(self._transport, self._transport.session(session_id))
+        return LiveSession(self._transport, self._transport.ask("session", session_id))
 
     # ---- models ----
 

@@ -17,7 +17,7 @@ from .requests.prompts import Prompt, to_input
 from .requests.steps import Caller, Steps, ask, listen
 from .requests.tokens import one_token
 from .sae_files import sae_files
-from .transport.base import Transport
+from .transport.base import Watched
 
 __all__ = [
     "activity",
@@ -105,7 +105,7 @@ def weights(client: Caller, name: str, *, model: str = "", progress: bool = True
     """One weight, named and shaped as in the checkpoint. Raises NotFound."""
     del client
     with progress_bar(f"fetching {name}", "bytes", show=progress) as bar:
-        return _read_only((yield from ask(Transport.weights, name, model, bar)))
+        return _read_only((yield from ask(Watched.weights, name, model, bar)))
 
 
 # ---- captures kept on the server ----

@@ -111,12 +111,12 @@ class LiveSession(SessionView):
 
     def refresh(self) -> Self:
         """What the server has by now. Raises NotFound when it was deleted."""
-        self._session = self._transport.session(self.id)
+        self._session = self._transport.ask("session", self.id)
         return self
 
     def delete(self) -> None:
         """Forget it; generations under way keep the hooks they have. Raises NotFound when it was deleted before."""
-        self._transport.delete_session(self.id)
+        self._transport.ask("delete_session", self.id)
 
     def __enter__(self) -> Self:
         return self

@@ -18,7 +18,7 @@ from ..protos.errors import NotFound
 from ..protos.loading import HealthReport
 from ..protos.wire.codec import from_json, parse, to_json
 from .grpc_answer import write
-from .service import Operations
+from .service import Answering
 
 __all__ = ["REPORT_KEY", "HealthFace", "report_of"]
 
@@ -34,7 +34,7 @@ _Answer = health_pb2.HealthCheckResponse
 class HealthFace:
     """Check and Watch. `services` are the names that stand for the whole server."""
 
-    def __init__(self, operations: Operations, services: tuple[str, ...]) -> None:
+    def __init__(self, operations: Answering, services: tuple[str, ...]) -> None:
         self._operations = operations
         self._services = ("", *services)
         self._closing = False

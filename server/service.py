@@ -6,21 +6,37 @@ Two things implement `Operations`: `LocalOperations` inside a worker, over one m
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from ..protos.activity import ActivityReport, WorkerStatus
 from ..protos.gradients import GradientsRequest
 from ..protos.loading import HealthReport, LoadProgress, LoadRequest
 from ..protos.model import Event, GenerateRequest, ModelInfo, RunRequest, StoredCapture, Tokenized, TokenizeRequest
+from ..protos.operations import Operation
 from ..protos.saes import LoadSaeRequest, SaeInfo, SaePart, SaeReceived
 from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from ..protos.sweeps import SweepRequest
 from ..protos.tensors import Tensor
 
-__all__ = ["Operations", "WorkerOperations"]
+__all__ = ["Answering", "Operations", "WorkerOperations", "answer"]
 
 
-class Operations(Protocol):
+class Answering(Protocol):
+    """What answers operations: each by the method that its row names, those without one by `other(operation, *args)`."""
+
+    async def health(self) -> HealthReport:
+        """Whether the models can serve, found by a real forward."""
+        ...
+
+
+async def answer(operations: Answering, operation: Operation, *args: Any) -> Any:
+    """What an operation with one answer comes to."""
+    by_row: Any = operations
+    own = getattr(by_row, operation.call, None)
+    return await (by_row.other(operation, *args) if own is None else own(*args))
+
+
+class Operations(Answering, Protocol):
     """Every method raises ProbewireError and nothing else. Closing an event iterator cancels the request."""
 
     def generate(self, request: GenerateRequest) -> AsyncIterator[list[Event]]:
@@ -117,10 +133,6 @@ class Operations(Protocol):
 
     async def activity(self) -> ActivityReport:
         """Who is running what."""
-        ...
-
-    async def health(self) -> HealthReport:
-        """Whether the models can serve, found by a real forward."""
         ...
 
 

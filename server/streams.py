@@ -8,13 +8,12 @@ from contextlib import asynccontextmanager
 from typing import Any, Protocol, TypeVar
 
 from ..protos import probewire_pb2 as pb
-from ..protos.gradients import GradientsRequest
-from ..protos.model import Event, GenerateRequest, RunRequest, StoredCapture, TensorFrame
-from ..protos.sweeps import SweepRequest
+from ..protos.model import StoredCapture, TensorFrame
+from ..protos.operations import Operation
 from ..protos.tensors import Tensor
-from ..protos.wire.codec import from_proto, parse
+from ..protos.wire.codec import parse
 from ..protos.wire.events import MAX_CHUNK_BYTES, encode_events
-from .service import Operations
+from .service import Answering
 
 __all__ = ["EncodedStreams", "Streams", "closing", "off_the_loop"]
 
@@ -25,30 +24,10 @@ LARGE_REQUEST_BYTES = 16 << 10
 
 
 class Streams(Protocol):
-    """Each takes a serialised request and gives serialised messages of under 1 MiB. Closing one cancels the request."""
+    """What carries tensors: a serialised request in, serialised messages of under 1 MiB out. Closing cancels the request."""
 
-    def generate(self, request: bytes) -> AsyncIterator[bytes]:
-        """GenerateRequest → Events."""
-        ...
-
-    def run(self, request: bytes) -> AsyncIterator[bytes]:
-        """RunRequest → Events."""
-        ...
-
-    def gradients(self, request: bytes) -> AsyncIterator[bytes]:
-        """GradientsRequest → Events."""
-        ...
-
-    def sweep(self, request: bytes) -> AsyncIterator[bytes]:
-        """SweepRequest → Events."""
-        ...
-
-    def weights(self, request: bytes) -> AsyncIterator[bytes]:
-        """WeightsRequest → WeightChunk."""
-        ...
-
-    def capture(self, request: bytes) -> AsyncIterator[bytes]:
-        """CaptureRequest → Events: one tensor frame."""
+    def stream(self, operation: Operation, request: bytes) -> AsyncIterator[bytes]:
+        """The messages of an operation that streams events or pieces of weights."""
         ...
 
 
@@ -66,30 +45,23 @@ async def closing(stream: AsyncIterator[T]) -> AsyncGenerator[AsyncIterator[T]]:
 class EncodedStreams:
     """The streams of some `Operations`, encoded a message at a time so that no step holds the event loop for long."""
 
-    def __init__(self, operations: Operations) -> None:
-        self._operations = operations
+    def __init__(self, operations: Answering) -> None:
+        self._operations: Any = operations  # its methods are those of the operations
 
-    def generate(self, request: bytes) -> AsyncIterator[bytes]:
-        return self._events(request, pb.GenerateRequest, GenerateRequest, self._operations.generate)
+    def stream(self, operation: Operation, request: bytes) -> AsyncIterator[bytes]:
+        """See Streams."""
+        if operation.counted:
+            return self._events(operation, request)
+        return self._capture(request) if operation.call == "capture" else self._weights(request)
 
-    def run(self, request: bytes) -> AsyncIterator[bytes]:
-        return self._events(request, pb.RunRequest, RunRequest, self._operations.run)
-
-    def gradients(self, request: bytes) -> AsyncIterator[bytes]:
-        return self._events(request, pb.GradientsRequest, GradientsRequest, self._operations.gradients)
-
-    def sweep(self, request: bytes) -> AsyncIterator[bytes]:
-        return self._events(request, pb.SweepRequest, SweepRequest, self._operations.sweep)
-
-    async def _events(
-        self, data: bytes, message: Callable[[], Any], cls: type[T], start: Callable[[T], AsyncIterator[list[Event]]]
-    ) -> AsyncIterator[bytes]:
-        async with closing(start(await _decode(data, message, cls))) as steps:
+    async def _events(self, operation: Operation, data: bytes) -> AsyncIterator[bytes]:
+        args = await off_the_loop(data, lambda: operation.arguments(parse(operation.message, data)))
+        async with closing(getattr(self._operations, operation.call)(*args)) as steps:
             async for events in steps:
                 for piece in encode_events(events):
                     yield piece
 
-    async def weights(self, request: bytes) -> AsyncIterator[bytes]:
+    async def _weights(self, request: bytes) -> AsyncIterator[bytes]:
         asked = parse(pb.WeightsRequest, request)
         if not asked.name:
             for name, shape in (await self._operations.weight_names(asked.model)).items():
@@ -99,15 +71,11 @@ class EncodedStreams:
         for chunk in _chunks(asked.name, tensor):
             yield chunk
 
-    async def capture(self, request: bytes) -> AsyncIterator[bytes]:
+    async def _capture(self, request: bytes) -> AsyncIterator[bytes]:
         asked = parse(pb.CaptureRequest, request)
         stored, tensor = await self._operations.capture(asked.id, asked.model)
         for piece in encode_events([_stored_frame(stored, tensor)]):
             yield piece
-
-
-async def _decode(data: bytes, message: Callable[[], Any], cls: type[T]) -> T:
-    return await off_the_loop(data, lambda: from_proto(cls, parse(message, data)))
 
 
 async def off_the_loop(request: bytes, work: Callable[[], T]) -> T:

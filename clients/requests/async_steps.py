@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, Protocol, TypeVar
 
+from ...protos.operations import Operation
 from .steps import Ask, Step, Steps
 
 __all__ = ["AsyncTransport", "aperform"]
@@ -21,11 +22,11 @@ class AsyncTransport(Protocol):
     is_here: bool
     """Whether the server is on this machine, as far as its address says: a tunnel looks the same."""
 
-    async def ask(self, step: Ask) -> Any:
+    async def ask(self, operation: str | Operation, *args: Any) -> Any:
         """The answer of an operation that has one. Cancelled, it ends the call on the server."""
         ...
 
-    def listen(self, operation: str, request: Any) -> AsyncGenerator[Any, None]:
+    def listen(self, operation: str | Operation, request: Any) -> AsyncGenerator[Any, None]:
         """What an operation streams. Closed or cancelled, it ends the call on the server."""
         ...
 
@@ -52,8 +53,8 @@ async def aperform(transport: AsyncTransport, steps: Steps[T]) -> T:
 
 async def _done(transport: AsyncTransport, step: Step) -> Any:
     if isinstance(step, Ask):
-        return await transport.ask(step)
-    async with aclosing(transport.listen(step.operation, *step.args)) as items:
+        return await transport.ask(step.operation, *step.args)
+    async with aclosing(transport.listen(step.operation, step.request)) as items:
         async for item in items:
             step.hear(item)
     return None

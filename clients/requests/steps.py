@@ -11,6 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
+from ...protos.operations import Operation
 from ..transport.base import Transport
 
 __all__ = ["Ask", "Caller", "Listen", "Step", "Steps", "ask", "listen", "perform"]
@@ -37,19 +38,18 @@ class Caller(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """An operation of `Transport` with one answer."""
+    """An operation with one answer."""
 
-    operation: str
+    operation: str | Operation
     args: tuple[Any, ...]
-    kwargs: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    """An operation of `Transport` that answers with a stream; what `hear` raises ends it."""
+    """An operation that answers with a stream; what `hear` raises ends it."""
 
-    operation: str
-    args: tuple[Any, ...]
+    operation: str | Operation
+    request: Any
     hear: Callable[[Any], None]
 
 
@@ -58,14 +58,16 @@ Steps = Generator[Step, Any, T]
 """A call that gives a T in the end."""
 
 
-def ask(operation: Callable[Concatenate[Any, P], T], *args: P.args, **kwargs: P.kwargs) -> Steps[T]:
+def ask(operation: Callable[Concatenate[Any, P], T], *args: P.args, **named: P.kwargs) -> Steps[T]:
     """The answer of an operation: `info = yield from ask(Service.describe, model)`."""
-    return cast("T", (yield Ask(operation.__name__, args, kwargs)))
+    if named:
+        raise TypeError(f"arguments of an operation go by position, not {', '.join(named)}")
+    return cast("T", (yield Ask(operation.__name__, args)))
 
 
 def listen(operation: Callable[[Any, R], Iterable[E]], request: R, hear: Callable[[E], None]) -> Steps[None]:
     """Hear each item of an operation that streams."""
-    yield Listen(operation.__name__, (request,), hear)
+    yield Listen(operation.__name__, request, hear)
 
 
 def perform(transport: Transport, steps: Steps[T]) -> T:
@@ -85,10 +87,9 @@ def perform(transport: Transport, steps: Steps[T]) -> T:
 
 
 def _done(transport: Transport, step: Step) -> Any:
-    operation = getattr(transport, step.operation)
     if isinstance(step, Ask):
-        return operation(*step.args, **step.kwargs)
-    items = operation(*step.args)
+        return transport.ask(step.operation, *step.args)
+    items = transport.listen(step.operation, step.request)
     with closing(items):  # at once, whoever still holds the traceback of an error
         for item in items:
             step.hear(item)

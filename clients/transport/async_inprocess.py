@@ -7,8 +7,8 @@ from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from ...protos.operations import Operation
 from ...protos.service import Service
-from ..requests.steps import Ask
 from .inprocess import InProcessTransport
 
 __all__ = ["AsyncInProcessTransport"]
@@ -26,14 +26,14 @@ class AsyncInProcessTransport:
         self._here = InProcessTransport(service)
         self.address, self.is_here = self._here.address, self._here.is_here
 
-    async def ask(self, step: Ask) -> Any:
+    async def ask(self, operation: str | Operation, *args: Any) -> Any:
         """See AsyncTransport."""
-        return await asyncio.to_thread(getattr(self._here, step.operation), *step.args, **step.kwargs)
+        return await asyncio.to_thread(self._here.ask, operation, *args)
 
-    async def listen(self, operation: str, request: Any) -> AsyncGenerator[Any, None]:
+    async def listen(self, operation: str | Operation, request: Any) -> AsyncGenerator[Any, None]:
         """See AsyncTransport."""
         loop, threads = asyncio.get_running_loop(), ThreadPoolExecutor(1, "probewire")
-        items = getattr(self._here, operation)(request)
+        items = self._here.listen(operation, request)
         try:
             while (item := await loop.run_in_executor(threads, next, items, _END)) is not _END:
                 yield item

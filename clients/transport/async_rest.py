@@ -10,11 +10,10 @@ import httpx
 
 from ...protos.errors import Unavailable
 from ...protos.hosts import is_loopback
-from ..requests.steps import Ask
-from . import rest_calls
+from ...protos.operations import Operation
 from .in_loop import InLoop
 from .rest import address_of, http_options, timeout
-from .rest_calls import Download, Exchange
+from .rest_calls import Download, Exchange, call_of
 from .rest_errors import Deadline, error_of, translated
 from .tls import Tls
 
@@ -42,9 +41,9 @@ class AsyncRestTransport:
         options = http_options(self.address, self.is_here, api_key, timeout_s, tls)
         self._http = InLoop(self.address, lambda: httpx.AsyncClient(**options), httpx.AsyncClient.aclose)
 
-    async def ask(self, step: Ask) -> Any:
+    async def ask(self, operation: str | Operation, *args: Any) -> Any:
         """See AsyncTransport."""
-        call: Any = getattr(rest_calls, step.operation)(*step.args, **step.kwargs)
+        call: Any = call_of(operation, *args)
         if isinstance(call, Exchange):
             return await self._unary(cast("Exchange[Any]", call))
         async with aclosing(self._read(call.stream)) as items:
@@ -52,9 +51,10 @@ class AsyncRestTransport:
                 call.hear(item)
         return call.whole()
 
-    def listen(self, operation: str, request: Any) -> AsyncGenerator[Any, None]:
+    def listen(self, operation: str | Operation, request: Any) -> AsyncGenerator[Any, None]:
         """See AsyncTransport."""
-        return self._read(getattr(rest_calls, operation)(request))
+        call: Any = call_of(operation, request)
+        return self._read(call)
 
     async def close(self) -> None:
         """See AsyncTransport."""

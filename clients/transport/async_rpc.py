@@ -10,11 +10,10 @@ from typing import Any, TypeVar, cast
 import grpc.aio
 
 from ...protos.hosts import is_loopback
-from ..requests.steps import Ask
-from . import rpc_calls
+from ...protos.operations import Operation
 from .in_loop import InLoop
 from .rpc import address_of, channel_options, credentials, metadata
-from .rpc_calls import Streamed, Unary
+from .rpc_calls import Streamed, Unary, call_of
 from .rpc_errors import as_error, translated
 from .tls import Tls
 
@@ -47,9 +46,9 @@ class AsyncRpcTransport:
 
         self._channel = InLoop(self.address, connect, lambda channel: channel.close())
 
-    async def ask(self, step: Ask) -> Any:
+    async def ask(self, operation: str | Operation, *args: Any) -> Any:
         """See AsyncTransport."""
-        call: Any = getattr(rpc_calls, step.operation)(*step.args, **step.kwargs)
+        call: Any = call_of(operation, *args)
         if isinstance(call, Unary):
             return await self._unary(cast("Unary[Any]", call))
         async with aclosing(self._read(call.stream)) as items:
@@ -57,9 +56,10 @@ class AsyncRpcTransport:
                 call.hear(item)
         return call.whole()
 
-    def listen(self, operation: str, request: Any) -> AsyncGenerator[Any, None]:
+    def listen(self, operation: str | Operation, request: Any) -> AsyncGenerator[Any, None]:
         """See AsyncTransport."""
-        return self._read(getattr(rpc_calls, operation)(request))
+        call: Any = call_of(operation, request)
+        return self._read(call)
 
     async def close(self) -> None:
         """See AsyncTransport."""

@@ -1,15 +1,16 @@
-"""What carries a client's calls: the Service of the contract, and a way to watch large answers arrive."""
+"""What carries a client's calls: the operations of the contract, and a way to watch large answers arrive."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from ...protos.errors import Unavailable
-from ...protos.service import Service
+from ...protos.operations import Operation
 from ...protos.tensors import Array
+from .closable import Closable
 
-__all__ = ["Transport", "Watch", "fix_for", "lost"]
+__all__ = ["Transport", "Watch", "Watched", "fix_for", "lost"]
 
 Watch = Callable[[int, int], None]
 """Called with (bytes done, bytes in all; 0 where unknown)."""
@@ -27,16 +28,32 @@ _FIXES = {
 """What libraries call their reasons, and the fix."""
 
 
-class Transport(Service, Protocol):
-    """A Service at an address. Every method raises ProbewireError and nothing else."""
+class Transport(Protocol):
+    """A server or a service at an address. Every method raises ProbewireError and nothing else."""
 
     address: str
     """As the user wrote it, for messages."""
     is_here: bool
     """Whether the server is on this machine, as far as its address says: a tunnel looks the same."""
 
-    def weights(self, name: str, model: str = "", watch: Watch | None = None) -> Array:
-        """One weight, named and shaped as in the checkpoint."""
+    def ask(self, operation: str | Operation, *args: Any) -> Any:
+        """The answer of an operation that has one: by its row, or by its name in `Service`."""
+        ...
+
+    def listen(self, operation: str | Operation, request: Any) -> Closable[Any]:
+        """What an operation streams. Closing it, from any thread, ends the call on the server."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        ...
+
+
+class Watched(Protocol):
+    """What transports can do and services cannot."""
+
+    def weights(self, name: str, model: str, watch: Watch) -> Array:
+        """One weight, named and shaped as in the checkpoint, watched as it arrives."""
         ...
 
 

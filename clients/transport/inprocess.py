@@ -4,19 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar, cast
 
-from ...protos.activity import ActivityReport
 from ...protos.errors import Internal, InvalidArgument, ProbewireError
-from ...protos.gradients import GradientsRequest
-from ...protos.loading import HealthReport, LoadProgress, LoadRequest
-from ...protos.model import Event, GenerateRequest, ModelInfo, RunRequest, StoredCapture, Tokenized, TokenizeRequest
-from ...protos.saes import LoadSaeRequest, SaeInfo, SaePart, SaeReceived
+from ...protos.operations import Operation
 from ...protos.service import Service
-from ...protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
-from ...protos.sweeps import SweepRequest
-from ...protos.tensors import Array
-from .base import Watch
 from .closable import Closable
 
 __all__ = ["InProcessTransport"]
@@ -38,103 +31,23 @@ class InProcessTransport:
             )
         self._service = service
 
-    def generate(self, request: GenerateRequest) -> Iterator[Event]:
-        return _stream(lambda: self._service.generate(request))
-
-    def run(self, request: RunRequest) -> Iterator[Event]:
-        return _stream(lambda: self._service.run(request))
-
-    def gradients(self, request: GradientsRequest) -> Iterator[Event]:
-        return _stream(lambda: self._service.gradients(request))
-
-    def sweep(self, request: SweepRequest) -> Iterator[Event]:
-        return _stream(lambda: self._service.sweep(request))
-
-    def models(self) -> list[ModelInfo]:
+    def ask(self, operation: str | Operation, *args: Any) -> Any:
+        """See Transport."""
+        *args, watch = args if operation == "weights" else (*args, None)
         with _translated():
-            return self._service.models()
-
-    def describe(self, model: str = "") -> ModelInfo:
-        with _translated():
-            return self._service.describe(model)
-
-    def load(self, request: LoadRequest) -> Iterator[LoadProgress]:
-        return _stream(lambda: self._service.load(request))
-
-    def unload(self, model: str) -> None:
-        with _translated():
-            self._service.unload(model)
-
-    def tokenize(self, request: TokenizeRequest) -> Tokenized:
-        with _translated():
-            return self._service.tokenize(request)
-
-    def weights(self, name: str, model: str = "", watch: Watch | None = None) -> Array:
-        with _translated():
-            array = self._service.weights(name, model)
+            answer = self._method(operation)(*args)
         if watch is not None:
-            watch(array.nbytes, array.nbytes)
-        return array
+            watch(answer.nbytes, answer.nbytes)
+        return answer
 
-    def weight_names(self, model: str = "") -> dict[str, tuple[int, ...]]:
-        with _translated():
-            return self._service.weight_names(model)
+    def listen(self, operation: str | Operation, request: Any) -> Closable[Any]:
+        """See Transport."""
+        return _stream(lambda: self._method(operation)(request))
 
-    def captures(self, model: str = "") -> list[StoredCapture]:
-        with _translated():
-            return self._service.captures(model)
-
-    def capture(self, capture_id: str, model: str = "") -> Array:
-        with _translated():
-            return self._service.capture(capture_id, model)
-
-    def delete_capture(self, capture_id: str, model: str = "") -> None:
-        with _translated():
-            self._service.delete_capture(capture_id, model)
-
-    def load_sae(self, request: LoadSaeRequest) -> SaeInfo:
-        with _translated():
-            return self._service.load_sae(request)
-
-    def send_sae(self, part: SaePart) -> SaeReceived:
-        with _translated():
-            return self._service.send_sae(part)
-
-    def saes(self, model: str = "") -> list[SaeInfo]:
-        with _translated():
-            return self._service.saes(model)
-
-    def unload_sae(self, name: str, model: str = "") -> None:
-        with _translated():
-            self._service.unload_sae(name, model)
-
-    def create_session(self, request: CreateSessionRequest) -> Session:
-        with _translated():
-            return self._service.create_session(request)
-
-    def update_session(self, request: UpdateSessionRequest) -> Session:
-        with _translated():
-            return self._service.update_session(request)
-
-    def session(self, session_id: str) -> Session:
-        with _translated():
-            return self._service.session(session_id)
-
-    def sessions(self) -> list[Session]:
-        with _translated():
-            return self._service.sessions()
-
-    def delete_session(self, session_id: str) -> None:
-        with _translated():
-            self._service.delete_session(session_id)
-
-    def activity(self) -> ActivityReport:
-        with _translated():
-            return self._service.activity()
-
-    def health(self) -> HealthReport:
-        with _translated():
-            return self._service.health()
+    def _method(self, operation: str | Operation) -> Callable[..., Any]:
+        """What answers an operation: the service's method of its name, or `other`."""
+        name, service = operation if isinstance(operation, str) else operation.call, cast("Any", self._service)
+        return getattr(service, name, None) or partial(service.other, operation)
 
     def close(self) -> None:
         with _translated():
@@ -151,7 +64,7 @@ def _translated() -> Generator[None]:
         raise Internal(f"the service in this process failed: {type(error).__name__}: {error}") from error
 
 
-def _stream(start: Callable[[], Iterator[T]]) -> Iterator[T]:
+def _stream(start: Callable[[], Iterator[T]]) -> Closable[T]:
     with _translated():
         items = start()
     return Closable(_read(items), lambda: _close(items))

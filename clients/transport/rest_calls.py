@@ -1,11 +1,12 @@
-"""The operations of `Service` over HTTP: what is asked where, and how its answer is read.
+"""The operations over HTTP: what is asked where, and how its answer is read.
 
-Functions of one name with the operations, so that the client that waits and the one that awaits make the same calls.
+The same for the client that waits and the one that awaits.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
@@ -14,15 +15,10 @@ from urllib.parse import quote
 import httpx
 import safetensors
 
-from ...protos.activity import ActivityReport
 from ...protos.errors import Internal, NotFound, Unavailable
-from ...protos.gradients import GradientsRequest
 from ...protos.loading import HealthReport, LoadProgress, LoadRequest
-from ...protos.model import Event, GenerateRequest, ModelInfo, RunRequest, StoredCapture, Tokenized, TokenizeRequest
-from ...protos.saes import LoadSaeRequest, SaeInfo, SaePart, SaeReceived
-from ...protos.service import InferenceRequest
-from ...protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
-from ...protos.sweeps import SweepRequest
+from ...protos.model import ModelInfo
+from ...protos.operations import BY_CALL, Operation
 from ...protos.tensors import Array, Tensor
 from ...protos.wire.codec import from_json, to_json
 from ...protos.wire.delimited import MEDIA_TYPE, DelimitedDecoder
@@ -31,9 +27,10 @@ from .base import Watch
 from .gathered import Gathered
 from .rest_errors import error_of, readable
 
-__all__ = ["Download", "Exchange"]
+__all__ = ["Download", "Exchange", "call_of"]
 
 SAFETENSORS = "application/safetensors"
+_PLACE = re.compile(r"\{(\w+)(:path)?\}")
 
 _safetensors: Any = safetensors  # not annotated
 
@@ -104,24 +101,37 @@ class Download(Generic[T]):
         return {"accept": self.accept}
 
 
-def generate(request: GenerateRequest) -> Download[Event]:
-    return _events("/v1/generate", request)
+def call_of(operation: str | Operation, *args: Any) -> Exchange[Any] | Download[Any] | Gathered[Download[Any], Any]:
+    """The call of an operation, by its row or by the name that it has in `Service`."""
+    if isinstance(operation, str) and operation in _OWN:
+        return _OWN[operation](*args)
+    row = BY_CALL[operation] if isinstance(operation, str) else operation
+    verb, _, template = row.route.partition(" ")
+    if row.kind == "events":
+        return Download(verb, template, lambda _: DelimitedDecoder(), MEDIA_TYPE, to_json(*args))
+    given = dict(zip(row.fields, args, strict=False)) if isinstance(row.request, str) else to_json(*args)
+    path = _PLACE.sub(lambda place: _placed(row, place, given), template)
+    for name, _ in _PLACE.findall(template) if isinstance(row.request, str) else ():
+        del given[name]
+    if verb in ("POST", "PUT"):
+        return Exchange(verb, path, _reader(row), given)
+    return Exchange(verb, path, _reader(row), params={name: value for name, value in given.items() if value})
 
 
-def run(request: RunRequest) -> Download[Event]:
-    return _events("/v1/run", request)
+def _placed(row: Operation, place: re.Match[str], given: dict[str, Any]) -> str:
+    """A part of a path. It may not be empty, as the path would be another's."""
+    name, takes_slashes = place.groups()
+    if not given[name]:
+        lists = next(o.call for o in BY_CALL.values() if o.service == row.service and o.kind == "list")
+        raise NotFound(f"{row.call} needs {'an' if name[0] in 'aeiou' else 'a'} {name}; {lists}() lists them")
+    return quote(given[name], safe="/" if takes_slashes else "")
 
 
-def gradients(request: GradientsRequest) -> Download[Event]:
-    return _events("/v1/gradients", request)
-
-
-def sweep(request: SweepRequest) -> Download[Event]:
-    return _events("/v1/sweep", request)
-
-
-def models() -> Exchange[list[ModelInfo]]:
-    return Exchange("GET", "/v1/models", _list(ModelInfo, "models"))
+def _reader(row: Operation) -> Callable[[dict[str, Any]], Any]:
+    cls, field = row.answer, row.listed.partition(".")[2]
+    if cls is None:
+        return lambda answer: None
+    return _list(cls, field) if row.kind == "list" else lambda answer: from_json(cls, answer)
 
 
 def describe(model: str = "") -> Exchange[ModelInfo]:
@@ -138,14 +148,6 @@ def load(request: LoadRequest) -> Download[LoadProgress]:
     return Download("POST", "/v1/models/load", lambda _: _ProgressLines(), body=body, is_bounded=False)
 
 
-def unload(model: str) -> Exchange[None]:
-    return Exchange("POST", "/v1/models/unload", _nothing, {"model": model})
-
-
-def tokenize(request: TokenizeRequest) -> Exchange[Tokenized]:
-    return Exchange("POST", "/v1/tokenize", _value(Tokenized), to_json(request))
-
-
 def weights(name: str, model: str = "", watch: Watch | None = None) -> Gathered[Download[Any], Array]:
     return _tensor(f"/v1/weights/{quote(_named(name, 'weights needs a name; weight_names()'))}", model, watch)
 
@@ -157,58 +159,8 @@ def weight_names(model: str = "") -> Exchange[dict[str, tuple[int, ...]]]:
     return Exchange("GET", "/v1/weights", read, params=_of(model))
 
 
-def captures(model: str = "") -> Exchange[list[StoredCapture]]:
-    return Exchange("GET", "/v1/captures", _list(StoredCapture, "captures"), params=_of(model))
-
-
 def capture(capture_id: str, model: str = "") -> Gathered[Download[Any], Array]:
     return _tensor(f"/v1/captures/{quote(_named(capture_id, 'capture needs an id; captures()'))}", model, None)
-
-
-def delete_capture(capture_id: str, model: str = "") -> Exchange[None]:
-    path = f"/v1/captures/{quote(_named(capture_id, 'delete_capture needs an id; captures()'))}"
-    return Exchange("DELETE", path, _nothing, params=_of(model))
-
-
-def load_sae(request: LoadSaeRequest) -> Exchange[SaeInfo]:
-    return Exchange("POST", "/v1/saes", _value(SaeInfo), to_json(request))
-
-
-def send_sae(part: SaePart) -> Exchange[SaeReceived]:
-    return Exchange("POST", "/v1/saes/parts", _value(SaeReceived), to_json(part))
-
-
-def saes(model: str = "") -> Exchange[list[SaeInfo]]:
-    return Exchange("GET", "/v1/saes", _list(SaeInfo, "saes"), params=_of(model))
-
-
-def unload_sae(name: str, model: str = "") -> Exchange[None]:
-    path = f"/v1/saes/{quote(_named(name, 'an SAE has a name; saes()'), safe='')}"
-    return Exchange("DELETE", path, _nothing, params=_of(model))
-
-
-def create_session(request: CreateSessionRequest) -> Exchange[Session]:
-    return Exchange("POST", "/v1/sessions", _value(Session), to_json(request))
-
-
-def update_session(request: UpdateSessionRequest) -> Exchange[Session]:
-    return Exchange("PUT", _session_path(request.id), _value(Session), to_json(request))
-
-
-def session(session_id: str) -> Exchange[Session]:
-    return Exchange("GET", _session_path(session_id), _value(Session))
-
-
-def sessions() -> Exchange[list[Session]]:
-    return Exchange("GET", "/v1/sessions", _list(Session, "sessions"))
-
-
-def delete_session(session_id: str) -> Exchange[None]:
-    return Exchange("DELETE", _session_path(session_id), _nothing)
-
-
-def activity() -> Exchange[ActivityReport]:
-    return Exchange("GET", "/v1/activity", _value(ActivityReport))
 
 
 def health() -> Exchange[HealthReport]:
@@ -218,16 +170,8 @@ def health() -> Exchange[HealthReport]:
     return Exchange("GET", "/health", read, also=(503,))
 
 
-def _value(cls: type[T]) -> Callable[[dict[str, Any]], T]:
-    return lambda answer: from_json(cls, answer)
-
-
 def _list(cls: type[T], key: str) -> Callable[[dict[str, Any]], list[T]]:
     return lambda answer: [from_json(cls, item) for item in answer[key]]
-
-
-def _nothing(answer: dict[str, Any]) -> None:
-    del answer
 
 
 def _of(model: str) -> dict[str, str]:
@@ -241,14 +185,6 @@ def _named(name: str, where: str) -> str:
     return name
 
 
-def _session_path(session_id: str) -> str:
-    return f"/v1/sessions/{quote(_named(session_id, 'a session has an id; sessions()'), safe='')}"
-
-
-def _events(path: str, request: InferenceRequest) -> Download[Event]:
-    return Download("POST", path, lambda _: DelimitedDecoder(), MEDIA_TYPE, to_json(request))
-
-
 def _tensor(path: str, model: str, watch: Watch | None) -> Gathered[Download[Any], Array]:
     data = bytearray()
 
@@ -259,6 +195,10 @@ def _tensor(path: str, model: str, watch: Watch | None) -> Gathered[Download[Any
             watch(len(data), n_bytes)
 
     return Gathered(Download("GET", path, _Pieces, SAFETENSORS, params=_of(model)), hear, lambda: _only_tensor(data))
+
+
+_OWN: dict[str, Callable[..., Any]] = {f.__name__: f for f in (describe, load, weights, weight_names, capture, health)}
+"""What is more than a JSON object there and one back."""
 
 
 class _Pieces:

@@ -8,20 +8,11 @@ from typing import Any, TypeVar
 
 import grpc
 
-from ...protos.activity import ActivityReport
-from ...protos.gradients import GradientsRequest
 from ...protos.hosts import is_loopback
-from ...protos.loading import HealthReport, LoadProgress, LoadRequest
-from ...protos.model import Event, GenerateRequest, ModelInfo, RunRequest, StoredCapture, Tokenized, TokenizeRequest
-from ...protos.saes import LoadSaeRequest, SaeInfo, SaePart, SaeReceived
-from ...protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
-from ...protos.sweeps import SweepRequest
-from ...protos.tensors import Array
-from . import rpc_calls
-from .base import Watch
+from ...protos.operations import Operation
 from .closable import Closable
 from .gathered import Gathered
-from .rpc_calls import Streamed, Unary
+from .rpc_calls import Streamed, Unary, call_of
 from .rpc_errors import translated
 from .tls import Tls
 
@@ -59,80 +50,15 @@ class RpcTransport:
         else:
             self._channel = grpc.insecure_channel(target, options)
 
-    def generate(self, request: GenerateRequest) -> Iterator[Event]:
-        return self._stream(rpc_calls.generate(request))
+    def ask(self, operation: str | Operation, *args: Any) -> Any:
+        """See Transport."""
+        call: Any = call_of(operation, *args)
+        return self._unary(call) if isinstance(call, Unary) else self._gathered(call)
 
-    def run(self, request: RunRequest) -> Iterator[Event]:
-        return self._stream(rpc_calls.run(request))
-
-    def gradients(self, request: GradientsRequest) -> Iterator[Event]:
-        return self._stream(rpc_calls.gradients(request))
-
-    def sweep(self, request: SweepRequest) -> Iterator[Event]:
-        return self._stream(rpc_calls.sweep(request))
-
-    def models(self) -> list[ModelInfo]:
-        return self._unary(rpc_calls.models())
-
-    def describe(self, model: str = "") -> ModelInfo:
-        return self._unary(rpc_calls.describe(model))
-
-    def load(self, request: LoadRequest) -> Iterator[LoadProgress]:
-        return self._stream(rpc_calls.load(request))
-
-    def unload(self, model: str) -> None:
-        self._unary(rpc_calls.unload(model))
-
-    def tokenize(self, request: TokenizeRequest) -> Tokenized:
-        return self._unary(rpc_calls.tokenize(request))
-
-    def weights(self, name: str, model: str = "", watch: Watch | None = None) -> Array:
-        return self._gathered(rpc_calls.weights(name, model, watch))
-
-    def weight_names(self, model: str = "") -> dict[str, tuple[int, ...]]:
-        return self._gathered(rpc_calls.weight_names(model))
-
-    def captures(self, model: str = "") -> list[StoredCapture]:
-        return self._unary(rpc_calls.captures(model))
-
-    def capture(self, capture_id: str, model: str = "") -> Array:
-        return self._gathered(rpc_calls.capture(capture_id, model))
-
-    def delete_capture(self, capture_id: str, model: str = "") -> None:
-        self._unary(rpc_calls.delete_capture(capture_id, model))
-
-    def load_sae(self, request: LoadSaeRequest) -> SaeInfo:
-        return self._unary(rpc_calls.load_sae(request))
-
-    def send_sae(self, part: SaePart) -> SaeReceived:
-        return self._unary(rpc_calls.send_sae(part))
-
-    def saes(self, model: str = "") -> list[SaeInfo]:
-        return self._unary(rpc_calls.saes(model))
-
-    def unload_sae(self, name: str, model: str = "") -> None:
-        self._unary(rpc_calls.unload_sae(name, model))
-
-    def create_session(self, request: CreateSessionRequest) -> Session:
-        return self._unary(rpc_calls.create_session(request))
-
-    def update_session(self, request: UpdateSessionRequest) -> Session:
-        return self._unary(rpc_calls.update_session(request))
-
-    def session(self, session_id: str) -> Session:
-        return self._unary(rpc_calls.session(session_id))
-
-    def sessions(self) -> list[Session]:
-        return self._unary(rpc_calls.sessions())
-
-    def delete_session(self, session_id: str) -> None:
-        self._unary(rpc_calls.delete_session(session_id))
-
-    def activity(self) -> ActivityReport:
-        return self._unary(rpc_calls.activity())
-
-    def health(self) -> HealthReport:
-        return self._unary(rpc_calls.health())
+    def listen(self, operation: str | Operation, request: Any) -> Closable[Any]:
+        """See Transport."""
+        call: Any = call_of(operation, request)
+        return self._stream(call)
 
     def close(self) -> None:
         self._channel.close()

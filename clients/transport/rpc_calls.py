@@ -1,6 +1,6 @@
-"""The operations of `Service` as gRPC calls: what is sent to which method, and how its answer is read.
+"""The operations as gRPC calls: what is sent to which method, and how its answer is read.
 
-Functions of one name with the operations, so that the client that waits and the one that awaits make the same calls.
+The same for the client that waits and the one that awaits.
 """
 
 from __future__ import annotations
@@ -15,30 +15,17 @@ from google.protobuf.message import Message as ProtoMessage
 from grpc_health.v1 import health_pb2
 
 from ...protos import probewire_pb2 as pb
-from ...protos.activity import ActivityReport
 from ...protos.errors import Internal, NotFound
-from ...protos.gradients import GradientsRequest
-from ...protos.loading import HealthReport, LoadProgress, LoadRequest
-from ...protos.model import (
-    Event,
-    GenerateRequest,
-    ModelInfo,
-    RunRequest,
-    StoredCapture,
-    TensorFrame,
-    Tokenized,
-    TokenizeRequest,
-)
-from ...protos.saes import LoadSaeRequest, SaeInfo, SaePart, SaeReceived
-from ...protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
-from ...protos.sweeps import SweepRequest
+from ...protos.loading import HealthReport
+from ...protos.model import Event, TensorFrame
+from ...protos.operations import BY_CALL, Operation
 from ...protos.tensors import Array, Tensor, numpy_dtype
-from ...protos.wire.codec import from_json, from_proto, to_proto
+from ...protos.wire.codec import from_json
 from ...protos.wire.events import FrameAssembler, read_events
 from .base import Watch
 from .gathered import Gathered
 
-__all__ = ["Streamed", "Unary"]
+__all__ = ["Streamed", "Unary", "call_of"]
 
 REPORT_KEY = "health-report-bin"
 
@@ -69,44 +56,19 @@ class Streamed(Generic[T]):
     """Whether the client's timeout_s holds for it."""
 
 
-def generate(request: GenerateRequest) -> Streamed[Event]:
-    return _events("Inference/Generate", to_proto(request))
-
-
-def run(request: RunRequest) -> Streamed[Event]:
-    return _events("Inference/Run", to_proto(request))
-
-
-def gradients(request: GradientsRequest) -> Streamed[Event]:
-    return _events("Inference/Gradients", to_proto(request))
-
-
-def sweep(request: SweepRequest) -> Streamed[Event]:
-    return _events("Inference/Sweep", to_proto(request))
-
-
-def models() -> Unary[list[ModelInfo]]:
-    return _list(ModelInfo, "Models/List", pb.ListRequest(), pb.ModelList, "models")
-
-
-def describe(model: str = "") -> Unary[ModelInfo]:
-    return _value(ModelInfo, "Models/Describe", pb.ModelRequest(model=model), pb.ModelInfo)
-
-
-def load(request: LoadRequest) -> Streamed[LoadProgress]:
-    def read(message: Any) -> Iterable[LoadProgress]:
-        return (from_proto(LoadProgress, message),)
-
-    parse = pb.LoadProgress.FromString
-    return Streamed("/probewire.v1.Models/Load", to_proto(request), parse, lambda: read, is_bounded=False)
-
-
-def unload(model: str) -> Unary[None]:
-    return _nothing("Models/Unload", pb.ModelRequest(model=model))
-
-
-def tokenize(request: TokenizeRequest) -> Unary[Tokenized]:
-    return _value(Tokenized, "Models/Tokenize", to_proto(request), pb.Tokenized)
+def call_of(operation: str | Operation, *args: Any) -> Unary[Any] | Streamed[Any] | Gathered[Streamed[Any], Any]:
+    """The call of an operation, by its row or by the name that it has in `Service`."""
+    if isinstance(operation, str) and operation in _OWN:
+        return _OWN[operation](*args)
+    row = BY_CALL[operation] if isinstance(operation, str) else operation
+    if row.kind == "events":
+        return _events(row.path, row.asked(*args))
+    if row.kind == "values":
+        parse = row.answer_message.FromString
+        return Streamed(
+            row.path, row.asked(*args), parse, lambda: lambda message: (row.result(message),), is_bounded=False
+        )
+    return Unary(row.path, row.asked(*args), row.answer_message, lambda message, _: row.result(message))
 
 
 def weights(name: str, model: str = "", watch: Watch | None = None) -> Gathered[Streamed[Any], Array]:
@@ -125,10 +87,6 @@ def weight_names(model: str = "") -> Gathered[Streamed[Any], dict[str, tuple[int
     )
 
 
-def captures(model: str = "") -> Unary[list[StoredCapture]]:
-    return _list(StoredCapture, "Captures/List", pb.ModelRequest(model=model), pb.CaptureList, "captures")
-
-
 def capture(capture_id: str, model: str = "") -> Gathered[Streamed[Event], Array]:
     found: list[Event] = []
 
@@ -138,51 +96,9 @@ def capture(capture_id: str, model: str = "") -> Gathered[Streamed[Event], Array
                 return event.tensor.numpy()
         raise Internal(f"the server sent nothing for capture {capture_id!r}")
 
-    return Gathered(_events("Captures/Get", pb.CaptureRequest(model=model, id=capture_id)), found.append, whole)
-
-
-def delete_capture(capture_id: str, model: str = "") -> Unary[None]:
-    return _nothing("Captures/Delete", pb.CaptureRequest(model=model, id=capture_id))
-
-
-def load_sae(request: LoadSaeRequest) -> Unary[SaeInfo]:
-    return _value(SaeInfo, "Saes/Load", to_proto(request), pb.SaeInfo)
-
-
-def send_sae(part: SaePart) -> Unary[SaeReceived]:
-    return _value(SaeReceived, "Saes/Send", to_proto(part), pb.SaeReceived)
-
-
-def saes(model: str = "") -> Unary[list[SaeInfo]]:
-    return _list(SaeInfo, "Saes/List", pb.ModelRequest(model=model), pb.SaeList, "saes")
-
-
-def unload_sae(name: str, model: str = "") -> Unary[None]:
-    return _nothing("Saes/Unload", pb.SaeRequest(name=name, model=model))
-
-
-def create_session(request: CreateSessionRequest) -> Unary[Session]:
-    return _value(Session, "Sessions/Create", to_proto(request), pb.Session)
-
-
-def update_session(request: UpdateSessionRequest) -> Unary[Session]:
-    return _value(Session, "Sessions/Update", to_proto(request), pb.Session)
-
-
-def session(session_id: str) -> Unary[Session]:
-    return _value(Session, "Sessions/Get", pb.SessionRequest(id=session_id), pb.Session)
-
-
-def sessions() -> Unary[list[Session]]:
-    return _list(Session, "Sessions/List", pb.ListRequest(), pb.SessionList, "sessions")
-
-
-def delete_session(session_id: str) -> Unary[None]:
-    return _nothing("Sessions/Delete", pb.SessionRequest(id=session_id))
-
-
-def activity() -> Unary[ActivityReport]:
-    return _value(ActivityReport, "Activity/Get", pb.ListRequest(), pb.ActivityReport)
+    return Gathered(
+        _events(BY_CALL["capture"].path, pb.CaptureRequest(model=model, id=capture_id)), found.append, whole
+    )
 
 
 def health() -> Unary[HealthReport]:
@@ -196,31 +112,20 @@ def health() -> Unary[HealthReport]:
     return Unary("/grpc.health.v1.Health/Check", request, health_pb2.HealthCheckResponse, read)
 
 
-def _value(cls: type[T], method: str, request: ProtoMessage, answer: type[ProtoMessage]) -> Unary[T]:
-    return Unary(f"/probewire.v1.{method}", request, answer, lambda message, _: from_proto(cls, message))
-
-
-def _list(cls: type[T], method: str, request: ProtoMessage, answer: type[ProtoMessage], field: str) -> Unary[list[T]]:
-    def read(message: Any, _: Mapping[str, Any]) -> list[T]:
-        return [from_proto(cls, item) for item in getattr(message, field)]
-
-    return Unary(f"/probewire.v1.{method}", request, answer, read)
-
-
-def _nothing(method: str, request: ProtoMessage) -> Unary[None]:
-    return Unary(f"/probewire.v1.{method}", request, pb.Empty, lambda message, _: None)
-
-
-def _events(method: str, request: ProtoMessage) -> Streamed[Event]:
+def _events(path: str, request: ProtoMessage) -> Streamed[Event]:
     def reader() -> Callable[[Any], Iterable[Event]]:
         assembler = FrameAssembler()
         return lambda message: list(read_events(message, assembler))
 
-    return Streamed(f"/probewire.v1.{method}", request, bytes, reader)
+    return Streamed(path, request, bytes, reader)
 
 
 def _chunks(request: pb.WeightsRequest) -> Streamed[Any]:
-    return Streamed("/probewire.v1.Models/Weights", request, pb.WeightChunk.FromString, lambda: lambda chunk: (chunk,))
+    return Streamed(BY_CALL["weights"].path, request, pb.WeightChunk.FromString, lambda: lambda chunk: (chunk,))
+
+
+_OWN: dict[str, Callable[..., Any]] = {f.__name__: f for f in (weights, weight_names, capture, health)}
+"""What is more than a message there and a message back."""
 
 
 class _Weight:

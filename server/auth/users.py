@@ -14,18 +14,18 @@ import sqlite3
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import get_args
 
 import orjson
 
 from ...protos.errors import FailedPrecondition, InvalidArgument, NotFound
+from ...protos.operations import Role
 from ...protos.wire.codec import from_json, to_json
 from ..state.database import State
 
 __all__ = ["LOCAL", "ROLES", "Role", "User", "UserLimits", "Users"]
 
-Role = Literal["admin", "researcher", "viewer"]
-ROLES: tuple[Role, ...] = get_args(Role)
+ROLES: tuple[Role, ...] = tuple(reversed(get_args(Role)))
 
 WEIGHTS: dict[Role, float] = {"admin": 2.0, "researcher": 1.0, "viewer": 1.0}
 """Share of a busy model, relative to the others waiting for it."""

@@ -13,14 +13,14 @@ from typing import Any
 from ...protos import probewire_pb2 as pb
 from ...protos.activity import ActivityReport
 from ...protos.errors import Unavailable
-from ...protos.gradients import GradientsRequest
 from ...protos.loading import HealthReport, LoadProgress, LoadRequest
-from ...protos.model import Event, GenerateRequest, ModelInfo, RunRequest, StoredCapture, Tokenized, TokenizeRequest
+from ...protos.model import Event, ModelInfo, StoredCapture, Tokenized, TokenizeRequest
+from ...protos.operations import BY_CALL, OPERATIONS, Operation
 from ...protos.saes import LoadSaeRequest, SaeInfo, SaePart, SaeReceived
+from ...protos.service import InferenceRequest
 from ...protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
-from ...protos.sweeps import SweepRequest
 from ...protos.tensors import Tensor
-from ...protos.wire.codec import from_proto, to_proto
+from ...protos.wire.codec import to_proto
 from ...protos.wire.events import FrameAssembler, decode_events
 from ..auth.access import Access
 from ..auth.audit import Audit
@@ -43,7 +43,7 @@ __all__ = ["Gateway"]
 
 log = logging.getLogger(__name__)
 
-_MODELS = "/probewire.v1.Models/"
+_COMPUTED = {operation.request: operation for operation in OPERATIONS if operation.counted}
 
 UPKEEP_S = 5.0
 SWEEP_S = 0.5
@@ -193,37 +193,35 @@ class Gateway:
 
     # ---- inference ----
 
-    def generate(self, request: GenerateRequest) -> AsyncIterator[list[Event]]:
-        return _decoded(self.streams.generate(_serialised(request)))
-
-    def gradients(self, request: GradientsRequest) -> AsyncIterator[list[Event]]:
+    def generate(self, request: InferenceRequest) -> AsyncIterator[list[Event]]:
         """See Operations."""
-        return _decoded(self.streams.gradients(_serialised(request)))
+        return _decoded(self.streams.stream(_COMPUTED[type(request)], to_proto(request).SerializeToString()))
 
-    def sweep(self, request: SweepRequest) -> AsyncIterator[list[Event]]:
-        """See Operations."""
-        return _decoded(self.streams.sweep(_serialised(request)))
-
-    def run(self, request: RunRequest) -> AsyncIterator[list[Event]]:
-        return _decoded(self.streams.run(_serialised(request)))
+    run = gradients = sweep = generate
 
     async def tokenize(self, request: TokenizeRequest) -> Tokenized:
         caller = self.desk.check("Models.Tokenize")
         async with self.ready(request.model) as worker:
-            answer = await worker.unary(_MODELS + "Tokenize", _serialised(request), caller)
-        return from_proto(Tokenized, pb.Tokenized.FromString(answer))
+            return await worker.ask(caller, BY_CALL["tokenize"], request)
+
+    async def other(self, operation: Operation, *args: Any) -> Any:
+        """What the gateway has no part in goes to the worker of the model that the request names."""
+        with self.desk.visit(operation.name) as visit:
+            async with self.ready(getattr(operation.asked(*args), "model", "")) as worker:
+                visit.model = worker.config.id
+                return await worker.ask(visit.caller, operation, *args)
 
     # ---- weights and captures ----
 
     async def weight_names(self, model: str) -> dict[str, tuple[int, ...]]:
         request = pb.WeightsRequest(model=model).SerializeToString()
-        async with closing(self.streams.weights(request)) as chunks:
+        async with closing(self.streams.stream(BY_CALL["weights"], request)) as chunks:
             parsed = [pb.WeightChunk.FromString(chunk) async for chunk in chunks]
         return {chunk.name: tuple(chunk.shape) for chunk in parsed}
 
     async def weights(self, name: str, model: str) -> Tensor:
         request = pb.WeightsRequest(model=model, name=name).SerializeToString()
-        async with closing(self.streams.weights(request)) as chunks:
+        async with closing(self.streams.stream(BY_CALL["weights"], request)) as chunks:
             parsed = [pb.WeightChunk.FromString(chunk) async for chunk in chunks]
         return Tensor(parsed[0].dtype, tuple(parsed[0].shape), b"".join(chunk.data for chunk in parsed))
 
@@ -246,8 +244,7 @@ class Gateway:
         with self.desk.visit("Saes.Load", sites=(request.site,) if request.site else ()) as visit:
             async with self.ready(request.model) as worker:
                 visit.model = worker.config.id
-                answer = await worker.unary("/probewire.v1.Saes/Load", _serialised(request), visit.caller)
-            return from_proto(SaeInfo, pb.SaeInfo.FromString(answer))
+                return await worker.ask(visit.caller, BY_CALL["load_sae"], request)
 
     async def send_sae(self, part: SaePart) -> SaeReceived:
         with self.desk.visit("Saes.Send") as visit:
@@ -300,10 +297,6 @@ class Gateway:
         ready = sum(is_up(model.state) for model in report.models)
         self.metrics.refresh({model.id: model for model in report.models}, ready, self.store.used_bytes())
         return self.metrics.text()
-
-
-def _serialised(value: Any) -> bytes:
-    return to_proto(value).SerializeToString()
 
 
 async def _decoded(messages: AsyncIterator[bytes]) -> AsyncIterator[list[Event]]:

@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from ...protos import probewire_pb2 as pb
+from ...protos.operations import Operation
 from ...protos.spec import Plan
 from ...protos.wire.codec import parse
 from ..auth.audit import prompt_of
@@ -33,39 +34,25 @@ class PassThrough:
         """`ready`: the worker of a model, awake. `operations`: what answers where no worker is needed."""
         self._own, self._desk, self._sessions, self._ready = EncodedStreams(operations), desk, sessions, ready
 
-    def generate(self, request: bytes) -> AsyncIterator[bytes]:
-        return self._passed("Inference.Generate", pb.GenerateRequest, request)
+    def stream(self, operation: Operation, request: bytes) -> AsyncIterator[bytes]:
+        """See Streams. What is asked for its model goes to that model's worker."""
+        stays_here = operation.call == "capture"
+        return self._own.stream(operation, request) if stays_here else self._passed(operation, request)
 
-    def run(self, request: bytes) -> AsyncIterator[bytes]:
-        return self._passed("Inference.Run", pb.RunRequest, request)
-
-    def gradients(self, request: bytes) -> AsyncIterator[bytes]:
-        return self._passed("Inference.Gradients", pb.GradientsRequest, request)
-
-    def sweep(self, request: bytes) -> AsyncIterator[bytes]:
-        return self._passed("Inference.Sweep", pb.SweepRequest, request)
-
-    def weights(self, request: bytes) -> AsyncIterator[bytes]:
-        return self._passed("Models.Weights", pb.WeightsRequest, request)
-
-    def capture(self, request: bytes) -> AsyncIterator[bytes]:
-        return self._own.capture(request)
-
-    async def _passed(self, operation: str, message: Callable[[], Any], request: bytes) -> AsyncIterator[bytes]:
+    async def _passed(self, operation: Operation, request: bytes) -> AsyncIterator[bytes]:
         def read() -> tuple[Any, dict[str, Any]]:
-            asked = parse(message, request)
+            asked = parse(operation.message, request)
             return asked, _about(asked, prompts=self._desk.audit.prompts)
 
         asked, about = await off_the_loop(request, read)
-        with self._desk.visit(operation, **about) as visit:
+        with self._desk.visit(operation.name, **about) as visit:
             async with self._ready(asked.model) as worker:
                 visit.model = worker.config.id
                 if visit.session:
                     session = await self._sessions.bind(worker, visit.caller, visit.session)
                     visit.session_name = session.name
                     visit.sites = (*visit.sites, *sites_of(session.plan))
-                method = f"/probewire.v1.{operation.replace('.', '/')}"
-                async with closing(worker.stream(method, request, visit.caller)) as messages:
+                async with closing(worker.stream(operation.path, request, visit.caller)) as messages:
                     async for piece in messages:
                         self._desk.took(visit, piece)
                         yield piece

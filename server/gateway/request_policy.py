@@ -13,44 +13,28 @@ from typing import Any
 
 from ...protos.activity import RequestActivity
 from ...protos.errors import Code, PermissionDenied, ProbewireError, ResourceExhausted, Unauthenticated
+from ...protos.operations import OPERATIONS, Role
 from ...protos.wire.events import Tally, tally
 from ..auth.access import Access
 from ..auth.audit import Audit
 from ..auth.callers import Caller, current_caller
-from ..auth.users import Role
 from ..metrics import Metrics
 
 __all__ = ["Desk", "Visit"]
 
 log = logging.getLogger(__name__)
 
-_VIEWER = frozenset({"Models.List", "Models.Describe", "Models.Tokenize", "Activity.Get"})
-_RESEARCHER = _VIEWER | {
-    "Models.Weights",
-    "Inference.Generate",
-    "Inference.Run",
-    "Inference.Gradients",
-    "Inference.Sweep",
-    "Sessions.Create",
-    "Sessions.Update",
-    "Sessions.Get",
-    "Sessions.List",
-    "Sessions.Delete",
-    "Captures.Get",
-    "Captures.List",
-    "Captures.Delete",
-    "Saes.Load",
-    "Saes.Send",
-    "Saes.List",
-    "Saes.Unload",
+ROLES: tuple[Role, ...] = ("viewer", "researcher", "admin")
+"""Each may what the one before may."""
+PERMITTED: dict[Role, frozenset[str]] = {
+    role: frozenset(o.name for o in OPERATIONS if not o.inner and ROLES.index(o.role) <= rank)
+    for rank, role in enumerate(ROLES)
 }
-_ADMIN = _RESEARCHER | {"Models.Load", "Models.Unload"}
-PERMITTED: dict[Role, frozenset[str]] = {"viewer": _VIEWER, "researcher": _RESEARCHER, "admin": _ADMIN}
 
 RECHECK_S = 0.5
 """A revoked key ends its streams with the first message after so long; between messages `sweep` does."""
 
-COUNTED = frozenset({"Inference.Generate", "Inference.Run", "Inference.Gradients", "Inference.Sweep"})
+COUNTED = frozenset(operation.name for operation in OPERATIONS if operation.counted)
 """Operations that take a model's time: they count against a user's limits."""
 
 

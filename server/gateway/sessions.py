@@ -6,17 +6,14 @@ import asyncio
 from collections.abc import Callable
 from weakref import WeakValueDictionary
 
-from ...protos import probewire_pb2 as pb
 from ...protos.errors import InvalidArgument, ProbewireError
+from ...protos.operations import BY_CALL
 from ...protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
-from ...protos.wire.codec import to_proto
 from ..auth.callers import Caller
 from ..state.sessions import SessionStore
 from .workers import Worker
 
 __all__ = ["Sessions"]
-
-_WORKER = "/probewire.v1.Worker/"
 
 
 class Sessions:
@@ -64,9 +61,7 @@ class Sessions:
             try:
                 worker = self._find(session.model)
                 if worker.sessions.pop(session_id, None) is not None:
-                    await worker.unary(
-                        _WORKER + "DropSession", pb.SessionRequest(id=session_id).SerializeToString(), caller
-                    )
+                    await worker.ask(caller, BY_CALL["drop_session"], session_id)
             except ProbewireError:
                 return  # the worker is gone, and the session with it
 
@@ -83,5 +78,5 @@ class Sessions:
 
     async def _tell(self, worker: Worker, caller: Caller, session: Session) -> None:
         told = worker.sessions  # of the run that is told: another may have begun when the answer is here
-        await worker.unary(_WORKER + "PutSession", to_proto(session).SerializeToString(), caller)
+        await worker.ask(caller, BY_CALL["put_session"], session)
         told[session.id] = max(session.revision, told.get(session.id, 0))

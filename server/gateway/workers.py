@@ -9,16 +9,15 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import psutil
 
-from ...protos import probewire_pb2 as pb
 from ...protos.activity import ModelActivity, WorkerStatus
 from ...protos.errors import Internal, ProbewireError, Unavailable
 from ...protos.loading import LoadProgress
 from ...protos.model import ModelInfo
-from ...protos.wire.codec import from_proto
+from ...protos.operations import BY_CALL, Operation
 from ..auth.callers import Caller
 from ..config import Supervision, WorkerConfig
 from ..streams import closing
@@ -136,16 +135,18 @@ class Worker:
                 async for message in messages:
                     yield message
 
-    async def unary(self, method: str, request: bytes, caller: Caller) -> bytes:
-        """One call."""
-        channel = self._ready_channel()
+    async def ask(self, caller: Caller, operation: Operation, *args: Any) -> Any:
+        """What an operation with one answer comes to, on a caller's behalf."""
+        channel, request = self._ready_channel(), operation.asked(*args).SerializeToString()
         with self._used():
-            return await channel.unary(method, request, caller)
+            answer = await channel.unary(operation.path, request, caller)
+        return operation.result(operation.answer_message.FromString(answer))
 
     async def engine_status(self, timeout_s: float) -> WorkerStatus:
         """What its engine does now."""
-        answer = await self._ready_channel().unary("/probewire.v1.Worker/Status", b"", timeout_s=timeout_s)
-        return from_proto(WorkerStatus, pb.WorkerStatus.FromString(answer))
+        status = BY_CALL["status"]
+        answer = await self._ready_channel().unary(status.path, b"", timeout_s=timeout_s)
+        return status.result(status.answer_message.FromString(answer))
 
     async def activity(self) -> ModelActivity:
         """As `probewire top` shows it."""

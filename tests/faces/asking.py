@@ -5,19 +5,37 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import grpc
 import numpy as np
 
-from probewire.clients import Tensor
+from probewire.clients import Client, Tensor
+from probewire.protos.operations import BY_CALL
 from probewire.protos.wire.codec import to_json
 from tests.faces.serving import DEADLINE_S, Served
 
-__all__ = ["GOOD_HOOK", "PROMPT", "add", "called", "fill", "posted"]
+__all__ = ["GOOD_HOOK", "PROMPT", "add", "called", "fill", "posted", "service_of"]
 
 PROMPT = "When Mary and John"
 GOOD_HOOK: dict[str, Any] = {"site": "resid_post.1", "capture": {}}
+
+
+class _Service:
+    """The operations of a client's transport as methods."""
+
+    def __init__(self, client: Client) -> None:
+        self._transport = client._transport
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        streams = BY_CALL[name].kind in ("events", "values")
+        return partial(self._transport.listen if streams else self._transport.ask, name)
+
+
+def service_of(client: Client) -> Any:
+    """What carries the client's calls, asked without its help."""
+    return _Service(client)
 
 
 def add(values: Any, **where: Any) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from probewire.protos.spec import Capture, Hook, Plan
 from probewire.protos.tensors import Tensor
 from probewire.server.auth.users import Users
 from probewire.server.state.database import State
+from tests.faces.asking import service_of
 from tests.faces.serving import BACKENDS, DEADLINE_S, Served, eventually, serving
 
 log = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ class Visitor:
         self.served, self.key, self.solo, self.tally = served, key, solo, tally
         self.random = random.Random(seed)
         self.client = Client(f"grpc://{served.grpc}" if seed % 2 else served.http, api_key=key, timeout_s=DEADLINE_S)
-        self.service: Any = self.client._transport
+        self.service = service_of(self.client)
 
     def visit(self) -> None:
         what: Callable[[], None] = self.random.choice(
@@ -200,7 +201,7 @@ def alone(served: Served, key: str) -> Solo:
     """Every answer that the visitors will ask for, one request at a time."""
     solo: Solo = {}
     with Client(f"grpc://{served.grpc}", api_key=key) as client:
-        service: Any = client._transport
+        service = service_of(client)
         for model in BACKENDS:
             for prompt in PROMPTS:
                 solo["run", model, prompt] = client.run(prompt, capture=["logits"], model=model)["logits"]

@@ -28,6 +28,7 @@ from probewire.protos.spec import Capture, Hook, Plan
 from probewire.protos.tensors import Tensor
 from probewire.server.auth.users import UserLimits, Users
 from probewire.server.state.database import State
+from tests.faces.asking import service_of
 from tests.faces.serving import DEADLINE_S, Served, eventually, serving
 
 PROMPT = "When Mary and John"
@@ -70,10 +71,6 @@ def connect(request: pytest.FixtureRequest, box: Served, keys: Keys) -> Callable
 
 def steering(sign: float) -> Plan:
     return Plan((Hook("resid_post.0", edit=Add(STEER, alpha=3.0 * sign)),))
-
-
-def service_of(client: Client) -> Any:
-    return client._transport
 
 
 def test_nobody_enters_without_a_good_key(connect: Callable[[str], Client], keys: Keys) -> None:

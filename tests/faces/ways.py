@@ -59,7 +59,7 @@ def http_client(served: Served, request: Request) -> Answer:
 
 def client_answer(client: Client, request: Request) -> Answer:
     """What a client's transport hands on."""
-    return from_events(getattr(client._transport, OPERATIONS[type(request)])(request))
+    return from_events(client._transport.listen(OPERATIONS[type(request)], request))
 
 
 def rest_json(served: Served, request: Request) -> Answer:

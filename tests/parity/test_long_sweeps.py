@@ -47,7 +47,7 @@ def _long(share: bool = True) -> SweepRequest:
 def test_a_sweep_that_is_left_leaves_nothing(opened: Opened, backend: str, share: bool) -> None:
     client = opened("llama", backend, "float32")
     before = client.run(TOKENS, capture="logits")["logits"]
-    events = client._transport.sweep(_long(share))
+    events = client._transport.listen("sweep", _long(share))
     assert isinstance(next(events), Started)
     first = next(events)
     assert isinstance(first, Measured)
@@ -78,7 +78,7 @@ def test_others_go_on_while_a_long_sweep_is_under_way(opened: Opened, backend: s
     begun, over = threading.Event(), threading.Event()
 
     def sweep() -> None:
-        for event in client._transport.sweep(_long()):
+        for event in client._transport.listen("sweep", _long()):
             begun.set()
             if isinstance(event, Finished):
                 finished.append("sweep")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any, cast
 
 import grpc
@@ -13,18 +14,15 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from ....protos import probewire_pb2 as pb
 from ....protos.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument
-from ....protos.loading import LoadRequest
-from ....protos.model import TokenizeRequest
-from ....protos.saes import LoadSaeRequest, SaePart
-from ....protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
-from ....protos.wire.codec import from_proto, parse, to_proto
+from ....protos.operations import OPERATIONS, Operation
+from ....protos.wire.codec import parse
 from ...auth.access import Access
 from ...auth.callers import CALLER, Caller, caller_from_metadata
 from ...auth.proxies import FORWARDED_FOR, NO_PROXIES, Proxies, host_of
 from ...grpc_answer import answered, log_callers_quietly, write
 from ...health import HealthFace
-from ...service import Operations, WorkerOperations
-from ...streams import EncodedStreams, Streams, closing
+from ...service import Answering, WorkerOperations, answer
+from ...streams import EncodedStreams, Streams, closing, off_the_loop
 
 __all__ = ["Admit", "RpcServer", "admit_at_the_door", "admit_from_the_gateway"]
 
@@ -64,7 +62,7 @@ class RpcServer:
     """A gRPC server over some operations. `streams` replaces how their tensor streams become bytes."""
 
     def __init__(
-        self, operations: Operations, admit: Admit, *, max_request_bytes: int, streams: Streams | None = None
+        self, operations: Answering, admit: Admit, *, max_request_bytes: int, streams: Streams | None = None
     ) -> None:
         """`admit` says who calls, or raises; health and reflection are open to all."""
         log_callers_quietly()
@@ -113,157 +111,33 @@ def _options(max_request_bytes: int) -> list[tuple[str, int]]:
 
 
 def _handlers(
-    operations: Operations, streams: Streams, admit: Admit
+    operations: Answering, streams: Streams, admit: Admit
 ) -> dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]]:
-    calls = _Calls(operations)
-
-    def _unary(call: _Call) -> grpc.RpcMethodHandler[Any, Any]:
-        return _unary_handler(call, admit)
-
-    def _streaming(start: _Stream) -> grpc.RpcMethodHandler[Any, Any]:
-        return _streaming_handler(start, admit)
-
-    handlers = {
-        "probewire.v1.Models": {
-            "List": _unary(calls.models),
-            "Load": _streaming(calls.load),
-            "Unload": _unary(calls.unload),
-            "Describe": _unary(calls.describe),
-            "Tokenize": _unary(calls.tokenize),
-            "Weights": _streaming(streams.weights),
-        },
-        "probewire.v1.Inference": {
-            "Generate": _streaming(streams.generate),
-            "Run": _streaming(streams.run),
-            "Gradients": _streaming(streams.gradients),
-            "Sweep": _streaming(streams.sweep),
-        },
-        "probewire.v1.Captures": {
-            "Get": _streaming(streams.capture),
-            "List": _unary(calls.captures),
-            "Delete": _unary(calls.delete_capture),
-        },
-        "probewire.v1.Saes": {
-            "Load": _unary(calls.load_sae),
-            "Send": _unary(calls.send_sae),
-            "List": _unary(calls.saes),
-            "Unload": _unary(calls.unload_sae),
-        },
-        "probewire.v1.Sessions": {
-            "Create": _unary(calls.create_session),
-            "Update": _unary(calls.update_session),
-            "Get": _unary(calls.session),
-            "List": _unary(calls.sessions),
-            "Delete": _unary(calls.delete_session),
-        },
-        "probewire.v1.Activity": {"Get": _unary(calls.activity)},
-    }
-    if isinstance(operations, WorkerOperations):
-        worker = _WorkerCalls(operations)
-        handlers["probewire.v1.Worker"] = {
-            "PutSession": _unary(worker.put_session),
-            "DropSession": _unary(worker.drop_session),
-            "Status": _unary(worker.status),
-        }
+    """Service → method → handler, of every operation that is offered here."""
+    handlers: dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
+    for operation in OPERATIONS:
+        if operation.inner and not isinstance(operations, WorkerOperations):
+            continue
+        if operation.kind in ("events", "chunks"):
+            handler = _streaming_handler(partial(streams.stream, operation), admit)
+        elif operation.kind == "values":
+            handler = _streaming_handler(partial(_values, operation, operations), admit)
+        else:
+            handler = _unary_handler(partial(_value, operation, operations), admit)
+        handlers.setdefault(operation.service, {})[operation.method] = handler
     return handlers
 
 
-class _Calls:
-    """The operations that carry no tensor, from bytes to bytes."""
-
-    def __init__(self, operations: Operations) -> None:
-        self._operations = operations
-
-    async def models(self, request: bytes) -> bytes:
-        parse(pb.ListRequest, request)
-        return pb.ModelList(models=[to_proto(info) for info in await self._operations.models()]).SerializeToString()
-
-    async def load(self, request: bytes) -> AsyncIterator[bytes]:
-        asked = from_proto(LoadRequest, parse(pb.LoadRequest, request))
-        async with closing(self._operations.load(asked)) as progress:
-            async for step in progress:
-                yield to_proto(step).SerializeToString()
-
-    async def unload(self, request: bytes) -> bytes:
-        await self._operations.unload(parse(pb.ModelRequest, request).model)
-        return pb.Empty().SerializeToString()
-
-    async def describe(self, request: bytes) -> bytes:
-        info = await self._operations.describe(parse(pb.ModelRequest, request).model)
-        return to_proto(info).SerializeToString()
-
-    async def tokenize(self, request: bytes) -> bytes:
-        asked = from_proto(TokenizeRequest, parse(pb.TokenizeRequest, request))
-        return to_proto(await self._operations.tokenize(asked)).SerializeToString()
-
-    async def captures(self, request: bytes) -> bytes:
-        stored = await self._operations.captures(parse(pb.ModelRequest, request).model)
-        return pb.CaptureList(captures=[to_proto(item) for item in stored]).SerializeToString()
-
-    async def delete_capture(self, request: bytes) -> bytes:
-        asked = parse(pb.CaptureRequest, request)
-        await self._operations.delete_capture(asked.id, asked.model)
-        return pb.Empty().SerializeToString()
-
-    async def load_sae(self, request: bytes) -> bytes:
-        asked = await asyncio.to_thread(lambda: from_proto(LoadSaeRequest, parse(pb.LoadSaeRequest, request)))
-        return to_proto(await self._operations.load_sae(asked)).SerializeToString()
-
-    async def send_sae(self, request: bytes) -> bytes:
-        part = await asyncio.to_thread(lambda: from_proto(SaePart, parse(pb.SaePart, request)))
-        return to_proto(await self._operations.send_sae(part)).SerializeToString()
-
-    async def saes(self, request: bytes) -> bytes:
-        found = await self._operations.saes(parse(pb.ModelRequest, request).model)
-        return pb.SaeList(saes=[to_proto(item) for item in found]).SerializeToString()
-
-    async def unload_sae(self, request: bytes) -> bytes:
-        asked = parse(pb.SaeRequest, request)
-        await self._operations.unload_sae(asked.name, asked.model)
-        return pb.Empty().SerializeToString()
-
-    async def create_session(self, request: bytes) -> bytes:
-        asked = from_proto(CreateSessionRequest, parse(pb.CreateSessionRequest, request))
-        return to_proto(await self._operations.create_session(asked)).SerializeToString()
-
-    async def update_session(self, request: bytes) -> bytes:
-        asked = from_proto(UpdateSessionRequest, parse(pb.UpdateSessionRequest, request))
-        return to_proto(await self._operations.update_session(asked)).SerializeToString()
-
-    async def session(self, request: bytes) -> bytes:
-        return to_proto(await self._operations.session(parse(pb.SessionRequest, request).id)).SerializeToString()
-
-    async def sessions(self, request: bytes) -> bytes:
-        parse(pb.ListRequest, request)
-        found = await self._operations.sessions()
-        return pb.SessionList(sessions=[to_proto(session) for session in found]).SerializeToString()
-
-    async def delete_session(self, request: bytes) -> bytes:
-        await self._operations.delete_session(parse(pb.SessionRequest, request).id)
-        return pb.Empty().SerializeToString()
-
-    async def activity(self, request: bytes) -> bytes:
-        parse(pb.ListRequest, request)
-        return to_proto(await self._operations.activity()).SerializeToString()
+async def _value(operation: Operation, operations: Answering, request: bytes) -> bytes:
+    args = await off_the_loop(request, lambda: operation.arguments(parse(operation.message, request)))
+    return operation.answered(await answer(operations, operation, *args)).SerializeToString()
 
 
-class _WorkerCalls:
-    """What only the gateway asks, and only of a worker."""
-
-    def __init__(self, operations: WorkerOperations) -> None:
-        self._operations = operations
-
-    async def put_session(self, request: bytes) -> bytes:
-        await self._operations.put_session(from_proto(Session, parse(pb.Session, request)))
-        return pb.Empty().SerializeToString()
-
-    async def drop_session(self, request: bytes) -> bytes:
-        await self._operations.drop_session(parse(pb.SessionRequest, request).id)
-        return pb.Empty().SerializeToString()
-
-    async def status(self, request: bytes) -> bytes:
-        parse(pb.ListRequest, request)
-        return to_proto(await self._operations.status()).SerializeToString()
+async def _values(operation: Operation, operations: Answering, request: bytes) -> AsyncIterator[bytes]:
+    start = getattr(operations, operation.call)
+    async with closing(start(*operation.arguments(parse(operation.message, request)))) as items:
+        async for item in items:
+            yield operation.answered(item).SerializeToString()
 
 
 def _health_handlers(face: HealthFace) -> dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]]:
@@ -297,8 +171,8 @@ def _reflection_handlers(services: tuple[str, ...]) -> dict[str, dict[str, grpc.
 
     async def reflect(_: object, context: _Context) -> None:
         async def answers() -> None:
-            async for answer in servicer.ServerReflectionInfo(questions(context), context):
-                await write(context, answer.SerializeToString())
+            async for found in servicer.ServerReflectionInfo(questions(context), context):
+                await write(context, found.SerializeToString())
 
         await answered(answers(), context)
 

@@ -17,6 +17,7 @@ from probewire.protos.gradients import GradientsRequest
 from probewire.protos.loading import LoadRequest
 from probewire.protos.metrics import Logit, Target
 from probewire.protos.model import GenerateRequest, Input, RunRequest
+from probewire.protos.operations import BY_CALL
 from probewire.protos.saes import LoadSaeRequest, SaePart
 from probewire.protos.sessions import CreateSessionRequest, UpdateSessionRequest
 from probewire.protos.spec import Plan
@@ -40,7 +41,9 @@ FORBIDDEN: dict[str, Call] = {
     "Models.Weights": lambda it: it.weight_names(""),
     "Models.Load": lambda it: all_of(it.load(LoadRequest("fake"))),
     "Models.Unload": lambda it: it.unload("fake"),
-    "Captures.Get": lambda it: all_of(it.streams.capture(pb.CaptureRequest(id="cap-1").SerializeToString())),
+    "Captures.Get": lambda it: all_of(
+        it.streams.stream(BY_CALL["capture"], pb.CaptureRequest(id="cap-1").SerializeToString())
+    ),
     "Captures.Delete": lambda it: it.delete_capture("cap-1", ""),
     "Saes.Load": lambda it: it.load_sae(LoadSaeRequest(source="x")),
     "Saes.Send": lambda it: it.send_sae(SaePart("0" * 64, 1)),

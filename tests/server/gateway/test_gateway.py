@@ -23,6 +23,7 @@ from probewire.protos.model import (
     TensorFrame,
     TokenizeRequest,
 )
+from probewire.protos.operations import BY_CALL
 from probewire.server.gateway.gateway import Gateway
 from probewire.server.state.captures import Kept
 from probewire.server.streams import EncodedStreams
@@ -50,7 +51,9 @@ def test_what_passes_through_is_bit_identical_and_decodes_the_same() -> None:
     async def scenario(it: Gateway, server: Served) -> None:
         request = request_bytes(n=4, bytes=2_500_000)
         through = await drained(server.generate(n=4, bytes=2_500_000))
-        direct = [message async for message in EncodedStreams(FakeOperations("fake")).generate(request)]
+        direct = [
+            message async for message in EncodedStreams(FakeOperations("fake")).stream(BY_CALL["generate"], request)
+        ]
         assert through == direct
         asked = GenerateRequest((Input('{"bytes": 2500000}'),), sampling=Sampling(max_new_tokens=4))
         events = [event async for events in it.generate(asked) for event in events]

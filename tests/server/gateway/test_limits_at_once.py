@@ -16,6 +16,7 @@ from serving import Served, gateway, loaded, request_bytes
 
 from probewire.protos.errors import NotFound, ProbewireError, ResourceExhausted
 from probewire.protos.model import ModelInfo, SiteInfo
+from probewire.protos.operations import BY_CALL
 from probewire.protos.saes import LoadSaeRequest, SaeFiles, SaePart
 from probewire.protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from probewire.protos.spec import Plan
@@ -124,7 +125,7 @@ def test_requests_under_way() -> None:
         become(requests=1)
 
         async def generate() -> int:
-            return len([message async for message in it.streams.generate(request_bytes("fake"))])
+            return len([message async for message in it.streams.stream(BY_CALL["generate"], request_bytes("fake"))])
 
         done, [refused] = await both(generate(), generate())
         assert done == [5]

@@ -14,6 +14,7 @@ from probewire.protos.edits import FromInput, Replace, Scale
 from probewire.protos.gradients import GradientsRequest
 from probewire.protos.metrics import Logit, Target
 from probewire.protos.model import Event, GenerateRequest, Input, RunRequest, Sampling, TokenizeRequest
+from probewire.protos.operations import BY_CALL
 from probewire.protos.spec import Capture, Hook, Plan, Where
 from probewire.protos.sweeps import SweepRequest
 from probewire.server.auth.callers import CALLER, local_caller
@@ -153,7 +154,7 @@ def test_a_gateway_and_its_worker_keep_nothing() -> None:
             worker = it.find("a")
 
             async def whole() -> None:
-                async for _ in it.streams.generate(request_bytes("a", 3)):
+                async for _ in it.streams.stream(BY_CALL["generate"], request_bytes("a", 3)):
                     pass
 
             async def nothing() -> bool:
