@@ -28,7 +28,7 @@ __all__ = [
 BACKENDS = ("auto", "torch", "mlx")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
-LOCAL_FACTORY = f"{__package__}.local_operations:LocalOperations.create"
+LOCAL_FACTORY = f"{__package__}.worker.operations:LocalOperations.create"
 
 
 @dataclass(frozen=True, slots=True)

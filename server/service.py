@@ -6,19 +6,16 @@ Two things implement `Operations`: `LocalOperations` inside a worker, over one m
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
-from ..protos.activity import ActivityReport, WorkerStatus
 from ..protos.gradients import GradientsRequest
 from ..protos.loading import HealthReport, LoadProgress, LoadRequest
-from ..protos.model import Event, GenerateRequest, ModelInfo, RunRequest, StoredCapture, Tokenized, TokenizeRequest
-from ..protos.operations import Operation
-from ..protos.saes import LoadSaeRequest, SaeInfo, SaePart, SaeReceived
-from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
+from ..protos.model import Event, GenerateRequest, RunRequest, StoredCapture
+from ..protos.operations import BY_CALL, Operation
 from ..protos.sweeps import SweepRequest
 from ..protos.tensors import Tensor
 
-__all__ = ["Answering", "Operations", "WorkerOperations", "answer"]
+__all__ = ["Answering", "Operations", "answer"]
 
 
 class Answering(Protocol):
@@ -29,15 +26,19 @@ class Answering(Protocol):
         ...
 
 
-async def answer(operations: Answering, operation: Operation, *args: Any) -> Any:
-    """What an operation with one answer comes to."""
+async def answer(operations: Answering, operation: Operation | str, *args: Any) -> Any:
+    """What an operation with one answer comes to: by its row, or by the call that the row names."""
+    operation = BY_CALL[operation] if isinstance(operation, str) else operation
     by_row: Any = operations
     own = getattr(by_row, operation.call, None)
     return await (by_row.other(operation, *args) if own is None else own(*args))
 
 
 class Operations(Answering, Protocol):
-    """Every method raises ProbewireError and nothing else. Closing an event iterator cancels the request."""
+    """What is more than a message there and a message back, for the faces to call as it is.
+
+    Every method raises ProbewireError and nothing else. Closing an event iterator cancels the request.
+    """
 
     def generate(self, request: GenerateRequest) -> AsyncIterator[list[Event]]:
         """Started, then tokens and frames, then Finished once an input; the events of one step come together."""
@@ -55,24 +56,8 @@ class Operations(Answering, Protocol):
         """Started, frames, Finished once an input."""
         ...
 
-    async def models(self) -> list[ModelInfo]:
-        """Every loaded model."""
-        ...
-
-    async def describe(self, model: str) -> ModelInfo:
-        """One model; empty: the only one. NotFound names the models there are."""
-        ...
-
     def load(self, request: LoadRequest) -> AsyncIterator[LoadProgress]:
         """Load a model; the last message carries its info."""
-        ...
-
-    async def unload(self, model: str) -> None:
-        """End a model's worker."""
-        ...
-
-    async def tokenize(self, request: TokenizeRequest) -> Tokenized:
-        """Tokens of an input."""
         ...
 
     async def weight_names(self, model: str) -> dict[str, tuple[int, ...]]:
@@ -83,71 +68,6 @@ class Operations(Answering, Protocol):
         """One weight, named and shaped as in the checkpoint."""
         ...
 
-    async def captures(self, model: str) -> list[StoredCapture]:
-        """Captures kept with `store`."""
-        ...
-
     async def capture(self, capture_id: str, model: str) -> tuple[StoredCapture, Tensor]:
         """One stored capture."""
-        ...
-
-    async def delete_capture(self, capture_id: str, model: str) -> None:
-        """Forget a stored capture."""
-        ...
-
-    async def load_sae(self, request: LoadSaeRequest) -> SaeInfo:
-        """Load a sparse autoencoder onto a site of a model."""
-        ...
-
-    async def send_sae(self, part: SaePart) -> SaeReceived:
-        """Take a part of an SAE's weights, to be loaded once all are there."""
-        ...
-
-    async def saes(self, model: str) -> list[SaeInfo]:
-        """The caller's SAEs and those that are shared; of one model, or (empty) of all."""
-        ...
-
-    async def unload_sae(self, name: str, model: str) -> None:
-        """Forget an SAE; requests that run with it go on."""
-        ...
-
-    async def create_session(self, request: CreateSessionRequest) -> Session:
-        """Make a live session of the caller's."""
-        ...
-
-    async def update_session(self, request: UpdateSessionRequest) -> Session:
-        """Give a session its next revision, for generations under way from their next step on."""
-        ...
-
-    async def session(self, session_id: str) -> Session:
-        """One of the caller's sessions."""
-        ...
-
-    async def sessions(self) -> list[Session]:
-        """The caller's sessions."""
-        ...
-
-    async def delete_session(self, session_id: str) -> None:
-        """Forget a session; generations under way keep the plan they have."""
-        ...
-
-    async def activity(self) -> ActivityReport:
-        """Who is running what."""
-        ...
-
-
-@runtime_checkable
-class WorkerOperations(Protocol):
-    """What the gateway asks of a worker besides."""
-
-    async def put_session(self, session: Session) -> None:
-        """Take a session or its next revision, for generations under way from their next step on."""
-        ...
-
-    async def drop_session(self, session_id: str) -> None:
-        """Forget a session; generations under way keep the plan they have."""
-        ...
-
-    async def status(self) -> WorkerStatus:
-        """The engine and the queue."""
         ...

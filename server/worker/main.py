@@ -95,7 +95,9 @@ async def _serve(config: WorkerConfig, reports: ReportPipe) -> int:
     try:
         factory: Factory = pkgutil.resolve_name(config.factory)
         operations = await factory(config, reports.progress)
-        server = RpcServer(operations, admit_from_the_gateway, max_request_bytes=config.limits.max_request_bytes)
+        server = RpcServer(
+            operations, admit_from_the_gateway, inner=True, max_request_bytes=config.limits.max_request_bytes
+        )
         server.bind(config.address)
         await server.start()
     except ProbewireError as error:

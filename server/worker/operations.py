@@ -12,26 +12,16 @@ from typing import Any
 from ...backends import free_bytes
 from ...backends.checkpoints import resolve_model
 from ...backends.model.footprint import check_room
-from ...protos.activity import ActivityReport, ModelActivity, WorkerStatus
 from ...protos.errors import Internal, Unavailable, Unsupported
-from ...protos.gradients import GradientsRequest
 from ...protos.loading import HealthReport, LoadProgress, LoadRequest
-from ...protos.model import (
-    Event,
-    GenerateRequest,
-    ModelInfo,
-    RunRequest,
-    StoredCapture,
-    Tokenized,
-    TokenizeRequest,
-)
-from ...protos.saes import LoadSaeRequest, SaeInfo, SaePart, SaeReceived
+from ...protos.model import Event, StoredCapture
+from ...protos.operations import Operation
+from ...protos.saes import LoadSaeRequest, SaeInfo
 from ...protos.service import InferenceRequest
-from ...protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
-from ...protos.sweeps import SweepRequest
 from ...protos.tensors import Tensor
 from ..auth.callers import current_caller
 from ..config import WorkerConfig
+from .functions import FUNCTIONS
 from .model import LocalModel
 from .output.delivery import Job
 from .output.sinks import AsyncSink
@@ -72,7 +62,8 @@ class LocalOperations:
 
         return cls(await asyncio.to_thread(work))
 
-    async def _stream(self, request: InferenceRequest) -> AsyncIterator[list[Event]]:
+    async def generate(self, request: InferenceRequest) -> AsyncIterator[list[Event]]:
+        """See Operations."""
         sink = AsyncSink(self._model.scheduler)
         submitted = asyncio.ensure_future(asyncio.to_thread(self._model.submit, request, sink, current_caller()))
         try:
@@ -90,43 +81,12 @@ class LocalOperations:
         if not submitted.cancelled() and submitted.exception() is None:
             self._model.scheduler.cancel(submitted.result())
 
-    def generate(self, request: GenerateRequest) -> AsyncIterator[list[Event]]:
-        """See Operations."""
-        return self._stream(request)
-
-    def gradients(self, request: GradientsRequest) -> AsyncIterator[list[Event]]:
-        """See Operations."""
-        return self._stream(request)
-
-    def sweep(self, request: SweepRequest) -> AsyncIterator[list[Event]]:
-        """See Operations."""
-        return self._stream(request)
-
-    def run(self, request: RunRequest) -> AsyncIterator[list[Event]]:
-        """See Operations."""
-        return self._stream(request)
-
-    async def models(self) -> list[ModelInfo]:
-        """See Operations."""
-        return [self._model.info]
-
-    async def describe(self, model: str) -> ModelInfo:
-        """See Operations."""
-        self._model.check_model(model)
-        return self._model.info
+    run = gradients = sweep = generate
 
     async def load(self, request: LoadRequest) -> AsyncIterator[LoadProgress]:
         """A worker has one model."""
         raise Unsupported("a worker serves one model; load others through the gateway")
         yield  # pragma: no cover - makes this an async generator
-
-    async def unload(self, model: str) -> None:
-        """See Operations."""
-        raise Unsupported("a worker ends with its gateway; unload through the gateway")
-
-    async def tokenize(self, request: TokenizeRequest) -> Tokenized:
-        """See Operations."""
-        return await asyncio.to_thread(self._model.tokenize, request)
 
     async def weight_names(self, model: str) -> dict[str, tuple[int, ...]]:
         """See Operations."""
@@ -138,78 +98,19 @@ class LocalOperations:
         self._model.check_model(model)
         return Tensor.of(await asyncio.to_thread(self._model.backend.weight, name))
 
-    async def captures(self, model: str) -> list[StoredCapture]:
-        """See Operations."""
-        self._model.check_model(model)
-        return self._model.store.list(_owner())
-
     async def capture(self, capture_id: str, model: str) -> tuple[StoredCapture, Tensor]:
         """See Operations."""
         self._model.check_model(model)
-        return self._model.store.get_item(_owner(), capture_id)
-
-    async def delete_capture(self, capture_id: str, model: str) -> None:
-        """See Operations."""
-        self._model.check_model(model)
-        self._model.store.delete(_owner(), capture_id)
+        return await asyncio.to_thread(self._model.store.get_item, current_caller().user.name, capture_id)
 
     async def load_sae(self, request: LoadSaeRequest) -> SaeInfo:
         """See Operations."""
         async with self._one_load:  # each holds an SAE twice, and threads that requests are checked on
             return await asyncio.to_thread(self._model.load_sae, request, current_caller())
 
-    async def send_sae(self, part: SaePart) -> SaeReceived:
-        """See Operations."""
-        return await asyncio.to_thread(self._model.saes.receive, current_caller().user, part)
-
-    async def saes(self, model: str) -> list[SaeInfo]:
-        """See Operations."""
-        self._model.check_model(model)
-        return self._model.saes.list(current_caller().user, self._model.info.id)
-
-    async def unload_sae(self, name: str, model: str) -> None:
-        """See Operations."""
-        self._model.check_model(model)
-        self._model.saes.delete(current_caller().user, name, self._model.info.id)
-
-    async def create_session(self, request: CreateSessionRequest) -> Session:
-        """See Operations."""
-        raise _kept_by_the_gateway()
-
-    async def update_session(self, request: UpdateSessionRequest) -> Session:
-        """See Operations."""
-        raise _kept_by_the_gateway()
-
-    async def session(self, session_id: str) -> Session:
-        """See Operations."""
-        return self._model.sessions.get(_owner(), session_id)
-
-    async def sessions(self) -> list[Session]:
-        """See Operations."""
-        raise _kept_by_the_gateway()
-
-    async def delete_session(self, session_id: str) -> None:
-        """See Operations."""
-        raise _kept_by_the_gateway()
-
-    async def activity(self) -> ActivityReport:
-        """See Operations."""
-        info = self._model.info
-        return ActivityReport((ModelActivity(info.id, "ready", info.backend, info.device, status=await self.status()),))
-
-    # ---- what only a worker does ----
-
-    async def put_session(self, session: Session) -> None:
-        """Take a session or its next revision from the gateway."""
-        await asyncio.to_thread(self._model.put_session, session, current_caller())
-
-    async def drop_session(self, session_id: str) -> None:
-        """Forget a session; generations under way keep the plan they have."""
-        self._model.sessions.drop(_owner(), session_id)
-
-    async def status(self) -> WorkerStatus:
-        """The engine and the queue."""
-        return self._model.status()
+    async def other(self, operation: Operation, *args: Any) -> Any:
+        """All that takes a function of functions.py and nothing more."""
+        return await asyncio.to_thread(FUNCTIONS[operation.call], self._model, current_caller(), *args)
 
     async def health(self) -> HealthReport:
         """A real forward."""
@@ -221,14 +122,6 @@ class LocalOperations:
     async def close(self) -> None:
         """End every request and let go of the model."""
         await asyncio.to_thread(self._model.close)
-
-
-def _kept_by_the_gateway() -> Unsupported:
-    return Unsupported("sessions are kept by the gateway; ask there")
-
-
-def _owner() -> str:
-    return current_caller().user.name
 
 
 def _end_worker() -> None:

@@ -21,7 +21,7 @@ from ...auth.callers import CALLER, Caller, caller_from_metadata
 from ...auth.proxies import FORWARDED_FOR, NO_PROXIES, Proxies, host_of
 from ...grpc_answer import answered, log_callers_quietly, write
 from ...health import HealthFace
-from ...service import Answering, WorkerOperations, answer
+from ...service import Answering, answer
 from ...streams import EncodedStreams, Streams, closing, off_the_loop
 
 __all__ = ["Admit", "RpcServer", "admit_at_the_door", "admit_from_the_gateway"]
@@ -62,13 +62,19 @@ class RpcServer:
     """A gRPC server over some operations. `streams` replaces how their tensor streams become bytes."""
 
     def __init__(
-        self, operations: Answering, admit: Admit, *, max_request_bytes: int, streams: Streams | None = None
+        self,
+        operations: Answering,
+        admit: Admit,
+        *,
+        max_request_bytes: int,
+        streams: Streams | None = None,
+        inner: bool = False,
     ) -> None:
-        """`admit` says who calls, or raises; health and reflection are open to all."""
+        """`admit` says who calls, or raises; health and reflection are open to all. `inner`: the caller is the gateway."""
         log_callers_quietly()
         self._health = HealthFace(operations, SERVICES)
         self._server = grpc.aio.server(options=_options(max_request_bytes))
-        handlers = _handlers(operations, streams or EncodedStreams(operations), admit)
+        handlers = _handlers(operations, streams or EncodedStreams(operations), admit, inner)
         handlers |= _health_handlers(self._health)
         handlers |= _reflection_handlers((*handlers, reflection.SERVICE_NAME))
         self._server.add_generic_rpc_handlers(
@@ -111,12 +117,12 @@ def _options(max_request_bytes: int) -> list[tuple[str, int]]:
 
 
 def _handlers(
-    operations: Answering, streams: Streams, admit: Admit
+    operations: Answering, streams: Streams, admit: Admit, inner: bool
 ) -> dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]]:
     """Service → method → handler, of every operation that is offered here."""
     handlers: dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
     for operation in OPERATIONS:
-        if operation.inner and not isinstance(operations, WorkerOperations):
+        if operation.inner and not inner:
             continue
         if operation.kind in ("events", "chunks"):
             handler = _streaming_handler(partial(streams.stream, operation), admit)

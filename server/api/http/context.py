@@ -9,7 +9,7 @@ from typing import Any
 
 from ...auth.access import Access
 from ...metrics import Metrics
-from ...service import Operations
+from ...service import Operations, answer
 from .schema import Schema, Schemas
 
 __all__ = ["Face", "body_doc", "content", "ok"]
@@ -29,6 +29,10 @@ class Face:
     schemas: Schemas = field(default_factory=Schemas)
     started_at: int = field(default_factory=lambda: int(time.time()))
     """Unix time, in seconds."""
+
+    def ask(self, call: str, *args: Any) -> Awaitable[Any]:
+        """What an operation with one answer comes to; `call`: as protos/operations.py names it."""
+        return answer(self.operations, call, *args)
 
 
 def content(*pairs: tuple[str, Schema]) -> dict[str, Any]:

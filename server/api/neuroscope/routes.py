@@ -121,7 +121,7 @@ def neuroscope_router(face: Face) -> APIRouter:
 async def _described(request: Request, face: Face, model: str) -> ModelInfo | None:
     """The model, or None when none is named and there is not exactly one."""
     try:
-        return await unless_gone(request.receive, face.operations.describe(model))
+        return await unless_gone(request.receive, face.ask("describe", model))
     except (NotFound, InvalidArgument, FailedPrecondition):
         if model:
             raise
@@ -132,7 +132,7 @@ async def _checked(
     request: Request, face: Face, registry: Registry, sent: tuple[NeuroHook, ...], model: str
 ) -> tuple[tuple[NeuroHook, ...], ModelInfo]:
     """The hooks of a call, each one that the model can serve: those sent, else those registered. And the model."""
-    info = await unless_gone(request.receive, face.operations.describe(model))
+    info = await unless_gone(request.receive, face.ask("describe", model))
     hooks = sent or registry.of(caller_of(request), model or info.id)
     for hook in hooks:
         hook.check(info)

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from ....protos.model import Sampling, TokenizeRequest
 from ....protos.spec import Hook
-from ...service import Operations
+from ...service import Operations, answer
 from ..http.answer import Answer
 from ..http.body import offload, read_object
 from ..http.context import Face, body_doc, content, ok
@@ -60,12 +60,12 @@ def openai_router(face: Face) -> APIRouter:
 async def _bounded(operations: Operations, completion: Completion) -> Completion:
     """max_tokens, where the caller gave none."""
     asked = completion.request
-    info = await operations.describe(asked.model)
+    info = await answer(operations, "describe", asked.model)
     room = CHAT_TOKENS
     if info.context_length:
         # A prompt that is too long for the context is refused here, one that just leaves no room by the worker.
         counted = TokenizeRequest(asked.inputs[0], asked.model, at_most=info.context_length)
-        tokens = await operations.tokenize(counted)
+        tokens = await answer(operations, "tokenize", counted)
         room = max(1, min(room, info.context_length - len(tokens.token_ids)))
     sampling = dataclasses.replace(asked.sampling, max_new_tokens=room)
     return dataclasses.replace(completion, request=dataclasses.replace(asked, sampling=sampling))

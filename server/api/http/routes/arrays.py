@@ -70,7 +70,7 @@ def arrays_router(face: Face) -> APIRouter:
     )
     async def captures(request: Request) -> Response:
         model = query(request, "model").get("model", "")
-        found = await unless_gone(request.receive, operations.captures(model))
+        found = await unless_gone(request.receive, face.ask("captures", model))
         return JsonResponse({"captures": [to_json(capture) for capture in found]})
 
     @router.get(
@@ -94,7 +94,7 @@ def arrays_router(face: Face) -> APIRouter:
     )
     async def delete_capture(request: Request, id: str) -> Response:  # noqa: A002 - its name in the path
         model = query(request, "model").get("model", "")
-        await operations.delete_capture(id, model)
+        await face.ask("delete_capture", id, model)
         return JsonResponse({"status": "deleted", "id": id})
 
     return router

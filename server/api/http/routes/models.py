@@ -41,7 +41,7 @@ def models_router(face: Face) -> APIRouter:
     )
     async def models(request: Request) -> Response:
         query(request)
-        found = await unless_gone(request.receive, operations.models())
+        found = await unless_gone(request.receive, face.ask("models"))
         return JsonResponse(
             {
                 "object": "list",
@@ -80,7 +80,7 @@ def models_router(face: Face) -> APIRouter:
         fields.done()
         if not model:
             raise InvalidArgument("model is missing: name the model to unload")
-        await operations.unload(model)
+        await face.ask("unload", model)
         return JsonResponse({"status": "unloaded", "model": model, "model_id": model})
 
     @router.get(
@@ -92,7 +92,7 @@ def models_router(face: Face) -> APIRouter:
     )
     async def describe(request: Request, model: str) -> Response:
         query(request)
-        info = await unless_gone(request.receive, operations.describe(model))
+        info = await unless_gone(request.receive, face.ask("describe", model))
         return JsonResponse({**_openai_model(face, info.id), **to_json(info)})
 
     @router.post(
@@ -109,7 +109,7 @@ def models_router(face: Face) -> APIRouter:
                 raise InvalidArgument(f"give input, or {' and '.join(short)}, not both")
             body["input"] = short
         wanted = await offload(size, parsed, TokenizeRequest, body)
-        return JsonResponse(to_json(await unless_gone(request.receive, operations.tokenize(wanted))))
+        return JsonResponse(to_json(await unless_gone(request.receive, face.ask("tokenize", wanted))))
 
     return router
 

@@ -19,7 +19,7 @@ __all__ = ["saes_router"]
 def saes_router(face: Face) -> APIRouter:
     """Send, load, list and unload SAEs."""
     router = APIRouter()
-    operations, schemas = face.operations, face.schemas
+    schemas = face.schemas
 
     @router.post(
         "/v1/saes",
@@ -31,7 +31,7 @@ def saes_router(face: Face) -> APIRouter:
     async def load(request: Request) -> Response:
         body, size = await read_object(request, face.max_body_bytes)
         wanted = await offload(size, parsed, LoadSaeRequest, body)
-        return JsonResponse(to_json(await unless_gone(request.receive, operations.load_sae(wanted))))
+        return JsonResponse(to_json(await unless_gone(request.receive, face.ask("load_sae", wanted))))
 
     @router.post(
         "/v1/saes/parts",
@@ -43,7 +43,7 @@ def saes_router(face: Face) -> APIRouter:
     async def send(request: Request) -> Response:
         body, size = await read_object(request, face.max_body_bytes)
         part = await offload(size, parsed, SaePart, body)
-        return JsonResponse(to_json(await operations.send_sae(part)))
+        return JsonResponse(to_json(await face.ask("send_sae", part)))
 
     @router.get(
         "/v1/saes",
@@ -53,7 +53,7 @@ def saes_router(face: Face) -> APIRouter:
     )
     async def saes(request: Request, model: str = "") -> Response:
         query(request, "model")
-        return JsonResponse({"saes": [to_json(item) for item in await operations.saes(model)]})
+        return JsonResponse({"saes": [to_json(item) for item in await face.ask("saes", model)]})
 
     @router.delete(
         "/v1/saes/{name:path}",
@@ -66,7 +66,7 @@ def saes_router(face: Face) -> APIRouter:
     )
     async def unload(request: Request, name: str, model: str = "") -> Response:
         query(request, "model")
-        await operations.unload_sae(name, model)
+        await face.ask("unload_sae", name, model)
         return JsonResponse({"status": "unloaded", "name": name})
 
     return router

@@ -24,7 +24,7 @@ _TEXT: Schema = {"type": "string"}
 def sessions_router(face: Face) -> APIRouter:
     """Live sessions, and who is running what."""
     router = APIRouter()
-    operations, schemas = face.operations, face.schemas
+    schemas = face.schemas
     one = ok("The session", ("application/json", schemas.ref(Session)))
 
     @router.post(
@@ -37,7 +37,7 @@ def sessions_router(face: Face) -> APIRouter:
     async def create(request: Request) -> Response:
         body, size = await read_object(request, face.max_body_bytes)
         wanted = await offload(size, parsed, CreateSessionRequest, _long(body))
-        return JsonResponse(to_json(await unless_gone(request.receive, operations.create_session(wanted))))
+        return JsonResponse(to_json(await unless_gone(request.receive, face.ask("create_session", wanted))))
 
     @router.get(
         "/v1/sessions",
@@ -47,12 +47,12 @@ def sessions_router(face: Face) -> APIRouter:
     )
     async def sessions(request: Request) -> Response:
         query(request)
-        return JsonResponse({"sessions": [to_json(session) for session in await operations.sessions()]})
+        return JsonResponse({"sessions": [to_json(session) for session in await face.ask("sessions")]})
 
     @router.get("/v1/sessions/{id}", tags=["sessions"], summary="One of your sessions", responses=one)
     async def session(request: Request, id: str) -> Response:  # noqa: A002 - its name in the path
         query(request)
-        return JsonResponse(to_json(await operations.session(id)))
+        return JsonResponse(to_json(await face.ask("session", id)))
 
     @router.put(
         "/v1/sessions/{id}",
@@ -66,7 +66,7 @@ def sessions_router(face: Face) -> APIRouter:
         if body.setdefault("id", id) != id:
             raise InvalidArgument(f"the body is about session {brief(body['id'])}, the path about {id!r}")
         wanted = await offload(size, parsed, UpdateSessionRequest, _long(body))
-        return JsonResponse(to_json(await unless_gone(request.receive, operations.update_session(wanted))))
+        return JsonResponse(to_json(await unless_gone(request.receive, face.ask("update_session", wanted))))
 
     @router.delete(
         "/v1/sessions/{id}",
@@ -76,7 +76,7 @@ def sessions_router(face: Face) -> APIRouter:
     )
     async def delete(request: Request, id: str) -> Response:  # noqa: A002 - as above
         query(request)
-        await operations.delete_session(id)
+        await face.ask("delete_session", id)
         return JsonResponse({"status": "deleted", "id": id})
 
     @router.get(
@@ -87,7 +87,7 @@ def sessions_router(face: Face) -> APIRouter:
     )
     async def activity(request: Request) -> Response:
         query(request)
-        return JsonResponse(to_json(await unless_gone(request.receive, operations.activity())))
+        return JsonResponse(to_json(await unless_gone(request.receive, face.ask("activity"))))
 
     return router
 
