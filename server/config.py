@@ -28,6 +28,8 @@ __all__ = [
 BACKENDS = ("auto", "torch", "mlx")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
+WORKER_MODULE = f"{__package__}.worker.main"
+"""What a worker process runs."""
 LOCAL_FACTORY = f"{__package__}.worker.operations:LocalOperations.create"
 
 

@@ -23,7 +23,7 @@ import orjson
 from ...protos.errors import Code, Internal, ProbewireError, Unavailable, error_from_code
 from ...protos.loading import LoadProgress
 from ...protos.wire.codec import to_json
-from ..config import WorkerConfig
+from ..config import WORKER_MODULE, WorkerConfig
 
 __all__ = ["WorkerProcess"]
 
@@ -66,7 +66,7 @@ class WorkerProcess:
 
         Raises OSError or RuntimeError when the system has no process, file or thread left for it.
         """
-        command = (sys.executable, "-P", "-m", f"{__package__}.worker_main")
+        command = (sys.executable, "-P", "-m", WORKER_MODULE)
         environment = {**_SETTINGS, **os.environ}
         process = await asyncio.create_subprocess_exec(
             *command, stdin=PIPE, stdout=PIPE, stderr=PIPE, start_new_session=True, env=environment
