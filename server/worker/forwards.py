@@ -30,7 +30,7 @@ GRADIENT_COST = 4
 """A row of a gradient takes as much memory as this many of a run: what the backward needs is kept."""
 
 
-ALONE_S = 0.4
+ALONE_S = 0.5
 """How long a slice lasts while nobody else is there: each has fixed costs, and whoever comes meanwhile waits half of it."""
 LONGEST_BESIDE_OTHERS_S = 2.0
 """A forward that cannot be cut and is thought to take longer waits until nobody else wants the model."""
