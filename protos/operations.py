@@ -38,10 +38,10 @@ class Operation:
     """The service and method of the contract: `Sessions.Create`."""
     call: str
     """The method of `Service` and `Operations`, and the function of the client: `create_session`."""
-    request: type | str
+    request: type[Any] | str
     """A value class, or a message by its name, whose `fields` are the arguments."""
     fields: tuple[str, ...] = ()
-    answer: type | None = None
+    answer: Any = None
     """The value class, of a list or stream that of its items."""
     kind: Answer = "value"
     listed: str = ""
@@ -112,7 +112,7 @@ class Operation:
         return from_proto(self.answer, message)
 
 
-def _inference(name: str, request: type) -> Operation:
+def _inference(name: str, request: type[Any]) -> Operation:
     call = name.lower()
     route = f"POST /v1/{call}"
     return Operation(

@@ -23,9 +23,20 @@ __all__ = ["dataset", "labelled", "reduction_of", "token_table"]
 class Stackable(Protocol):
     """A result, as far as its arrays and their axes go."""
 
-    started: Started
-    inputs: Mapping[str, InputResult]
-    asked_or_none: Asked | None
+    @property
+    def started(self) -> Started:
+        """Of which model."""
+        ...
+
+    @property
+    def inputs(self) -> Mapping[str, InputResult]:
+        """By name."""
+        ...
+
+    @property
+    def asked_or_none(self) -> Asked | None:
+        """What was asked, where that is known."""
+        ...
 
     @property
     def answered(self) -> Sequence[str]:

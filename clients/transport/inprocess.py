@@ -33,9 +33,9 @@ class InProcessTransport:
 
     def ask(self, operation: str | Operation, *args: Any) -> Any:
         """See Transport."""
-        *args, watch = args if operation == "weights" else (*args, None)
+        *given, watch = args if operation == "weights" else (*args, None)
         with _translated():
-            answer = self._method(operation)(*args)
+            answer = self._method(operation)(*given)
         if watch is not None:
             watch(answer.nbytes, answer.nbytes)
         return answer

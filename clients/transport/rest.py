@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import httpx
 
@@ -47,7 +47,7 @@ class RestTransport:
     def ask(self, operation: str | Operation, *args: Any) -> Any:
         """See Transport."""
         call: Any = call_of(operation, *args)
-        return self._unary(call) if isinstance(call, Exchange) else self._gathered(call)
+        return self._unary(cast("Exchange[Any]", call)) if isinstance(call, Exchange) else self._gathered(call)
 
     def listen(self, operation: str | Operation, request: Any) -> Closable[Any]:
         """See Transport."""

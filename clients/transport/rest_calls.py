@@ -128,7 +128,8 @@ def _placed(row: Operation, place: re.Match[str], given: dict[str, Any]) -> str:
 
 
 def _reader(row: Operation) -> Callable[[dict[str, Any]], Any]:
-    cls, field = row.answer, row.listed.partition(".")[2]
+    cls: type[Any] | None = row.answer
+    field = row.listed.partition(".")[2]
     if cls is None:
         return lambda answer: None
     return _list(cls, field) if row.kind == "list" else lambda answer: from_json(cls, answer)

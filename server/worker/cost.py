@@ -18,7 +18,8 @@ class Cost:
     """Seconds of a forward = fixed + rows · each, by least squares over those noted, the late ones above all."""
 
     def __init__(self) -> None:
-        self._n = self._x = self._y = self._xx = self._xy = 0.0
+        self._sums = (0.0, 0.0, 0.0, 0.0, 0.0)
+        """Of weights, rows, seconds, rows² and rows·seconds."""
         self._last, self._largest = (0, 0.0), 0.0
         self.count = 0
         """Forwards noted."""
@@ -26,18 +27,19 @@ class Cost:
     def note(self, rows: int, seconds: float) -> None:
         """A forward was made."""
         added = (1.0, rows, seconds, rows * rows, rows * seconds)
-        old = (self._n, self._x, self._y, self._xx, self._xy)
-        self._n, self._x, self._y, self._xx, self._xy = (KEPT * was + new for was, new in zip(old, added, strict=True))
+        n, x, y, xx, xy = (KEPT * was + new for was, new in zip(self._sums, added, strict=True))
+        self._sums = (n, x, y, xx, xy)
         self._last, self._largest = (rows, seconds), max(rows, KEPT * self._largest)
         self.count += 1
 
     def _line(self) -> tuple[float, float]:
         """Fixed seconds, and seconds a row."""
-        x, y = self._x / self._n, self._y / self._n
-        variance = self._xx / self._n - x * x
+        n, *sums = self._sums
+        x, y, xx, xy = (total / n for total in sums)
+        variance = xx - x * x
         if variance <= (SPREAD * x) ** 2:
             return 0.0, y / x
-        each = max((self._xy / self._n - x * y) / variance, LEAST_A_ROW * y / x)
+        each = max((xy - x * y) / variance, LEAST_A_ROW * y / x)
         return (y - each * x, each) if each * x < y else (0.0, y / x)
 
     def seconds(self, rows: int) -> float:

@@ -53,7 +53,7 @@ def test_a_sweep_that_is_left_leaves_nothing(opened: Opened, backend: str, share
     assert isinstance(first, Measured)
     assert 0 < len(first.plans) < len(_long().plans)
     assert _left(client) == (1, int(share))
-    events.close()  # pyright: ignore[reportAttributeAccessIssue] - a generator
+    events.close()
     assert _left(client) == (0, 0)
     assert np.array_equal(client.run(TOKENS, capture="logits")["logits"], before)
 

@@ -30,9 +30,9 @@ class Face:
     started_at: int = field(default_factory=lambda: int(time.time()))
     """Unix time, in seconds."""
 
-    def ask(self, call: str, *args: Any) -> Awaitable[Any]:
+    async def ask(self, call: str, *args: Any) -> Any:
         """What an operation with one answer comes to; `call`: as protos/operations.py names it."""
-        return answer(self.operations, call, *args)
+        return await answer(self.operations, call, *args)
 
 
 def content(*pairs: tuple[str, Schema]) -> dict[str, Any]:
