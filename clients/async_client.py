@@ -152,6 +152,7 @@ class AsyncClient:
 
     activity = awaits(server_calls.activity)
     health = awaits(server_calls.health)
+    call = awaits(server_calls.call)
 
     async def close(self) -> None:
         """Let go of the connection."""

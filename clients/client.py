@@ -152,6 +152,7 @@ class Client:
 
     activity = waits(server_calls.activity)
     health = waits(server_calls.health)
+    call = waits(server_calls.call)
 
     def close(self) -> None:
         """Let go of the connection."""

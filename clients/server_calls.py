@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 from ..protos.activity import ActivityReport
 from ..protos.errors import Internal
 from ..protos.loading import HealthReport, LoadProgress, LoadRequest
 from ..protos.model import ModelInfo, StoredCapture, Tokenized, TokenizeRequest
+from ..protos.operations import Operation
 from ..protos.saes import LoadSaeRequest, SaeInfo
 from ..protos.service import Service
 from ..protos.tensors import Array
 from .progress import progress_bar
 from .requests.prompts import Prompt, to_input
-from .requests.steps import Caller, Steps, ask, listen
+from .requests.steps import Ask, Caller, Steps, ask, listen
 from .requests.tokens import one_token
 from .sae_files import sae_files
 from .transport.base import Watched
 
 __all__ = [
     "activity",
+    "call",
     "capture",
     "captures",
     "delete_capture",
@@ -191,6 +194,12 @@ def health(client: Caller) -> Steps[HealthReport]:
     """Whether the server can serve, found by a real forward."""
     del client
     return ask(Service.health)
+
+
+def call(client: Caller, operation: Operation, *args: Any) -> Steps[Any]:
+    """What an operation with one answer comes to, by its row: for those that have no method here (protos/operations.py)."""
+    del client
+    return (yield Ask(operation, args))
 
 
 def _read_only(array: Array) -> Array:

@@ -52,6 +52,8 @@ class Operation:
     """It takes a model's time, and counts against its user's limits."""
     route: str = ""
     """Where HTTP has it: `POST /v1/sessions`."""
+    summary: str = ""
+    """HTTP: what it does, where its route is made of this row; empty: it has a route of its own."""
     inner: bool = False
     """Only the gateway asks it, and only of a worker."""
 

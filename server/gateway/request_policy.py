@@ -13,7 +13,7 @@ from typing import Any
 
 from ...protos.activity import RequestActivity
 from ...protos.errors import Code, PermissionDenied, ProbewireError, ResourceExhausted, Unauthenticated
-from ...protos.operations import OPERATIONS, Role
+from ...protos.operations import BY_NAME, OPERATIONS, Role
 from ...protos.wire.events import Tally, tally
 from ..auth.access import Access
 from ..auth.audit import Audit
@@ -102,11 +102,10 @@ class Desk:
 
     def check(self, operation: str) -> Caller:
         """The caller, if his role allows the operation. Raises PermissionDenied."""
-        caller = current_caller()
-        if operation not in PERMITTED[caller.user.role]:
-            who = next(role for role in PERMITTED if operation in PERMITTED[role])
+        caller, needed = current_caller(), BY_NAME[operation].role
+        if ROLES.index(caller.user.role) < ROLES.index(needed):
             raise PermissionDenied(
-                f"{operation} needs the role {who}, and {caller.user.name} is a {caller.user.role}; ask who runs the box"
+                f"{operation} needs the role {needed}, and {caller.user.name} is a {caller.user.role}; ask who runs the box"
             )
         return caller
 

@@ -13,6 +13,7 @@ from ...protos.errors import Unsupported
 from ...protos.gradients import GradientsRequest
 from ...protos.loading import HealthReport, LoadProgress, LoadRequest
 from ...protos.model import Event, GenerateRequest, ModelInfo, RunRequest, StoredCapture, Tokenized, TokenizeRequest
+from ...protos.operations import Operation
 from ...protos.saes import LoadSaeRequest, SaeInfo, SaePart, SaeReceived
 from ...protos.service import InferenceRequest
 from ...protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
@@ -22,6 +23,7 @@ from ..auth.callers import local_caller
 from ..auth.users import LOCAL
 from ..config import WorkerConfig
 from ..state.sessions import SessionStore
+from .functions import FUNCTIONS
 from .model import LocalModel
 from .output.sinks import QueueSink
 
@@ -190,6 +192,10 @@ class InProcessService:
     def health(self) -> HealthReport:
         """A real forward."""
         return self._model.probe()
+
+    def other(self, operation: Operation, *args: Any) -> Any:
+        """An operation that takes a function of functions.py and nothing more."""
+        return FUNCTIONS[operation.call](self._model, local_caller(), *args)
 
     def close(self) -> None:
         """Let go of the model."""

@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from ....protos import probewire_pb2 as pb
 from ....protos.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument
-from ....protos.operations import OPERATIONS, Operation
+from ....protos.operations import BY_NAME, Operation
 from ....protos.wire.codec import parse
 from ...auth.access import Access
 from ...auth.callers import CALLER, Caller, caller_from_metadata
@@ -121,7 +121,7 @@ def _handlers(
 ) -> dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]]:
     """Service → method → handler, of every operation that is offered here."""
     handlers: dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
-    for operation in OPERATIONS:
+    for operation in BY_NAME.values():
         if operation.inner and not inner:
             continue
         if operation.kind in ("events", "chunks"):

@@ -27,6 +27,7 @@ from .routes.arrays import arrays_router
 from .routes.health import health_router
 from .routes.inference import inference_router
 from .routes.models import models_router
+from .routes.regular import regular_router
 from .routes.saes import saes_router
 from .routes.sessions import sessions_router
 
@@ -59,6 +60,7 @@ def create_app(
         arrays_router(face),
         saes_router(face),
         sessions_router(face),
+        regular_router(face),
         health_router(face),
         openai_router(face),
         neuroscope_router(face),
