@@ -129,8 +129,8 @@ def test_a_failing_server_costs_nothing_but_the_shard_in_hand(
 KILLED = """
 import json, sys, time
 from probewire.clients import Client
-from probewire.analysis.sae.collect import collect
-from probewire.server.inprocess import InProcessService
+from probewire.analysis.sae.data.collect import collect
+from probewire.server.worker.inprocess import InProcessService
 model, folder, texts, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), json.loads(sys.argv[4])
 with Client.inprocess(InProcessService.create(model, backend="torch", dtype="float32", device="cpu")) as client:
     real = client.run
