@@ -57,7 +57,7 @@ def fairness(sizes: Sizes) -> list[Figure]:
 
 
 def _first_token(greedy: Client, newcomer: Client, prompt: list[int], n: int, n_new: int) -> float:
-    """Seconds from the newcomer's call to his first token, while the other has `n` generations."""
+    """Seconds from the newcomer's call to their first token, while the other has `n` generations."""
     with _busy(greedy, prompt, n, 40 * n_new):
         start = time.perf_counter()
         with newcomer.stream(prompt, max_new_tokens=4, ignore_eos=True) as stream:
@@ -114,7 +114,7 @@ def _jain(shares: list[int]) -> float:
 
 
 def cost(sizes: Sizes) -> list[Figure]:
-    """Eight streams of one user, each with his key, audited, against the same on a box without users."""
+    """Eight streams of one user, with their key, audited, against the same on a box without users."""
     with ExitStack() as stack:
         plain = stack.enter_context(probewire("torch"))
         # One slot more: the last is a newcomer's, and eight streams are to run at once on both.

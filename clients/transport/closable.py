@@ -55,7 +55,7 @@ class Closable(Iterator[T], Generic[T]):
         self._shut_down()
 
     def _shut_down(self) -> None:
-        """Close `items`, unless somebody is inside: he does it when he comes out."""
+        """Close `items`, unless somebody is inside, who does it on coming out."""
         if not self._shut and self._turn.acquire(blocking=False):
             try:
                 self._shut = True

@@ -53,7 +53,7 @@ def current_caller() -> Caller:
 
 
 def local_caller() -> Caller:
-    """A call of whoever has the server to himself."""
+    """A call of whoever has the server to themselves."""
     return Caller(LOCAL, new_request_id())
 
 
@@ -63,6 +63,6 @@ def new_request_id() -> str:
 
 
 def caller_from_metadata(metadata: Mapping[str, bytes]) -> Caller:
-    """Who a call at a worker is from; without a word of it, whoever has the worker to himself."""
+    """Who a call at a worker is from; without a word of it, whoever has the worker to themselves."""
     data = metadata.get(METADATA_KEY)
     return local_caller() if data is None else from_json(Caller, orjson.loads(data))

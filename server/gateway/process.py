@@ -40,7 +40,7 @@ _SETTINGS = {
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256",
     "LRU_CACHE_CAPACITY": "256",
 }
-"""For a worker's libraries; what the user has set himself wins."""
+"""For a worker's libraries; what the user has set wins."""
 OUTPUT_GRACE_S = 2.0
 """A child of the worker may hold its output open after its death."""
 

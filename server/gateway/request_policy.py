@@ -1,4 +1,4 @@
-"""What every operation passes on its way in and out: may this caller do it, has he room for it, and what did he get."""
+"""What every operation passes on its way in and out: may this caller do it, is there room for it, and what did it bring."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class Desk:
         return list(self._visits.values())
 
     def check(self, operation: str) -> Caller:
-        """The caller, if his role allows the operation. Raises PermissionDenied."""
+        """The caller, if their role allows the operation. Raises PermissionDenied."""
         caller, needed = current_caller(), BY_NAME[operation].role
         if ROLES.index(caller.user.role) < ROLES.index(needed):
             raise PermissionDenied(

@@ -176,7 +176,7 @@ class SaeStore:
         return [item for _, _, item in rows]
 
     def names(self, user: User, model: str) -> list[str]:
-        """What a user may name in hooks: his own, and those that are shared."""
+        """What a user may name in hooks: their own, and those that are shared."""
         return list(dict.fromkeys(item.name for _, _, item in self._rows(user.name, model)))
 
     def of(self, user: User, info: ModelInfo) -> Mapping[str, Sae]:
@@ -259,7 +259,7 @@ class SaeStore:
         return [(key, model_hash, from_json(SaeInfo, orjson.loads(meta))) for key, model_hash, meta in rows]
 
     def _rows(self, owner: str, model: str) -> list[tuple[str, str, SaeInfo]]:
-        """(key, model hash, info), a user's own before those shared with him."""
+        """(key, model hash, info), a user's own before those shared with them."""
         rows = self._state.rows(
             "SELECT key, model_hash, meta FROM saes WHERE (owner=? OR shared=1) AND (?='' OR model=?) "
             "ORDER BY owner<>?, rowid",

@@ -28,7 +28,7 @@ class Admitted:
 def admit_next(queue: FairQueue[Item], backend: Backend, running: Counter[str]) -> Admitted | None:
     """Take the next input out of the queue and put it in the batch; None when nobody can start now.
 
-    When the cache of the one whose turn it is does not fit, only those who have no slot at all pass him: a large
+    When the cache of the one whose turn it is does not fit, only those who have no slot at all pass them: a large
     request waits until there is room for it, and is not overtaken for ever. `running` counts each user's slots.
     """
     blocked = False

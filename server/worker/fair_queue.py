@@ -1,7 +1,7 @@
 """Which waiting input goes next, so that users share a model however much each of them asks for.
 
 Fairness lives at admission, as nothing is preempted. Users are served by the virtual token counter of Sheng et al.,
-"Fairness in Serving Large Language Models" (OSDI 2024): the one who has had the fewest tokens for his weight goes
+"Fairness in Serving Large Language Models" (OSDI 2024): the one who has had the fewest tokens for their weight goes
 first, and whoever comes back after a pause starts from the least served of those who stayed, so that idleness earns
 no credit. On top of it two bounds on slots, for generations: see `FairQueue.may_start`.
 """
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class Ledger:
-    """Tokens that each user has had, divided by his weight: only the differences mean anything."""
+    """Tokens that each user has had, divided by their weight: only the differences mean anything."""
 
     def __init__(self) -> None:
         self._served: dict[str, float] = {}
@@ -128,7 +128,7 @@ class FairQueue(Generic[T]):
         self._count(user, 1, cost)
 
     def candidates(self, running: Mapping[str, int]) -> Iterator[tuple[str, T]]:
-        """The users who may start something now, least served first, each with what he would start."""
+        """The users who may start something now, least served first, each with what they would start."""
         for user in sorted(self._queues, key=self.ledger.served):
             if self.may_start(user, running):
                 yield user, self._queues[user][0].item
@@ -144,7 +144,7 @@ class FairQueue(Generic[T]):
         total, own = sum(running.values()), running.get(user, 0)
         if total >= self.n_slots:
             return False
-        if own == 0 or user == LOCAL.name:  # whoever has the box to himself keeps no slot from himself
+        if own == 0 or user == LOCAL.name:  # whoever has the box alone keeps no slot free
             return True
         active = {name for name, n in running.items() if n} | self.users
         others_wait = any(name != user for name in self.users)

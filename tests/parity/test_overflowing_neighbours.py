@@ -1,4 +1,4 @@
-"""One user's edit may make infinities; whoever generates beside him must not see any of it."""
+"""One user's edit may make infinities; whoever generates beside them must not see any of it."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ def test_a_body_is_cut_off_at_the_limit(address: Address) -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_who_never_stops_sending_is_hung_up_on(address: Address) -> None:
-    """The answer may be lost on him: his own bytes, still under way, reset the connection."""
+    """The answer may be lost on them: their own bytes, still under way, reset the connection."""
     answer, _ = drip(address, CHUNKED, CHUNK, every_s=0.001)
     assert answer == b"" or answer.startswith(b"HTTP/1.1 413")
 
