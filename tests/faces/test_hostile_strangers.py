@@ -213,7 +213,7 @@ def test_messages_over_the_limit_are_refused_however_they_are_packed(box: Box) -
 
 
 def test_nothing_is_read_of_a_stranger_over_grpc(box: Box) -> None:
-    """Refused while his message is still to come; read first, many of them would fill the memory without any key."""
+    """Refused while the message is still to come; read first, many of them would fill the memory without any key."""
 
     def never() -> Iterator[bytes]:
         waiting.wait(DEADLINE_S)
