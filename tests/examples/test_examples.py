@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 import time
@@ -18,10 +19,8 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """One server for the slow ones."""
-    sys.path.append(str(EXAMPLES))
-    from serving import server  # pyright: ignore[reportMissingImports] - lies beside the examples
-
-    with server() as address:
+    serving = runpy.run_path(str(EXAMPLES / "serving.py"))  # by its path: other tests have a module of that name
+    with serving["server"]() as address:
         yield address
 
 
