@@ -76,8 +76,9 @@ def _told(row: Operation, found: Any) -> dict[str, Any]:
 
 
 def _body_of(face: Face, row: Operation) -> dict[str, Any]:
-    named = isinstance(row.request, str)
-    return body_doc(object_schema(dict.fromkeys(row.fields, _TEXT)) if named else face.schemas.ref(row.request))
+    if isinstance(row.request, str):
+        return body_doc(object_schema(dict.fromkeys(row.fields, _TEXT)))
+    return body_doc(face.schemas.ref(row.request))
 
 
 def _answer_of(face: Face, row: Operation) -> Schema:
