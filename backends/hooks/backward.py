@@ -21,10 +21,10 @@ from .metrics import BoundMetric, measure_coordinate
 from .rules import gated
 from .slot import Slot
 
-__all__ = ["Backward", "Enough", "rules_of", "without_gradient"]
+__all__ = ["Backward", "StopForward", "rules_of", "without_gradient"]
 
 
-class Enough(Exception):
+class StopForward(Exception):
     """Every site that matters has been reached."""
 
 
@@ -128,7 +128,7 @@ class Backward(ABC):
             row = value[at.batch, at.start + metric.position - at.position]
             self.coordinates[index] = measure_coordinate(self.ops, metric, row)
         if self.until is not None and site.order == self.until:
-            raise Enough
+            raise StopForward
         if site.name in ("mlp_gate", "mlp_up"):
             self.branches[site] = value
         if site.name in ("q", "k") and "ah" in self.how.rules:

@@ -76,13 +76,13 @@ class Collector:
         self.together = LatentReads(ops, self.alarms)
         self.entries: list[_Entry] = []
         self.whole: dict[tuple[Any, ...], _Whole] = {}
-        """By (takers, shape, dtype)."""
+        """By (selections, shape, dtype)."""
 
-    def add_whole(self, value: Any, takers: list[tuple[Slot, BoundHook, Site]]) -> None:
+    def add_whole(self, value: Any, selections: list[tuple[Slot, BoundHook, Site]]) -> None:
         """Take all rows of several sequences at once; they are parted on the host."""
-        who = tuple((slot, bound) for slot, bound, _ in takers)
+        who = tuple((slot, bound) for slot, bound, _ in selections)
         whole = self.whole.setdefault((who, tuple(value.shape), value.dtype), _Whole())
-        whole.sites.append({slot: site for slot, _, site in takers})
+        whole.sites.append({slot: site for slot, _, site in selections})
         whole.values.append(value)
 
     def part(self, slots: Collection[Slot]) -> Collector:
@@ -91,8 +91,8 @@ class Collector:
         part.alarms = self.alarms.part(slots)
         part.entries = [entry for entry in self.entries if entry.slot in slots]
         part.together = self.together.part(slots)
-        for (takers, *kind), whole in self.whole.items():
-            if kept := tuple(taker for taker in takers if taker[0] in slots):
+        for (selections, *kind), whole in self.whole.items():
+            if kept := tuple(selection for selection in selections if selection[0] in slots):
                 part.whole[kept, *kind] = whole
         return part
 
@@ -231,9 +231,9 @@ class Collector:
 
     def _parted(self, host: Iterator[Array]) -> dict[Slot, list[Rows]]:
         out: dict[Slot, list[Rows]] = {}
-        for (takers, _, _), whole in self.whole.items():
+        for (selections, _, _), whole in self.whole.items():
             stacked = next(host)
-            for slot, bound in takers:
+            for slot, bound in selections:
                 sites = tuple(str(names[slot]) for names in whole.sites)
                 positions = tuple(range(slot.position, slot.position + slot.n))
                 values = stacked[:, slot.batch, slot.start : slot.stop]

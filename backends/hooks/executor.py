@@ -25,7 +25,7 @@ from .bound import Acting, BoundHook, choose
 from .captures import Collector
 from .edits import Edits
 from .errors import as_error
-from .latent_reads import Taker
+from .latent_reads import RowSelection
 from .points import Point, Points, View
 from .sequence import Rows
 from .slot import Slot
@@ -101,7 +101,7 @@ class Executor:
         start_s = time.perf_counter()
         if self.backward is not None:
             value = self._entered(point, value)
-        result, plain, takers = value, list[tuple[Slot, BoundHook, Site]](), list[Taker]()
+        result, plain, selections = value, list[tuple[Slot, BoundHook, Site]](), list[RowSelection]()
         view: View | None = None
         for slot in self.slots if slots is None else slots:
             plan = slot.plan
@@ -119,13 +119,13 @@ class Executor:
                 chosen = self._chosen(slot, one.bound, one.site)
                 rows = np.arange(slot.n) if chosen is None else chosen
                 if len(rows):
-                    takers.append(Taker(slot, one.bound, one.site, one.view, rows))
+                    selections.append(RowSelection(slot, one.bound, one.site, one.view, rows))
                 continue
             result = self._acted(point, slot, acting, value, result, linear_input)
         if plain and view is not None:
             self._take_whole(point, view, value, plain)
-        if takers:
-            self._read_latents(value, takers)
+        if selections:
+            self._read_latents(value, selections)
         if self.backward is not None:  # last, as it may end the forward
             result = self._left(point, result, owner)
         self.hook_s += time.perf_counter() - start_s
@@ -177,13 +177,13 @@ class Executor:
     def _take_whole(self, point: Point, view: View, value: Any, plain: list[tuple[Slot, BoundHook, Site]]) -> None:
         self.collector.add_whole(view.of(self.ops.copy(value) if point.changes else value), plain)
 
-    def _read_latents(self, value: Any, takers: list[Taker]) -> None:
-        for group in self.collector.together.groups(takers):
+    def _read_latents(self, value: Any, selections: list[RowSelection]) -> None:
+        for group in self.collector.together.groups(selections):
             try:
                 self.collector.together.add(value, group)
             except Exception as error:  # noqa: BLE001 - as in `_tap_rows`; these asked for the same
-                for taker in group:
-                    taker.slot.error = as_error(error, taker.site)
+                for selection in group:
+                    selection.slot.error = as_error(error, selection.site)
 
     def tap_one(self, point: Point, slot: Slot, rows: Any) -> Any:
         """Like `tap`, for a site that a backend computes one sequence at a time."""

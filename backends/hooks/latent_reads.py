@@ -25,11 +25,11 @@ from .sequence import Rows
 if TYPE_CHECKING:
     from .slot import Slot
 
-__all__ = ["LatentReads", "Taker"]
+__all__ = ["LatentReads", "RowSelection"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Taker:
+class RowSelection:
     """One sequence's rows, of all that are encoded together."""
 
     slot: Slot
@@ -42,7 +42,7 @@ class Taker:
 
 @dataclass(eq=False, slots=True)
 class _Read:
-    takers: list[tuple[Taker, int]]
+    selections: list[tuple[RowSelection, int]]
     """And where its rows begin among those read."""
     parts: dict[str, Any]
 
@@ -56,42 +56,44 @@ class LatentReads:
         self.reads: list[_Read] = []
 
     @staticmethod
-    def groups(takers: SequenceOf[Taker]) -> list[list[Taker]]:
+    def groups(selections: SequenceOf[RowSelection]) -> list[list[RowSelection]]:
         """Those that ask for the same."""
-        groups: dict[tuple[Any, ...], list[Taker]] = {}
-        for taker in takers:
-            capture = taker.bound.hook.capture
+        groups: dict[tuple[Any, ...], list[RowSelection]] = {}
+        for selection in selections:
+            capture = selection.bound.hook.capture
             assert capture is not None
             assert isinstance(capture.reduce, ReadLatents)
-            sae = taker.bound.saes[capture.reduce.sae]
-            groups.setdefault((id(sae), capture.reduce, capture.dtype, taker.view), []).append(taker)
+            sae = selection.bound.saes[capture.reduce.sae]
+            groups.setdefault((id(sae), capture.reduce, capture.dtype, selection.view), []).append(selection)
         return list(groups.values())
 
-    def add(self, value: Any, takers: SequenceOf[Taker]) -> None:
+    def add(self, value: Any, selections: SequenceOf[RowSelection]) -> None:
         """Read latents of rows of the tensor at a point, [batch, row, …], for one group."""
-        capture = takers[0].bound.hook.capture
+        capture = selections[0].bound.hook.capture
         assert capture is not None
         assert isinstance(capture.reduce, ReadLatents)
         reduce, dtype = capture.reduce, capture.dtype
-        value = takers[0].view.of(value)
+        value = selections[0].view.of(value)
         width = int(value.shape[1])
-        chosen = [taker.slot.batch * width + taker.slot.start + taker.rows for taker in takers]
+        chosen = [selection.slot.batch * width + selection.slot.start + selection.rows for selection in selections]
         at = np.concatenate(chosen)
         flat = value.reshape(-1, *value.shape[2:])
         rows = flat if len(at) == flat.shape[0] and (at == np.arange(len(at))).all() else self._taken(flat, at)
-        parts = self.maths.read(reduce, takers[0].bound.device["saes"][reduce.sae], rows)
+        parts = self.maths.read(reduce, selections[0].bound.device["saes"][reduce.sae], rows)
         cast = {part: tensor if dtype is None else self.ops.cast(tensor, dtype) for part, tensor in parts}
         starts = np.cumsum([0, *(len(rows) for rows in chosen)]).tolist()
         if dtype is not None:
-            self._watch(dict(parts), cast, dtype, list(zip(takers, starts, strict=False)))
-        self.reads.append(_Read(list(zip(takers, starts, strict=False)), cast))
+            self._watch(dict(parts), cast, dtype, list(zip(selections, starts, strict=False)))
+        self.reads.append(_Read(list(zip(selections, starts, strict=False)), cast))
 
-    def _watch(self, parts: dict[str, Any], cast: dict[str, Any], dtype: str, takers: list[tuple[Taker, int]]) -> None:
+    def _watch(
+        self, parts: dict[str, Any], cast: dict[str, Any], dtype: str, selections: list[tuple[RowSelection, int]]
+    ) -> None:
         for name, tensor in parts.items():
             wrong = self.ops.lost(tensor, cast[name])
-            for taker, start in takers:
-                own, positions = wrong[start : start + len(taker.rows)], taker.slot.position + taker.rows
-                self.alarms.add(taker.slot, positions, own, beyond(taker.site, dtype))
+            for selection, start in selections:
+                own, positions = wrong[start : start + len(selection.rows)], selection.slot.position + selection.rows
+                self.alarms.add(selection.slot, positions, own, beyond(selection.site, dtype))
 
     def _taken(self, flat: Any, at: NDArray[np.int64]) -> Any:
         return self.ops.take(flat, self.ops.index(at), 0)
@@ -100,7 +102,7 @@ class LatentReads:
         """What some sequences read, and nothing of the others."""
         part = LatentReads(self.ops, self.alarms)
         for read in self.reads:
-            if kept := [(taker, start) for taker, start in read.takers if taker.slot in slots]:
+            if kept := [(selection, start) for selection, start in read.selections if selection.slot in slots]:
                 part.reads.append(_Read(kept, read.parts))
         return part
 
@@ -114,9 +116,9 @@ class LatentReads:
         for read in self.reads:
             for part in read.parts:
                 array = next(host)
-                for taker, start in read.takers:
-                    values = array[None, start : start + len(taker.rows)]
-                    positions = tuple((taker.slot.position + taker.rows).tolist())
-                    rows = Rows(taker.bound.index, (str(taker.site),), positions, values, part)
-                    out.setdefault(taker.slot, []).append(rows)
+                for selection, start in read.selections:
+                    values = array[None, start : start + len(selection.rows)]
+                    positions = tuple((selection.slot.position + selection.rows).tolist())
+                    rows = Rows(selection.bound.index, (str(selection.site),), positions, values, part)
+                    out.setdefault(selection.slot, []).append(rows)
         return out

@@ -14,7 +14,7 @@ from ...protos.latents import ReadLatents
 from ...protos.sites import Site
 from ...protos.spec import Hook, Plan
 from ..saes.sae import Sae, check_latents, saes_of
-from ..saes.shelf import EMPTY, Shelf
+from ..saes.user_assets import EMPTY, UserAssets
 from .bound import Acting, Bindable, BoundHook, BoundPlan, Mode
 from .checks import check_hook, expand
 from .points import Point, Points
@@ -33,13 +33,13 @@ def bind(
     prompt_length: int,
     n_rows: int,
     input_lengths: Mapping[str, int] | None = None,
-    shelf: Shelf = EMPTY,
+    assets: UserAssets = EMPTY,
     applied_last: int = 0,
 ) -> BoundPlan:
     """Check the hooks of a plan that apply to one input and make them concrete.
 
     `input_lengths` holds the token counts of the request's inputs, for hooks that read another one: they come back
-    with `needs` set, to be filled by `give_rows`. `shelf` holds stored captures and SAEs. The first `applied_last` hooks
+    with `needs` set, to be filled by `give_rows`. `assets` holds stored captures and SAEs. The first `applied_last` hooks
     apply after all others: a request's own, which see what its session has edited. Raises InvalidArgument with the hook's index, the reason and the fix.
     """
     hooks: list[BoundHook] = []
@@ -51,7 +51,7 @@ def bind(
         where = f"hook {index} ({hook.site})"
         sites = expand(hook, model.info, where)
         check_hook(hook, sites, model, mode, where, prompt_length=prompt_length, n_rows=n_rows)
-        bound = BoundHook(index, hook, sites, saes=hook_saes(hook, sites, shelf, where))
+        bound = BoundHook(index, hook, sites, saes=hook_saes(hook, sites, assets, where))
         hooks.append(bound)
     by_site: dict[Site, list[tuple[BoundHook, int]]] = {}
     in_order = sorted(hooks, key=lambda bound: bound.index < applied_last)
@@ -65,7 +65,7 @@ def bind(
     sites = frozenset(one.site for acting in at.values() for one in acting)
     bound_plan = BoundPlan(mode, prompt_length, n_rows, tuple(hooks), by_site, at, plain, latents, sites)
     for bound in hooks:
-        attach_source(bound, bound_plan, model, tokens, input_lengths or {}, shelf.captures)
+        attach_source(bound, bound_plan, model, tokens, input_lengths or {}, assets.captures)
         check_keys_left(bound, bound_plan, tokens)
     return bound_plan
 
@@ -114,14 +114,14 @@ def _ordered(acting: list[Acting], reading: list[Acting]) -> list[Acting]:
     return out
 
 
-def hook_saes(hook: Hook, sites: tuple[Site, ...], shelf: Shelf, where: str) -> dict[str, Sae]:
+def hook_saes(hook: Hook, sites: tuple[Site, ...], assets: UserAssets, where: str) -> dict[str, Sae]:
     """The SAEs that a hook names, checked against what it asks of them. Raises NotFound and InvalidArgument."""
     found: dict[str, Sae] = {}
     for name in saes_of(hook):
         try:
-            found[name] = shelf.saes[name]
+            found[name] = assets.saes[name]
         except KeyError:
-            known = ", ".join(shelf.saes) or "none"
+            known = ", ".join(assets.saes) or "none"
             raise NotFound(
                 f"{where}: no SAE {name!r} is loaded for you on this model; loaded: {known}; load it first"
             ) from None

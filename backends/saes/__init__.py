@@ -3,6 +3,6 @@
 from .files import SaeSource, read_folder, source_of_files
 from .latent_maths import DeviceSae, LatentMaths
 from .sae import Sae
-from .shelf import EMPTY, Shelf
+from .user_assets import EMPTY, UserAssets
 
-__all__ = ["EMPTY", "DeviceSae", "LatentMaths", "Sae", "SaeSource", "Shelf", "read_folder", "source_of_files"]
+__all__ = ["EMPTY", "DeviceSae", "LatentMaths", "Sae", "SaeSource", "UserAssets", "read_folder", "source_of_files"]

@@ -16,7 +16,7 @@ from ...protos.errors import Unsupported
 from ...protos.model import ModelInfo
 from ...protos.sites import Site
 from ...protos.tensors import Array
-from ..hooks.backward import Enough, rules_of
+from ..hooks.backward import StopForward, rules_of
 from ..hooks.base import Engine
 from ..hooks.bound import BoundBackward, BoundPlan
 from ..hooks.captures import flush_reductions
@@ -182,7 +182,7 @@ class TorchBackend:
         handle = self.layers[after].register_forward_pre_hook(_enough)
         try:
             return self.hidden(ids, positions)
-        except Enough:
+        except StopForward:
             return None
         finally:
             handle.remove()
@@ -291,7 +291,7 @@ class TorchBackend:
 
 
 def _enough(*_: Any) -> None:
-    raise Enough
+    raise StopForward
 
 
 def _picked(bias: torch.Tensor | None, at: torch.Tensor) -> torch.Tensor | None:

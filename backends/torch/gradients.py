@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ...protos.sites import ATTENTION_SITES, Site
-from ..hooks.backward import Backward, Enough
+from ..hooks.backward import Backward, StopForward
 from ..hooks.bound import BoundBackward
 from ..hooks.executor import Executor
 from ..hooks.gradients import finish, one_prompt, slots_of, spread, values_of
@@ -88,7 +88,7 @@ class TorchGradients:
         backward.until = backward.last
         try:
             return self.body(ids)
-        except Enough:
+        except StopForward:
             return None
         finally:
             self.norms.detach()

@@ -45,7 +45,7 @@ class HttpServer(uvicorn.Server):
             allowed_hosts=(canonical(config.host), *(tls.names() if tls else ()), *config.allowed_hosts),
             allowed_origins=config.allowed_origins,
             proxies=Proxies.of(config.trusted_proxies),
-            access=gateway.desk.access,
+            access=gateway.policy.access,
             metrics=gateway.metrics,
             measure=gateway.measure,
         )

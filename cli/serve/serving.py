@@ -37,7 +37,7 @@ async def serve(
     console = Console(stderr=True)
     gateway = Gateway(config)
     stop = _stop_signal(gateway, console)
-    door = admit_at_the_door(gateway.desk.access, Proxies.of(config.trusted_proxies))
+    door = admit_at_the_door(gateway.policy.access, Proxies.of(config.trusted_proxies))
     rpc = RpcServer(gateway, door, max_request_bytes=config.limits.max_request_bytes, streams=gateway.streams)
     try:
         listener = _listen(config.host, config.port)

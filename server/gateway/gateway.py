@@ -34,7 +34,7 @@ from ..state.saes import SaeStore
 from ..state.sessions import SessionStore
 from ..streams import closing
 from .pass_through import PassThrough, sites_of
-from .request_policy import Desk
+from .request_policy import RequestPolicy
 from .roster import Roster
 from .sessions import Sessions
 from .workers import Worker
@@ -71,9 +71,9 @@ class Gateway:
         self._sends = asyncio.Semaphore(SENDS)
         self.users = Users(self._state)
         self._audit = Audit(Path(config.audit) if config.audit else None, prompts=config.audit_prompts)
-        self.desk = Desk(Access(self.users, self.metrics.refused), self.metrics, self._audit)
+        self.policy = RequestPolicy(Access(self.users, self.metrics.refused), self.metrics, self._audit)
         self.live = Sessions(SessionStore(self._state), self.find)
-        self.streams = PassThrough(self, self.desk, self.live, self.ready)
+        self.streams = PassThrough(self, self.policy, self.live, self.ready)
         self._chores = [asyncio.create_task(self._keep_up()), asyncio.create_task(self._sweep())]
 
     @property
@@ -110,19 +110,19 @@ class Gateway:
         while True:
             await asyncio.sleep(SWEEP_S)
             try:
-                self.desk.sweep()
+                self.policy.sweep()
             except Exception:  # the database is locked, say; as above
                 log.exception("keys could not be looked at")
 
     # ---- models ----
 
     async def models(self) -> list[ModelInfo]:
-        self.desk.check("Models.List")
+        self.policy.check("Models.List")
         gone = ("failed", "stopping")
         return [w.info for w in self.workers.values() if w.info is not None and w.state not in gone]
 
     async def describe(self, model: str) -> ModelInfo:
-        self.desk.check("Models.Describe")
+        self.policy.check("Models.Describe")
         worker = self.find(model)
         if worker.info is None or worker.state == "failed":
             raise Unavailable(f"model {worker.config.id!r} is {worker.status}; retry", retry_after_s=2.0)
@@ -130,8 +130,8 @@ class Gateway:
 
     async def load(self, request: LoadRequest) -> AsyncIterator[LoadProgress]:
         """Loading what is loaded, or being loaded, under the same id joins it. A caller who leaves does not end the load."""
-        with self.desk.visit("Models.Load") as visit:
-            visit.model = self.roster.id_for(parsed(request))
+        with self.policy.record("Models.Load") as record:
+            record.model = self.roster.id_for(parsed(request))
             async with closing(self.load_for_operator(request)) as progress:
                 async for step in progress:
                     yield step
@@ -148,9 +148,9 @@ class Gateway:
                     self.roster.forget(worker)
 
     async def unload(self, model: str) -> None:
-        with self.desk.visit("Models.Unload") as visit:
+        with self.policy.record("Models.Unload") as record:
             worker = self.find(model)
-            visit.model = worker.config.id
+            record.model = worker.config.id
             await worker.stop()
             self.roster.forget(worker)
 
@@ -200,16 +200,16 @@ class Gateway:
     run = gradients = sweep = generate
 
     async def tokenize(self, request: TokenizeRequest) -> Tokenized:
-        caller = self.desk.check("Models.Tokenize")
+        caller = self.policy.check("Models.Tokenize")
         async with self.ready(request.model) as worker:
             return await worker.ask(caller, BY_CALL["tokenize"], request)
 
     async def other(self, operation: Operation, *args: Any) -> Any:
         """What the gateway has no part in goes to the worker of the model that the request names."""
-        with self.desk.visit(operation.name) as visit:
+        with self.policy.record(operation.name) as record:
             async with self.ready(getattr(operation.asked(*args), "model", "")) as worker:
-                visit.model = worker.config.id
-                return await worker.ask(visit.caller, operation, *args)
+                record.model = worker.config.id
+                return await worker.ask(record.caller, operation, *args)
 
     # ---- weights and captures ----
 
@@ -226,69 +226,69 @@ class Gateway:
         return Tensor(parsed[0].dtype, tuple(parsed[0].shape), b"".join(chunk.data for chunk in parsed))
 
     async def captures(self, model: str) -> list[StoredCapture]:
-        return self.store.list(self.desk.check("Captures.List").user.name, model)
+        return self.store.list(self.policy.check("Captures.List").user.name, model)
 
     async def capture(self, capture_id: str, model: str) -> tuple[StoredCapture, Tensor]:
-        with self.desk.visit("Captures.Get") as visit:
-            stored, tensor = await asyncio.to_thread(self.store.get_item, visit.caller.user.name, capture_id)
-            visit.model, visit.captured_bytes = stored.model, len(tensor.data)
+        with self.policy.record("Captures.Get") as record:
+            stored, tensor = await asyncio.to_thread(self.store.get_item, record.caller.user.name, capture_id)
+            record.model, record.captured_bytes = stored.model, len(tensor.data)
             return stored, tensor
 
     async def delete_capture(self, capture_id: str, model: str) -> None:
-        with self.desk.visit("Captures.Delete") as visit:
-            self.store.delete(visit.caller.user.name, capture_id)
+        with self.policy.record("Captures.Delete") as record:
+            self.store.delete(record.caller.user.name, capture_id)
 
     # ---- SAEs ----
 
     async def load_sae(self, request: LoadSaeRequest) -> SaeInfo:
-        with self.desk.visit("Saes.Load", sites=(request.site,) if request.site else ()) as visit:
+        with self.policy.record("Saes.Load", sites=(request.site,) if request.site else ()) as record:
             async with self.ready(request.model) as worker:
-                visit.model = worker.config.id
-                return await worker.ask(visit.caller, BY_CALL["load_sae"], request)
+                record.model = worker.config.id
+                return await worker.ask(record.caller, BY_CALL["load_sae"], request)
 
     async def send_sae(self, part: SaePart) -> SaeReceived:
-        with self.desk.visit("Saes.Send") as visit:
+        with self.policy.record("Saes.Send") as record:
             async with self._sends:
-                return await asyncio.to_thread(self.sae_store.receive, visit.caller.user, part)
+                return await asyncio.to_thread(self.sae_store.receive, record.caller.user, part)
 
     async def saes(self, model: str) -> list[SaeInfo]:
-        return self.sae_store.list(self.desk.check("Saes.List").user, model)
+        return self.sae_store.list(self.policy.check("Saes.List").user, model)
 
     async def unload_sae(self, name: str, model: str) -> None:
         """The worker lets go of its weights when a hook next names an SAE; what runs with it goes on."""
-        with self.desk.visit("Saes.Unload") as visit:
-            visit.model = (await asyncio.to_thread(self.sae_store.delete, visit.caller.user, name, model)).model
+        with self.policy.record("Saes.Unload") as record:
+            record.model = (await asyncio.to_thread(self.sae_store.delete, record.caller.user, name, model)).model
 
     # ---- sessions ----
 
     async def create_session(self, request: CreateSessionRequest) -> Session:
-        with self.desk.visit("Sessions.Create", sites=sites_of(request.plan)) as visit:
-            session = await self.live.create(visit.caller, request)
-            visit.model, visit.session = session.model, session.id
+        with self.policy.record("Sessions.Create", sites=sites_of(request.plan)) as record:
+            session = await self.live.create(record.caller, request)
+            record.model, record.session = session.model, session.id
             return session
 
     async def update_session(self, request: UpdateSessionRequest) -> Session:
-        with self.desk.visit("Sessions.Update", sites=sites_of(request.plan), session=request.id) as visit:
-            session = await self.live.update(visit.caller, request)
-            visit.model = session.model
+        with self.policy.record("Sessions.Update", sites=sites_of(request.plan), session=request.id) as record:
+            session = await self.live.update(record.caller, request)
+            record.model = session.model
             return session
 
     async def session(self, session_id: str) -> Session:
-        return self.live.get(self.desk.check("Sessions.Get"), session_id)
+        return self.live.get(self.policy.check("Sessions.Get"), session_id)
 
     async def sessions(self) -> list[Session]:
-        return self.live.list(self.desk.check("Sessions.List"))
+        return self.live.list(self.policy.check("Sessions.List"))
 
     async def delete_session(self, session_id: str) -> None:
-        with self.desk.visit("Sessions.Delete", session=session_id) as visit:
-            await self.live.delete(visit.caller, session_id)
+        with self.policy.record("Sessions.Delete", session=session_id) as record:
+            await self.live.delete(record.caller, session_id)
 
     # ---- sight ----
 
     async def activity(self) -> ActivityReport:
-        self.desk.check("Activity.Get")
+        self.policy.check("Activity.Get")
         models = await asyncio.gather(*(worker.activity() for worker in self.workers.values()))
-        requests = tuple(visit.activity() for visit in self.desk.visits)
+        requests = tuple(record.activity() for record in self.policy.records)
         return ActivityReport(tuple(models), requests, time.monotonic() - self._began_s)
 
     async def measure(self) -> bytes:

@@ -14,7 +14,7 @@ from ...protos.wire.codec import parse
 from ..auth.audit import prompt_of
 from ..service import Operations
 from ..streams import EncodedStreams, closing, off_the_loop
-from .request_policy import Desk
+from .request_policy import RequestPolicy
 from .sessions import Sessions
 from .workers import Worker
 
@@ -27,12 +27,12 @@ class PassThrough:
     def __init__(
         self,
         operations: Operations,
-        desk: Desk,
+        policy: RequestPolicy,
         sessions: Sessions,
         ready: Callable[[str], AbstractAsyncContextManager[Worker]],
     ) -> None:
         """`ready`: the worker of a model, awake. `operations`: what answers where no worker is needed."""
-        self._own, self._desk, self._sessions, self._ready = EncodedStreams(operations), desk, sessions, ready
+        self._own, self._policy, self._sessions, self._ready = EncodedStreams(operations), policy, sessions, ready
 
     def stream(self, operation: Operation, request: bytes) -> AsyncIterator[bytes]:
         """See Streams. What is asked for its model goes to that model's worker."""
@@ -42,21 +42,21 @@ class PassThrough:
     async def _passed(self, operation: Operation, request: bytes) -> AsyncIterator[bytes]:
         def read() -> tuple[Any, dict[str, Any]]:
             asked = parse(operation.message, request)
-            return asked, _about(asked, prompts=self._desk.audit.prompts)
+            return asked, _about(asked, prompts=self._policy.audit.prompts)
 
         asked, about = await off_the_loop(request, read)
-        with self._desk.visit(operation.name, **about) as visit:
+        with self._policy.record(operation.name, **about) as record:
             async with self._ready(asked.model) as worker:
-                visit.model = worker.config.id
-                if visit.session:
-                    session = await self._sessions.bind(worker, visit.caller, visit.session)
-                    visit.session_name = session.name
-                    visit.sites = (*visit.sites, *sites_of(session.plan))
-                async with closing(worker.stream(operation.path, request, visit.caller)) as messages:
+                record.model = worker.config.id
+                if record.session:
+                    session = await self._sessions.bind(worker, record.caller, record.session)
+                    record.session_name = session.name
+                    record.sites = (*record.sites, *sites_of(session.plan))
+                async with closing(worker.stream(operation.path, request, record.caller)) as messages:
                     async for piece in messages:
-                        self._desk.took(visit, piece)
+                        self._policy.took(record, piece)
                         yield piece
-                        visit.task = asyncio.current_task()  # an HTTP stream goes on in another once it has begun
+                        record.task = asyncio.current_task()  # an HTTP stream goes on in another once it has begun
 
 
 def sites_of(plan: Plan) -> tuple[str, ...]:
@@ -65,7 +65,7 @@ def sites_of(plan: Plan) -> tuple[str, ...]:
 
 
 def _about(request: Any, *, prompts: bool) -> dict[str, Any]:
-    """What the desk notes of a serialised request: sites, session, and prompts if they are audited."""
+    """What the policy notes of a serialised request: sites, session, and prompts if they are audited."""
     if isinstance(request, pb.SweepRequest):
         plans = (request.base, *request.plans)
     elif hasattr(request, "plan"):

@@ -20,7 +20,7 @@ from ..auth.audit import Audit
 from ..auth.callers import Caller, current_caller
 from ..metrics import Metrics
 
-__all__ = ["Desk", "Visit"]
+__all__ = ["RequestPolicy", "RequestRecord"]
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def _current_task() -> asyncio.Task[Any] | None:
 
 
 @dataclass(eq=False)
-class Visit:
+class RequestRecord:
     """One operation under way."""
 
     caller: Caller
@@ -87,18 +87,18 @@ class Visit:
         )
 
 
-class Desk:
+class RequestPolicy:
     """Of one gateway. Used by the event loop alone."""
 
     def __init__(self, access: Access, metrics: Metrics, audit: Audit) -> None:
         self.access, self.metrics, self.audit = access, metrics, audit
-        self._visits: dict[int, Visit] = {}
+        self._records: dict[int, RequestRecord] = {}
         self._pace: dict[str, _Bucket] = {}
 
     @property
-    def visits(self) -> list[Visit]:
+    def records(self) -> list[RequestRecord]:
         """Operations under way, oldest first."""
-        return list(self._visits.values())
+        return list(self._records.values())
 
     def check(self, operation: str) -> Caller:
         """The caller, if their role allows the operation. Raises PermissionDenied."""
@@ -110,7 +110,7 @@ class Desk:
         return caller
 
     @contextmanager
-    def visit(
+    def record(
         self,
         operation: str,
         model: str = "",
@@ -118,75 +118,75 @@ class Desk:
         sites: Sequence[str] = (),
         session: str = "",
         prompts: Sequence[Any] = (),
-    ) -> Generator[Visit]:
+    ) -> Generator[RequestRecord]:
         """An operation from its beginning to its end. Raises PermissionDenied and ResourceExhausted."""
         caller = current_caller()
-        visit = Visit(caller, operation, model, tuple(sites), session, prompts=tuple(prompts))
+        record = RequestRecord(caller, operation, model, tuple(sites), session, prompts=tuple(prompts))
         self.metrics.began(caller.user.name)
         code = "OK"
         try:
             self.check(operation)
-            self._check_limits(visit)
-            self._visits[id(visit)] = visit
-            yield visit
+            self._check_limits(record)
+            self._records[id(record)] = record
+            yield record
         except ProbewireError as error:
             code = error.code.name
             raise
         except BaseException as error:
-            if visit.revoked and not isinstance(error, Exception):  # `sweep` did it, and nobody else would say why
+            if record.revoked and not isinstance(error, Exception):  # `sweep` did it, and nobody else would say why
                 code = Code.UNAUTHENTICATED.name
                 raise _ended_key() from None
             code = Code.INTERNAL.name if isinstance(error, Exception) else Code.CANCELLED.name
             raise
         finally:
-            self._visits.pop(id(visit), None)
-            self._left(visit, code)
+            self._records.pop(id(record), None)
+            self._left(record, code)
 
     def sweep(self) -> None:
         """End what runs for callers whose keys have ended and who take no more messages, and would hold their slots."""
-        for visit in self.visits:
-            if visit.task is None or visit.revoked or self.access.still_in(visit.caller):
+        for record in self.records:
+            if record.task is None or record.revoked or self.access.still_in(record.caller):
                 continue
-            visit.revoked = visit.task.cancel()
-            if visit.revoked:  # else between the two tasks of an HTTP stream: `took` or the next sweep ends it
-                log.info("request %s of %s is ended with its key", visit.caller.request_id, visit.caller.user.name)
+            record.revoked = record.task.cancel()
+            if record.revoked:  # else between the two tasks of an HTTP stream: `took` or the next sweep ends it
+                log.info("request %s of %s is ended with its key", record.caller.request_id, record.caller.user.name)
 
-    def took(self, visit: Visit, message: bytes) -> None:
-        """A message of the visit's stream is about to go out. Raises Unauthenticated when its key has ended."""
-        found, user = tally(message) if visit.operation in COUNTED else Tally(), visit.caller.user
-        if found.tokens and not visit.tokens:
-            self.metrics.first_token(visit.model, time.monotonic() - visit.began_s)
-        visit.task = _current_task()
-        visit.messages += 1
-        visit.tokens += found.tokens
-        visit.captured_bytes += found.tensor_bytes
-        self.metrics.sent(visit.model, user.name, found.tokens, found.tensor_bytes)
+    def took(self, record: RequestRecord, message: bytes) -> None:
+        """A message of the record's stream is about to go out. Raises Unauthenticated when its key has ended."""
+        found, user = tally(message) if record.operation in COUNTED else Tally(), record.caller.user
+        if found.tokens and not record.tokens:
+            self.metrics.first_token(record.model, time.monotonic() - record.began_s)
+        record.task = _current_task()
+        record.messages += 1
+        record.tokens += found.tokens
+        record.captured_bytes += found.tensor_bytes
+        self.metrics.sent(record.model, user.name, found.tokens, found.tensor_bytes)
         spent = found.tokens
         for finished in found.finished:
             spent += finished.usage.prompt_tokens
-            visit.prompt_tokens += finished.usage.prompt_tokens
-            self.metrics.finished(visit.model, user.name, finished)
+            record.prompt_tokens += finished.usage.prompt_tokens
+            self.metrics.finished(record.model, user.name, finished)
         if spent and user.limits.tokens_per_minute:
-            self._bucket(visit.caller).take(spent)
+            self._bucket(record.caller).take(spent)
         now = time.monotonic()
-        if now - visit.checked_s < RECHECK_S:
+        if now - record.checked_s < RECHECK_S:
             return
-        visit.checked_s = now
-        if not self.access.still_in(visit.caller):
+        record.checked_s = now
+        if not self.access.still_in(record.caller):
             raise _ended_key()
 
-    def _check_limits(self, visit: Visit) -> None:
-        if visit.operation not in COUNTED:
+    def _check_limits(self, record: RequestRecord) -> None:
+        if record.operation not in COUNTED:
             return
-        user = visit.caller.user
-        running = Counter(v.caller.user.name for v in self._visits.values() if v.operation in COUNTED)[user.name]
+        user = record.caller.user
+        running = Counter(v.caller.user.name for v in self._records.values() if v.operation in COUNTED)[user.name]
         if user.limits.requests and running >= user.limits.requests:
             raise ResourceExhausted(
                 f"{user.name} has {running} requests under way, the most allowed; wait for one to end",
                 retry_after_s=2.0,
             )
         if user.limits.tokens_per_minute:
-            self._bucket(visit.caller).check(user.name)
+            self._bucket(record.caller).check(user.name)
 
     def _bucket(self, caller: Caller) -> _Bucket:
         limit, name = caller.user.limits.tokens_per_minute, caller.user.name
@@ -195,23 +195,23 @@ class Desk:
             found = self._pace[name] = _Bucket(limit)
         return found
 
-    def _left(self, visit: Visit, code: str) -> None:
-        seconds = time.monotonic() - visit.began_s
-        user = visit.caller.user
-        self.metrics.ended(user.name, visit.operation, visit.model, code, seconds)
+    def _left(self, record: RequestRecord, code: str) -> None:
+        seconds = time.monotonic() - record.began_s
+        user = record.caller.user
+        self.metrics.ended(user.name, record.operation, record.model, code, seconds)
         self.audit.write(
-            request=visit.caller.request_id,
+            request=record.caller.request_id,
             user=user.name,
-            peer=visit.caller.peer,
-            operation=visit.operation,
-            model=visit.model,
-            sites=visit.sites,
-            session=visit.session,
-            prompts=visit.prompts if self.audit.prompts else (),
+            peer=record.caller.peer,
+            operation=record.operation,
+            model=record.model,
+            sites=record.sites,
+            session=record.session,
+            prompts=record.prompts if self.audit.prompts else (),
             code=code,
-            prompt_tokens=visit.prompt_tokens,
-            tokens=visit.tokens,
-            captured_bytes=visit.captured_bytes,
+            prompt_tokens=record.prompt_tokens,
+            tokens=record.tokens,
+            captured_bytes=record.captured_bytes,
             seconds=round(seconds, 4),
         )
 

@@ -20,7 +20,7 @@ from .fair_queue import FairQueue
 from .input.prepared import PreparedInput
 from .output.delivery import Job
 from .pace import Pace
-from .throughput import Tempo
+from .throughput import Throughput
 
 __all__ = ["GRADIENT_COST", "Forwards", "as_internal", "told"]
 
@@ -46,12 +46,12 @@ class Forwards:
     def __init__(
         self,
         queue: FairQueue[Item],
-        tempo: Tempo,
+        throughput: Throughput,
         drop: Callable[[Job, ProbewireError], None],
         advance: Callable[[Job], None],
     ) -> None:
         """`drop` ends a job with an error; `advance` queues what waited for an input's rows."""
-        self._queue, self._tempo, self._drop, self._advance = queue, tempo, drop, advance
+        self._queue, self._throughput, self._drop, self._advance = queue, throughput, drop, advance
         self.pace = Pace()
         self._trunks: dict[int, Any] = {}
         """Sweep input → what its variants share."""
@@ -86,7 +86,7 @@ class Forwards:
             for each, _, _ in batch:
                 self._drop(each, as_internal("run", error))
             return True
-        self._tempo.ran(sum(len(sequence.tokens) for sequence in sequences))
+        self._throughput.ran(sum(len(sequence.tokens) for sequence in sequences))
         for (job, item, sequence), result in zip(batch, results, strict=True):
             self._ran(backend, job, item, sequence, result)
         return True
@@ -145,7 +145,7 @@ class Forwards:
         stop = min(start + most, len(sequence.tokens))
         with self.pace.timed("run", job, stop - start):
             result = backend.run_part(sequence, parts, stop)
-        self._tempo.ran(stop - start)
+        self._throughput.ran(stop - start)
         self._queue.ledger.charge(user, stop - start)
         if result.error is None and stop < len(sequence.tokens):
             return
@@ -183,7 +183,7 @@ class Forwards:
                 backend.bind(variant.plan)
             results = backend.sweep(variants, self._trunks.get(id(item)))
         self._queue.ledger.charge(user, rows)
-        self._tempo.ran(rows)
+        self._throughput.ran(rows)
         for bound in (bound for variant in variants for bound in variant.plan.hooks):
             bound.device = bound.source = None  # measured plans keep no tensors
         item.n_swept += len(chosen)

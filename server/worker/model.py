@@ -11,7 +11,7 @@ from typing import Any
 from ...backends import load_backend
 from ...backends.hooks.base import Backend
 from ...backends.model.tokenizer import Tokenizer, read_codec
-from ...backends.saes import Shelf
+from ...backends.saes import UserAssets
 from ...protos.activity import WorkerStatus
 from ...protos.errors import InvalidArgument, NotFound, ProbewireError
 from ...protos.gradients import GradientsRequest
@@ -33,6 +33,7 @@ from ..config import WorkerConfig
 from ..state.captures import CaptureStore
 from ..state.database import State
 from ..state.saes import SaeStore
+from .input.binding import Binding
 from .input.generate import prepare_generate, prepare_run
 from .input.measuring import prepare_gradients, prepare_sweep
 from .input.prepared import Prepared
@@ -124,22 +125,25 @@ class LocalModel:
         return job
 
     def _prepare(self, request: InferenceRequest, caller: Caller) -> Prepared:
-        parts = (self.backend, self.tokenizer, self.config.limits, self._shelf(caller))
+        binding = self._binding(caller.request_id, self._assets(caller))
         if isinstance(request, RunRequest):
-            return prepare_run(request, *parts, request_id=caller.request_id)
+            return prepare_run(request, binding)
         if isinstance(request, GradientsRequest):
-            return prepare_gradients(request, *parts, request_id=caller.request_id)
+            return prepare_gradients(request, binding)
         if isinstance(request, SweepRequest):
-            return prepare_sweep(request, *parts, request_id=caller.request_id)
+            return prepare_sweep(request, binding)
         session = self.sessions.get(caller.user.name, request.session) if request.session else None
-        return prepare_generate(request, *parts, request_id=caller.request_id, session=session)
+        return prepare_generate(request, binding, session)
 
-    def _shelf(self, caller: Caller) -> Shelf:
-        return Shelf(self.store.of(caller.user.name), self.saes.of(caller.user, self.info))
+    def _binding(self, request_id: str, assets: UserAssets) -> Binding:
+        return Binding(request_id, self.backend, self.tokenizer, self.config.limits, assets)
+
+    def _assets(self, caller: Caller) -> UserAssets:
+        return UserAssets(self.store.of(caller.user.name), self.saes.of(caller.user, self.info))
 
     def put_session(self, session: Session, caller: Caller) -> None:
         """Take a session or its next revision, for generations under way from their next step on."""
-        check_session_plan(session.plan, self.backend, self._shelf(caller))  # here: an SAE may have to be read
+        check_session_plan(session.plan, self.backend, self._assets(caller))  # here: an SAE may have to be read
 
         def put() -> None:
             self.sessions.put(caller.user.name, session, self.scheduler.jobs, self.backend)
@@ -172,11 +176,8 @@ class LocalModel:
 
     def probe(self) -> HealthReport:
         """Run a real forward between two steps; while a step or run is under way, that it moves is the answer."""
-        prepared = prepare_run(
-            RunRequest((Input(token_ids=(0,)),), plan=Plan()),
-            *(self.backend, self.tokenizer, self.config.limits, Shelf()),
-            request_id="probe",
-        )
+        asked = RunRequest((Input(token_ids=(0,)),), plan=Plan())
+        prepared = prepare_run(asked, self._binding("probe", UserAssets()))
         sequences = [item.sequence for item in prepared.inputs if item.sequence is not None]
         try:
             finished = self.scheduler.call(lambda: self.backend.run(sequences), give_up_s=PROBE_PATIENCE_S)

@@ -24,7 +24,7 @@ from .forwards import Forwards, as_internal, told
 from .gathering import Gathering
 from .input.prepared import PreparedInput
 from .output.delivery import Job
-from .throughput import Tempo
+from .throughput import Throughput
 
 __all__ = ["Scheduler"]
 
@@ -65,8 +65,8 @@ class Scheduler:
         self._owed_s = 0.0
         """Time that generations have coming, for what runs have had of theirs."""
         self._closing = False
-        self.tempo = Tempo()
-        self._forwards = Forwards(self._runs, self.tempo, self.drop, self._advance)
+        self.throughput = Throughput()
+        self._forwards = Forwards(self._runs, self.throughput, self.drop, self._advance)
         self.backend: Backend
         self._thread = threading.Thread(target=self._main, name="model", daemon=True)
 
@@ -92,7 +92,7 @@ class Scheduler:
     @property
     def busy_s(self) -> float:
         """How long the forward under way has taken; 0 between forwards."""
-        return self.tempo.busy_s
+        return self.throughput.busy_s
 
     def call(self, function: Callable[[], Any], *, give_up_s: float | None = None) -> Any:
         """Run a function on the model's thread, between steps, and return what it returns.
@@ -122,7 +122,7 @@ class Scheduler:
     def submit(self, job: Job) -> None:
         """Queue a prepared request. Raises ResourceExhausted when too many wait."""
         user, n = job.caller.user.name, len(job.prepared.inputs)
-        retry_after_s = self.tempo.seconds_for(self._waiting.cost + self._runs.cost)
+        retry_after_s = self.throughput.seconds_for(self._waiting.cost + self._runs.cost)
         queue = self._waiting if job.prepared.mode == "generate" else self._runs
         if not self._thread.is_alive():
             raise Unavailable("the model's thread has ended; the worker must be restarted")
@@ -165,7 +165,7 @@ class Scheduler:
             cache_tokens=limits.cache_tokens if engine is not None else 0,
             cache_held=0 if engine is None else engine.cache_held,
             hook_s=self.backend.hook_s,
-            **self.tempo.totals(),
+            **self.throughput.totals(),
         )
 
     def _main(self) -> None:
@@ -199,7 +199,7 @@ class Scheduler:
         for command in commands:
             command()
         self._cores.look()
-        with self.tempo.busy():
+        with self.throughput.busy():
             self._give_up_waiting()
             self._admit()
             self._hold_back()
@@ -358,7 +358,7 @@ class Scheduler:
             for job in {id(j): j for j in self._jobs.values()}.values():
                 self.drop(job, as_internal("generation step", error))
             return
-        self.tempo.stepped(len(results), sum(result.token is not None for result in results))
+        self.throughput.stepped(len(results), sum(result.token is not None for result in results))
         touched: dict[str, Job] = {}
         for result in results:
             job = self._jobs.get(result.sequence.id)

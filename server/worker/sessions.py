@@ -15,7 +15,7 @@ from ...backends.hooks.base import Backend
 from ...backends.hooks.bound import Bindable
 from ...backends.hooks.checks import check_hook, expand, from_input
 from ...backends.hooks.plan import hook_saes
-from ...backends.saes import Shelf
+from ...backends.saes import UserAssets
 from ...protos.depth import plan_at_depth
 from ...protos.errors import InvalidArgument, NotFound
 from ...protos.sessions import Session
@@ -85,7 +85,7 @@ class LiveSessions:
             self._sessions.pop(session_id, None)
 
 
-def check_session_plan(plan: Plan, model: Bindable, shelf: Shelf) -> None:
+def check_session_plan(plan: Plan, model: Bindable, assets: UserAssets) -> None:
     """Raise InvalidArgument for what a session cannot hold, or what model and SAEs cannot do; NotFound for an unknown SAE."""
     for index, hook in enumerate(plan_at_depth(plan, model.info.n_layers).hooks):
         where = f"hook {index} ({hook.site})"
@@ -96,4 +96,4 @@ def check_session_plan(plan: Plan, model: Bindable, shelf: Shelf) -> None:
         longest = model.info.context_length or 1  # positions are checked again against each generation
         sites = expand(hook, model.info, where)
         check_hook(hook, sites, model, "generate", where, prompt_length=longest, n_rows=longest)
-        hook_saes(hook, sites, shelf, where)
+        hook_saes(hook, sites, assets, where)

@@ -7,14 +7,14 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["Tempo"]
+__all__ = ["Throughput"]
 
 SHORTEST_RETRY_S, LONGEST_RETRY_S = 1.0, 120.0
 MEMORY = 0.98
 """Weight of the past in the moving average, per forward."""
 
 
-class Tempo:
+class Throughput:
     """Written by the model's thread, read by any."""
 
     def __init__(self) -> None:

@@ -15,7 +15,7 @@ from probewire.backends.hooks.captures import flush_reductions
 from probewire.backends.hooks.plan import bind
 from probewire.backends.hooks.sequence import Rows, Sequence, StepResult
 from probewire.backends.model.limits import Limits
-from probewire.backends.saes import Sae, Shelf
+from probewire.backends.saes import Sae, UserAssets
 from probewire.protos.model import Sampling
 from probewire.protos.spec import Capture, Hook, Plan
 
@@ -67,7 +67,7 @@ def sequence(
         tokens=tokens,
         prompt_length=length,
         n_rows=len(tokens) if mode == "run" else len(tokens) + max_new - 1,
-        shelf=Shelf(stored or {}, saes or {}),
+        assets=UserAssets(stored or {}, saes or {}),
     )
     backend.bind(bound)
     sampling = sampling or Sampling(max_new_tokens=max_new)

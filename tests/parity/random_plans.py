@@ -12,7 +12,7 @@ import numpy as np
 
 from probewire.backends.hooks.base import Backend
 from probewire.backends.hooks.plan import bind
-from probewire.backends.saes import Sae, Shelf
+from probewire.backends.saes import Sae, UserAssets
 from probewire.protos.edits import (
     Add,
     Clamp,
@@ -108,7 +108,7 @@ class RandomPlans:
                 tokens=tokens,
                 prompt_length=len(tokens),
                 n_rows=n_rows,
-                shelf=Shelf({}, self.saes),
+                assets=UserAssets({}, self.saes),
             )
         except InvalidArgument:
             return False

@@ -70,11 +70,11 @@ def test_restarts_are_a_counter_that_goes_on_when_the_model_is_loaded_anew() -> 
 def test_refused_keys_are_counted_on_both_faces() -> None:
     async def scenario(it: Gateway, _: Served) -> None:
         it.users.add("ada", "viewer")
-        app = create_app(it, version="test", access=it.desk.access)
+        app = create_app(it, version="test", access=it.policy.access)
         transport = httpx.ASGITransport(app, client=("1.2.3.4", 5))
         async with (
             httpx.AsyncClient(transport=transport, base_url="http://test") as http,
-            served(it, streams=it.streams, admit=admit_at_the_door(it.desk.access)) as door,
+            served(it, streams=it.streams, admit=admit_at_the_door(it.policy.access)) as door,
         ):
             for key in ("", "Bearer wrong", *(["Bearer bad"] * 20)):
                 headers = {"authorization": key} if key else {}

@@ -14,7 +14,7 @@ from ...metrics import Metrics
 from ...service import Operations
 from ..neuroscope.routes import neuroscope_router
 from ..openai.routes import openai_router
-from .auth import Door
+from .auth import AuthMiddleware
 from .context import Face
 from .cors import Cors
 from .doc_examples import BODIES
@@ -70,7 +70,7 @@ def create_app(
         app.include_router(router)
     add_error_handlers(app)
     origins = [Origin.of(text) for text in allowed_origins]
-    app.add_middleware(Door, access=face.access)  # each is put around the ones before it
+    app.add_middleware(AuthMiddleware, access=face.access)  # each is put around the ones before it
     app.add_middleware(PageGuard, origins=origins)
     app.add_middleware(Cors, origins=origins)
     app.add_middleware(HostGuard, hosts=allowed_hosts)

@@ -14,14 +14,14 @@ from ...auth.callers import CALLER
 from .docs import DOC_PATHS
 from .errors import error_response, request_id
 
-__all__ = ["TIMEOUT_HEADER", "Door"]
+__all__ = ["TIMEOUT_HEADER", "AuthMiddleware"]
 
 TIMEOUT_HEADER = "x-timeout-s"
 OPEN_PATHS = frozenset({"/health", "/openapi.json", *DOC_PATHS})
 """They tell nothing of anybody."""
 
 
-class Door:
+class AuthMiddleware:
     """Sets the caller of each request, or answers 401; ends a request whose own deadline has passed with 504."""
 
     def __init__(self, app: ASGIApp, access: Access) -> None:

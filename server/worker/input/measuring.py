@@ -6,15 +6,11 @@ from collections.abc import Mapping
 from itertools import chain
 
 from ....backends.hooks.backward import without_gradient
-from ....backends.hooks.base import Backend
 from ....backends.hooks.bound import BoundBackward, BoundHook, BoundPath, BoundPlan
 from ....backends.hooks.gradients import rows_of
 from ....backends.hooks.metrics import BoundMetric, bind_metric
-from ....backends.hooks.plan import bind
 from ....backends.hooks.sequence import Sequence
 from ....backends.hooks.sweeps import hooks_in, start_of
-from ....backends.model.tokenizer import Tokenizer
-from ....backends.saes import Shelf
 from ....protos.depth import request_at_depth
 from ....protos.errors import InvalidArgument, ResourceExhausted
 from ....protos.gradients import GradientsRequest, targets_of
@@ -24,10 +20,10 @@ from ....protos.model import ModelInfo
 from ....protos.sites import Site
 from ....protos.spec import Capture, Hook, Plan, Where
 from ....protos.sweeps import SweepRequest
-from ...config import RequestLimits
 from ..forwards import GRADIENT_COST
+from .binding import Binding
 from .budget import check_bytes
-from .generate import input_sequence, started_of, tokens_of
+from .generate import input_sequence, started_of
 from .prepared import Prepared, PreparedInput
 from .sources import check_hook_inputs, set_levels, set_sources
 
@@ -37,36 +33,27 @@ MAX_FORWARDS = 1 << 15
 """Plans times inputs of one sweep."""
 
 
-def prepare_gradients(
-    request: GradientsRequest,
-    backend: Backend,
-    tokenizer: Tokenizer,
-    limits: RequestLimits,
-    shelf: Shelf,
-    *,
-    request_id: str,
-) -> Prepared:
+def prepare_gradients(request: GradientsRequest, binding: Binding) -> Prepared:
     """Check a request for gradients. Raises before anything runs."""
-    info = backend.info
+    info, request_id = binding.info, binding.request_id
     request = request_at_depth(request, info.n_layers)
     _check_rules(request, info)
-    inputs = [PreparedInput(i, tokens_of(i, tokenizer, info, limits), False) for i in request.inputs]
-    lengths = {p.item.name: len(p.tokens) for p in inputs}
+    inputs = [PreparedInput(i, binding.tokens_of(i), False) for i in request.inputs]
+    binding = binding.of(inputs)
+    lengths = binding.lengths
     check_hook_inputs(request.plan, lengths)
     set_levels(inputs, request.plan.hooks)
     for index, item in enumerate(inputs):
         if not item.item.source_only:
-            sequence = input_sequence(
-                f"{request_id}.{index}", "gradients", request, item, backend, lengths, shelf, 0, 0
-            )
+            sequence = input_sequence(f"{request_id}.{index}", "gradients", request, item, binding)
             sequence.metrics = _metrics(item, request.targets, info, lengths)
             path = _path(request, item, info, lengths)
             sequence.backward = BoundBackward(frozenset(request.rules), request.direct, path)
-            _check_room(sequence, item.item.name, backend.limits.max_run_tokens // GRADIENT_COST)
+            _check_room(sequence, item.item.name, binding.backend.limits.max_run_tokens // GRADIENT_COST)
             item.sequence = sequence
-    set_sources(request_id, request.plan, inputs, backend, lengths, shelf)
-    store_bytes = check_bytes(inputs, backend, limits)
-    started = started_of(request_id, request.plan, inputs, info, tokenizer)
+    set_sources(request.plan, inputs, binding)
+    store_bytes = check_bytes(inputs, binding.backend, binding.limits)
+    started = started_of(request.plan, inputs, binding)
     return Prepared(request_id, "gradients", request.plan, inputs, started, store_bytes)
 
 
@@ -146,17 +133,9 @@ def _path(
     return BoundPath(path, other)
 
 
-def prepare_sweep(
-    request: SweepRequest,
-    backend: Backend,
-    tokenizer: Tokenizer,
-    limits: RequestLimits,
-    shelf: Shelf,
-    *,
-    request_id: str,
-) -> Prepared:
+def prepare_sweep(request: SweepRequest, binding: Binding) -> Prepared:
     """Check a sweep, every plan of it. Raises before anything runs."""
-    info = backend.info
+    info, request_id = binding.info, binding.request_id
     measured = sum(not item.source_only for item in request.inputs)
     if len(request.plans) * measured > MAX_FORWARDS:
         raise ResourceExhausted(
@@ -164,22 +143,23 @@ def prepare_sweep(
             f"sweep takes {MAX_FORWARDS:,}: send it in parts"
         )
     request = request_at_depth(request, info.n_layers)
-    inputs = [PreparedInput(i, tokens_of(i, tokenizer, info, limits), False) for i in request.inputs]
-    lengths = {p.item.name: len(p.tokens) for p in inputs}
+    inputs = [PreparedInput(i, binding.tokens_of(i), False) for i in request.inputs]
+    binding = binding.of(inputs)
+    lengths = binding.lengths
     for plan in (request.base, *request.plans):
         check_hook_inputs(plan, lengths)
     set_levels(inputs, chain(request.base.hooks, *(plan.hooks for plan in request.plans)))
     for index, item in enumerate(inputs):
         if not item.item.source_only:
-            base, *variants = _bound_plans(request, item, backend, lengths, shelf)
+            base, *variants = _bound_plans(request, item, binding)
             sequence = Sequence(f"{request_id}.{index}", list(item.tokens), base.prompt_length, base)
             sequence.metrics = _metrics(item, request.targets, info, lengths)
             if any(metric.site is not None for metric in sequence.metrics):
                 raise InvalidArgument("a sweep measures logits; for a coordinate of a site use a run or gradients")
             item.sequence, item.variants = sequence, variants
             item.order = _order(base, variants, item.tokens, info.n_layers, share=request.share)
-    set_sources(request_id, request.base, inputs, backend, lengths, shelf)
-    started = started_of(request_id, request.base, inputs, info, tokenizer)
+    set_sources(request.base, inputs, binding)
+    started = started_of(request.base, inputs, binding)
     return Prepared(request_id, "sweep", request.base, inputs, started, share=request.share)
 
 
@@ -194,26 +174,12 @@ def _order(
     return [(max(len(tokens) - max(starts[index].position, 0), 0), index) for index in order]
 
 
-def _bound_plans(
-    request: SweepRequest, item: PreparedInput, backend: Backend, lengths: Mapping[str, int], shelf: Shelf
-) -> list[BoundPlan]:
+def _bound_plans(request: SweepRequest, item: PreparedInput, binding: Binding) -> list[BoundPlan]:
     """The base alone, then with each plan. Raises InvalidArgument, naming the plan."""
     found: list[BoundPlan] = []
     for index, plan in enumerate((Plan(), *request.plans)):
         try:
-            found.append(
-                bind(
-                    Plan((*request.base.hooks, *plan.hooks)),
-                    backend,
-                    mode="sweep",
-                    input_name=item.item.name,
-                    tokens=item.tokens,
-                    prompt_length=item.item.prompt_length or len(item.tokens),
-                    n_rows=len(item.tokens),
-                    input_lengths=lengths,
-                    shelf=shelf,
-                )
-            )
+            found.append(binding.bound(Plan((*request.base.hooks, *plan.hooks)), "sweep", item))
         except InvalidArgument as error:
             raise InvalidArgument(f"{'base' if index == 0 else f'plan {index - 1}'}: {error.message}") from None
     return found

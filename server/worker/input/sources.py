@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
-from ....backends.hooks.bound import Bindable, BoundHook
+from ....backends.hooks.bound import BoundHook
 from ....backends.hooks.checks import from_input
-from ....backends.hooks.plan import bind
 from ....backends.hooks.sequence import Sequence
-from ....backends.saes import Shelf
 from ....protos.errors import InvalidArgument
 from ....protos.spec import Capture, Hook, Plan, Where
+from .binding import Binding
 from .prepared import PreparedInput
 
 __all__ = ["check_hook_inputs", "set_levels", "set_sources", "source_sequence"]
@@ -51,10 +50,7 @@ def source_sequence(
     plan: Plan,
     prepared: PreparedInput,
     inputs: list[PreparedInput],
-    model: Bindable,
-    lengths: Mapping[str, int],
-    shelf: Shelf,
-    n_own: int,
+    binding: Binding,
 ) -> Sequence | None:
     """The run of an input that other inputs read: its own hooks, and captures of the rows they need."""
     name, wanted = prepared.item.name, dict[str, set[int]]()
@@ -71,23 +67,11 @@ def source_sequence(
     )
     edits = tuple(
         replace(hook, capture=None, inputs=(name,))
-        for hook in (*plan.hooks[n_own:], *plan.hooks[:n_own])
+        for hook in (*plan.hooks[binding.n_own :], *plan.hooks[: binding.n_own])
         if hook.edit is not None and _applies(hook, name)
     )
-    tokens = prepared.tokens
-    length = prepared.item.prompt_length or len(tokens)
-    bound = bind(
-        Plan((*edits, *extra)),
-        model,
-        mode="run",
-        input_name=name,
-        tokens=tokens,
-        prompt_length=length,
-        n_rows=len(tokens),
-        input_lengths=lengths,
-        shelf=shelf,
-    )
-    return Sequence(sequence_id, list(tokens), length, bound)
+    bound = binding.bound(Plan((*edits, *extra)), "run", prepared)
+    return Sequence(sequence_id, list(prepared.tokens), bound.prompt_length, bound)
 
 
 def _reading(prepared: PreparedInput) -> Iterator[BoundHook]:
@@ -98,17 +82,8 @@ def _reading(prepared: PreparedInput) -> Iterator[BoundHook]:
         yield from variant.hooks
 
 
-def set_sources(
-    request_id: str,
-    plan: Plan,
-    inputs: list[PreparedInput],
-    model: Bindable,
-    lengths: Mapping[str, int],
-    shelf: Shelf,
-    n_own: int = 0,
-) -> None:
+def set_sources(plan: Plan, inputs: list[PreparedInput], binding: Binding) -> None:
     """Give every input that others read its run."""
     for index, prepared in enumerate(inputs):
-        prepared.source = source_sequence(
-            f"{request_id}.{index}.source", plan, prepared, inputs, model, lengths, shelf, n_own
-        )
+        name = f"{binding.request_id}.{index}.source"
+        prepared.source = source_sequence(name, plan, prepared, inputs, binding)

@@ -81,7 +81,7 @@ def serving(folder: Path, *options: str, tls: Tls | None = None, users: bool = F
         gateway = Gateway(config)
         rpc = RpcServer(
             gateway,
-            admit_at_the_door(gateway.desk.access, Proxies.of(config.trusted_proxies)),
+            admit_at_the_door(gateway.policy.access, Proxies.of(config.trusted_proxies)),
             max_request_bytes=1 << 20,
             streams=gateway.streams,
         )

@@ -45,11 +45,11 @@ def test_what_was_sent_is_written_whichever_way_and_face_it_came(tmp_path: Path)
 
     async def scenario() -> None:
         async with asyncio.timeout(60), gateway("fake", audit=str(audit), audit_prompts=True) as (it, _):
-            transport = httpx.ASGITransport(create_app(it, version="test", access=it.desk.access))
+            transport = httpx.ASGITransport(create_app(it, version="test", access=it.policy.access))
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
                 for path, body, _ in CALLS:
                     await http.post(path, json=body | {"model": "fake"})
-            async with served(it, streams=it.streams, admit=admit_at_the_door(it.desk.access)) as door:
+            async with served(it, streams=it.streams, admit=admit_at_the_door(it.policy.access)) as door:
                 request = to_proto(
                     GenerateRequest((Input(TEXT, name="a"), Input(token_ids=(10, 11), name="b")))
                 ).SerializeToString()
@@ -67,7 +67,7 @@ def test_nothing_of_it_is_kept_unless_asked(tmp_path: Path) -> None:
         async with asyncio.timeout(60), gateway("fake", audit=str(audit)) as (it, server):
             call = server.generate(n=1000, interval_s=0.01, secret="yes")
             await call.read()
-            assert [visit.prompts for visit in it.desk.visits] == [()]
+            assert [record.prompts for record in it.policy.records] == [()]
             call.cancel()
 
     asyncio.run(scenario())

@@ -23,9 +23,9 @@ from probewire.server.auth.audit import Audit
 from probewire.server.auth.callers import CALLER, Caller
 from probewire.server.auth.users import Users
 from probewire.server.config import GatewayConfig
-from probewire.server.gateway import gateway as gateway_module, request_policy as desk_module
+from probewire.server.gateway import gateway as gateway_module, request_policy as policy_module
 from probewire.server.gateway.gateway import Gateway
-from probewire.server.gateway.request_policy import Desk
+from probewire.server.gateway.request_policy import RequestPolicy
 from probewire.server.metrics import Metrics
 from probewire.server.state.database import State
 
@@ -36,7 +36,7 @@ LONG = {"n": 1000, "bytes": 500_000}
 @pytest.fixture(autouse=True)
 def swept_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing but the sweep ends a stream here: no message that goes out looks at the key."""
-    monkeypatch.setattr(desk_module, "RECHECK_S", 3600.0)
+    monkeypatch.setattr(policy_module, "RECHECK_S", 3600.0)
     monkeypatch.setattr(gateway_module, "SWEEP_S", 0.05)
     monkeypatch.setattr(gateway_module, "UPKEEP_S", 0.05)
 
@@ -52,7 +52,7 @@ async def stalled(it: Gateway, server: Served) -> None:
         return 0 < last == before
 
     await eventually(still, "the stream stands still")
-    assert [visit.caller.user.name for visit in it.desk.visits] == ["ada"]
+    assert [record.caller.user.name for record in it.policy.records] == ["ada"]
     assert (await server.counts())[:2] == (1, 0)
 
 
@@ -60,9 +60,9 @@ async def freed(it: Gateway, server: Served) -> None:
     """Wait until nothing of the generation is left."""
 
     async def gone() -> bool:
-        return (await server.counts())[:2] == (0, 1) and not it.desk.visits
+        return (await server.counts())[:2] == (0, 1) and not it.policy.records
 
-    await eventually(gone, "the request was ended in the worker and at the desk")
+    await eventually(gone, "the request was ended in the worker and at the policy")
 
 
 def audited(audit: Path) -> list[tuple[str, str]]:
@@ -77,7 +77,7 @@ def test_a_stalled_grpc_reader_frees_its_slot(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with gateway("fake", audit=str(audit)) as (it, server):
             authorization = ("authorization", f"Bearer {it.users.add('ada', 'researcher')}")
-            async with served(it, streams=it.streams, admit=admit_at_the_door(it.desk.access)) as door:
+            async with served(it, streams=it.streams, admit=admit_at_the_door(it.policy.access)) as door:
                 stream = door.channel.unary_stream(GENERATE)
                 call = stream(request_bytes(**LONG), metadata=(authorization,))
                 await call.read()
@@ -100,7 +100,7 @@ def test_a_stream_that_brings_nothing_is_ended_however_seldom_there_is_upkeep(
     async def scenario() -> None:
         async with gateway("fake") as (it, server):
             authorization = ("authorization", f"Bearer {it.users.add('ada', 'researcher')}")
-            async with served(it, streams=it.streams, admit=admit_at_the_door(it.desk.access)) as door:
+            async with served(it, streams=it.streams, admit=admit_at_the_door(it.policy.access)) as door:
                 call = door.channel.unary_stream(GENERATE)(request_bytes(interval_s=3600), metadata=(authorization,))
                 await call.read()
                 it.users.rotate("ada")
@@ -159,10 +159,10 @@ def test_a_stalled_reader_of_server_sent_events_frees_its_slot(
     assert audited(audit) == [("Inference.Generate", "UNAUTHENTICATED")]
 
 
-async def waits_at(desk: Desk, begun: asyncio.Event, caller: Caller) -> None:
+async def waits_at(policy: RequestPolicy, begun: asyncio.Event, caller: Caller) -> None:
     """An operation of a caller that never ends by itself."""
     CALLER.set(caller)
-    with desk.visit("Inference.Run"):
+    with policy.record("Inference.Run"):
         begun.set()
         await asyncio.Event().wait()
 
@@ -183,7 +183,7 @@ def test_upkeep_that_fails_goes_on_and_sweeps(
             failed.clear()
             it.users.add("ada", "researcher")
             begun = asyncio.Event()
-            waiting = asyncio.create_task(waits_at(it.desk, begun, Caller(it.users.get("ada"), "req-ada")))
+            waiting = asyncio.create_task(waits_at(it.policy, begun, Caller(it.users.get("ada"), "req-ada")))
             await begun.wait()
             it.users.revoke("ada")
             with pytest.raises(Unauthenticated, match="revoked"):
@@ -202,15 +202,15 @@ def test_a_stream_that_is_between_two_tasks_is_swept_in_its_next_one(tmp_path: P
     async def scenario() -> None:
         state = State(tmp_path)
         users = Users(state)
-        desk = Desk(Access(users), Metrics(), Audit(None))
+        policy = RequestPolicy(Access(users), Metrics(), Audit(None))
         users.add("ada", "researcher")
         CALLER.set(Caller(users.get("ada"), "req-ada"))
         begun = asyncio.Event()
 
         async def messages() -> AsyncGenerator[None]:
-            with desk.visit("Inference.Generate") as visit:
+            with policy.record("Inference.Generate") as record:
                 while True:
-                    desk.took(visit, b"")
+                    policy.took(record, b"")
                     yield
 
         stream = messages()
@@ -225,15 +225,15 @@ def test_a_stream_that_is_between_two_tasks_is_swept_in_its_next_one(tmp_path: P
 
         await asyncio.create_task(first())
         users.revoke("ada")
-        desk.sweep()
+        policy.sweep()
         sending = asyncio.create_task(rest())
         await begun.wait()
-        desk.sweep()
+        policy.sweep()
         with pytest.raises(asyncio.CancelledError):
             await sending
         with pytest.raises(Unauthenticated):
             await stream.aclose()
-        assert desk.visits == []
+        assert policy.records == []
         state.close()
 
     asyncio.run(asyncio.wait_for(scenario(), 60))

@@ -19,8 +19,8 @@ from probewire.server.auth.access import Access
 from probewire.server.auth.audit import Audit
 from probewire.server.auth.callers import CALLER, Caller
 from probewire.server.auth.users import Role, UserLimits, Users
-from probewire.server.gateway import request_policy as desk_module
-from probewire.server.gateway.request_policy import Desk
+from probewire.server.gateway import request_policy as policy_module
+from probewire.server.gateway.request_policy import RequestPolicy
 from probewire.server.metrics import Metrics
 from probewire.server.state.database import State
 
@@ -33,9 +33,9 @@ def users(tmp_path: Path) -> Iterator[Users]:
 
 
 @pytest.fixture
-def desk(users: Users, tmp_path: Path) -> Iterator[Desk]:
+def policy(users: Users, tmp_path: Path) -> Iterator[RequestPolicy]:
     audit = Audit(tmp_path / "audit.jsonl")
-    yield Desk(Access(users), Metrics(), audit)
+    yield RequestPolicy(Access(users), Metrics(), audit)
     audit.close()
 
 
@@ -69,67 +69,67 @@ MESSAGE = b"".join(
     ],
 )
 def test_a_role_says_what_one_may(
-    desk: Desk, become: Callable[..., None], role: Role, allowed: list[str], refused: list[str]
+    policy: RequestPolicy, become: Callable[..., None], role: Role, allowed: list[str], refused: list[str]
 ) -> None:
     become("ada", role)
     for operation in allowed:
-        with desk.visit(operation):
+        with policy.record(operation):
             pass
     for operation in refused:
         with pytest.raises(PermissionDenied, match=f"{operation} needs the role .* ada is a {role}"):
-            desk.check(operation)
+            policy.check(operation)
 
 
-def test_requests_at_once_are_limited_by_user(desk: Desk, become: Callable[..., None]) -> None:
+def test_requests_at_once_are_limited_by_user(policy: RequestPolicy, become: Callable[..., None]) -> None:
     become("ada", requests=2)
-    with desk.visit("Inference.Generate"), desk.visit("Inference.Run"):
-        with pytest.raises(ResourceExhausted, match="2 requests under way") as caught, desk.visit("Inference.Run"):
+    with policy.record("Inference.Generate"), policy.record("Inference.Run"):
+        with pytest.raises(ResourceExhausted, match="2 requests under way") as caught, policy.record("Inference.Run"):
             pass
         assert caught.value.retry_after_s
-        with desk.visit("Captures.Get"):
+        with policy.record("Captures.Get"):
             pass
         become("bob")
-        with desk.visit("Inference.Run"):
-            assert [visit.caller.user.name for visit in desk.visits] == ["ada", "ada", "bob"]
+        with policy.record("Inference.Run"):
+            assert [record.caller.user.name for record in policy.records] == ["ada", "ada", "bob"]
     become("ada")
-    with desk.visit("Inference.Run"):
+    with policy.record("Inference.Run"):
         pass
-    assert desk.visits == []
+    assert policy.records == []
 
 
-def test_tokens_a_minute_are_paid_for_afterwards(desk: Desk, become: Callable[..., None]) -> None:
+def test_tokens_a_minute_are_paid_for_afterwards(policy: RequestPolicy, become: Callable[..., None]) -> None:
     become("ada", tokens_per_minute=12)
-    with desk.visit("Inference.Generate", "m") as visit:
-        desk.took(visit, MESSAGE)  # 11 + 1 tokens
-    with pytest.raises(ResourceExhausted, match="12 tokens a minute") as caught, desk.visit("Inference.Generate"):
+    with policy.record("Inference.Generate", "m") as record:
+        policy.took(record, MESSAGE)  # 11 + 1 tokens
+    with pytest.raises(ResourceExhausted, match="12 tokens a minute") as caught, policy.record("Inference.Generate"):
         pass
     assert 0 < (caught.value.retry_after_s or 0) <= 10
     become("bob")
-    with desk.visit("Inference.Generate"):
+    with policy.record("Inference.Generate"):
         pass
 
 
 def test_a_revoked_key_ends_what_runs(
-    desk: Desk, users: Users, become: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    policy: RequestPolicy, users: Users, become: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(desk_module, "RECHECK_S", 0.0)
+    monkeypatch.setattr(policy_module, "RECHECK_S", 0.0)
     become("ada")
-    with desk.visit("Inference.Generate", "m") as visit:
-        desk.took(visit, MESSAGE)
+    with policy.record("Inference.Generate", "m") as record:
+        policy.took(record, MESSAGE)
         users.revoke("ada")
         with pytest.raises(Unauthenticated, match="revoked"):
-            desk.took(visit, MESSAGE)
+            policy.took(record, MESSAGE)
 
 
-def test_what_went_through_is_counted(desk: Desk, become: Callable[..., None]) -> None:
+def test_what_went_through_is_counted(policy: RequestPolicy, become: Callable[..., None]) -> None:
     become("ada")
-    with desk.visit("Inference.Generate", "m", sites=["resid_post.0"], session="ses-1") as visit:
-        desk.took(visit, MESSAGE)
-        desk.took(visit, b"garbage\xff")
-        shown = visit.activity()
+    with policy.record("Inference.Generate", "m", sites=["resid_post.0"], session="ses-1") as record:
+        policy.took(record, MESSAGE)
+        policy.took(record, b"garbage\xff")
+        shown = record.activity()
     assert (shown.user, shown.tokens, shown.state, shown.session) == ("ada", 1, "running", "yes")
     assert 1000 <= shown.captured_bytes <= 1100
-    text = desk.metrics.text().decode()
+    text = policy.metrics.text().decode()
     for line in (
         'probewire_generated_tokens_total{model="m",user="ada"} 1.0',
         'probewire_prompt_tokens_total{model="m",user="ada"} 11.0',
@@ -141,11 +141,13 @@ def test_what_went_through_is_counted(desk: Desk, become: Callable[..., None]) -
         assert line in text
 
 
-def test_the_audit_names_who_and_what_and_no_prompt(desk: Desk, become: Callable[..., None], tmp_path: Path) -> None:
+def test_the_audit_names_who_and_what_and_no_prompt(
+    policy: RequestPolicy, become: Callable[..., None], tmp_path: Path
+) -> None:
     become("ada")
-    with desk.visit("Inference.Generate", "m", sites=["resid_post.*"], prompts=["secret question"]) as visit:
-        desk.took(visit, MESSAGE)
-    with pytest.raises(ResourceExhausted), desk.visit("Inference.Run", "m"):
+    with policy.record("Inference.Generate", "m", sites=["resid_post.*"], prompts=["secret question"]) as record:
+        policy.took(record, MESSAGE)
+    with pytest.raises(ResourceExhausted), policy.record("Inference.Run", "m"):
         raise ResourceExhausted("full")
     first, second = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
     assert first["user"] == "ada"
@@ -159,47 +161,47 @@ def test_the_audit_names_who_and_what_and_no_prompt(desk: Desk, become: Callable
 
 def test_prompts_are_audited_when_asked(users: Users, become: Callable[..., None], tmp_path: Path) -> None:
     audit = Audit(tmp_path / "audit.jsonl", prompts=True)
-    desk = Desk(Access(users), Metrics(), audit)
+    policy = RequestPolicy(Access(users), Metrics(), audit)
     become("ada")
-    with desk.visit("Inference.Generate", "m", prompts=["secret question"]):
+    with policy.record("Inference.Generate", "m", prompts=["secret question"]):
         pass
     assert json.loads((tmp_path / "audit.jsonl").read_text())["prompts"] == ["secret question"]
     audit.close()
 
 
-def test_the_audit_follows_logrotate(desk: Desk, become: Callable[..., None], tmp_path: Path) -> None:
+def test_the_audit_follows_logrotate(policy: RequestPolicy, become: Callable[..., None], tmp_path: Path) -> None:
     become("ada")
     file = tmp_path / "audit.jsonl"
-    with desk.visit("Inference.Run"):
+    with policy.record("Inference.Run"):
         pass
     file.rename(tmp_path / "audit.jsonl.1")
-    with desk.visit("Inference.Run"):
+    with policy.record("Inference.Run"):
         pass
     assert len(file.read_text().splitlines()) == 1
 
 
 def test_an_audit_that_cannot_be_written_fails_no_request(
-    desk: Desk, become: Callable[..., None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    policy: RequestPolicy, become: Callable[..., None], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     become("ada")
-    with desk.visit("Inference.Run"):
+    with policy.record("Inference.Run"):
         pass
     file = tmp_path / "audit.jsonl"
     file.rename(tmp_path / "audit.jsonl.1")
     file.mkdir()  # where the new file should be
     for _ in range(2):
-        with caplog.at_level(logging.ERROR), desk.visit("Inference.Run"):
+        with caplog.at_level(logging.ERROR), policy.record("Inference.Run"):
             pass
         assert "the audit cannot be written" in caplog.text
         caplog.clear()
     file.rmdir()
-    with desk.visit("Inference.Run"):
+    with policy.record("Inference.Run"):
         pass
     assert len(file.read_text().splitlines()) == 1, "it goes on as soon as it can"
 
 
 def test_the_audit_is_its_owners_alone_whatever_the_umask(
-    desk: Desk, become: Callable[..., None], tmp_path: Path
+    policy: RequestPolicy, become: Callable[..., None], tmp_path: Path
 ) -> None:
     become("ada")
     file = tmp_path / "audit.jsonl"
@@ -207,7 +209,7 @@ def test_the_audit_is_its_owners_alone_whatever_the_umask(
     before = os.umask(0)
     try:
         file.rename(tmp_path / "audit.jsonl.1")
-        with desk.visit("Inference.Run"):
+        with policy.record("Inference.Run"):
             pass
     finally:
         os.umask(before)

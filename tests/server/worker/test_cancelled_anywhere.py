@@ -159,7 +159,7 @@ def test_a_gateway_and_its_worker_keep_nothing() -> None:
 
             async def nothing() -> bool:
                 active = (await it.tokenize(TokenizeRequest(Input("x"), "a"))).token_ids[0]
-                return not active and not it.desk.visits and not worker._in_use
+                return not active and not it.policy.records and not worker._in_use
 
             for n in range(1, MOST_WAITS):
                 cancelled = await cancelled_at(n, whole())

@@ -65,7 +65,7 @@ def test_over_grpc(folder: Path) -> None:
 def test_over_http(folder: Path) -> None:
     async def scenario() -> None:
         async with box() as (it, _):
-            transport = httpx.ASGITransport(create_app(it, version="test", access=it.desk.access))
+            transport = httpx.ASGITransport(create_app(it, version="test", access=it.policy.access))
             async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:
                 body = {"model": str(folder), "id": "big", "backend": "mlx"}
                 answer = await client.post("/v1/models/load", json=body)

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from ...protos.tensors import Array
 from .sae import Sae
 
-__all__ = ["EMPTY", "Shelf"]
+__all__ = ["EMPTY", "UserAssets"]
 
 
 @dataclass(frozen=True, slots=True)
-class Shelf:
+class UserAssets:
     """One user's. Both are read when asked for, and raise KeyError for what is not the user's to have."""
 
     captures: Mapping[str, Array] = field(default_factory=dict[str, Array])
@@ -21,4 +21,4 @@ class Shelf:
     """By name, those of the model at hand."""
 
 
-EMPTY = Shelf()
+EMPTY = UserAssets()
