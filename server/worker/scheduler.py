@@ -221,14 +221,13 @@ class Scheduler:
         return self._gather_s() if self._has_work() else IDLE_WAIT_S
 
     def _gather_s(self) -> float:
-        """How much longer the first step of an idle engine waits for more generations; 0 when it may begin."""
+        """How much longer an idle engine waits for generations; 0 when a step or a slice may begin."""
         return self._gathering.left_s(enough=bool(self._jobs) or len(self._waiting) >= self.backend.limits.n_slots)
 
     def _has_work(self) -> bool:
         engine = self.backend.engine
-        if len(self._runs):
-            return True
-        return self._stepping or (engine is not None and len(self._waiting) > 0 and not engine.active)
+        waits = engine is not None and len(self._waiting) > 0 and not engine.active
+        return len(self._runs) > 0 or self._stepping or waits
 
     @property
     def _stepping(self) -> bool:
@@ -361,8 +360,7 @@ class Scheduler:
         self.throughput.stepped(len(results), sum(result.token is not None for result in results))
         touched: dict[str, Job] = {}
         for result in results:
-            job = self._jobs.get(result.sequence.id)
-            if job is None:
+            if (job := self._jobs.get(result.sequence.id)) is None:
                 continue
             touched[job.prepared.id] = job
             if result.error is not None:
@@ -372,6 +370,8 @@ class Scheduler:
             if job.deliver_step(result):
                 self._jobs.pop(result.sequence.id, None)
                 engine.remove(result.sequence)
+        if not self._jobs and not len(self._waiting) and len(self._runs):
+            self._gathering.ended()
         for job in touched.values():
             job.send()
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from probewire.backends.model.limits import Limits
-from probewire.clients import Client
+from probewire.clients import Client, Logit, steer
 from probewire.server.config import WorkerConfig
 from probewire.server.worker import gathering as module
 from probewire.server.worker.inprocess import InProcessService
@@ -87,3 +87,35 @@ def test_a_run_waits_for_the_gathering_and_no_longer(watched: Watched, monkeypat
     assert watched.steps, "the step that was gathered for went first"
     waiting.join(LONG_S / 2)
     assert watched.steps == [1, 1, 1]
+
+
+def test_a_slice_waits_for_the_next_of_whoever_has_just_been_answered(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside a sweep a script's next generation does not find a slice that has just begun."""
+    monkeypatch.setattr(module, "REST_S", LONG_S)
+    plans = [[steer("resid_post.0", [float(i)] * 64)] for i in range(2000)]
+    sweeping = threading.Thread(
+        target=lambda: watched.client.sweep("a prompt", Logit(5), plans, share=False, progress=False)
+    )
+    sweeping.start()
+    forwards: Any = watched.model.scheduler._forwards
+    slices = 0
+    real = forwards.some
+
+    def some(*args: Any, **kwargs: Any) -> bool:
+        nonlocal slices
+        slices += 1
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(forwards, "some", some)
+    time.sleep(0.3)
+    watched.generate().join(LONG_S / 2)
+    before = slices
+    assert before > 0
+    time.sleep(0.3)
+    assert slices == before, "it rests"
+    monkeypatch.setattr(module, "REST_S", 0.0)
+    watched.generate().join(LONG_S / 2)
+    sweeping.join(LONG_S)
+    assert slices > before, "and goes on"
