@@ -121,7 +121,7 @@ def call_of(operation: str | Operation, *args: Any) -> Exchange[Any] | Download[
 def _placed(row: Operation, place: re.Match[str], given: dict[str, Any]) -> str:
     """A part of a path. It may not be empty, as the path would be another's."""
     name, takes_slashes = place.groups()
-    if not given[name]:
+    if not given.get(name):
         lists = next(o.call for o in BY_CALL.values() if o.service == row.service and o.kind == "list")
         raise NotFound(f"{row.call} needs {'an' if name[0] in 'aeiou' else 'a'} {name}; {lists}() lists them")
     return quote(given[name], safe="/" if takes_slashes else "")

@@ -11,7 +11,8 @@ import pytest
 
 from probewire.clients import Internal, InvalidArgument, ProbewireError, Unavailable
 from probewire.clients.transport import rest_errors, rpc_errors
-from probewire.protos.errors import Code
+from probewire.clients.transport.rest_calls import call_of
+from probewire.protos.errors import Code, NotFound
 
 
 class _Call(grpc.RpcError, grpc.Call):
@@ -143,3 +144,9 @@ def test_a_connection_that_could_not_be_had_is_another_matter(error: ProbewireEr
     assert error.message.startswith("no connection to there (")
     assert "start a server with `probewire serve`, or correct the address" in error.message
     assert error.retry_after_s is None
+
+
+def test_a_path_that_lacks_its_name_is_refused_before_it_is_sent() -> None:
+    for args in ((), ("",)):
+        with pytest.raises(NotFound, match=r"session needs an id; sessions\(\) lists them"):
+            call_of("session", *args)
