@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from wire_servers import METHOD, N_BYTES, SHAPE
 
 from probewire.clients import Client, Input
+from probewire.clients.transport.endpoint import Endpoint
 from probewire.clients.transport.rpc import RpcTransport
 from probewire.protos.model import RunRequest, TensorFrame
 
@@ -32,7 +33,7 @@ OPTIONS = [("grpc.max_receive_message_length", 64 << 20)]
 
 
 def ours(port: int) -> Read:
-    transport = RpcTransport("127.0.0.1", port)
+    transport = RpcTransport(Endpoint("grpc", "127.0.0.1", port))
     request = RunRequest((Input(token_ids=(1,)),))
 
     def read() -> NDArray[Any]:

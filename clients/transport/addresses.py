@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 import warnings
-from dataclasses import dataclass
 from urllib.parse import SplitResult, urlsplit
 
 from ...protos.errors import InvalidArgument
-from ...protos.hosts import is_loopback
 from ..requests.async_steps import AsyncTransport
 from .base import Transport
+from .endpoint import Endpoint
 from .tls import Tls
 
 __all__ = ["connect", "connect_async"]
@@ -20,27 +19,6 @@ _ALLOWED = "grpc://host:50051, grpcs://host:port, http://host:8000 or https://ho
 _HEADER = re.compile(r"[!-~]*")
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
-    """What a URL says."""
-
-    scheme: str
-    host: str
-    """As URLs write it: an IPv6 one in brackets."""
-    port: int
-    path: str
-
-    @property
-    def is_secure(self) -> bool:
-        """Whether TLS encrypts it."""
-        return self.scheme in ("grpcs", "https")
-
-    @property
-    def is_grpc(self) -> bool:
-        """Whether it is gRPC, not HTTP."""
-        return self.scheme.startswith("grpc")
-
-
 def connect(
     url: str, *, api_key: str | None = None, timeout_s: float | None = None, tls: Tls | None = None
 ) -> Transport:
@@ -48,50 +26,55 @@ def connect(
 
     Warns when a key would cross the network unencrypted.
     """
-    to, key = _read(url, api_key, tls)
+    to = _read(url, api_key, timeout_s, tls)
     if to.is_grpc:
         from .rpc import RpcTransport
 
-        return RpcTransport(to.host, to.port, secure=to.is_secure, api_key=key, timeout_s=timeout_s, tls=tls)
+        return RpcTransport(to)
     from .rest import RestTransport
 
-    return RestTransport(to.host, to.port, path=to.path, secure=to.is_secure, api_key=key, timeout_s=timeout_s, tls=tls)
+    return RestTransport(to)
 
 
 def connect_async(
     url: str, *, api_key: str | None = None, timeout_s: float | None = None, tls: Tls | None = None
 ) -> AsyncTransport:
     """As `connect`, for an event loop."""
-    to, key = _read(url, api_key, tls)
+    to = _read(url, api_key, timeout_s, tls)
     if to.is_grpc:
         from .async_rpc import AsyncRpcTransport
 
-        return AsyncRpcTransport(to.host, to.port, secure=to.is_secure, api_key=key, timeout_s=timeout_s, tls=tls)
+        return AsyncRpcTransport(to)
     from .async_rest import AsyncRestTransport
 
-    return AsyncRestTransport(
-        to.host, to.port, path=to.path, secure=to.is_secure, api_key=key, timeout_s=timeout_s, tls=tls
-    )
+    return AsyncRestTransport(to)
 
 
-def _read(url: str, api_key: str | None, tls: Tls | None) -> tuple[Address, str | None]:
-    """The address, and the key if it can be sent there."""
+def _read(url: str, api_key: str | None, timeout_s: float | None, tls: Tls | None) -> Endpoint:
+    """The server, and the key if it can be sent there."""
     parts = _split(url)
     host = parts.hostname or ""
-    port = parts.port or DEFAULT_PORTS[parts.scheme]
-    to = Address(parts.scheme, f"[{host}]" if ":" in host else host, port, parts.path.rstrip("/"))
+    to = Endpoint(
+        parts.scheme,
+        f"[{host}]" if ":" in host else host,
+        parts.port or DEFAULT_PORTS[parts.scheme],
+        parts.path.rstrip("/"),
+        _checked(api_key),
+        timeout_s,
+        tls,
+    )
     if tls is not None and not to.is_secure:
         raise InvalidArgument(
             f"ca_file, cert_file and key_file are for encrypted connections, and {parts.scheme}:// is none; "
             f"write {parts.scheme}s://{parts.netloc}, or leave them out"
         )
-    if api_key and not to.is_secure and not is_loopback(host):
+    if api_key and not to.is_secure and not to.is_here:
         warnings.warn(
             f"the api_key crosses the network to {parts.scheme}://{parts.netloc} unencrypted, and whoever sees it can "
             f"use it; write {parts.scheme}s:// where the server has TLS, or go through an ssh tunnel",
             stacklevel=4,  # the line that makes the client
         )
-    return to, _checked(api_key)
+    return to
 
 
 def _checked(api_key: str | None) -> str | None:

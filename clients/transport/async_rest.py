@@ -9,13 +9,12 @@ from typing import Any, TypeVar, cast
 import httpx
 
 from ...protos.errors import Unavailable
-from ...protos.hosts import is_loopback
 from ...protos.operations import Operation
+from .endpoint import Endpoint
 from .in_loop import InLoop
-from .rest import address_of, http_options, timeout
+from .rest import http_options, timeout
 from .rest_calls import Download, Exchange, call_of
 from .rest_errors import Deadline, error_of, translated
-from .tls import Tls
 
 __all__ = ["AsyncRestTransport"]
 
@@ -23,23 +22,11 @@ T = TypeVar("T")
 
 
 class AsyncRestTransport:
-    """Calls a server over HTTP. `timeout_s` bounds every call, whole streams included, but not loading a model."""
+    """Calls a server over HTTP."""
 
-    def __init__(
-        self,
-        host: str,
-        port: int,
-        *,
-        path: str = "",
-        secure: bool = False,
-        api_key: str | None = None,
-        timeout_s: float | None = None,
-        tls: Tls | None = None,
-    ) -> None:
-        self.address, self.is_here = address_of(host, port, path, secure), is_loopback(host)
-        self._timeout_s = timeout_s
-        options = http_options(self.address, self.is_here, api_key, timeout_s, tls)
-        self._http = InLoop(self.address, lambda: httpx.AsyncClient(**options), httpx.AsyncClient.aclose)
+    def __init__(self, to: Endpoint) -> None:
+        self.address, self.is_here, self._timeout_s = to.address, to.is_here, to.timeout_s
+        self._http = InLoop(to.address, lambda: httpx.AsyncClient(**http_options(to)), httpx.AsyncClient.aclose)
 
     async def ask(self, operation: str | Operation, *args: Any) -> Any:
         """See AsyncTransport."""

@@ -9,13 +9,12 @@ from typing import Any, TypeVar, cast
 
 import grpc.aio
 
-from ...protos.hosts import is_loopback
 from ...protos.operations import Operation
+from .endpoint import Endpoint
 from .in_loop import InLoop
-from .rpc import address_of, channel_options, credentials, metadata
+from .rpc import channel
 from .rpc_calls import Streamed, Unary, call_of
 from .rpc_errors import as_error, translated
-from .tls import Tls
 
 __all__ = ["AsyncRpcTransport"]
 
@@ -23,28 +22,12 @@ T = TypeVar("T")
 
 
 class AsyncRpcTransport:
-    """Calls a server over gRPC. `timeout_s` bounds every call, whole streams included, but not loading a model."""
+    """Calls a server over gRPC."""
 
-    def __init__(
-        self,
-        host: str,
-        port: int,
-        *,
-        secure: bool = False,
-        api_key: str | None = None,
-        timeout_s: float | None = None,
-        tls: Tls | None = None,
-    ) -> None:
-        self.address, self.is_here = address_of(host, port, secure), is_loopback(host)
-        self._timeout_s, self._metadata = timeout_s, metadata(api_key)
-        target, options = f"{host}:{port}", channel_options(host)
-
-        def connect() -> Any:
-            if secure:
-                return grpc.aio.secure_channel(target, credentials(tls), options)
-            return grpc.aio.insecure_channel(target, options)
-
-        self._channel = InLoop(self.address, connect, lambda channel: channel.close())
+    def __init__(self, to: Endpoint) -> None:
+        self.address, self.is_here = to.address, to.is_here
+        self._timeout_s, self._metadata = to.timeout_s, tuple(to.authorization.items())
+        self._channel = InLoop(to.address, lambda: channel(to, grpc.aio), lambda channel: channel.close())
 
     async def ask(self, operation: str | Operation, *args: Any) -> Any:
         """See AsyncTransport."""

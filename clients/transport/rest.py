@@ -8,16 +8,15 @@ from typing import Any, TypeVar, cast
 
 import httpx
 
-from ...protos.hosts import is_loopback
 from ...protos.operations import Operation
 from .closable import Closable
+from .endpoint import Endpoint
 from .gathered import Gathered
 from .rest_calls import Download, Exchange, call_of
 from .rest_errors import Deadline, error_of, translated
 from .rest_interrupt import Interrupt
-from .tls import Tls
 
-__all__ = ["RestTransport", "address_of", "http_options", "timeout"]
+__all__ = ["RestTransport", "http_options", "timeout"]
 
 CONNECT_TIMEOUT_S = 10.0
 UNLIMITED = httpx.Limits(max_connections=None, max_keepalive_connections=20)
@@ -27,22 +26,11 @@ T = TypeVar("T")
 
 
 class RestTransport:
-    """Calls a server over HTTP. `timeout_s` bounds every call, whole streams included, but not loading a model."""
+    """Calls a server over HTTP."""
 
-    def __init__(
-        self,
-        host: str,
-        port: int,
-        *,
-        path: str = "",
-        secure: bool = False,
-        api_key: str | None = None,
-        timeout_s: float | None = None,
-        tls: Tls | None = None,
-    ) -> None:
-        self.address, self.is_here = address_of(host, port, path, secure), is_loopback(host)
-        self._timeout_s = timeout_s
-        self._http = httpx.Client(**http_options(self.address, self.is_here, api_key, timeout_s, tls))
+    def __init__(self, to: Endpoint) -> None:
+        self.address, self.is_here, self._timeout_s = to.address, to.is_here, to.timeout_s
+        self._http = httpx.Client(**http_options(to))
 
     def ask(self, operation: str | Operation, *args: Any) -> Any:
         """See Transport."""
@@ -96,21 +84,14 @@ class RestTransport:
         return call.whole()
 
 
-def address_of(host: str, port: int, path: str, secure: bool) -> str:
-    """As users write it."""
-    return f"{'https' if secure else 'http'}://{host}:{port}{path}"
-
-
-def http_options(
-    address: str, is_here: bool, api_key: str | None, timeout_s: float | None, tls: Tls | None
-) -> dict[str, Any]:
+def http_options(to: Endpoint) -> dict[str, Any]:
     """How an httpx client behaves."""
     return {
-        "base_url": address,
-        "headers": {"authorization": f"Bearer {api_key}"} if api_key else {},
-        "timeout": timeout(timeout_s),
-        "trust_env": not is_here,  # a proxy cannot reach this machine
-        "verify": True if tls is None else tls.context,
+        "base_url": to.address,
+        "headers": to.authorization,
+        "timeout": timeout(to.timeout_s),
+        "trust_env": not to.is_here,  # a proxy cannot reach this machine
+        "verify": True if to.tls is None else to.tls.context,
         "limits": UNLIMITED,
     }
 

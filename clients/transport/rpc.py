@@ -8,15 +8,14 @@ from typing import Any, TypeVar, cast
 
 import grpc
 
-from ...protos.hosts import is_loopback
 from ...protos.operations import Operation
 from .closable import Closable
+from .endpoint import Endpoint
 from .gathered import Gathered
 from .rpc_calls import Streamed, Unary, call_of
 from .rpc_errors import translated
-from .tls import Tls
 
-__all__ = ["RpcTransport", "address_of", "channel_options", "credentials", "metadata"]
+__all__ = ["RpcTransport", "channel"]
 
 MAX_MESSAGE_BYTES = 64 << 20
 """Of one answer; tensors come in pieces of under 1 MiB, so only a long list can be near it."""
@@ -30,25 +29,12 @@ T = TypeVar("T")
 
 
 class RpcTransport:
-    """Calls a server over gRPC. `timeout_s` bounds every call, whole streams included, but not loading a model."""
+    """Calls a server over gRPC."""
 
-    def __init__(
-        self,
-        host: str,
-        port: int,
-        *,
-        secure: bool = False,
-        api_key: str | None = None,
-        timeout_s: float | None = None,
-        tls: Tls | None = None,
-    ) -> None:
-        self.address, self.is_here = address_of(host, port, secure), is_loopback(host)
-        self._timeout_s, self._metadata = timeout_s, metadata(api_key)
-        target, options = f"{host}:{port}", channel_options(host)
-        if secure:
-            self._channel = grpc.secure_channel(target, credentials(tls), options)
-        else:
-            self._channel = grpc.insecure_channel(target, options)
+    def __init__(self, to: Endpoint) -> None:
+        self.address, self.is_here = to.address, to.is_here
+        self._timeout_s, self._metadata = to.timeout_s, tuple(to.authorization.items())
+        self._channel: grpc.Channel = channel(to, grpc)
 
     def ask(self, operation: str | Operation, *args: Any) -> Any:
         """See Transport."""
@@ -92,28 +78,18 @@ class RpcTransport:
         return call.whole()
 
 
-def address_of(host: str, port: int, secure: bool) -> str:
-    """As users write it."""
-    return f"{'grpcs' if secure else 'grpc'}://{host}:{port}"
-
-
-def metadata(api_key: str | None) -> tuple[tuple[str, str], ...]:
-    """What goes with every call."""
-    return (("authorization", f"Bearer {api_key}"),) if api_key else ()
-
-
-def credentials(tls: Tls | None) -> grpc.ChannelCredentials:
-    """Of an encrypted channel."""
-    return grpc.ssl_channel_credentials(*((None, None, None) if tls is None else (tls.ca, tls.key, tls.cert)))
-
-
-def channel_options(host: str) -> list[tuple[str, int]]:
-    """How a channel behaves."""
-    return [
+def channel(to: Endpoint, kind: Any) -> Any:
+    """A channel of one of grpc's two kinds: the module, or its `aio`."""
+    target, tls = f"{to.host}:{to.port}", to.tls
+    options = [
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", -1),  # the server's own limit answers with a reason
         ("grpc.keepalive_time_ms", int(KEEPALIVE_S * 1000)),
         ("grpc.keepalive_timeout_ms", int(KEEPALIVE_TIMEOUT_S * 1000)),
         ("grpc.max_reconnect_backoff_ms", int(RECONNECT_S * 1000)),
-        ("grpc.enable_http_proxy", 0 if is_loopback(host) else 1),
+        ("grpc.enable_http_proxy", 0 if to.is_here else 1),
     ]
+    if not to.is_secure:
+        return kind.insecure_channel(target, options)
+    files = (None, None, None) if tls is None else (tls.ca, tls.key, tls.cert)
+    return kind.secure_channel(target, grpc.ssl_channel_credentials(*files), options)

@@ -28,8 +28,6 @@ from .routes.health import health_router
 from .routes.inference import inference_router
 from .routes.models import models_router
 from .routes.regular import regular_router
-from .routes.saes import saes_router
-from .routes.sessions import sessions_router
 
 __all__ = ["create_app"]
 
@@ -58,8 +56,6 @@ def create_app(
         models_router(face),
         inference_router(face),
         arrays_router(face),
-        saes_router(face),
-        sessions_router(face),
         regular_router(face),
         health_router(face),
         openai_router(face),
