@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Coroutine
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
@@ -12,7 +11,7 @@ from ..protos.service import Service
 from . import calls, server_calls, session as session_calls
 from .async_session import AsyncLiveSession, NewSession
 from .async_stream import AsyncStream
-from .client import DEFAULT_URL
+from .connected import Connected
 from .requests import repeating
 from .requests.asked import Asked
 from .requests.async_steps import AsyncTransport, aperform
@@ -20,7 +19,6 @@ from .requests.hooks import Hooks
 from .requests.steps import Caller, Steps, ask
 from .transport.addresses import connect_async
 from .transport.async_inprocess import AsyncInProcessTransport
-from .transport.tls import read_tls
 
 __all__ = ["AsyncClient"]
 
@@ -54,46 +52,14 @@ def streams(
     return method
 
 
-class AsyncClient:
+class AsyncClient(Connected[AsyncTransport]):
     """As Client, for asyncio: every method is awaited, `stream` is read with `async for`, and results are the same.
 
     Cancelling the task that awaits a call ends the call on the server. A client belongs to the event loop that first uses it;
     any number of its tasks may share it.
     """
 
-    def __init__(
-        self,
-        url: str = DEFAULT_URL,
-        *,
-        api_key: str | None = None,
-        ca_file: str | Path | None = None,
-        cert_file: str | Path | None = None,
-        key_file: str | Path | None = None,
-        timeout_s: float | None = 600.0,
-        service: Service | None = None,
-    ) -> None:
-        """As Client's. Nothing is sent yet."""
-        self._transport: AsyncTransport
-        if service is not None:
-            self._transport = AsyncInProcessTransport(service)
-        else:
-            tls = read_tls(ca_file, cert_file, key_file)
-            self._transport = connect_async(url, api_key=api_key, timeout_s=timeout_s, tls=tls)
-
-    @classmethod
-    def inprocess(cls, service: Service) -> Self:
-        """A client of a service in this process, which it asks from threads. Closing the client closes the service."""
-        return cls(service=service)
-
-    @property
-    def address(self) -> str:
-        """Where the calls go."""
-        return self._transport.address
-
-    @property
-    def is_here(self) -> bool:
-        """Whether the server is on this machine, as far as its address says: a tunnel looks the same."""
-        return self._transport.is_here
+    _connect, _hand = staticmethod(connect_async), AsyncInProcessTransport
 
     # ---- inference ----
 
@@ -165,6 +131,3 @@ class AsyncClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
-
-    def __repr__(self) -> str:
-        return f"AsyncClient({self.address!r})"

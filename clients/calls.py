@@ -56,7 +56,6 @@ def generate(
     **sampling: Unpack[SamplingOptions],
 ) -> Steps[Generation]:
     """Sample a continuation of each input, with hooks at work on the way: those of the `session` as it goes, then these."""
-    del client
     return generation_of(_generation(prompt, hooks, capture, session, model, sampling), progress=progress)
 
 
@@ -72,7 +71,6 @@ def generate_with_activations(
     **sampling: Unpack[SamplingOptions],
 ) -> Steps[Generation]:
     """As `generate`, and refuses a request that captures nothing: `capture=["resid_post.*"]`."""
-    del client
     asked = _generation(prompt_or_messages, hooks, capture, session, model, sampling)
     if not _captures(asked.plan):
         followed = (yield from ask(Service.session, asked.session)).plan if asked.session else Plan()
@@ -97,7 +95,6 @@ def stream(
     At most 64 inputs. At its end the stream has a `result`, for which it keeps what came; with `keep` False it forgets
     the tensors of each step, for streams longer than memory.
     """
-    del client
     return _generation(prompt, hooks, capture, session, model, sampling), keep
 
 
@@ -111,7 +108,6 @@ def run(
     progress: bool = True,
 ) -> Steps[Run]:
     """One forward pass over each input, and what the hooks read in it. Any number of inputs; a long list has a bar."""
-    del client
     plan, vectors_of = planned(hooks, capture)
     asked = Asked("run", to_inputs(prompt), plan, model, vectors_of=vectors_of)
     return run_of(asked, progress=progress)
@@ -138,7 +134,6 @@ def gradients(
     gradient is RelP). `direct`: block every MLP but the target's own. `path`: average the gradient along a line.
     Every input needs one target; for several targets of one prompt name it several times.
     """
-    del client
     plan, vectors_of = planned(hooks, capture, at)
     if path is not None and not isinstance(path, IntegratedPath):  # pyright: ignore[reportUnnecessaryIsInstance] - notebooks
         raise InvalidArgument(
@@ -176,7 +171,6 @@ def sweep(
     what the plans lie along, in C order: {"layer": [...], "position": [...]}. `share` reuses what no edit can
     change; the numbers are the same without.
     """
-    del client
     inputs, named = to_inputs(prompt), sweep_axes(axes, len(plans))
     base, listed = planned(hooks), [planned(plan) for plan in plans]
     asked = Asked(

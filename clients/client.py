@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from types import TracebackType
 from typing import Concatenate, ParamSpec, Self, TypeVar
 
-from ..protos.service import Service
 from . import calls, server_calls, session as session_calls
 from .calls import Captured
+from .connected import DEFAULT_URL, Connected
 from .requests import repeating
 from .requests.asked import Asked
 from .requests.hooks import Hooks
@@ -18,12 +17,10 @@ from .requests.steps import Caller, Steps, perform
 from .session import LiveSession
 from .stream import Stream
 from .transport.addresses import connect
+from .transport.base import Transport
 from .transport.inprocess import InProcessTransport
-from .transport.tls import read_tls
 
 __all__ = ["DEFAULT_URL", "Captured", "Client"]
-
-DEFAULT_URL = "grpc://127.0.0.1:50051"
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -51,50 +48,14 @@ def streams(call: Callable[Concatenate[Caller, P], tuple[Asked, bool]]) -> Calla
     return method
 
 
-class Client:
+class Client(Connected[Transport]):
     """A probewire server, or a service in this process. Every method raises ProbewireError and nothing else.
 
     Arrays that it gives are read-only views of what was received: `.copy()` one to change it.
     `hooks` apply in order and before `capture`, so captures see edited values. `model`: empty for the only one loaded.
     """
 
-    def __init__(
-        self,
-        url: str = DEFAULT_URL,
-        *,
-        api_key: str | None = None,
-        ca_file: str | Path | None = None,
-        cert_file: str | Path | None = None,
-        key_file: str | Path | None = None,
-        timeout_s: float | None = 600.0,
-        service: Service | None = None,
-    ) -> None:
-        """`url` is grpc://host:50051 or http://host:8000 (grpcs, https: with TLS). Nothing is sent yet.
-
-        `ca_file` (PEM) is trusted in place of the usual authorities; `cert_file` and `key_file` are your own
-        certificate, for servers that ask for one. `timeout_s` bounds each request, a whole stream included (None: no
-        bound); loading a model is not bounded.
-        """
-        if service is not None:
-            self._transport = InProcessTransport(service)
-        else:
-            tls = read_tls(ca_file, cert_file, key_file)
-            self._transport = connect(url, api_key=api_key, timeout_s=timeout_s, tls=tls)
-
-    @classmethod
-    def inprocess(cls, service: Service) -> Self:
-        """A client of a service in this process. Closing the client closes the service."""
-        return cls(service=service)
-
-    @property
-    def address(self) -> str:
-        """Where the calls go."""
-        return self._transport.address
-
-    @property
-    def is_here(self) -> bool:
-        """Whether the server is on this machine, as far as its address says: a tunnel looks the same."""
-        return self._transport.is_here
+    _connect, _hand = staticmethod(connect), InProcessTransport
 
     # ---- inference ----
 
@@ -165,6 +126,3 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def __repr__(self) -> str:
-        return f"Client({self.address!r})"

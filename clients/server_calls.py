@@ -6,17 +6,16 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from ..protos.activity import ActivityReport
 from ..protos.errors import Internal
-from ..protos.loading import HealthReport, LoadProgress, LoadRequest
-from ..protos.model import ModelInfo, StoredCapture, Tokenized, TokenizeRequest
+from ..protos.loading import LoadProgress, LoadRequest
+from ..protos.model import ModelInfo, Tokenized, TokenizeRequest
 from ..protos.operations import Operation
 from ..protos.saes import LoadSaeRequest, SaeInfo
 from ..protos.service import Service
 from ..protos.tensors import Array
 from .progress import progress_bar
 from .requests.prompts import Prompt, to_input
-from .requests.steps import Ask, Caller, Steps, ask, listen
+from .requests.steps import Ask, Caller, Steps, ask, asking, listen
 from .requests.tokens import one_token
 from .sae_files import sae_files
 from .transport.base import Watched
@@ -41,17 +40,16 @@ __all__ = [
     "weights",
 ]
 
-
-def models(client: Caller) -> Steps[list[ModelInfo]]:
-    """Every loaded model."""
-    del client
-    return ask(Service.models)
-
-
-def describe(client: Caller, model: str = "") -> Steps[ModelInfo]:
-    """One model: its sizes, and which sites it offers for what."""
-    del client
-    return ask(Service.describe, model)
+models = asking(Service.models)
+describe = asking(Service.describe)
+unload = asking(Service.unload)
+weight_names = asking(Service.weight_names)
+captures = asking(Service.captures)
+delete_capture = asking(Service.delete_capture)
+saes = asking(Service.saes)
+unload_sae = asking(Service.unload_sae)
+activity = asking(Service.activity)
+health = asking(Service.health)
 
 
 def load(
@@ -65,7 +63,6 @@ def load(
     progress: bool = True,
 ) -> Steps[ModelInfo]:
     """Load a model into a worker of its own and wait until it serves. `model`: `[ID=]MODEL[@BACKEND]`, as `serve` takes it."""
-    del client
     info: ModelInfo | None = None
     with progress_bar(f"loading {model}", "bytes", show=progress) as bar:
 
@@ -80,33 +77,18 @@ def load(
     return info
 
 
-def unload(client: Caller, model: str) -> Steps[None]:
-    """End a model's worker; its requests in flight end with Unavailable."""
-    del client
-    return ask(Service.unload, model)
-
-
 def tokenize(client: Caller, prompt: Prompt, *, model: str = "") -> Steps[Tokenized]:
     """Token ids and texts of a prompt, as a request would use them."""
-    del client
     return ask(Service.tokenize, TokenizeRequest(to_input(prompt), model))
 
 
 def token(client: Caller, text: str, *, model: str = "") -> Steps[int]:
     """The id of the one token that a text is behind other text. Raises InvalidArgument when it is several, or none."""
-    del client
     return one_token(text, model)
-
-
-def weight_names(client: Caller, *, model: str = "") -> Steps[dict[str, tuple[int, ...]]]:
-    """Every weight's name and shape, as in the checkpoint."""
-    del client
-    return ask(Service.weight_names, model)
 
 
 def weights(client: Caller, name: str, *, model: str = "", progress: bool = True) -> Steps[Array]:
     """One weight, named and shaped as in the checkpoint. Raises NotFound."""
-    del client
     with progress_bar(f"fetching {name}", "bytes", show=progress) as bar:
         return _read_only((yield from ask(Watched.weights, name, model, bar)))
 
@@ -114,22 +96,9 @@ def weights(client: Caller, name: str, *, model: str = "", progress: bool = True
 # ---- captures kept on the server ----
 
 
-def captures(client: Caller, *, model: str = "") -> Steps[list[StoredCapture]]:
-    """Captures kept with `store`."""
-    del client
-    return ask(Service.captures, model)
-
-
 def capture(client: Caller, capture_id: str, *, model: str = "") -> Steps[Array]:
     """One stored capture, with the shape that `captures` lists."""
-    del client
     return _read_only((yield from ask(Service.capture, capture_id, model)))
-
-
-def delete_capture(client: Caller, capture_id: str, *, model: str = "") -> Steps[None]:
-    """Forget a stored capture."""
-    del client
-    return ask(Service.delete_capture, capture_id, model)
 
 
 # ---- sparse autoencoders on the server ----
@@ -169,36 +138,8 @@ def load_sae(
     return info
 
 
-def saes(client: Caller, *, model: str = "") -> Steps[list[SaeInfo]]:
-    """Your SAEs, and those that others share."""
-    del client
-    return ask(Service.saes, model)
-
-
-def unload_sae(client: Caller, name: str, *, model: str = "") -> Steps[None]:
-    """Forget an SAE; requests that run with it go on."""
-    del client
-    return ask(Service.unload_sae, name, model)
-
-
-# ---- the server ----
-
-
-def activity(client: Caller) -> Steps[ActivityReport]:
-    """Who is running what: models, and requests under way. It holds no prompts."""
-    del client
-    return ask(Service.activity)
-
-
-def health(client: Caller) -> Steps[HealthReport]:
-    """Whether the server can serve, found by a real forward."""
-    del client
-    return ask(Service.health)
-
-
 def call(client: Caller, operation: Operation, *args: Any) -> Steps[Any]:
     """What an operation with one answer comes to, by its row: for those that have no method here (protos/operations.py)."""
-    del client
     return (yield Ask(operation, args))
 
 

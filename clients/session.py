@@ -22,7 +22,6 @@ MAX_SHOWN_HOOKS = 4
 
 def create(client: Caller, hooks: Hooks = (), *, name: str = "", model: str = "") -> Steps[Session]:
     """Make a session on the server."""
-    del client
     plan = yield from _planned(hooks, model)
     return (yield from ask(Service.create_session, CreateSessionRequest(plan, model, name)))
 

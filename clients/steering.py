@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import safetensors
 import safetensors.numpy as safetensors_numpy
 
 from ..protos.errors import FailedPrecondition, InvalidArgument, NotFound
@@ -21,6 +20,7 @@ from ..protos.wire.assemble import row_axis
 from . import control_vectors
 from .control_vectors import ControlVector
 from .results.axes import reduction_of
+from .results.metadata import metadata_of
 
 if TYPE_CHECKING:
     from ..protos.model import ModelInfo
@@ -30,7 +30,6 @@ __all__ = ["SteeringVector"]
 
 FORMAT = "probewire steering vector 1"
 
-_safetensors: Any = safetensors  # not annotated
 _numpy: Any = safetensors_numpy  # not annotated
 
 
@@ -138,17 +137,7 @@ class SteeringVector:
     def load(cls, path: str | Path) -> SteeringVector:
         """Read what `save` wrote. Raises NotFound without a file, InvalidArgument for any other file."""
         path = Path(path)
-        if not path.exists():
-            raise NotFound(f"no file {path}")
-        try:
-            with _safetensors.safe_open(path, "np") as file:
-                metadata: dict[str, str] = file.metadata() or {}
-        except safetensors.SafetensorError as error:
-            raise InvalidArgument(f"{path} is not a safetensors file: {error}") from None
-        if metadata.get("format") != FORMAT:
-            raise InvalidArgument(
-                f"{path} was not written by SteeringVector.save: its format is {metadata.get('format')!r}"
-            )
+        metadata = metadata_of(path, FORMAT, "SteeringVector.save")
         return cls(_numpy.load_file(path), **json.loads(metadata["vector"]))
 
     def to_gguf(self, path: str | Path, model: ModelInfo | str) -> Path:

@@ -10,11 +10,10 @@ from typing import Self
 
 from ..protos.errors import FailedPrecondition, Internal
 from ..protos.model import Event, Finished, ResolvedHook, Revised, Started, TensorFrame, Token
-from ..protos.tensors import Array
 from ..protos.wire.assemble import assemble
 from .requests.asked import Asked
 from .requests.for_model import require_model
-from .results.captures import Captures
+from .results.captures import BySite, Captures
 from .results.collecting import Collector
 from .results.results import Generation
 from .transport.closable import Closable
@@ -23,7 +22,7 @@ __all__ = ["Step", "Stream", "StreamView", "Told"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Step:
+class Step(BySite):
     """One forward of one input: the rows it computed, and the token it sampled.
 
     Step 0 has the rows of the prompt; step i the row of token i−1, whose forward sampled token i. The last sampled
@@ -43,27 +42,6 @@ class Step:
     def text(self) -> str:
         """Text that became final with this token; may be empty while a character is incomplete."""
         return self.token.text if self.token is not None else ""
-
-    def __getitem__(self, site: str) -> Array:
-        """The rows of this step at a site: [pos, …]."""
-        return self.captures[site]
-
-    def __contains__(self, site: object) -> bool:
-        return site in self.captures
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.captures)
-
-    def keys(self) -> tuple[str, ...]:
-        """The captured sites."""
-        return self.captures.sites
-
-    def positions(self, site: str) -> tuple[int, ...]:
-        """Absolute position of each row."""
-        return self.captures.positions(site)
-
-    def _ipython_key_completions_(self) -> list[str]:
-        return list(self.keys())
 
 
 class Told:

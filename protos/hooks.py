@@ -5,64 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from .edits import (
-    Add,
-    Clamp,
-    Constant,
-    Edit,
-    FromInput,
-    Inline,
-    LowRank,
-    Noise,
-    ProjectOut,
-    Replace,
-    Scale,
-    Source,
-    Stored,
-    Zeros,
-    float_tensor,
-)
+from .edits import Edit, Replace, float_tensor
 from .errors import InvalidArgument
-from .latents import LatentChange, Latents, ReadLatents
+from .latents import ReadLatents
 from .numbers import finite, indices
-from .sites import AXES, Site, SitePattern
+from .sites import Site, SitePattern
 from .tensors import FLOAT_DTYPES, Tensor
 
 __all__ = [
-    "AXES",
-    "Add",
     "Capture",
-    "Clamp",
     "Condition",
-    "Constant",
-    "Edit",
-    "FromInput",
     "Gather",
     "Hook",
-    "Inline",
     "Last",
-    "LatentChange",
-    "Latents",
-    "LowRank",
     "Mean",
     "NextLogprob",
-    "Noise",
     "Norm",
     "Project",
-    "ProjectOut",
-    "ReadLatents",
     "Reduction",
-    "Replace",
-    "Scale",
-    "Site",
-    "SitePattern",
-    "Source",
     "Span",
-    "Stored",
-    "Tensor",
     "TopK",
     "Where",
-    "Zeros",
 ]
 
 MAY_BE_OUT = ("attn_scores", "logits", "router_logits")

@@ -20,7 +20,7 @@ from .sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from .sweeps import SweepRequest
 from .wire.codec import from_proto, to_proto
 
-__all__ = ["BY_CALL", "BY_NAME", "OPERATIONS", "Operation", "Role"]
+__all__ = ["BY_CALL", "BY_NAME", "COMPUTED", "OPERATIONS", "Operation", "Role"]
 
 Role = Literal["viewer", "researcher", "admin"]
 """What a user may do: the next one what the one before may, and more."""
@@ -116,12 +116,10 @@ class Operation:
         return from_proto(self.answer, message)
 
 
-def _inference(name: str, request: type[Any]) -> Operation:
+def _inference(name: str, request: type[Any], summary: str) -> Operation:
     call = name.lower()
-    route = f"POST /v1/{call}"
-    return Operation(
-        name=f"Inference.{name}", call=call, request=request, answer=Event, kind="events", counted=True, route=route
-    )  # fmt: skip
+    return Operation(name=f"Inference.{name}", call=call, request=request, answer=Event, kind="events", counted=True,
+                     route=f"POST /v1/{call}", summary=summary)  # fmt: skip
 
 
 _MODEL, _SAE, _CAPTURE, _SESSION = ("model",), ("name", "model"), ("id", "model"), ("id",)
@@ -139,10 +137,10 @@ OPERATIONS: tuple[Operation, ...] = (
               route="POST /v1/tokenize"),
     Operation(name="Models.Weights", call="weights", request="WeightsRequest", fields=_SAE, kind="chunks",
               route="GET /v1/weights/{name:path}"),
-    _inference("Generate", GenerateRequest),
-    _inference("Run", RunRequest),
-    _inference("Gradients", GradientsRequest),
-    _inference("Sweep", SweepRequest),
+    _inference("Generate", GenerateRequest, "Sample a continuation, reading and editing on the way"),
+    _inference("Run", RunRequest, "One forward pass, reading and editing on the way"),
+    _inference("Gradients", GradientsRequest, "Gradients of a metric at any sites, under the rules of a linearised backward pass"),
+    _inference("Sweep", SweepRequest, "What each of many plans does to a metric"),
     Operation(name="Captures.Get", call="capture", request="CaptureRequest", fields=_CAPTURE, answer=Event, kind="events",
               route="GET /v1/captures/{id:path}"),
     Operation(name="Captures.List", call="captures", request="ModelRequest", fields=_MODEL, answer=StoredCapture,
@@ -188,5 +186,9 @@ OPERATIONS: tuple[Operation, ...] = (
 )  # fmt: skip
 """In the order of the contract."""
 
+COMPUTED: dict[type[Any], Operation] = {
+    row.request: row for row in OPERATIONS if row.counted and not isinstance(row.request, str)
+}
+"""What takes a model's time, by its request."""
 BY_NAME = {operation.name: operation for operation in OPERATIONS}
 BY_CALL = {operation.call: operation for operation in OPERATIONS}

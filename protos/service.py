@@ -45,7 +45,7 @@ class Service(Protocol):
         ...
 
     def describe(self, model: str = "") -> ModelInfo:
-        """One model; empty: the only one."""
+        """One model (empty: the only one): its sizes, and which sites it offers for what."""
         ...
 
     def load(self, request: LoadRequest) -> Iterator[LoadProgress]:
@@ -53,7 +53,7 @@ class Service(Protocol):
         ...
 
     def unload(self, model: str) -> None:
-        """End the model's worker. Its requests in flight end with Unavailable."""
+        """End a model's worker; its requests in flight end with Unavailable."""
         ...
 
     def tokenize(self, request: TokenizeRequest) -> Tokenized:
@@ -65,7 +65,7 @@ class Service(Protocol):
         ...
 
     def weight_names(self, model: str = "") -> dict[str, tuple[int, ...]]:
-        """Every weight's name and shape."""
+        """Every weight's name and shape, as in the checkpoint."""
         ...
 
     def captures(self, model: str = "") -> list[StoredCapture]:
@@ -117,7 +117,7 @@ class Service(Protocol):
         ...
 
     def activity(self) -> ActivityReport:
-        """Who is running what."""
+        """Who is running what: models, and requests under way. It holds no prompts."""
         ...
 
     def health(self) -> HealthReport:

@@ -4,44 +4,42 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .errors import InvalidArgument
-from .hooks import (
-    AXES,
+from .edits import (
     Add,
-    Capture,
     Clamp,
-    Condition,
     Constant,
     Edit,
     FromInput,
-    Gather,
-    Hook,
     Inline,
-    Last,
-    LatentChange,
-    Latents,
     LowRank,
-    Mean,
-    NextLogprob,
     Noise,
-    Norm,
-    Project,
     ProjectOut,
-    ReadLatents,
-    Reduction,
     Replace,
     Scale,
-    Site,
-    SitePattern,
     Source,
-    Span,
     Stored,
-    Tensor,
-    TopK,
-    Where,
     Zeros,
 )
+from .errors import InvalidArgument
+from .hooks import (
+    Capture,
+    Condition,
+    Gather,
+    Hook,
+    Last,
+    Mean,
+    NextLogprob,
+    Norm,
+    Project,
+    Reduction,
+    Span,
+    TopK,
+    Where,
+)
+from .latents import LatentChange, Latents, ReadLatents
+from .sites import AXES, Site, SitePattern
 from .telling import told_plan
+from .tensors import Tensor
 
 __all__ = [
     "AXES",

@@ -56,12 +56,8 @@ def told(hook: Hook) -> str:
 
 def told_edit(edit: Edit) -> str:
     """What an edit does, with its strength: `add 3·v, ‖v‖ 4.21`."""
-    part = "".join(
-        f", {name} {_few(chosen)}"
-        for name, chosen in (("heads", edit.heads), ("units", edit.units))
-        if chosen is not None
-    )
-    return _what(edit) + part
+    parts = [f", {name} {_few(ids)}" for name, ids in (("heads", edit.heads), ("units", edit.units)) if ids is not None]
+    return _what(edit) + "".join(parts)
 
 
 def _what(edit: Edit) -> str:
@@ -117,14 +113,8 @@ def _told_capture(capture: Capture) -> str:
 
 def _told_reduction(reduce: Reduction) -> str:
     if isinstance(reduce, ReadLatents):
-        chosen = (
-            f"the top {reduce.top_k} "
-            if reduce.top_k is not None
-            else ""
-            if reduce.ids is None
-            else f"{_few(reduce.ids)} "
-        )
-        return f"{chosen}latents of {reduce.sae!r}"
+        ids = "" if reduce.ids is None else f"{_few(reduce.ids)} "
+        return f"{ids if reduce.top_k is None else f'the top {reduce.top_k} '}latents of {reduce.sae!r}"
     if isinstance(reduce, TopK):
         return f"top {reduce.k}"
     if isinstance(reduce, Project):

@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
-from ..protos.gradients import GradientsRequest
 from ..protos.loading import HealthReport, LoadProgress, LoadRequest
 from ..protos.model import Event, GenerateRequest, RunRequest, StoredCapture
 from ..protos.operations import BY_CALL, Operation
-from ..protos.sweeps import SweepRequest
+from ..protos.service import InferenceRequest
 from ..protos.tensors import Tensor
 
-__all__ = ["Answering", "Operations", "answer"]
+__all__ = ["Answering", "Operations", "answer", "compute"]
 
 
 class Answering(Protocol):
@@ -34,6 +33,11 @@ async def answer(operations: Answering, operation: Operation | str, *args: Any) 
     return await (by_row.other(operation, *args) if own is None else own(*args))
 
 
+def compute(operations: Answering, operation: Operation, request: InferenceRequest) -> AsyncIterator[list[Event]]:
+    """The events of what a model is asked to compute, those of one step together. Closing the iterator cancels it."""
+    return getattr(operations, operation.call)(request)
+
+
 class Operations(Answering, Protocol):
     """What is more than a message there and a message back, for the faces to call as it is.
 
@@ -42,14 +46,6 @@ class Operations(Answering, Protocol):
 
     def generate(self, request: GenerateRequest) -> AsyncIterator[list[Event]]:
         """Started, then tokens and frames, then Finished once an input; the events of one step come together."""
-        ...
-
-    def gradients(self, request: GradientsRequest) -> AsyncIterator[list[Event]]:
-        """Events of one step at a time."""
-        ...
-
-    def sweep(self, request: SweepRequest) -> AsyncIterator[list[Event]]:
-        """Events of one step at a time."""
         ...
 
     def run(self, request: RunRequest) -> AsyncIterator[list[Event]]:

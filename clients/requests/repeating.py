@@ -27,7 +27,6 @@ def repeat(client: Caller, result: R, *, model: str = "", force: bool = False, p
     `model`: the id it has by now, where that is another one. Raises FailedPrecondition when the model's hash, an SAE or
     the prompts' tokens are not what they were, and for a result that followed a live session, unless `force`.
     """
-    del client
     asked, before = result.asked, result.started
     if asked.session and not force:
         raise FailedPrecondition(

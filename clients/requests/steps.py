@@ -6,6 +6,8 @@ transport, sends the answer in, and throws in what went wrong.
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 from ...protos.operations import Operation
 from ..transport.base import Transport
 
-__all__ = ["Ask", "Caller", "Listen", "Step", "Steps", "ask", "listen", "perform"]
+__all__ = ["Ask", "Caller", "Listen", "Step", "Steps", "ask", "asking", "listen", "perform"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -63,6 +65,19 @@ def ask(operation: Callable[Concatenate[Any, P], T], *args: P.args, **named: P.k
     if named:
         raise TypeError(f"arguments of an operation go by position, not {', '.join(named)}")
     return cast("T", (yield Ask(operation.__name__, args)))
+
+
+def asking(operation: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Caller, P], Steps[T]]:
+    """The call that asks an operation and does nothing more."""
+    signature = inspect.signature(operation)
+
+    @functools.wraps(operation)
+    def call(client: Caller, /, *args: P.args, **named: P.kwargs) -> Steps[T]:
+        given = signature.bind(client, *args, **named)
+        given.apply_defaults()
+        return cast("T", (yield Ask(operation.__name__, given.args[1:])))
+
+    return call
 
 
 def listen(operation: Callable[[Any, R], Iterable[E]], request: R, hear: Callable[[E], None]) -> Steps[None]:

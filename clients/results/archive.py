@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import safetensors
 import safetensors.numpy as safetensors_numpy
 
-from ...protos.errors import InvalidArgument, NotFound
+from ...protos.errors import InvalidArgument
 from ...protos.model import Finished, Revised, Started, Token
 from ...protos.tensors import Array, Tensor
 from ...protos.wire.assemble import AssembledCapture, CaptureKey
@@ -24,12 +23,12 @@ from ...protos.wire.codec import from_json, to_json
 from ..requests.asked import Asked
 from .captures import joined, parted
 from .input_result import InputResult
+from .metadata import metadata_of
 
 __all__ = ["Saved", "kind_of", "read", "write"]
 
 FORMAT = "probewire result 2"
 
-_safetensors: Any = safetensors  # not annotated
 _numpy: Any = safetensors_numpy  # not annotated
 
 
@@ -131,19 +130,7 @@ def _hashable(label: Any) -> Any:
 
 
 def _metadata(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise NotFound(f"no file {path}")
-    try:
-        with _safetensors.safe_open(path, "np") as file:
-            metadata: dict[str, str] = file.metadata() or {}
-    except safetensors.SafetensorError as error:
-        raise InvalidArgument(f"{path} is not a safetensors file: {error}") from None
-    if metadata.get("format") != FORMAT:
-        raise InvalidArgument(
-            f"{path} was not written by result.save() of this version: its format is {metadata.get('format')!r}, "
-            f"not {FORMAT!r}"
-        )
-    return json.loads(metadata["result"])
+    return json.loads(metadata_of(path, FORMAT, "result.save() of this version")["result"])
 
 
 def _input_to_json(item: InputResult, tensors: dict[str, Array]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from ...protos.tensors import Array
 from ...protos.wire.assemble import AssembledCapture, row_axis
 from .latents import LatentRows
 
-__all__ = ["Captures", "joined", "parted"]
+__all__ = ["BySite", "Captures", "joined", "parted"]
 
 _GRADIENT = "gradient"
 
@@ -259,6 +259,35 @@ class Captures:
 
     def __repr__(self) -> str:
         return f"Captures({self._captured()})"
+
+
+class BySite:
+    """What has captures, and is read like a dict of their sites."""
+
+    __slots__ = ()
+
+    captures: Captures
+
+    def __getitem__(self, site: str) -> Array:
+        """The rows at a site: [pos, …]."""
+        return self.captures[site]
+
+    def __contains__(self, site: object) -> bool:
+        return site in self.captures
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.captures)
+
+    def keys(self) -> tuple[str, ...]:
+        """The captured sites."""
+        return self.captures.sites
+
+    def positions(self, site: str) -> tuple[int, ...]:
+        """Absolute position of each row."""
+        return self.captures.positions(site)
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self.keys())
 
 
 def parted(entries: Iterable[AssembledCapture], n_layers: int = 0) -> tuple[Captures, Captures]:

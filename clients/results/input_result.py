@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from ...protos.errors import InvalidArgument
 from ...protos.model import Finished, Revised, StoredCapture, Timings, Token
 from ...protos.tensors import Array
-from .captures import Captures
+from .captures import BySite, Captures
 from .site_rows import site_rows
 from .tables import text_table
 
@@ -21,7 +20,7 @@ MAX_TEXT_CHARS = 300
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
-class InputResult:
+class InputResult(BySite):
     """One input of a request."""
 
     name: str
@@ -95,24 +94,6 @@ class InputResult:
         """Of the last token that the model read: the prompt's last, or the last but one of a generation."""
         return len(self.prompt_ids) - 1 + max(len(self.new) - 1, 0)
 
-    def __getitem__(self, site: str) -> Array:
-        """As `captures[site]`."""
-        return self.captures[site]
-
-    def __contains__(self, site: object) -> bool:
-        return site in self.captures
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.captures)
-
-    def keys(self) -> tuple[str, ...]:
-        """The captured sites."""
-        return self.captures.sites
-
-    def positions(self, site: str) -> tuple[int, ...]:
-        """As `captures.positions(site)`."""
-        return self.captures.positions(site)
-
     def stack(self, name: str) -> Array:
         """As `captures.stack(name)`."""
         return self.captures.stack(name)
@@ -128,9 +109,6 @@ class InputResult:
     def revision(self, number: int) -> Captures:
         """As `captures.revision(number)`."""
         return self.captures.revision(number)
-
-    def _ipython_key_completions_(self) -> list[str]:
-        return list(self.keys())
 
     def __repr__(self) -> str:
         return text_table(f"InputResult {self.name!r}", input_rows(self))

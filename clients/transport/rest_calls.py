@@ -129,10 +129,11 @@ def _placed(row: Operation, place: re.Match[str], given: dict[str, Any]) -> str:
 
 def _reader(row: Operation) -> Callable[[dict[str, Any]], Any]:
     cls: type[Any] | None = row.answer
-    field = row.listed.partition(".")[2]
     if cls is None:
         return lambda answer: None
-    return _list(cls, field) if row.kind == "list" else lambda answer: from_json(cls, answer)
+    if row.kind == "list":
+        return lambda answer: [from_json(cls, item) for item in answer[row.listed.partition(".")[2]]]
+    return lambda answer: from_json(cls, answer)
 
 
 def describe(model: str = "") -> Exchange[ModelInfo]:
@@ -169,10 +170,6 @@ def health() -> Exchange[HealthReport]:
         return HealthReport(answer["ready"], answer["detail"], dict(answer["models"]))
 
     return Exchange("GET", "/health", read, also=(503,))
-
-
-def _list(cls: type[T], key: str) -> Callable[[dict[str, Any]], list[T]]:
-    return lambda answer: [from_json(cls, item) for item in answer[key]]
 
 
 def _of(model: str) -> dict[str, str]:

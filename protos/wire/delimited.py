@@ -19,6 +19,7 @@ from ..errors import Internal, ProbewireError, Unavailable
 from ..model import Event
 from .error_body import error_from_json, error_to_json
 from .events import FrameAssembler, decode_events
+from .varint import varint
 
 __all__ = ["MEDIA_TYPE", "DelimitedDecoder", "delimit", "iter_delimited", "trailer"]
 
@@ -30,13 +31,13 @@ _MAX_VARINT = 5  # bytes
 
 def delimit(message: bytes) -> bytes:
     """One serialised `Events` message behind its length."""
-    return _varint(len(message)) + message
+    return varint(len(message)) + message
 
 
 def trailer(error: ProbewireError | None = None, request_id: str | None = None) -> bytes:
     """The end of a stream: whole without `error`."""
     body = json.dumps({} if error is None else error_to_json(error, request_id)).encode()
-    return b"\x00" + _varint(len(body)) + body
+    return b"\x00" + varint(len(body)) + body
 
 
 def iter_delimited(chunks: Iterable[bytes]) -> Iterator[Event]:
@@ -106,12 +107,3 @@ def _parse(data: bytes) -> pb.Events:
         return pb.Events.FromString(data)
     except DecodeError as error:
         raise Internal(f"the stream holds something that is not an Events message: {error}") from None
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append((value & 0x7F) | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)

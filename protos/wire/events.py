@@ -17,6 +17,7 @@ from ..metrics import Measured
 from ..model import Event, Finished, Revised, Started, TensorFrame, Token, TokenLogprob
 from ..tensors import Tensor
 from .codec import from_proto, to_proto
+from .varint import read_varint, varint
 
 __all__ = [
     "MAX_CHUNK_BYTES",
@@ -40,6 +41,10 @@ _TOKEN_TAG = b"\x12"  # Event.token = 2
 _FINISHED_TAG = b"\x22"  # Event.finished = 4
 _FRAME_TAG = b"\x1a"  # Event.tensor_frame = 3
 _DATA_TAG = b"\x7a"  # TensorFrame.data = 15
+
+_KINDS: dict[str, type[Event]] = {"started": Started, "revised": Revised, "measured": Measured, "finished": Finished}
+_FIELDS = {cls: kind for kind, cls in _KINDS.items()}
+"""Of `Event`, for those that are written and read as any message; frames and tokens are by hand, for speed."""
 
 
 def nbytes(event: Event) -> int:
@@ -71,16 +76,10 @@ def _pieces(event: Event) -> Iterator[bytes]:
     message = pb.Event()
     if isinstance(event, Token):
         _fill_token(message.token, event)
-    elif isinstance(event, Started):
-        message.started.CopyFrom(to_proto(event))
-    elif isinstance(event, Revised):
-        message.revised.CopyFrom(to_proto(event))
-    elif isinstance(event, Measured):
-        message.measured.CopyFrom(to_proto(event))
     else:
-        message.finished.CopyFrom(to_proto(event))
+        getattr(message, _FIELDS[type(event)]).CopyFrom(to_proto(event))
     body = message.SerializeToString()
-    yield _EVENTS_TAG + _varint(len(body)) + body
+    yield _EVENTS_TAG + varint(len(body)) + body
 
 
 def _fill_token(message: pb.Token, event: Token) -> None:
@@ -114,19 +113,10 @@ def _frame_pieces(frame: TensorFrame) -> Iterator[bytes]:
         else:
             head = pb.TensorFrame(chunk=chunk).SerializeToString()
         piece = data[chunk * MAX_CHUNK_BYTES : (chunk + 1) * MAX_CHUNK_BYTES]
-        tail = _DATA_TAG + _varint(len(piece))
+        tail = _DATA_TAG + varint(len(piece))
         frame_size = len(head) + len(tail) + len(piece)
-        frame_head = _FRAME_TAG + _varint(frame_size)
-        yield b"".join((_EVENTS_TAG, _varint(len(frame_head) + frame_size), frame_head, head, tail, piece))
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append((value & 0x7F) | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
+        frame_head = _FRAME_TAG + varint(frame_size)
+        yield b"".join((_EVENTS_TAG, varint(len(frame_head) + frame_size), frame_head, head, tail, piece))
 
 
 class FrameAssembler:
@@ -180,14 +170,8 @@ def decode_events(message: pb.Events, assembler: FrameAssembler) -> Iterator[Eve
                 yield frame
         elif kind == "token":
             yield _token(event.token)
-        elif kind == "started":
-            yield from_proto(Started, event.started)
-        elif kind == "finished":
-            yield from_proto(Finished, event.finished)
-        elif kind == "revised":
-            yield from_proto(Revised, event.revised)
-        elif kind == "measured":
-            yield from_proto(Measured, event.measured)
+        elif kind is not None:
+            yield from_proto(_KINDS[kind], getattr(event, kind))
 
 
 def _token(message: pb.Token) -> Token:
@@ -271,28 +255,16 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int, int]]:
     at = 0
     while at < len(message):
         start = at
-        tag, at = _read_varint(message, at)
+        tag, at = read_varint(message, at)
         content = at
         kind = tag & 7
         if kind == 0:
-            _, at = _read_varint(message, at)
+            _, at = read_varint(message, at)
         elif kind == 2:
-            size, content = _read_varint(message, at)
+            size, content = read_varint(message, at)
             at = content + size
         else:
             at += {1: 8, 5: 4}.get(kind, len(message) + 1)
         if at > len(message):
             raise DecodeError("a field is cut off, or of a kind that does not exist")
         yield start, content, at
-
-
-def _read_varint(message: memoryview, at: int) -> tuple[int, int]:
-    """A number, and where it ends. Raises IndexError when it does not."""
-    value = shift = 0
-    while True:
-        byte = message[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7

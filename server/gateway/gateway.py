@@ -15,7 +15,7 @@ from ...protos.activity import ActivityReport
 from ...protos.errors import Unavailable
 from ...protos.loading import HealthReport, LoadProgress, LoadRequest
 from ...protos.model import Event, ModelInfo, StoredCapture, Tokenized, TokenizeRequest
-from ...protos.operations import BY_CALL, OPERATIONS, Operation
+from ...protos.operations import BY_CALL, COMPUTED, Operation
 from ...protos.saes import LoadSaeRequest, SaeInfo, SaePart, SaeReceived
 from ...protos.service import InferenceRequest
 from ...protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
@@ -42,8 +42,6 @@ from .workers import Worker
 __all__ = ["Gateway"]
 
 log = logging.getLogger(__name__)
-
-_COMPUTED = {operation.request: operation for operation in OPERATIONS if operation.counted}
 
 UPKEEP_S = 5.0
 SWEEP_S = 0.5
@@ -195,7 +193,7 @@ class Gateway:
 
     def generate(self, request: InferenceRequest) -> AsyncIterator[list[Event]]:
         """See Operations."""
-        return _decoded(self.streams.stream(_COMPUTED[type(request)], to_proto(request).SerializeToString()))
+        return _decoded(self.streams.stream(COMPUTED[type(request)], to_proto(request).SerializeToString()))
 
     run = gradients = sweep = generate
 
@@ -214,16 +212,16 @@ class Gateway:
     # ---- weights and captures ----
 
     async def weight_names(self, model: str) -> dict[str, tuple[int, ...]]:
-        request = pb.WeightsRequest(model=model).SerializeToString()
-        async with closing(self.streams.stream(BY_CALL["weights"], request)) as chunks:
-            parsed = [pb.WeightChunk.FromString(chunk) async for chunk in chunks]
-        return {chunk.name: tuple(chunk.shape) for chunk in parsed}
+        return {chunk.name: tuple(chunk.shape) for chunk in await self._chunks(model)}
 
     async def weights(self, name: str, model: str) -> Tensor:
+        chunks = await self._chunks(model, name)
+        return Tensor(chunks[0].dtype, tuple(chunks[0].shape), b"".join(chunk.data for chunk in chunks))
+
+    async def _chunks(self, model: str, name: str = "") -> list[pb.WeightChunk]:
         request = pb.WeightsRequest(model=model, name=name).SerializeToString()
         async with closing(self.streams.stream(BY_CALL["weights"], request)) as chunks:
-            parsed = [pb.WeightChunk.FromString(chunk) async for chunk in chunks]
-        return Tensor(parsed[0].dtype, tuple(parsed[0].shape), b"".join(chunk.data for chunk in parsed))
+            return [pb.WeightChunk.FromString(chunk) async for chunk in chunks]
 
     async def captures(self, model: str) -> list[StoredCapture]:
         return self.store.list(self.policy.check("Captures.List").user.name, model)

@@ -11,70 +11,107 @@ from typing import Any
 from ...protos.activity import ActivityReport, ModelActivity, WorkerStatus
 from ...protos.errors import Unsupported
 from ...protos.model import ModelInfo, StoredCapture, Tokenized, TokenizeRequest
-from ...protos.saes import SaeInfo, SaePart, SaeReceived
+from ...protos.saes import LoadSaeRequest, SaeInfo, SaePart, SaeReceived
 from ...protos.sessions import Session
+from ...protos.tensors import Array, Tensor
 from ..auth.callers import Caller
 from .model import LocalModel
 
 __all__ = ["FUNCTIONS"]
 
 
-def models(model: LocalModel, caller: Caller) -> list[ModelInfo]:
-    return [model.info]
+def models(here: LocalModel, caller: Caller) -> list[ModelInfo]:
+    """The one there is."""
+    return [here.info]
 
 
-def describe(model: LocalModel, caller: Caller, name: str) -> ModelInfo:
-    model.check_model(name)
-    return model.info
+def describe(here: LocalModel, caller: Caller, model: str = "") -> ModelInfo:
+    """What it offers."""
+    here.check_model(model)
+    return here.info
 
 
-def tokenize(model: LocalModel, caller: Caller, request: TokenizeRequest) -> Tokenized:
-    return model.tokenize(request)
+def tokenize(here: LocalModel, caller: Caller, request: TokenizeRequest) -> Tokenized:
+    """Token ids and texts of an input."""
+    return here.tokenize(request)
 
 
-def captures(model: LocalModel, caller: Caller, name: str) -> list[StoredCapture]:
-    model.check_model(name)
-    return model.store.list(caller.user.name)
+def weight_names(here: LocalModel, caller: Caller, model: str = "") -> dict[str, tuple[int, ...]]:
+    """Every weight's name and shape."""
+    here.check_model(model)
+    return dict(here.backend.weight_names())
 
 
-def delete_capture(model: LocalModel, caller: Caller, capture_id: str, name: str) -> None:
-    model.check_model(name)
-    model.store.delete(caller.user.name, capture_id)
+def weights(here: LocalModel, caller: Caller, name: str, model: str = "") -> Array:
+    """One weight."""
+    here.check_model(model)
+    return here.backend.weight(name)
 
 
-def send_sae(model: LocalModel, caller: Caller, part: SaePart) -> SaeReceived:
-    return model.saes.receive(caller.user, part)
+def captures(here: LocalModel, caller: Caller, model: str = "") -> list[StoredCapture]:
+    """The caller's."""
+    here.check_model(model)
+    return here.store.list(caller.user.name, model)
 
 
-def saes(model: LocalModel, caller: Caller, name: str) -> list[SaeInfo]:
-    model.check_model(name)
-    return model.saes.list(caller.user, model.info.id)
+def stored(here: LocalModel, caller: Caller, capture_id: str, model: str = "") -> tuple[StoredCapture, Tensor]:
+    """One of the caller's captures."""
+    here.check_model(model)
+    return here.store.get_item(caller.user.name, capture_id)
 
 
-def unload_sae(model: LocalModel, caller: Caller, sae: str, name: str) -> None:
-    model.check_model(name)
-    model.saes.delete(caller.user, sae, model.info.id)
+def delete_capture(here: LocalModel, caller: Caller, capture_id: str, model: str = "") -> None:
+    """Forget one of the caller's captures."""
+    here.check_model(model)
+    here.store.delete(caller.user.name, capture_id)
 
 
-def session(model: LocalModel, caller: Caller, session_id: str) -> Session:
-    return model.sessions.get(caller.user.name, session_id)
+def load_sae(here: LocalModel, caller: Caller, request: LoadSaeRequest) -> SaeInfo:
+    """Load an SAE onto a site."""
+    return here.load_sae(request, caller)
 
 
-def put_session(model: LocalModel, caller: Caller, session: Session) -> None:
-    model.put_session(session, caller)
+def send_sae(here: LocalModel, caller: Caller, part: SaePart) -> SaeReceived:
+    """Keep a part of an SAE's weights."""
+    return here.saes.receive(caller.user, part)
 
 
-def drop_session(model: LocalModel, caller: Caller, session_id: str) -> None:
-    model.sessions.drop(caller.user.name, session_id)
+def saes(here: LocalModel, caller: Caller, model: str = "") -> list[SaeInfo]:
+    """The caller's, and shared ones."""
+    here.check_model(model)
+    return here.saes.list(caller.user, model)
 
 
-def status(model: LocalModel, caller: Caller) -> WorkerStatus:
-    return model.status()
+def unload_sae(here: LocalModel, caller: Caller, name: str, model: str = "") -> None:
+    """Forget an SAE; requests that run with it go on."""
+    here.check_model(model)
+    here.saes.delete(caller.user, name, model)
 
 
-def activity(model: LocalModel, caller: Caller) -> ActivityReport:
-    info = model.info
-    return ActivityReport((ModelActivity(info.id, "ready", info.backend, info.device, status=model.status()),))
+def session(here: LocalModel, caller: Caller, session_id: str) -> Session:
+    """A session as the worker has it."""
+    return here.sessions.get(caller.user.name, session_id)
+
+
+def put_session(here: LocalModel, caller: Caller, session: Session) -> None:
+    """Take a session's new revision in."""
+    here.put_session(session, caller)
+
+
+def drop_session(here: LocalModel, caller: Caller, session_id: str) -> None:
+    """Forget a session."""
+    here.sessions.drop(caller.user.name, session_id)
+
+
+def status(here: LocalModel, caller: Caller) -> WorkerStatus:
+    """The engine and the queue as they are now."""
+    return here.status()
+
+
+def activity(here: LocalModel, caller: Caller) -> ActivityReport:
+    """The model's part; requests are listed by the gateway."""
+    info = here.info
+    return ActivityReport((ModelActivity(info.id, "ready", info.backend, info.device, status=here.status()),))
 
 
 def _elsewhere(why: str) -> Callable[..., Any]:

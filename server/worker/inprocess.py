@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from ...backends.checkpoints import resolve_model
-from ...protos.activity import ActivityReport, ModelActivity
 from ...protos.errors import Unsupported
-from ...protos.gradients import GradientsRequest
 from ...protos.loading import HealthReport, LoadProgress, LoadRequest
-from ...protos.model import Event, GenerateRequest, ModelInfo, RunRequest, StoredCapture, Tokenized, TokenizeRequest
+from ...protos.model import Event
 from ...protos.operations import Operation
-from ...protos.saes import LoadSaeRequest, SaeInfo, SaePart, SaeReceived
 from ...protos.service import InferenceRequest
 from ...protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
-from ...protos.sweeps import SweepRequest
 from ...protos.tensors import Array
-from ..auth.callers import local_caller
+from ..auth.callers import Caller, local_caller
 from ..auth.users import LOCAL
 from ..config import WorkerConfig
 from ..state.sessions import SessionStore
-from .functions import FUNCTIONS
+from . import functions
 from .model import LocalModel
 from .output.sinks import QueueSink
 
 __all__ = ["InProcessService"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class _Answer(Iterator[Event]):
@@ -45,6 +45,18 @@ class _Answer(Iterator[Event]):
             self._events.close()
         except ValueError:  # another thread is inside: when it comes out, it cancels the request itself
             self._sink.end(None)
+
+
+def _answers(
+    function: Callable[Concatenate[LocalModel, Caller, P], T],
+) -> Callable[Concatenate[InProcessService, P], T]:
+    """What a function of functions.py answers, as a method."""
+
+    @functools.wraps(function)
+    def method(self: InProcessService, /, *args: P.args, **named: P.kwargs) -> T:
+        return function(self._model, local_caller(), *args, **named)  # pyright: ignore[reportPrivateUsage] - it is its method
+
+    return method
 
 
 class InProcessService:
@@ -77,30 +89,23 @@ class InProcessService:
         finally:
             self._model.scheduler.cancel(job)
 
-    def generate(self, request: GenerateRequest) -> Iterator[Event]:
-        """See Service."""
-        return self._stream(request)
+    generate = run = gradients = sweep = _stream
+    models = _answers(functions.models)
+    describe = _answers(functions.describe)
+    tokenize = _answers(functions.tokenize)
+    weights = _answers(functions.weights)
+    weight_names = _answers(functions.weight_names)
+    captures = _answers(functions.captures)
+    delete_capture = _answers(functions.delete_capture)
+    load_sae = _answers(functions.load_sae)
+    send_sae = _answers(functions.send_sae)
+    saes = _answers(functions.saes)
+    unload_sae = _answers(functions.unload_sae)
+    activity = _answers(functions.activity)
 
-    def gradients(self, request: GradientsRequest) -> Iterator[Event]:
+    def capture(self, capture_id: str, model: str = "") -> Array:
         """See Service."""
-        return self._stream(request)
-
-    def sweep(self, request: SweepRequest) -> Iterator[Event]:
-        """See Service."""
-        return self._stream(request)
-
-    def run(self, request: RunRequest) -> Iterator[Event]:
-        """See Service."""
-        return self._stream(request)
-
-    def models(self) -> list[ModelInfo]:
-        """See Service."""
-        return [self._model.info]
-
-    def describe(self, model: str = "") -> ModelInfo:
-        """See Service."""
-        self._model.check_model(model)
-        return self._model.info
+        return functions.stored(self._model, local_caller(), capture_id, model)[1].numpy()
 
     def load(self, request: LoadRequest) -> Iterator[LoadProgress]:
         """In process there is one model."""
@@ -109,48 +114,6 @@ class InProcessService:
     def unload(self, model: str) -> None:
         """In process there is one model."""
         raise Unsupported("this service holds one model; close it instead")
-
-    def tokenize(self, request: TokenizeRequest) -> Tokenized:
-        """See Service."""
-        return self._model.tokenize(request)
-
-    def weights(self, name: str, model: str = "") -> Array:
-        """See Service."""
-        self._model.check_model(model)
-        return self._model.backend.weight(name)
-
-    def weight_names(self, model: str = "") -> dict[str, tuple[int, ...]]:
-        """See Service."""
-        self._model.check_model(model)
-        return dict(self._model.backend.weight_names())
-
-    def captures(self, model: str = "") -> list[StoredCapture]:
-        """See Service."""
-        return self._model.store.list(LOCAL.name, model)
-
-    def capture(self, capture_id: str, model: str = "") -> Array:
-        """See Service."""
-        return self._model.store.get_item(LOCAL.name, capture_id)[1].numpy()
-
-    def delete_capture(self, capture_id: str, model: str = "") -> None:
-        """See Service."""
-        self._model.store.delete(LOCAL.name, capture_id)
-
-    def load_sae(self, request: LoadSaeRequest) -> SaeInfo:
-        """See Service."""
-        return self._model.load_sae(request, local_caller())
-
-    def send_sae(self, part: SaePart) -> SaeReceived:
-        """See Service."""
-        return self._model.saes.receive(LOCAL, part)
-
-    def saes(self, model: str = "") -> list[SaeInfo]:
-        """See Service."""
-        return self._model.saes.list(LOCAL, model)
-
-    def unload_sae(self, name: str, model: str = "") -> None:
-        """See Service."""
-        self._model.saes.delete(LOCAL, name, model)
 
     def create_session(self, request: CreateSessionRequest) -> Session:
         """See Service."""
@@ -182,20 +145,13 @@ class InProcessService:
             self._sessions.delete(LOCAL.name, session_id)
             self._model.sessions.drop(LOCAL.name, session_id)
 
-    def activity(self) -> ActivityReport:
-        """See Service; requests are not listed in process."""
-        info = self._model.info
-        return ActivityReport(
-            (ModelActivity(info.id, "ready", info.backend, info.device, status=self._model.status()),)
-        )
-
     def health(self) -> HealthReport:
         """A real forward."""
         return self._model.probe()
 
     def other(self, operation: Operation, *args: Any) -> Any:
         """An operation that takes a function of functions.py and nothing more."""
-        return FUNCTIONS[operation.call](self._model, local_caller(), *args)
+        return functions.FUNCTIONS[operation.call](self._model, local_caller(), *args)
 
     def close(self) -> None:
         """Let go of the model."""

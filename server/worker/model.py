@@ -16,13 +16,7 @@ from ...protos.activity import WorkerStatus
 from ...protos.errors import InvalidArgument, NotFound, ProbewireError
 from ...protos.gradients import GradientsRequest
 from ...protos.loading import HealthReport
-from ...protos.model import (
-    Input,
-    ModelInfo,
-    RunRequest,
-    Tokenized,
-    TokenizeRequest,
-)
+from ...protos.model import Input, ModelInfo, RunRequest, Tokenized, TokenizeRequest
 from ...protos.saes import LoadSaeRequest, SaeInfo
 from ...protos.service import InferenceRequest
 from ...protos.sessions import Session

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from ...backends import free_bytes
 from ...backends.checkpoints import resolve_model
@@ -19,9 +19,9 @@ from ...protos.operations import Operation
 from ...protos.saes import LoadSaeRequest, SaeInfo
 from ...protos.service import InferenceRequest
 from ...protos.tensors import Tensor
-from ..auth.callers import current_caller
+from ..auth.callers import Caller, current_caller
 from ..config import WorkerConfig
-from .functions import FUNCTIONS
+from . import functions
 from .model import LocalModel
 from .output.delivery import Job
 from .output.sinks import AsyncSink
@@ -29,6 +29,9 @@ from .output.sinks import AsyncSink
 __all__ = ["LocalOperations"]
 
 LAST_WORDS_S = 0.5
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class LocalOperations:
@@ -90,27 +93,29 @@ class LocalOperations:
 
     async def weight_names(self, model: str) -> dict[str, tuple[int, ...]]:
         """See Operations."""
-        self._model.check_model(model)
-        return dict(self._model.backend.weight_names())
+        return functions.weight_names(self._model, current_caller(), model)
 
     async def weights(self, name: str, model: str) -> Tensor:
         """See Operations."""
-        self._model.check_model(model)
-        return Tensor.of(await asyncio.to_thread(self._model.backend.weight, name))
+        return Tensor.of(await self._in_thread(functions.weights, name, model))
 
     async def capture(self, capture_id: str, model: str) -> tuple[StoredCapture, Tensor]:
         """See Operations."""
-        self._model.check_model(model)
-        return await asyncio.to_thread(self._model.store.get_item, current_caller().user.name, capture_id)
+        return await self._in_thread(functions.stored, capture_id, model)
 
     async def load_sae(self, request: LoadSaeRequest) -> SaeInfo:
         """See Operations."""
         async with self._one_load:  # each holds an SAE twice, and threads that requests are checked on
-            return await asyncio.to_thread(self._model.load_sae, request, current_caller())
+            return await self._in_thread(functions.load_sae, request)
 
     async def other(self, operation: Operation, *args: Any) -> Any:
         """All that takes a function of functions.py and nothing more."""
-        return await asyncio.to_thread(FUNCTIONS[operation.call], self._model, current_caller(), *args)
+        return await self._in_thread(functions.FUNCTIONS[operation.call], *args)
+
+    async def _in_thread(
+        self, function: Callable[Concatenate[LocalModel, Caller, P], T], *args: P.args, **named: P.kwargs
+    ) -> T:
+        return await asyncio.to_thread(function, self._model, current_caller(), *args, **named)
 
     async def health(self) -> HealthReport:
         """A real forward."""

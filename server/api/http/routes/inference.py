@@ -2,42 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from .....protos.errors import InvalidArgument
-from .....protos.gradients import GradientsRequest
 from .....protos.metrics import Measured, Target
-from .....protos.model import (
-    Event,
-    Finished,
-    GenerateRequest,
-    Input,
-    Revised,
-    RunRequest,
-    Started,
-    TensorFrame,
-    Token,
-)
+from .....protos.model import Event, Finished, Input, Revised, Started, TensorFrame, Token
+from .....protos.operations import COMPUTED, Operation
+from .....protos.service import InferenceRequest
 from .....protos.spec import Hook
 from .....protos.sweeps import SweepRequest
+from ....service import compute
 from ..answer import Answer
 from ..body import offload, parsed, read_object
 from ..context import Face, body_doc, content, ok
 from ..errors import JsonResponse
-from ..fields import brief
+from ..fields import Fields
 from ..formats import NDJSON, PROTOBUF, STREAMS, Delimited, Format, JsonLines, ServerSentEvents, chosen_format
 from ..schema import Schema, object_schema
 from ..stream import Encoding, StreamResponse, Watched, begun, gathered, step_bytes
 from ..tensors import Style, style_of
 
 __all__ = ["inference_router"]
-
-RequestT = TypeVar("RequestT", GenerateRequest, RunRequest, GradientsRequest, SweepRequest)
 
 _INPUT_FIELDS = ("text", "messages", "token_ids")
 
@@ -53,52 +43,32 @@ class _Options:
 def inference_router(face: Face) -> APIRouter:
     """The operations that run a model."""
     router = APIRouter(tags=["inference"])
-    operations = face.operations
-
-    def serve(
-        name: str, cls: type[RequestT], start: Callable[[RequestT], AsyncIterator[list[Event]]], told: str
-    ) -> None:
-        async def answer(request: Request) -> Response:
-            value, options = await _decoded(request, face, cls)
-            return await _answered(request, Watched(start(value), value.inputs), options)
-
-        answer.__name__ = name  # OpenAPI names the operation after it
+    for cls, row in COMPUTED.items():
         schema = body_doc(_body_schema(face, cls))
-        router.post(f"/v1/{name}", summary=told, openapi_extra=schema, responses=_answers(face))(answer)
-
-    serve("generate", GenerateRequest, operations.generate, "Sample a continuation, reading and editing on the way")
-    serve("run", RunRequest, operations.run, "One forward pass, reading and editing on the way")
-    serve(
-        "gradients",
-        GradientsRequest,
-        operations.gradients,
-        "Gradients of a metric at any sites, under the rules of a linearised backward pass",
-    )
-    serve("sweep", SweepRequest, operations.sweep, "What each of many plans does to a metric")
+        serve = _serving(face, row, cls)
+        route = router.post(
+            f"/v1/{row.call}", name=row.call, summary=row.summary, openapi_extra=schema, responses=_answers(face)
+        )
+        route(serve)
     return router
 
 
-async def _decoded(request: Request, face: Face, cls: type[RequestT]) -> tuple[RequestT, _Options]:
+def _serving(face: Face, row: Operation, cls: type[InferenceRequest]) -> Callable[[Request], Awaitable[Response]]:
+    async def serve(request: Request) -> Response:
+        value, options = await _decoded(request, face, cls)
+        return await _answered(request, Watched(compute(face.operations, row, value), value.inputs), options)
+
+    return serve
+
+
+async def _decoded(request: Request, face: Face, cls: type[InferenceRequest]) -> tuple[InferenceRequest, _Options]:
     body, size = await read_object(request, face.max_body_bytes)
+    how = Fields({name: body.pop(name) for name in ("format", "stream") if name in body})
     options = _Options(
-        chosen_format(request.headers.get("accept", ""), _string(body, "format"), _boolean(body, "stream")),
+        chosen_format(request.headers.get("accept", ""), how.optional("format", str), how.optional("stream", bool)),
         style_of(body.pop("tensors", None)),
     )
     return await offload(size, parsed, cls, _long_form(body, "base" if cls is SweepRequest else "plan")), options
-
-
-def _string(body: dict[str, Any], name: str) -> str | None:
-    value = body.pop(name, None)
-    if value is not None and not isinstance(value, str):
-        raise InvalidArgument(f"{name} must be a string, got {brief(value)}")
-    return value
-
-
-def _boolean(body: dict[str, Any], name: str) -> bool | None:
-    value = body.pop(name, None)
-    if value is not None and not isinstance(value, bool):
-        raise InvalidArgument(f"{name} must be true or false, got {brief(value)}")
-    return value
 
 
 def _long_form(body: dict[str, Any], plan: str) -> dict[str, Any]:

@@ -30,10 +30,10 @@ _DONE = {"Delete": "deleted", "Unload": "unloaded"}
 
 
 def regular_router(face: Face) -> APIRouter:
-    """One route for each row that has a summary."""
+    """One route for each row that has a summary; those that compute are in inference.py."""
     router = APIRouter()
     for row in BY_NAME.values():
-        if row.summary:
+        if row.summary and not row.counted:
             verb, _, path = row.route.partition(" ")
             tag = row.name.partition(".")[0].lower()
             router.add_api_route(
@@ -61,7 +61,7 @@ def _serving(face: Face, row: Operation, verb: str, in_path: list[str]) -> Calla
         found = await unless_gone(request.receive, face.ask(row.call, *asked))
         return JsonResponse(_told(row, found))
 
-    serve.__signature__ = Signature(  # pyright: ignore[reportFunctionMemberAccess] - FastAPI reads it
+    serve.__signature__ = Signature(  # FastAPI reads it
         [
             Parameter("request", Parameter.POSITIONAL_OR_KEYWORD, annotation=Request),
             *(Parameter(name, Parameter.KEYWORD_ONLY, annotation=str) for name in in_path),
