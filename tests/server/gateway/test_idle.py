@@ -117,6 +117,10 @@ def test_whoever_woke_it_is_served_before_it_may_sleep_again(monkeypatch: pytest
 def test_one_that_dies_in_the_moment_in_which_it_falls_asleep_only_sleeps() -> None:
     async def scenario(it: Gateway, server: Served, worker: Worker) -> None:
         assert worker._process is not None
+        before_s = worker._watch.age_s
+        while worker._watch.age_s >= before_s:  # a probe under way would be the first to know
+            before_s = worker._watch.age_s
+            await asyncio.sleep(0)
         os.kill(worker.pid or 0, signal.SIGKILL)
         await worker._process.ended.wait()
         worker.sleep()  # its life has not heard of the death yet
