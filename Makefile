@@ -19,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help dev protos link check test test-all demo bench pull clean
+.PHONY: help dev protos link check test test-all coverage docs demo bench pull clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -44,11 +44,12 @@ protos: dev link ## regenerate the gRPC stubs from protos/*.proto
 	$(PY) -m grpc_tools.protoc -I probewire/protos=protos --plugin=protoc-gen-mypy_grpc=$(VENV)/bin/protoc-gen-mypy_grpc \
 		--python_out=$(LINK) --pyi_out=$(LINK) --grpc_python_out=$(LINK) --mypy_grpc_out=quiet:$(LINK) protos/*.proto
 
-check: dev link ## ruff, format, pyright strict, stale stubs, import arrows, the Dockerfile's lint
+check: dev link docs ## ruff, format, pyright strict, stale stubs, arrows, circles, docs' links and commands, the Dockerfile's lint
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m pyright
-	$(PY) -m pytest --quiet tests/house/test_stubs.py tests/house/test_arrows.py
+	$(PY) -m pytest --quiet tests/house/test_stubs.py tests/house/test_arrows.py tests/house/test_circles.py
+	$(PY) -m pytest --quiet tests/clients/test_other_pages.py -k command
 	$(VENV)/bin/hadolint Dockerfile
 
 # A file stays in one process, so that its servers are started once; each process takes about 1 GB.
@@ -62,6 +63,14 @@ test: dev ## the default tests: torch and MLX on the CPU, the default model
 
 test-all: dev ## every test, the slow ones too, and those for CUDA where there is one
 	$(PY) -m pytest -m "$$($(PY) -c 'import torch; print("" if torch.cuda.is_available() else "not cuda")')" $(PARALLEL) $(PYTEST_ARGS)
+
+coverage: dev ## the default tests, and which lines they reach (half as long again; not part of test for that)
+	COVERAGE_CORE=$$($(PY) -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")') \
+		$(PY) -m pytest $(PARALLEL) --cov=probewire --cov-report=term:skip-covered --cov-report=html:build/coverage $(PYTEST_ARGS)
+
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: dev ## build/docs/site from docs/ and the docstrings; fails on a broken link
+	$(PY) docs/site/build.py
 
 demo: dev ## start a server with the default model and use it: capture, steer, patch
 	$(PY) examples/demo.py

@@ -1,6 +1,6 @@
 """Servers of one 512 × 4096 bfloat16 tensor, a child process each: python wire_servers.py ours|sync|aio|json.
 
-`ours` is probewire's own gRPC face over a stand-in that makes its frame from an array for every request. `sync` and
+`ours` is probewire's own gRPC API over a stand-in that makes its frame from an array for every request. `sync` and
 `aio` stream the same bytes, ready made, in messages of 1 MiB. `json` writes nested lists, as most servers do.
 """
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import suppress
-from types import TracebackType
 from typing import Any, Self
 
 from ..protos.errors import NotFound, ProbewireError
@@ -42,9 +41,7 @@ class AsyncLiveSession(SessionView):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
         with suppress(NotFound if error is None else ProbewireError):  # never in place of the error that ends the block
             await self.delete()
 
@@ -67,8 +64,6 @@ class NewSession:
     async def __aenter__(self) -> AsyncLiveSession:
         return await self._make()
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
         if self._made is not None:
             await self._made.__aexit__(kind, error, trace)

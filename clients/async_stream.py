@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Generator
-from types import TracebackType
 from typing import Any, Self
 
 from ..protos.errors import FailedPrecondition
@@ -60,9 +59,7 @@ class AsyncStream(StreamView):
     async def __aenter__(self) -> Self:
         return await self._begun()
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def close(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from types import TracebackType
 from typing import Self
 
 from ..protos.errors import NotFound, ProbewireError
@@ -120,9 +119,7 @@ class LiveSession(SessionView):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         with suppress(NotFound if error is None else ProbewireError):  # never in place of the error that ends the block
             self.delete()
 

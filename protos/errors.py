@@ -39,7 +39,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """How one code looks on each face."""
+    """How one code looks on each API."""
 
     grpc: int
     """Numeric gRPC status code."""
@@ -48,7 +48,7 @@ class Status:
 
 
 class Code(Enum):
-    """Why a request failed, the same on every face."""
+    """Why a request failed, the same on every API."""
 
     CANCELLED = Status(grpc=1, http=499)
     INVALID_ARGUMENT = Status(grpc=3, http=422)

@@ -20,7 +20,7 @@ from ..protos.wire.codec import from_json, parse, to_json
 from .grpc_answer import write
 from .service import Answering
 
-__all__ = ["REPORT_KEY", "HealthFace", "report_of"]
+__all__ = ["REPORT_KEY", "HealthApi", "report_of"]
 
 REPORT_KEY = "health-report-bin"
 
@@ -31,7 +31,7 @@ _Check = health_pb2.HealthCheckRequest
 _Answer = health_pb2.HealthCheckResponse
 
 
-class HealthFace:
+class HealthApi:
     """Check and Watch. `services` are the names that stand for the whole server."""
 
     def __init__(self, operations: Answering, services: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""What a model is called: `[ID=]MODEL[@BACKEND]`, the same for the command line and for every face."""
+"""What a model is called: `[ID=]MODEL[@BACKEND]`, the same for the command line and for every API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The operations of the server, free of transport. The faces (gRPC, REST, OpenAI, NeuroScope) only decode, call, encode.
+"""The operations of the server, free of transport. The APIs (gRPC, REST, OpenAI, NeuroScope) only decode, call, encode.
 
 Two things implement `Operations`: `LocalOperations` inside a worker, over one model, and `Gateway`, over all workers.
 """
@@ -39,7 +39,7 @@ def compute(operations: Answering, operation: Operation, request: InferenceReque
 
 
 class Operations(Answering, Protocol):
-    """What is more than a message there and a message back, for the faces to call as it is.
+    """What is more than a message there and a message back, for the APIs to call as it is.
 
     Every method raises ProbewireError and nothing else. Closing an event iterator cancels the request.
     """

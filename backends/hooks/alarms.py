@@ -14,14 +14,14 @@ from ...protos.sites import Site
 from ...protos.tensors import Array
 
 if TYPE_CHECKING:
-    from .slot import Slot
+    from .row_span import RowSpan
 
 __all__ = ["Alarms", "beyond", "no_key_left"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Alarm:
-    slot: Slot
+    slot: RowSpan
     positions: NDArray[np.int64]
     wrong: Any
     """[row], bool."""
@@ -35,11 +35,13 @@ class Alarms:
     def __init__(self) -> None:
         self.alarms: list[_Alarm] = []
 
-    def add(self, slot: Slot, positions: NDArray[np.int64], wrong: Any, error: Callable[[int], ProbewireError]) -> None:
+    def add(
+        self, slot: RowSpan, positions: NDArray[np.int64], wrong: Any, error: Callable[[int], ProbewireError]
+    ) -> None:
         """Fail the slot, once the forward is read, where any of `wrong` ([row], bool, on the device) is true."""
         self.alarms.append(_Alarm(slot, positions, wrong, error))
 
-    def part(self, slots: Collection[Slot]) -> Alarms:
+    def part(self, slots: Collection[RowSpan]) -> Alarms:
         """Those of some sequences."""
         part = Alarms()
         part.alarms = [alarm for alarm in self.alarms if alarm.slot in slots]

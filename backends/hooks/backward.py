@@ -18,8 +18,8 @@ from ..model.sites import Family
 from ..ops import Ops
 from .bound import BoundBackward, BoundPlan
 from .metrics import BoundMetric, measure_coordinate
+from .row_span import RowSpan
 from .rules import gated
-from .slot import Slot
 
 __all__ = ["Backward", "StopForward", "rules_of", "without_gradient"]
 
@@ -47,7 +47,7 @@ class Backward(ABC):
         self,
         ops: Ops,
         how: BoundBackward,
-        slots: SequenceOf[Slot],
+        slots: SequenceOf[RowSpan],
         info: ModelInfo,
         activation: str,
         metrics: SequenceOf[BoundMetric] | None = None,
@@ -119,7 +119,7 @@ class Backward(ABC):
             return self._on_path(value)
         return value
 
-    def leave(self, site: Site, value: Any, *, in_place: bool = False, slot: Slot | None = None) -> Any:
+    def leave(self, site: Site, value: Any, *, in_place: bool = False, slot: RowSpan | None = None) -> Any:
         """After them. `slot`: at attn_*, whose rows a backend computes one sequence at a time."""
         if site in self.wanted or site in self.targets:
             value = self._watch(site, -1 if slot is None else self._index(slot), value, in_place=in_place)
@@ -137,7 +137,7 @@ class Backward(ABC):
             return self._cut(site, value) if self.shared else self._blocked(site, value)
         return value
 
-    def _index(self, slot: Slot) -> int:
+    def _index(self, slot: RowSpan) -> int:
         return next(i for i, own in enumerate(self.slots) if own is slot)
 
     def _blocked(self, site: Site, value: Any) -> Any:

@@ -109,12 +109,12 @@ class Backend(Protocol):
         """One forward and one backward over several sequences at once, whose `backward` is of one kind."""
         ...
 
-    def trunk(self, base: Sequence) -> Any:
+    def shared_prefix(self, base: Sequence) -> Any:
         """Run the input of a sweep once, and keep what its variants can share."""
         ...
 
-    def sweep(self, variants: SequenceOf[Sequence], trunk: Any | None) -> list[StepResult]:
-        """Measure several variants of one input; with its trunk, only from where their edits begin."""
+    def sweep(self, variants: SequenceOf[Sequence], prefix: Any | None) -> list[StepResult]:
+        """Measure several variants of one input; with its prefix, only from where their edits begin."""
         ...
 
     def weight_names(self) -> Mapping[str, tuple[int, ...]]:

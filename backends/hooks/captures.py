@@ -23,14 +23,14 @@ from .latent_reads import LatentReads
 from .sequence import Rows
 
 if TYPE_CHECKING:
-    from .slot import Slot
+    from .row_span import RowSpan
 
 __all__ = ["Collector", "flush_reductions"]
 
 
 @dataclass(eq=False, slots=True)
 class _Entry:
-    slot: Slot
+    slot: RowSpan
     bound: BoundHook
     index: int
     site: Site
@@ -45,7 +45,7 @@ class _Entry:
 class _Whole:
     """Tensors of one shape and dtype, a site each, that the same sequences take their rows of."""
 
-    sites: list[dict[Slot, Site]] = field(default_factory=list["dict[Slot, Site]"])
+    sites: list[dict[RowSpan, Site]] = field(default_factory=list["dict[RowSpan, Site]"])
     """What each sequence calls each of them."""
     values: list[Any] = field(default_factory=list[Any])
     stacked: Any = None
@@ -78,14 +78,14 @@ class Collector:
         self.whole: dict[tuple[Any, ...], _Whole] = {}
         """By (selections, shape, dtype)."""
 
-    def add_whole(self, value: Any, selections: list[tuple[Slot, BoundHook, Site]]) -> None:
+    def add_whole(self, value: Any, selections: list[tuple[RowSpan, BoundHook, Site]]) -> None:
         """Take all rows of several sequences at once; they are parted on the host."""
         who = tuple((slot, bound) for slot, bound, _ in selections)
         whole = self.whole.setdefault((who, tuple(value.shape), value.dtype), _Whole())
         whole.sites.append({slot: site for slot, _, site in selections})
         whole.values.append(value)
 
-    def part(self, slots: Collection[Slot]) -> Collector:
+    def part(self, slots: Collection[RowSpan]) -> Collector:
         """What some sequences captured, and nothing of the others."""
         part = Collector(self.ops)
         part.alarms = self.alarms.part(slots)
@@ -98,7 +98,7 @@ class Collector:
 
     def add(
         self,
-        slot: Slot,
+        slot: RowSpan,
         bound: BoundHook,
         index: int,
         site: Site,
@@ -128,7 +128,7 @@ class Collector:
 
     def _enter(
         self,
-        slot: Slot,
+        slot: RowSpan,
         bound: BoundHook,
         index: int,
         site: Site,
@@ -174,7 +174,7 @@ class Collector:
 
     def _next_logprob(
         self,
-        slot: Slot,
+        slot: RowSpan,
         bound: BoundHook,
         index: int,
         site: Site,
@@ -203,13 +203,13 @@ class Collector:
         whole = [whole.tensor(self.ops) for whole in self.whole.values()]
         return [*whole, *self.together.device_tensors(), *entries, *self.alarms.device_tensors()]
 
-    def finish(self) -> dict[Slot, list[Rows]]:
+    def finish(self) -> dict[RowSpan, list[Rows]]:
         """Move everything to the host; rows of the same hook and positions are stacked over sites."""
         host = iter(self.ops.to_host(self.device_tensors()))
         out = self._parted(host)
         for slot, rows in self.together.finish(host).items():
             out.setdefault(slot, []).extend(rows)
-        grouped: dict[tuple[Slot, int, str, tuple[int, ...]], list[tuple[_Entry, Array]]] = {}
+        grouped: dict[tuple[RowSpan, int, str, tuple[int, ...]], list[tuple[_Entry, Array]]] = {}
         for entry in self.entries:
             arrays = {name: next(host) for name in entry.parts}
             keep = None if entry.mask is None else next(host).astype(bool)
@@ -229,8 +229,8 @@ class Collector:
             out.setdefault(slot, []).extend(rows)
         return out
 
-    def _parted(self, host: Iterator[Array]) -> dict[Slot, list[Rows]]:
-        out: dict[Slot, list[Rows]] = {}
+    def _parted(self, host: Iterator[Array]) -> dict[RowSpan, list[Rows]]:
+        out: dict[RowSpan, list[Rows]] = {}
         for (selections, _, _), whole in self.whole.items():
             stacked = next(host)
             for slot, bound in selections:
@@ -241,9 +241,9 @@ class Collector:
         return out
 
     def _stacked(
-        self, grouped: dict[tuple[Slot, int, str, tuple[int, ...]], list[tuple[_Entry, Array]]]
-    ) -> dict[Slot, list[Rows]]:
-        out: dict[Slot, list[Rows]] = {}
+        self, grouped: dict[tuple[RowSpan, int, str, tuple[int, ...]], list[tuple[_Entry, Array]]]
+    ) -> dict[RowSpan, list[Rows]]:
+        out: dict[RowSpan, list[Rows]] = {}
         for (slot, hook, part, positions), found in grouped.items():
             values = np.stack([array for _, array in found]) if len(found) > 1 else found[0][1][None]
             if found[0][0].site.name in ATTENTION_SITES:

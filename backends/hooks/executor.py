@@ -27,8 +27,8 @@ from .edits import Edits
 from .errors import as_error
 from .latent_reads import RowSelection
 from .points import Point, Points, View
+from .row_span import RowSpan
 from .sequence import Rows
-from .slot import Slot
 
 if TYPE_CHECKING:
     from .backward import Backward
@@ -44,7 +44,7 @@ class Executor:
         self.points: Points
         """Set once the model has been looked at."""
         self.edits = Edits(ops)
-        self.slots: list[Slot] = []
+        self.slots: list[RowSpan] = []
         self.asked: set[Point] = set()
         """Points that some sequence of this forward asks for: asked at every one of every layer, so kept."""
         self.reached: Counter[Point] = Counter()
@@ -59,7 +59,7 @@ class Executor:
         self.hook_s = 0.0
         """Seconds spent in `tap` since the start."""
 
-    def begin(self, slots: SequenceOf[Slot], layout: tuple[int, int], backward: Backward | None = None) -> None:
+    def begin(self, slots: SequenceOf[RowSpan], layout: tuple[int, int], backward: Backward | None = None) -> None:
         """Start a forward over [batch, row, …] tensors of the given layout."""
         self.layout, self.backward = layout, backward
         self.slots = [slot for slot in slots if slot.plan.at]
@@ -77,7 +77,7 @@ class Executor:
             self.asked.add(spot.point)
             self.watching.setdefault(spot.point, []).append((site, spot.view))
 
-    def wanting(self, *points: Point) -> list[Slot]:
+    def wanting(self, *points: Point) -> list[RowSpan]:
         """The slots that ask for any of the points."""
         if self.asked.isdisjoint(points):
             return []
@@ -89,8 +89,8 @@ class Executor:
         value: Any,
         *,
         linear_input: Any = None,
-        slots: SequenceOf[Slot] | None = None,
-        owner: Slot | None = None,
+        slots: SequenceOf[RowSpan] | None = None,
+        owner: RowSpan | None = None,
     ) -> Any:
         """Read and edit the tensor at a point, [batch, row, …]. Returns the value to go on with.
 
@@ -101,7 +101,7 @@ class Executor:
         start_s = time.perf_counter()
         if self.backward is not None:
             value = self._entered(point, value)
-        result, plain, selections = value, list[tuple[Slot, BoundHook, Site]](), list[RowSelection]()
+        result, plain, selections = value, list[tuple[RowSpan, BoundHook, Site]](), list[RowSelection]()
         view: View | None = None
         for slot in self.slots if slots is None else slots:
             plan = slot.plan
@@ -131,7 +131,9 @@ class Executor:
         self.hook_s += time.perf_counter() - start_s
         return result
 
-    def _acted(self, point: Point, slot: Slot, acting: list[Acting], value: Any, result: Any, linear_input: Any) -> Any:
+    def _acted(
+        self, point: Point, slot: RowSpan, acting: list[Acting], value: Any, result: Any, linear_input: Any
+    ) -> Any:
         """The tensor after what one slot's hooks do to its rows."""
         rows = result[slot.batch, slot.start : slot.stop]
         source = None
@@ -165,7 +167,7 @@ class Executor:
                 value = entered
         return value
 
-    def _left(self, point: Point, value: Any, owner: Slot | None) -> Any:
+    def _left(self, point: Point, value: Any, owner: RowSpan | None) -> Any:
         assert self.backward is not None
         for site, view in self.watching.get(point, ()):
             shown = view.of(value)
@@ -174,7 +176,7 @@ class Executor:
                 value = view.put(value, left, self.ops.copy)
         return value
 
-    def _take_whole(self, point: Point, view: View, value: Any, plain: list[tuple[Slot, BoundHook, Site]]) -> None:
+    def _take_whole(self, point: Point, view: View, value: Any, plain: list[tuple[RowSpan, BoundHook, Site]]) -> None:
         self.collector.add_whole(view.of(self.ops.copy(value) if point.changes else value), plain)
 
     def _read_latents(self, value: Any, selections: list[RowSelection]) -> None:
@@ -185,7 +187,7 @@ class Executor:
                 for selection in group:
                     selection.slot.error = as_error(error, selection.site)
 
-    def tap_one(self, point: Point, slot: Slot, rows: Any) -> Any:
+    def tap_one(self, point: Point, slot: RowSpan, rows: Any) -> Any:
         """Like `tap`, for a site that a backend computes one sequence at a time."""
         self.reached[point] += 1
         if slot.error is not None or (acting := slot.plan.at.get(point)) is None:
@@ -195,7 +197,7 @@ class Executor:
             return rows
         return self._left(point, rows, slot)
 
-    def require_keys(self, point: Point, slot: Slot, scores: Any) -> None:
+    def require_keys(self, point: Point, slot: RowSpan, scores: Any) -> None:
         """Fail the slot for a query ([row, head, key] scores) of which edits have left no key at all."""
         acting = slot.plan.at.get(point)
         if acting is not None and any(isinstance(one.bound.hook.edit, Replace) for one in acting):
@@ -208,7 +210,7 @@ class Executor:
             acting = next(slot.plan.at[point] for point in points if point in slot.plan.at)
             slot.error = slot.error or InvalidArgument(f"{acting[0].site}: {reason}")
 
-    def _tap_rows(self, acting: list[Acting], slot: Slot, rows: Any, linear_input: Any) -> Any:
+    def _tap_rows(self, acting: list[Acting], slot: RowSpan, rows: Any, linear_input: Any) -> Any:
         """Read and edit one sequence's rows ([row, …]; attn_*: [row, head, key]); the same object when unchanged.
 
         When a hook fails, its slot is marked and the rows stay as they were.
@@ -232,14 +234,14 @@ class Executor:
             self._keep_encoded(acting, slot, current)
         return current
 
-    def _keep_encoded(self, acting: list[Acting], slot: Slot, rows: Any) -> None:
+    def _keep_encoded(self, acting: list[Acting], slot: RowSpan, rows: Any) -> None:
         """Where gradients by latents are asked for: the rows after all edits, to be encoded then."""
         for one in acting:
             capture = one.bound.hook.capture
             if capture is not None and capture.gradient and isinstance(capture.reduce, ReadLatents):
                 slot.encoded[one.bound.index, one.index] = self.ops.stop(one.view.of(rows))
 
-    def _act(self, slot: Slot, one: Acting, raw: Any, shown: Any, linear_input: Any) -> Any:
+    def _act(self, slot: RowSpan, one: Acting, raw: Any, shown: Any, linear_input: Any) -> Any:
         """One hook at one site: what it shows after the hook's edit."""
         bound, index, site = one.bound, one.index, one.site
         chosen = self._chosen(slot, bound, site)
@@ -254,7 +256,7 @@ class Executor:
             self.collector.add(slot, bound, index, site, value, chosen, mask)
         return edited
 
-    def _chosen(self, slot: Slot, bound: BoundHook, site: Site) -> NDArray[np.int64] | None:
+    def _chosen(self, slot: RowSpan, bound: BoundHook, site: Site) -> NDArray[np.int64] | None:
         """Row numbers within the slot that the hook applies to; None for all of them."""
         key = (bound.index, "logits" if site.name == "logits" else "")
         if key not in slot.choices:
@@ -264,7 +266,7 @@ class Executor:
 
     def _edit(
         self,
-        slot: Slot,
+        slot: RowSpan,
         bound: BoundHook,
         index: int,
         site: Site,
@@ -291,7 +293,7 @@ class Executor:
             new = ops.where(mask.reshape((-1,) + (1,) * (new.ndim - 1)), new, old)
         return new if picked is None else ops.put(rows, picked, 0, new)
 
-    def _condition(self, slot: Slot, bound: BoundHook, index: int, site: Site, rows: Any) -> Any:
+    def _condition(self, slot: RowSpan, bound: BoundHook, index: int, site: Site, rows: Any) -> Any:
         """Boolean row mask of a hook's condition, or None when it has none."""
         if bound.hook.where.when is None:
             return None
@@ -301,7 +303,7 @@ class Executor:
             raise Internal(f"the condition of hook {bound.index} was not evaluated before {site}")
         return slot.conditions[bound.index, index]
 
-    def _evaluate(self, slot: Slot, bound: BoundHook, index: int, rows: Any) -> Any:
+    def _evaluate(self, slot: RowSpan, bound: BoundHook, index: int, rows: Any) -> Any:
         when = bound.hook.where.when
         assert when is not None
         coordinate = self.edits.coordinate(bound, rows)
@@ -312,7 +314,7 @@ class Executor:
         compare = {"gt": "__gt__", "ge": "__ge__", "lt": "__lt__", "le": "__le__"}[when.op]
         return getattr(coordinate, compare)(when.threshold)
 
-    def _latched(self, slot: Slot, bound: BoundHook, index: int, coordinate: Any) -> Any:
+    def _latched(self, slot: RowSpan, bound: BoundHook, index: int, coordinate: Any) -> Any:
         """The prompt's one coordinate, for every row; prompt rows seen in this forward are taken in first."""
         when = bound.hook.where.when
         assert when is not None
@@ -328,7 +330,7 @@ class Executor:
             raise Internal(f"hook {bound.index}: no prompt row was seen before a generated one")
         return bound.latch[index] + self.ops.zeros_like(coordinate)
 
-    def add_gradient(self, site: Site, slot: Slot, rows: Any) -> None:
+    def add_gradient(self, site: Site, slot: RowSpan, rows: Any) -> None:
         """Collect the gradient of a slot's rows at a site, for the hooks that ask for it."""
         for bound, index in slot.plan.by_site.get(site, ()):
             if bound.hook.capture is not None and bound.hook.capture.gradient:

@@ -15,8 +15,8 @@ from .captures import flush_reductions
 from .executor import Executor
 from .metrics import measure_logits
 from .overflow import not_measured
+from .row_span import RowSpan
 from .sequence import Sequence, StepResult
-from .slot import Slot
 
 __all__ = ["finish", "one_prompt", "rows_of", "slots_of", "spread", "values_of"]
 
@@ -29,16 +29,16 @@ def rows_of(sequence: Sequence) -> int:
     return len(sequence.tokens) * (1 if path is None else path.path.steps)
 
 
-def slots_of(sequences: SequenceOf[Sequence]) -> tuple[list[Slot], list[float], tuple[int, int]]:
+def slots_of(sequences: SequenceOf[Sequence]) -> tuple[list[RowSpan], list[float], tuple[int, int]]:
     """Slots of one right-padded batch, how far along its path each is, and the batch's layout."""
-    slots: list[Slot] = []
+    slots: list[RowSpan] = []
     shares: list[float] = []
     for sequence in sequences:
         assert sequence.backward is not None
         steps = 1 if sequence.backward.path is None else sequence.backward.path.path.steps
         for k in range(steps):
             tokens = np.array(sequence.tokens, dtype=np.int64)
-            slots.append(Slot(sequence, len(slots), 0, len(tokens), 0, tokens))
+            slots.append(RowSpan(sequence, len(slots), 0, len(tokens), 0, tokens))
             shares.append(k / steps)
     return slots, shares, (len(slots), max(slot.stop for slot in slots))
 
@@ -64,10 +64,10 @@ def _only_gradient(hook: Hook) -> bool:
     return hook.edit is None and capture is not None and capture.gradient and not latents
 
 
-def spread(executor: Executor, slot: Slot, sequences: SequenceOf[Sequence]) -> list[Slot]:
+def spread(executor: Executor, slot: RowSpan, sequences: SequenceOf[Sequence]) -> list[RowSpan]:
     """A slot of its own for each sequence that one forward served, as if it had been a batch."""
     slots = [
-        Slot(sequence, i, slot.start, slot.stop, slot.position, slot.tokens) for i, sequence in enumerate(sequences)
+        RowSpan(sequence, i, slot.start, slot.stop, slot.position, slot.tokens) for i, sequence in enumerate(sequences)
     ]
     for each in slots:
         each.error = slot.error
@@ -78,9 +78,9 @@ def spread(executor: Executor, slot: Slot, sequences: SequenceOf[Sequence]) -> l
 def values_of(
     executor: Executor,
     backward: Backward,
-    slots: SequenceOf[Slot],
+    slots: SequenceOf[RowSpan],
     hidden: Any,
-    head: Callable[[Slot, Any, SequenceOf[int]], Any],
+    head: Callable[[RowSpan, Any, SequenceOf[int]], Any],
 ) -> dict[int, Any]:
     """Metric → its value, wide; none of a slot that has failed. `head`: final-norm rows to a slot's logits at positions."""
     ops, values = executor.ops, dict[int, Any]()
@@ -101,7 +101,7 @@ def values_of(
 
 
 def finish(
-    executor: Executor, slots: list[Slot], values: Mapping[int, Any], grads: Mapping[tuple[Site, int], Any]
+    executor: Executor, slots: list[RowSpan], values: Mapping[int, Any], grads: Mapping[tuple[Site, int], Any]
 ) -> list[StepResult]:
     """Each sequence's gradients (averaged over the points of its path), captured values and metric, on the host."""
     parts: dict[int, list[int]] = {}
@@ -129,7 +129,7 @@ def finish(
 
 
 def _own_gradients(
-    slots: list[Slot], indices: list[int], grads: Mapping[tuple[Site, int], Any]
+    slots: list[RowSpan], indices: list[int], grads: Mapping[tuple[Site, int], Any]
 ) -> list[tuple[Site, Any]]:
     pieces: dict[Site, list[Any]] = {}
     for (site, owner), grad in grads.items():

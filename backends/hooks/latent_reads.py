@@ -23,7 +23,7 @@ from .points import View
 from .sequence import Rows
 
 if TYPE_CHECKING:
-    from .slot import Slot
+    from .row_span import RowSpan
 
 __all__ = ["LatentReads", "RowSelection"]
 
@@ -32,7 +32,7 @@ __all__ = ["LatentReads", "RowSelection"]
 class RowSelection:
     """One sequence's rows, of all that are encoded together."""
 
-    slot: Slot
+    slot: RowSpan
     bound: BoundHook
     site: Site
     view: View
@@ -98,7 +98,7 @@ class LatentReads:
     def _taken(self, flat: Any, at: NDArray[np.int64]) -> Any:
         return self.ops.take(flat, self.ops.index(at), 0)
 
-    def part(self, slots: Collection[Slot]) -> LatentReads:
+    def part(self, slots: Collection[RowSpan]) -> LatentReads:
         """What some sequences read, and nothing of the others."""
         part = LatentReads(self.ops, self.alarms)
         for read in self.reads:
@@ -110,9 +110,9 @@ class LatentReads:
         """Everything that `finish` will take of the host's arrays, in its order."""
         return [tensor for read in self.reads for tensor in read.parts.values()]
 
-    def finish(self, host: Iterator[Array]) -> dict[Slot, list[Rows]]:
+    def finish(self, host: Iterator[Array]) -> dict[RowSpan, list[Rows]]:
         """Each sequence's rows, [site, row, …]."""
-        out: dict[Slot, list[Rows]] = {}
+        out: dict[RowSpan, list[Rows]] = {}
         for read in self.reads:
             for part in read.parts:
                 array = next(host)

@@ -9,16 +9,16 @@ from ...protos.spec import NextLogprob
 from ...protos.tensors import numpy_dtype
 from .bound import choose
 from .overflow import NotFinite
+from .row_span import RowSpan
 from .sampling import Choice
 from .sequence import Rows, StepResult
-from .slot import Slot
 
 __all__ = ["not_finite", "result_of", "sampled_logprob_rows"]
 
 _LOGITS = Site("logits")
 
 
-def result_of(slot: Slot, rows: list[Rows], choice: Choice | None) -> StepResult:
+def result_of(slot: RowSpan, rows: list[Rows], choice: Choice | None) -> StepResult:
     """The step's outcome for one sequence; a failed one brings its error and nothing else."""
     sequence, revision = slot.sequence, slot.plan.revision
     if slot.error is not None:
@@ -28,7 +28,7 @@ def result_of(slot: Slot, rows: list[Rows], choice: Choice | None) -> StepResult
     return StepResult(sequence, tuple(rows), choice.token, choice.logprob, choice.top, revision)
 
 
-def not_finite(slot: Slot) -> NotFinite:
+def not_finite(slot: RowSpan) -> NotFinite:
     """What is said of a sequence from whose logits no token can be sampled."""
     position = slot.position + slot.n - 1
     return NotFinite(
@@ -36,7 +36,7 @@ def not_finite(slot: Slot) -> NotFinite:
     )
 
 
-def sampled_logprob_rows(slot: Slot, choice: Choice) -> list[Rows]:
+def sampled_logprob_rows(slot: RowSpan, choice: Choice) -> list[Rows]:
     """`next_logprob` rows of the row a token was just sampled from: only the sampler knows which token follows."""
     position = slot.position + slot.n - 1
     rows: list[Rows] = []

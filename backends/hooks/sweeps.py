@@ -2,7 +2,7 @@
 
 A forward is causal in both directions that matter: an edit at layer l and position p changes no earlier layer and no
 earlier position. A variant therefore starts from its input's own residual stream at layer l, with rows from p on, and
-reads keys and values of earlier positions from the input's own forward (the trunk).
+reads keys and values of earlier positions from the input's own forward (the prefix).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from .bound import BoundPlan, chosen_positions
 from .executor import Executor
 from .metrics import BoundMetric, columns_of, measure_columns, measure_logits
 from .overflow import not_measured
+from .row_span import RowSpan
 from .sequence import Sequence, StepResult
-from .slot import Slot
 
-__all__ = ["WHOLE", "Start", "Sweeps", "Trunk", "grouped", "hooks_in", "start_of"]
+__all__ = ["WHOLE", "SharedPrefix", "Start", "Sweeps", "grouped", "hooks_in", "start_of"]
 
 _LOGITS = Site("logits")
 
@@ -51,7 +51,7 @@ WHOLE = Start(-1, 0)
 
 
 @dataclass(eq=False, slots=True)
-class Trunk:
+class SharedPrefix:
     """One input's own forward, as its variants need it."""
 
     n_tokens: int
@@ -95,11 +95,11 @@ def _layer(site: Site, n_layers: int) -> int:
     return site.layer
 
 
-def grouped(variants: SequenceOf[Sequence], trunk: Trunk, n_layers: int) -> dict[int, list[tuple[int, int]]]:
+def grouped(variants: SequenceOf[Sequence], prefix: SharedPrefix, n_layers: int) -> dict[int, list[tuple[int, int]]]:
     """Position → (layer, index of a variant) that starts there, by layer; those that change nothing are left out."""
     groups: dict[int, list[tuple[int, int]]] = {}
     for index, variant in enumerate(variants):
-        start = start_of(variant.plan, trunk.base, variant.tokens, n_layers)
+        start = start_of(variant.plan, prefix.base, variant.tokens, n_layers)
         if not start.nowhere:
             groups.setdefault(start.position, []).append((start.layer, index))
     return {position: sorted(found) for position, found in sorted(groups.items())}
@@ -125,47 +125,49 @@ class Sweeps(ABC):
     def __init__(self, executor: Executor, n_layers: int) -> None:
         self.executor, self.n_layers = executor, n_layers
 
-    def trunk(self, base: Sequence) -> Trunk:
-        """See Backend.trunk. Raises what a hook of the base raised."""
-        trunk = Trunk(len(base.tokens), hooks_in(base.plan), [None] * self.n_layers)
-        with self._recording(trunk):
+    def shared_prefix(self, base: Sequence) -> SharedPrefix:
+        """See Backend.prefix. Raises what a hook of the base raised."""
+        prefix = SharedPrefix(len(base.tokens), hooks_in(base.plan), [None] * self.n_layers)
+        with self._recording(prefix):
             [slot], [values] = self._whole_forwards([base])
         if slot.error is not None:
             raise slot.error
-        trunk.measured = tuple(float(v) for v in values)
-        return trunk
+        prefix.measured = tuple(float(v) for v in values)
+        return prefix
 
-    def __call__(self, variants: SequenceOf[Sequence], trunk: Trunk | None) -> list[StepResult]:
+    def __call__(self, variants: SequenceOf[Sequence], prefix: SharedPrefix | None) -> list[StepResult]:
         """See Backend.sweep."""
-        if trunk is None:
+        if prefix is None:
             slots, values = self._whole_forwards(variants)
             return [_result(slot, found) for slot, found in zip(slots, values, strict=True)]
         results: dict[int, StepResult] = {}
-        for position, entering in grouped(variants, trunk, self.n_layers).items():
+        for position, entering in grouped(variants, prefix, self.n_layers).items():
             if position == WHOLE.position:
                 whole = zip(entering, *self._whole_forwards([variants[index] for _, index in entering]), strict=True)
                 results.update({index: _result(slot, found) for (_, index), slot, found in whole})
                 continue
             slots = [_slot(variants[index], row, position) for row, (_, index) in enumerate(entering)]
-            self._begin(slots, (len(slots), trunk.n_tokens - position))
-            hidden = self._rest(trunk, position, [layer for layer, _ in entering], slots)
+            self._begin(slots, (len(slots), prefix.n_tokens - position))
+            hidden = self._rest(prefix, position, [layer for layer, _ in entering], slots)
             self.executor.slots = [slot for slot in slots if slot.plan.at]
-            values = self._measured(slots, hidden, position, trunk)
+            values = self._measured(slots, hidden, position, prefix)
             for (_, index), slot, found in zip(entering, slots, values, strict=True):
                 results[index] = _result(slot, found)
-        return [  # variants that change nothing measure what the trunk does
-            results.get(i) or StepResult(variant, measured=_targets(variant, trunk.measured))
+        return [  # variants that change nothing measure what the prefix does
+            results.get(i) or StepResult(variant, measured=_targets(variant, prefix.measured))
             for i, variant in enumerate(variants)
         ]
 
-    def _whole_forwards(self, variants: SequenceOf[Sequence]) -> tuple[list[Slot], NDArray[np.float64]]:
+    def _whole_forwards(self, variants: SequenceOf[Sequence]) -> tuple[list[RowSpan], NDArray[np.float64]]:
         """As a run has them."""
         slots = [_slot(variant, row, 0) for row, variant in enumerate(variants)]
         tokens = np.array([variant.tokens for variant in variants], dtype=np.int64)
         self._begin(slots, (tokens.shape[0], tokens.shape[1]))
         return slots, self._measured(slots, self._whole(tokens), 0, None)
 
-    def _measured(self, slots: list[Slot], hidden: Any, position: int, trunk: Trunk | None) -> NDArray[np.float64]:
+    def _measured(
+        self, slots: list[RowSpan], hidden: Any, position: int, prefix: SharedPrefix | None
+    ) -> NDArray[np.float64]:
         """[slot, reading], on the host."""
         ops = self.executor.ops
         readings = [reading for metric in slots[0].sequence.metrics for reading in metric.readings]
@@ -184,29 +186,29 @@ class Sweeps(ABC):
         values = np.asarray(found, dtype=np.float64).T.copy()
         for reading, i in enumerate(at):
             if i < 0:
-                assert trunk is not None
-                values[:, reading] = trunk.measured[reading]
+                assert prefix is not None
+                values[:, reading] = prefix.measured[reading]
         return values
 
-    def join(self, slots: list[Slot], n_rows: int) -> None:
+    def join(self, slots: list[RowSpan], n_rows: int) -> None:
         """From here on the batch is these sequences."""
         self.executor.slots = [slot for slot in slots if slot.plan.at]
         self.executor.layout = (len(slots), n_rows)
 
     @abstractmethod
-    def _begin(self, slots: list[Slot], layout: tuple[int, int]) -> None:
+    def _begin(self, slots: list[RowSpan], layout: tuple[int, int]) -> None:
         """Get hooks ready for a forward."""
 
     @abstractmethod
-    def _recording(self, trunk: Trunk) -> AbstractContextManager[None]:
-        """Forwards inside fill the trunk."""
+    def _recording(self, prefix: SharedPrefix) -> AbstractContextManager[None]:
+        """Forwards inside fill the prefix."""
 
     @abstractmethod
     def _whole(self, tokens: NDArray[np.int64]) -> Any:
         """Final-norm rows of [batch, row] tokens."""
 
     @abstractmethod
-    def _rest(self, trunk: Trunk, position: int, starts: list[int], slots: list[Slot]) -> Any:
+    def _rest(self, prefix: SharedPrefix, position: int, starts: list[int], slots: list[RowSpan]) -> Any:
         """Final-norm rows from `position` on of sequences that join at their start layers, in order."""
 
     @abstractmethod
@@ -214,11 +216,11 @@ class Sweeps(ABC):
         """Logits of final-norm rows, of all tokens or of some."""
 
     @abstractmethod
-    def _tap_logits(self, slot: Slot, hidden: Any) -> Any:
+    def _tap_logits(self, slot: RowSpan, hidden: Any) -> Any:
         """[1, row, vocab] of a slot, after its edits."""
 
 
-def _result(slot: Slot, values: NDArray[np.float64]) -> StepResult:
+def _result(slot: RowSpan, values: NDArray[np.float64]) -> StepResult:
     if slot.error is not None:
         return StepResult(slot.sequence, error=slot.error)
     measured = _targets(slot.sequence, values)
@@ -234,8 +236,8 @@ def _targets(sequence: Sequence, readings: SequenceOf[float] | NDArray[np.float6
     return tuple(float(sum(weight * next(rest) for weight in own)) for own in weights)
 
 
-def _slot(sequence: Sequence, row: int, position: int) -> Slot:
+def _slot(sequence: Sequence, row: int, position: int) -> RowSpan:
     tokens = np.array(sequence.tokens[position:], dtype=np.int64)
-    slot = Slot(sequence, row, 0, len(tokens), position, tokens)
+    slot = RowSpan(sequence, row, 0, len(tokens), position, tokens)
     slot.keys = (0, len(sequence.tokens))
     return slot

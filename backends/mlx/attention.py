@@ -14,7 +14,7 @@ import mlx.core as mx
 
 from ..hooks.executor import Executor
 from ..hooks.points import Point
-from ..hooks.slot import Slot
+from ..hooks.row_span import RowSpan
 from .cache import BatchCache, Layer, RunCache
 
 __all__ = ["Attention"]
@@ -130,7 +130,7 @@ class Attention:
 
     def _one(
         self,
-        slot: Slot,
+        slot: RowSpan,
         points: dict[str, Point],
         queries: mx.array,
         keys: mx.array,
@@ -158,7 +158,7 @@ class Attention:
         return probs.swapaxes(0, 1) @ own_values
 
 
-def _hidden(slot: Slot, n_keys: int, window: int | None) -> mx.array:
+def _hidden(slot: RowSpan, n_keys: int, window: int | None) -> mx.array:
     """Which keys each row cannot see: [row, key]. Keys are the positions 0 … n_keys − 1."""
     keys = mx.arange(n_keys)[None]
     rows = mx.arange(slot.position, slot.position + slot.n)[:, None]

@@ -20,12 +20,12 @@ from ..hooks.captures import flush_reductions
 from ..hooks.executor import Executor
 from ..hooks.metrics import BoundMetric
 from ..hooks.points import Points
+from ..hooks.row_span import RowSpan
 from ..hooks.rules import activation_name
 from ..hooks.run_parts import RunParts, joined
 from ..hooks.sequence import Sequence, StepResult
-from ..hooks.slot import Slot
 from ..hooks.stepping import result_of
-from ..hooks.sweeps import Trunk
+from ..hooks.sweeps import SharedPrefix
 from ..model.chunk import with_chunk
 from ..model.context import fitted
 from ..model.families import generation_note, run_only_sites
@@ -137,11 +137,11 @@ class MlxBackend:
         """One right-padded forward: causal attention keeps the padding out of every real row."""
         longest = max(len(s.tokens) for s in sequences)
         ids = np.zeros((len(sequences), longest), dtype=np.int64)
-        slots: list[Slot] = []
+        slots: list[RowSpan] = []
         for i, sequence in enumerate(sequences):
             tokens = np.array(sequence.tokens, dtype=np.int64)
             ids[i, : len(tokens)] = tokens
-            slots.append(Slot(sequence, i, 0, len(tokens), 0, tokens))
+            slots.append(RowSpan(sequence, i, 0, len(tokens), 0, tokens))
         self.executor.begin(slots, (len(sequences), longest))
         asked = self.executor.asked
         self.taps.attach(asked)
@@ -159,13 +159,13 @@ class MlxBackend:
             results.append(result_of(slot, rows, None))
         return results
 
-    def trunk(self, base: Sequence) -> Trunk:
+    def shared_prefix(self, base: Sequence) -> SharedPrefix:
         """See Backend."""
-        return self._sweeps.trunk(base)
+        return self._sweeps.shared_prefix(base)
 
-    def sweep(self, variants: SequenceOf[Sequence], trunk: Trunk | None) -> list[StepResult]:
+    def sweep(self, variants: SequenceOf[Sequence], prefix: SharedPrefix | None) -> list[StepResult]:
         """See Backend."""
-        return self._sweeps(variants, trunk)
+        return self._sweeps(variants, prefix)
 
     cuts_runs = True
     """Every layer's attention is ours."""
@@ -174,7 +174,7 @@ class MlxBackend:
         """See Backend."""
         start = parts.done
         tokens = np.array(sequence.tokens[start:stop], dtype=np.int64)
-        slot = Slot(sequence, 0, 0, len(tokens), start, tokens, keys=(0, stop))
+        slot = RowSpan(sequence, 0, 0, len(tokens), start, tokens, keys=(0, stop))
         self.executor.begin([slot], (1, len(tokens)))
         asked = self.executor.asked
         self.taps.attach(asked)
@@ -200,7 +200,7 @@ class MlxBackend:
         return self._gradients(sequences)
 
     def _backward_of(
-        self, how: BoundBackward, slots: list[Slot], metrics: list[BoundMetric] | None = None
+        self, how: BoundBackward, slots: list[RowSpan], metrics: list[BoundMetric] | None = None
     ) -> MlxBackward:
         return MlxBackward(self.executor.ops, how, slots, self.info, self.activation, metrics)
 
@@ -230,17 +230,17 @@ class MlxBackend:
             logits = logits if columns is None else logits[..., mx.array(columns)]
         return logits if self.softcap is None else mx.tanh(logits / self.softcap) * self.softcap
 
-    def _logits_rows(self, slot: Slot, hidden: mx.array, positions: SequenceOf[int]) -> mx.array:
+    def _logits_rows(self, slot: RowSpan, hidden: mx.array, positions: SequenceOf[int]) -> mx.array:
         """Rows of a slot's logits, after the plan's edits there."""
         at = mx.array(list(positions))
         if _LOGITS in slot.plan.sites:
             return self.tap_logits(slot, hidden)[0, at]
         return self.logits(hidden[slot.batch, at][None])[0]
 
-    def tap_logits(self, slot: Slot, hidden: mx.array) -> mx.array:
+    def tap_logits(self, slot: RowSpan, hidden: mx.array) -> mx.array:
         """[1, row, vocab] after a slot's edits. One sequence at a time: a whole batch's logits would be the largest tensor of all."""
         logits = self.logits(hidden[slot.batch : slot.batch + 1, : slot.stop])
-        part = Slot(slot.sequence, 0, 0, slot.stop, slot.position, slot.tokens, conditions=slot.conditions)
+        part = RowSpan(slot.sequence, 0, 0, slot.stop, slot.position, slot.tokens, conditions=slot.conditions)
         logits = self.executor.tap(self.points.logits, logits, slots=[part], owner=slot)
         slot.error = slot.error or part.error
         return logits

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from ...protos.sites import Site
 from ..hooks.executor import Executor
+from ..hooks.row_span import RowSpan
 from ..hooks.sampling import Choice, choose_token
 from ..hooks.sequence import Rows, Sequence, StepResult
-from ..hooks.slot import Slot
 from ..hooks.stepping import result_of, sampled_logprob_rows
 from ..model.limits import Limits
 from .attention import Attention
@@ -199,18 +199,18 @@ class MlxEngine:
             mx.async_eval(forward.captured())
         return mx.zeros((batch, 1, 1))
 
-    def _slots(self, tokens: mx.array, cache: BatchCache) -> list[tuple[Owner, Slot]]:
-        slots: list[tuple[Owner, Slot]] = []
+    def _slots(self, tokens: mx.array, cache: BatchCache) -> list[tuple[Owner, RowSpan]]:
+        slots: list[tuple[Owner, RowSpan]] = []
         for i, (owner, n) in enumerate(zip(cache.owners, cache.take_rows(tokens.shape[1]), strict=True)):
             position = owner.position
-            slot = Slot(owner.sequence, i, 0, n, position, keys=(cache.end - position, cache.end + n))
+            slot = RowSpan(owner.sequence, i, 0, n, position, keys=(cache.end - position, cache.end + n))
             slot.tokens = self._tokens_of(owner, tokens, slot)
             slots.append((owner, slot))
             owner.position += n
             owner.next_token = None
         return slots
 
-    def _tokens_of(self, owner: Owner, tokens: mx.array, slot: Slot) -> NDArray[np.int64] | None:
+    def _tokens_of(self, owner: Owner, tokens: mx.array, slot: RowSpan) -> NDArray[np.int64] | None:
         """The rows' input tokens; a token sampled just now is waited for only when a hook must know it."""
         known = owner.sequence.tokens
         if slot.position + slot.n <= len(known):
@@ -221,18 +221,18 @@ class MlxEngine:
             return np.array(tokens[slot.batch, : slot.n], dtype=np.int64)
         return None
 
-    def _sampling_logits(self, live: list[Slot], hidden: mx.array) -> mx.array:
+    def _sampling_logits(self, live: list[RowSpan], hidden: mx.array) -> mx.array:
         logits = self.head(hidden)
         wanting = [slot for slot in live if _LOGITS in slot.plan.sites]
         point = self.executor.points.logits
         return self.executor.tap(point, logits, slots=wanting)[:, -1] if wanting else logits[:, -1]
 
-    def _tap_prompt_logits(self, live: list[Slot], hidden: mx.array) -> None:
+    def _tap_prompt_logits(self, live: list[RowSpan], hidden: mx.array) -> None:
         """Logits of prompt rows that no token is sampled from, for the hooks that ask for them."""
         for slot in live:
             if slot.error is not None or not slot.plan.wants_prompt_logits:
                 continue
-            part = Slot(slot.sequence, 0, 0, slot.n, slot.position, slot.tokens, conditions=slot.conditions)
+            part = RowSpan(slot.sequence, 0, 0, slot.n, slot.position, slot.tokens, conditions=slot.conditions)
             self.executor.tap(
                 self.executor.points.logits, self.head(hidden[slot.batch : slot.batch + 1, : slot.n]), slots=[part]
             )
@@ -255,7 +255,7 @@ class MlxEngine:
         return sampled
 
     def _draw(
-        self, forward: Forward, drawing: list[tuple[Owner, Slot]], logits: mx.array, sampled: mx.array
+        self, forward: Forward, drawing: list[tuple[Owner, RowSpan]], logits: mx.array, sampled: mx.array
     ) -> mx.array:
         """Sampling with noise happens on the host, where both backends draw the same."""
         wide = forward.logits if forward.logits is not None else logits.astype(mx.float32)
@@ -283,7 +283,7 @@ class MlxEngine:
             results.append(self._result(slot, captured.get(slot.sequence, []), choice))
         return results
 
-    def _result(self, slot: Slot, rows: list[Rows], choice: Choice | None) -> StepResult:
+    def _result(self, slot: RowSpan, rows: list[Rows], choice: Choice | None) -> StepResult:
         sequence = slot.sequence
         if slot.error is not None:
             self.remove(sequence)

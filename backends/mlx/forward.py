@@ -10,8 +10,8 @@ import mlx.core as mx
 import numpy as np
 
 from ..hooks.captures import Collector
+from ..hooks.row_span import RowSpan
 from ..hooks.sampling import Choice, logprobs_of
-from ..hooks.slot import Slot
 from ..hooks.stepping import not_finite
 from .cache import Owner
 from .ops import to_numpy
@@ -23,7 +23,7 @@ __all__ = ["Forward"]
 class Forward:
     """One forward whose outcome has not been handed out."""
 
-    slots: list[tuple[Owner, Slot]]
+    slots: list[tuple[Owner, RowSpan]]
     collector: Collector
     sampled: mx.array | None = None
     """The next token of each row of the batch; None for a forward that only read prompts."""
@@ -32,7 +32,7 @@ class Forward:
     largest: mx.array | None = None
     """[batch] of its logits; no number where there is one among them."""
 
-    def part(self, kept: list[tuple[Owner, Slot]]) -> Forward:
+    def part(self, kept: list[tuple[Owner, RowSpan]]) -> Forward:
         """The outcome of some of its sequences."""
         if len(kept) == len(self.slots):
             return self
@@ -48,7 +48,7 @@ class Forward:
         tokens: Any = [] if self.sampled is None else self.sampled.tolist()
         return tokens
 
-    def choices(self) -> Iterator[tuple[Slot, Choice | None]]:
+    def choices(self) -> Iterator[tuple[RowSpan, Choice | None]]:
         """Each slot with the token sampled from it."""
         tokens, largest = self.tokens(), [] if self.largest is None else np.array(self.largest)
         for _, slot in self.slots:
@@ -56,7 +56,7 @@ class Forward:
                 slot.error = slot.error or not_finite(slot)
             yield slot, None if self.sampled is None else self._choice(slot, tokens[slot.batch])
 
-    def _choice(self, slot: Slot, token: int) -> Choice:
+    def _choice(self, slot: RowSpan, token: int) -> Choice:
         if not slot.wants_logprobs:
             return Choice(token)
         assert self.logits is not None

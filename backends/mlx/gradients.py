@@ -14,8 +14,8 @@ from ..hooks.bound import BoundBackward
 from ..hooks.executor import Executor
 from ..hooks.gradients import finish, one_prompt, slots_of, spread, values_of
 from ..hooks.metrics import INSIDE_MLP, BoundMetric
+from ..hooks.row_span import RowSpan
 from ..hooks.sequence import Sequence, StepResult
-from ..hooks.slot import Slot
 from .attention import Attention
 from .norms import Norms
 from .taps import Taps
@@ -59,8 +59,8 @@ class MlxGradients:
         norms: Norms,
         dtype: mx.Dtype,
         body: Callable[[mx.array], mx.array],
-        head: Callable[[Slot, mx.array, SequenceOf[int]], mx.array],
-        make: Callable[[BoundBackward, list[Slot], list[BoundMetric] | None], MlxBackward],
+        head: Callable[[RowSpan, mx.array, SequenceOf[int]], mx.array],
+        make: Callable[[BoundBackward, list[RowSpan], list[BoundMetric] | None], MlxBackward],
     ) -> None:
         """`body`: token ids to final-norm rows. `head`: these, for one slot, to its logits at positions: [row, vocab]."""
         self.executor, self.taps, self.attention, self.norms, self.dtype = executor, taps, attention, norms, dtype
@@ -87,7 +87,7 @@ class MlxGradients:
         return finish(self.executor, slots, values, grads)
 
     def _of_batch(
-        self, backward: MlxBackward, slots: list[Slot], ids: mx.array, layout: tuple[int, int]
+        self, backward: MlxBackward, slots: list[RowSpan], ids: mx.array, layout: tuple[int, int]
     ) -> tuple[dict[int, mx.array], dict[Key, mx.array]]:
         """Each slot's metric, and the gradient of their sum: rows of a batch do not meet, so each has its own."""
         values: dict[int, mx.array] = {}
@@ -104,7 +104,7 @@ class MlxGradients:
         return values, dict(zip(keys, grads, strict=True))
 
     def _of_each(
-        self, backward: MlxBackward, slots: list[Slot], ids: mx.array, layout: tuple[int, int]
+        self, backward: MlxBackward, slots: list[RowSpan], ids: mx.array, layout: tuple[int, int]
     ) -> tuple[dict[int, mx.array], dict[Key, mx.array]]:
         """Many metrics of one forward, and the gradient of each: site → [metric, row, …]."""
         keys, info = _keys(backward), backward.info
@@ -151,17 +151,17 @@ class MlxGradients:
         return values, out
 
     def _zeros(
-        self, backward: MlxBackward, keys: list[Key], slots: list[Slot], layout: tuple[int, int]
+        self, backward: MlxBackward, keys: list[Key], slots: list[RowSpan], layout: tuple[int, int]
     ) -> list[mx.array]:
         return [mx.zeros(_shape(backward.info, site, slots, index, layout), self.dtype) for site, index in keys]
 
     def _values(
-        self, backward: MlxBackward, slots: list[Slot], ids: mx.array, layout: tuple[int, int]
+        self, backward: MlxBackward, slots: list[RowSpan], ids: mx.array, layout: tuple[int, int]
     ) -> dict[int, mx.array]:
         hidden = self._forward(backward, slots, ids, layout)
         return values_of(self.executor, backward, slots, hidden, self.head)
 
-    def _forward(self, backward: MlxBackward, slots: list[Slot], ids: mx.array, layout: tuple[int, int]) -> mx.array:
+    def _forward(self, backward: MlxBackward, slots: list[RowSpan], ids: mx.array, layout: tuple[int, int]) -> mx.array:
         self.executor.begin(slots, layout, backward)
         self.taps.attach(self.executor.asked)
         self.attention.begin(self.executor.asked)
@@ -180,7 +180,7 @@ def _keys(backward: MlxBackward) -> list[Key]:
     return keys
 
 
-def _shape(info: ModelInfo, site: Site, slots: list[Slot], index: int, layout: tuple[int, int]) -> tuple[int, ...]:
+def _shape(info: ModelInfo, site: Site, slots: list[RowSpan], index: int, layout: tuple[int, int]) -> tuple[int, ...]:
     offered = info.site(site.name)
     assert offered is not None
     if index < 0:

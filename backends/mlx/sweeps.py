@@ -12,8 +12,8 @@ from mlx_lm.models.base import create_causal_mask
 from numpy.typing import NDArray
 
 from ..hooks.executor import Executor
-from ..hooks.slot import Slot
-from ..hooks.sweeps import Sweeps, Trunk
+from ..hooks.row_span import RowSpan
+from ..hooks.sweeps import SharedPrefix, Sweeps
 from .attention import Attention
 from .cache import Layer, RunCache
 from .taps import Taps
@@ -34,7 +34,7 @@ class Model(Protocol):
         """Logits of final-norm rows, of all tokens or of some."""
         ...
 
-    def tap_logits(self, slot: Slot, hidden: mx.array) -> mx.array:
+    def tap_logits(self, slot: RowSpan, hidden: mx.array) -> mx.array:
         """[1, row, vocab] of a slot, after its edits."""
         ...
 
@@ -42,31 +42,31 @@ class Model(Protocol):
 class _Keeping(RunCache):
     """Keeps a forward's keys and values for a sweep's variants."""
 
-    def __init__(self, layer: Layer, trunk: Trunk) -> None:
+    def __init__(self, layer: Layer, prefix: SharedPrefix) -> None:
         super().__init__(layer)
-        self.trunk = trunk
+        self.prefix = prefix
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Tapped, and kept."""
         keys, values = super().update_and_fetch(keys, values)
-        self.trunk.keys[self.layer.index], self.trunk.values[self.layer.index] = keys, values
+        self.prefix.keys[self.layer.index], self.prefix.values[self.layer.index] = keys, values
         return keys, values
 
 
 class _Continuing(RunCache):
-    """Rows from a position on, after a trunk's own keys and values."""
+    """Rows from a position on, after a prefix's own keys and values."""
 
-    def __init__(self, layer: Layer, trunk: Trunk, position: int) -> None:
+    def __init__(self, layer: Layer, prefix: SharedPrefix, position: int) -> None:
         super().__init__(layer)
-        self.trunk, self.offset = trunk, position
+        self.prefix, self.offset = prefix, position
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """The trunk's, then the rows' own, tapped."""
+        """The prefix's, then the rows' own, tapped."""
         own = super().update_and_fetch(keys, values)
         if not self.offset:
             return own
         index, batch = self.layer.index, keys.shape[0]
-        earlier = (self.trunk.keys[index], self.trunk.values[index])
+        earlier = (self.prefix.keys[index], self.prefix.values[index])
         whole = [
             mx.concatenate(
                 [mx.broadcast_to(old[:, :, : self.offset], (batch, *old.shape[1:2], self.offset, *old.shape[3:])), new],
@@ -77,7 +77,7 @@ class _Continuing(RunCache):
         return whole[0], whole[1]
 
     def make_mask(self, n: int, *_: Any, **__: Any) -> mx.array | str | None:
-        """Causal within the layer's window, after the trunk's rows."""
+        """Causal within the layer's window, after the prefix's rows."""
         if not self.offset:
             return super().make_mask(n)
         return create_causal_mask(n, offset=self.offset, window_size=self.layer.window)
@@ -89,43 +89,43 @@ class MlxSweeps(Sweeps):
     def __init__(self, model: Model, executor: Executor, taps: Taps, attention: Attention, layers: list[Any]) -> None:
         super().__init__(executor, len(layers))
         self.model, self.taps, self.attention, self.layers = model, taps, attention, layers
-        self.trunk_now: Trunk | None = None
+        self.prefix_now: SharedPrefix | None = None
 
-    def _begin(self, slots: list[Slot], layout: tuple[int, int]) -> None:
+    def _begin(self, slots: list[RowSpan], layout: tuple[int, int]) -> None:
         self.executor.begin(slots, layout)
         self.taps.attach(self.executor.asked)
         self.attention.begin(self.executor.asked)
 
     @contextmanager
-    def _recording(self, trunk: Trunk) -> Generator[None]:
-        self.trunk_now = trunk
+    def _recording(self, prefix: SharedPrefix) -> Generator[None]:
+        self.prefix_now = prefix
         try:
             yield
-            mx.eval(trunk.resid, list(trunk.keys.values()), list(trunk.values.values()))
+            mx.eval(prefix.resid, list(prefix.keys.values()), list(prefix.values.values()))
         finally:
-            self.trunk_now = None
+            self.prefix_now = None
 
     def _whole(self, tokens: NDArray[np.int64]) -> mx.array:
-        trunk = self.trunk_now
-        if trunk is None:
+        prefix = self.prefix_now
+        if prefix is None:
             return self.model.hidden(mx.array(tokens))
 
         def keep(index: int, hidden: mx.array) -> mx.array:
-            trunk.resid[index] = mx.array(hidden)  # edits in place must not reach it
+            prefix.resid[index] = mx.array(hidden)  # edits in place must not reach it
             return hidden
 
         with _before_layers(self.layers, keep):
-            return self.model.hidden(mx.array(tokens), [_Keeping(layer, trunk) for layer in self.attention.layers])
+            return self.model.hidden(mx.array(tokens), [_Keeping(layer, prefix) for layer in self.attention.layers])
 
-    def _rest(self, trunk: Trunk, position: int, starts: list[int], slots: list[Slot]) -> mx.array:
-        """Layers before the first start pass on what they get; at each start, rows of the trunk join the batch."""
-        n_rows = trunk.n_tokens - position
+    def _rest(self, prefix: SharedPrefix, position: int, starts: list[int], slots: list[RowSpan]) -> mx.array:
+        """Layers before the first start pass on what they get; at each start, rows of the prefix join the batch."""
+        n_rows = prefix.n_tokens - position
 
         def join(index: int, hidden: mx.array) -> mx.array | None:
             here, before = starts.count(index), sum(start < index for start in starts)
             if not here:
                 return hidden if before else None
-            rows = trunk.resid[index][:, position:]
+            rows = prefix.resid[index][:, position:]
             entering = mx.broadcast_to(rows, (here, *rows.shape[1:]))
             self.join(slots[: before + here], n_rows)
             return mx.concatenate([hidden, entering]) if before else mx.array(entering)
@@ -133,12 +133,12 @@ class MlxSweeps(Sweeps):
         self.executor.slots = []
         ids = mx.array([slots[0].sequence.tokens[position:]])  # what joins takes their place
         with _before_layers(self.layers, join):
-            return self.model.hidden(ids, [_Continuing(layer, trunk, position) for layer in self.attention.layers])
+            return self.model.hidden(ids, [_Continuing(layer, prefix, position) for layer in self.attention.layers])
 
     def _logits(self, hidden: mx.array, columns: list[int] | None) -> mx.array:
         return self.model.logits(hidden, columns)
 
-    def _tap_logits(self, slot: Slot, hidden: mx.array) -> mx.array:
+    def _tap_logits(self, slot: RowSpan, hidden: mx.array) -> mx.array:
         return self.model.tap_logits(slot, hidden)
 
 

@@ -17,9 +17,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..hooks.executor import Executor
 from ..hooks.points import Point
+from ..hooks.row_span import RowSpan
 from ..hooks.run_parts import RunParts
-from ..hooks.slot import Slot
-from ..hooks.sweeps import Trunk
+from ..hooks.sweeps import SharedPrefix
 from .packed import Packed
 from .paged_cache import updated
 
@@ -35,7 +35,7 @@ class Attention:
         self.executor = executor
         self.eager = eager
         """The family needs a softcap or sinks, which the fused kernel does not have."""
-        self.recording: Trunk | None = None
+        self.recording: SharedPrefix | None = None
         """Where this forward's keys and values are kept for a sweep's variants."""
         self.packed: Packed | None = None
         """The engine's sequences, while it is they whose forward this is."""
@@ -43,7 +43,7 @@ class Attention:
         """Layer → what its taps are called: every layer of every forward asks for these."""
         self._growing: RunParts | None = None
         """A run that is made in parts, whose keys and values this forward adds to."""
-        self._earlier: tuple[Trunk | RunParts, int] | None = None
+        self._earlier: tuple[SharedPrefix | RunParts, int] | None = None
         """Whose keys and values come before this forward's own, and how many of them."""
 
     def attach(self, module: nn.Module) -> None:
@@ -60,9 +60,9 @@ class Attention:
             self._earlier = self._growing = None
 
     @contextmanager
-    def continuing(self, trunk: Trunk, position: int) -> Generator[None]:
-        """Forwards of rows from `position` on, after a trunk's own keys and values."""
-        self._earlier = trunk, position
+    def continuing(self, prefix: SharedPrefix, position: int) -> Generator[None]:
+        """Forwards of rows from `position` on, after a prefix's own keys and values."""
+        self._earlier = prefix, position
         try:
             yield
         finally:
@@ -80,7 +80,7 @@ class Attention:
     ) -> tuple[torch.Tensor, None]:
         """q [batch, head, row, d_head]; k, v [batch, kv_head, row, d_head]. Returns [batch, row, head, d_head]."""
         layer, executor = int(module.layer_idx), self.executor
-        wanting: list[Slot] = []
+        wanting: list[RowSpan] = []
         if executor.asked:
             points = self._points_of(layer)
             query = self._tap_heads(points["q"], query)
@@ -90,7 +90,7 @@ class Attention:
         if self.recording is not None:
             self.recording.keys[layer], self.recording.values[layer] = key, value
         if self._earlier is not None:
-            key, value, attention_mask = self._after_trunk(layer, query, key, value, kwargs.get("sliding_window"))
+            key, value, attention_mask = self._after_prefix(layer, query, key, value, kwargs.get("sliding_window"))
         if self._growing is not None:
             self._growing.keys[layer], self._growing.values[layer] = key, value
         kernel = _eager if self.eager else sdpa_attention_forward
@@ -121,17 +121,17 @@ class Attention:
                 )
         return out, None
 
-    def _after_trunk(
+    def _after_prefix(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """All keys and values, and which of them each row may see: [1, 1, row, key]."""
         assert self._earlier is not None
-        trunk, position = self._earlier
+        prefix, position = self._earlier
         batch = key.shape[0]
         if position:
             key, value = (
                 torch.cat([kept[layer][:, :, :position].expand(batch, -1, -1, -1), own], dim=2)
-                for kept, own in ((trunk.keys, key), (trunk.values, value))
+                for kept, own in ((prefix.keys, key), (prefix.values, value))
             )
         hidden = _hidden_keys(position, query.shape[2], key.shape[2], window, query.device)
         return key, value, ~hidden[None, None]
@@ -149,7 +149,7 @@ class Attention:
     def _one(
         self,
         module: Any,
-        slot: Slot,
+        slot: RowSpan,
         layer: int,
         query: torch.Tensor,
         key: torch.Tensor,
@@ -178,7 +178,7 @@ class Attention:
         return torch.matmul(probs.transpose(0, 1), values).transpose(0, 1)
 
 
-def _hidden(slot: Slot, n_keys: int, window: int | None, device: torch.device) -> torch.Tensor:
+def _hidden(slot: RowSpan, n_keys: int, window: int | None, device: torch.device) -> torch.Tensor:
     """Which keys each row cannot see: [row, key]. Keys are the positions 0 … n_keys − 1."""
     return _hidden_keys(slot.position, slot.n, n_keys, window, device)
 

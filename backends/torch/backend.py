@@ -23,12 +23,12 @@ from ..hooks.captures import flush_reductions
 from ..hooks.executor import Executor
 from ..hooks.metrics import BoundMetric
 from ..hooks.points import Points, Seen
+from ..hooks.row_span import RowSpan
 from ..hooks.rules import activation_name
 from ..hooks.run_parts import RunParts, joined
 from ..hooks.sequence import Sequence, StepResult
-from ..hooks.slot import Slot
 from ..hooks.stepping import result_of
-from ..hooks.sweeps import Trunk
+from ..hooks.sweeps import SharedPrefix
 from ..model.chunk import with_chunk
 from ..model.context import fitted
 from ..model.families import generation_note, run_only_sites
@@ -148,11 +148,11 @@ class TorchBackend:
         """One right-padded forward: causal attention keeps the padding out of every real row."""
         longest = max(len(s.tokens) for s in sequences)
         ids = np.zeros((len(sequences), longest), dtype=np.int64)
-        slots: list[Slot] = []
+        slots: list[RowSpan] = []
         for i, sequence in enumerate(sequences):
             tokens = np.array(sequence.tokens, dtype=np.int64)
             ids[i, : len(tokens)] = tokens
-            slots.append(Slot(sequence, i, 0, len(tokens), 0, tokens))
+            slots.append(RowSpan(sequence, i, 0, len(tokens), 0, tokens))
         self.executor.begin(slots, (len(sequences), longest))
         self.taps.attach(self.executor.asked)
         hidden = self._as_far_as_asked(slots, torch.from_numpy(ids).to(self.device))
@@ -171,7 +171,7 @@ class TorchBackend:
         """Whether attention is ours, which adds earlier keys and values."""
         return self._sweeps is not None
 
-    def _as_far_as_asked(self, slots: list[Slot], ids: torch.Tensor, positions: torch.Tensor | None = None) -> Any:
+    def _as_far_as_asked(self, slots: list[RowSpan], ids: torch.Tensor, positions: torch.Tensor | None = None) -> Any:
         """Final-norm rows; None when the forward ended before, as nobody asks for anything of its last layers."""
         last = [slot.plan.last_layer for slot in slots]
         known = [layer for layer in last if layer is not None]
@@ -192,7 +192,7 @@ class TorchBackend:
         """See Backend."""
         start = parts.done
         tokens = np.array(sequence.tokens[start:stop], dtype=np.int64)
-        slot = Slot(sequence, 0, 0, len(tokens), start, tokens, keys=(0, stop))
+        slot = RowSpan(sequence, 0, 0, len(tokens), start, tokens, keys=(0, stop))
         self.executor.begin([slot], (1, len(tokens)))
         self.taps.attach(self.executor.asked)
         with self.attention.growing(parts):
@@ -201,7 +201,7 @@ class TorchBackend:
             hidden = self._as_far_as_asked([slot], ids, positions)
         return self._part_of(slot, hidden, parts, stop)
 
-    def _part_of(self, slot: Slot, hidden: torch.Tensor, parts: RunParts, stop: int) -> StepResult:
+    def _part_of(self, slot: RowSpan, hidden: torch.Tensor, parts: RunParts, stop: int) -> StepResult:
         if _LOGITS in slot.plan.sites and slot.error is None:
             self.tap_logits(slot, hidden)
         parts.rows += self.executor.collect().get(id(slot.sequence), [])
@@ -222,19 +222,19 @@ class TorchBackend:
         return self._gradients(sequences, self.device)
 
     def _backward_of(
-        self, how: BoundBackward, slots: list[Slot], metrics: list[BoundMetric] | None = None
+        self, how: BoundBackward, slots: list[RowSpan], metrics: list[BoundMetric] | None = None
     ) -> TorchBackward:
         return TorchBackward(self.executor.ops, how, slots, self.info, self.activation, metrics)
 
     @torch.inference_mode()
-    def trunk(self, base: Sequence) -> Trunk:
+    def shared_prefix(self, base: Sequence) -> SharedPrefix:
         """See Backend."""
-        return self._sweeper.trunk(base)
+        return self._sweeper.shared_prefix(base)
 
     @torch.inference_mode()
-    def sweep(self, variants: SequenceOf[Sequence], trunk: Trunk | None) -> list[StepResult]:
+    def sweep(self, variants: SequenceOf[Sequence], prefix: SharedPrefix | None) -> list[StepResult]:
         """See Backend."""
-        return self._sweeper(variants, trunk)
+        return self._sweeper(variants, prefix)
 
     @property
     def _sweeper(self) -> TorchSweeps:
@@ -257,16 +257,16 @@ class TorchBackend:
             logits = functional.linear(hidden, head.weight[at], _picked(head.bias, at))
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
-    def _logits_rows(self, slot: Slot, hidden: torch.Tensor, positions: SequenceOf[int]) -> torch.Tensor:
+    def _logits_rows(self, slot: RowSpan, hidden: torch.Tensor, positions: SequenceOf[int]) -> torch.Tensor:
         """Rows of a slot's logits, after the plan's edits there."""
         if _LOGITS in slot.plan.sites:
             return self.tap_logits(slot, hidden)[0, list(positions)]
         return self.logits(hidden[slot.batch, list(positions)])
 
-    def tap_logits(self, slot: Slot, hidden: torch.Tensor) -> torch.Tensor:
+    def tap_logits(self, slot: RowSpan, hidden: torch.Tensor) -> torch.Tensor:
         """[1, row, vocab] after a slot's edits: one sequence at a time, a whole batch's would be the largest tensor of all."""
         logits = self.logits(hidden[slot.batch : slot.batch + 1, : slot.stop])
-        part = Slot(slot.sequence, 0, 0, slot.stop, slot.position, slot.tokens, conditions=slot.conditions)
+        part = RowSpan(slot.sequence, 0, 0, slot.stop, slot.position, slot.tokens, conditions=slot.conditions)
         logits = self.executor.tap(self.points.logits, logits, slots=[part], owner=slot)
         slot.error = slot.error or part.error
         return logits

@@ -15,9 +15,9 @@ from transformers.generation.continuous_batching.requests import RequestState
 
 from ...protos.sites import Site
 from ..hooks.executor import Executor
+from ..hooks.row_span import RowSpan
 from ..hooks.sampling import Choice, choose_token, logprobs_of
 from ..hooks.sequence import Rows, Sequence, StepResult
-from ..hooks.slot import Slot
 from ..hooks.stepping import not_finite, result_of, sampled_logprob_rows
 from ..model.limits import Limits
 from .attention import Attention
@@ -49,8 +49,8 @@ class TorchEngine:
         self.paused: dict[str, RequestState] = {}
         self.choices: dict[str, Choice] = {}
         self.hidden: torch.Tensor | None = None
-        self.slots: list[Slot] = []
-        self.producing: list[Slot] = []
+        self.slots: list[RowSpan] = []
+        self.producing: list[RowSpan] = []
 
     @property
     def active(self) -> list[Sequence]:
@@ -134,14 +134,14 @@ class TorchEngine:
         self.processor.update_batch()
         return self._results()
 
-    def _slots(self, requests: list[Any]) -> list[Slot]:
-        slots: list[Slot] = []
+    def _slots(self, requests: list[Any]) -> list[RowSpan]:
+        slots: list[RowSpan] = []
         start = key = 0
         for request in requests:
             sequence = self.sequences[request.state.request_id]
             n, end = request.query_length, request.state.position_offset  # already advanced past these rows
             tokens = np.array(sequence.tokens[end - n : end], dtype=np.int64)
-            slots.append(Slot(sequence, 0, start, start + n, end - n, tokens, keys=(key, key + end)))
+            slots.append(RowSpan(sequence, 0, start, start + n, end - n, tokens, keys=(key, key + end)))
             start, key = start + n, key + end
         return slots
 
@@ -177,7 +177,7 @@ class TorchEngine:
             best[i] = token
         return best
 
-    def _wants_prompt_logits(self, slot: Slot) -> bool:
+    def _wants_prompt_logits(self, slot: RowSpan) -> bool:
         return slot.position < slot.sequence.prompt_length - 1 and slot.plan.wants_prompt_logits
 
     def _grab_hidden(self) -> Any:
@@ -199,7 +199,7 @@ class TorchEngine:
             logits = self.model.lm_head(self.hidden[:, slot.start : stop])
             if self.softcap is not None:
                 logits = torch.tanh(logits / self.softcap) * self.softcap
-            part = Slot(slot.sequence, 0, 0, stop - slot.start, slot.position, None)
+            part = RowSpan(slot.sequence, 0, 0, stop - slot.start, slot.position, None)
             part.tokens = None if slot.tokens is None else slot.tokens[: part.n]
             part.conditions = {key: mask[: part.n] for key, mask in slot.conditions.items()}
             self.executor.tap(self.executor.points.logits, logits, slots=[part])
@@ -223,9 +223,9 @@ class TorchEngine:
         return results
 
 
-def _logits_slot(slot: Slot, index: int) -> Slot:
+def _logits_slot(slot: RowSpan, index: int) -> RowSpan:
     """The row of a sequence in the logits, where each has one: its last."""
-    head = Slot(slot.sequence, 0, index, index + 1, slot.position + slot.n - 1, None, error=slot.error)
+    head = RowSpan(slot.sequence, 0, index, index + 1, slot.position + slot.n - 1, None, error=slot.error)
     head.tokens = None if slot.tokens is None else slot.tokens[-1:]
     head.conditions = {key: mask[-1:] for key, mask in slot.conditions.items()}
     return head

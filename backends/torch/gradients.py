@@ -14,8 +14,8 @@ from ..hooks.bound import BoundBackward
 from ..hooks.executor import Executor
 from ..hooks.gradients import finish, one_prompt, slots_of, spread, values_of
 from ..hooks.metrics import INSIDE_MLP, BoundMetric
+from ..hooks.row_span import RowSpan
 from ..hooks.sequence import Sequence, StepResult
-from ..hooks.slot import Slot
 from .norms import Norms
 from .taps import Taps
 
@@ -49,8 +49,8 @@ class TorchGradients:
         taps: Taps,
         norms: Norms,
         body: Callable[[torch.Tensor], torch.Tensor],
-        head: Callable[[Slot, torch.Tensor, SequenceOf[int]], torch.Tensor],
-        make: Callable[[BoundBackward, list[Slot], list[BoundMetric] | None], TorchBackward],
+        head: Callable[[RowSpan, torch.Tensor, SequenceOf[int]], torch.Tensor],
+        make: Callable[[BoundBackward, list[RowSpan], list[BoundMetric] | None], TorchBackward],
     ) -> None:
         """`body`: token ids to final-norm rows. `head`: these, for one slot, to its logits at positions: [row, vocab]."""
         self.executor, self.taps, self.norms = executor, taps, norms
@@ -79,7 +79,9 @@ class TorchGradients:
             slots = spread(self.executor, slots[0], sequences)
         return finish(self.executor, slots, {k: v.detach() for k, v in values.items()}, grads)
 
-    def _forward(self, backward: TorchBackward, slots: list[Slot], ids: torch.Tensor, layout: tuple[int, int]) -> Any:
+    def _forward(
+        self, backward: TorchBackward, slots: list[RowSpan], ids: torch.Tensor, layout: tuple[int, int]
+    ) -> Any:
         """Final-norm rows; None when no metric needs them."""
         self.executor.begin(slots, layout, backward)
         self.taps.attach(self.executor.asked)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from ..hooks.slot import Slot
+from ..hooks.row_span import RowSpan
 from .paged_cache import updated
 
 __all__ = ["Kernel", "Packed"]
@@ -29,7 +29,7 @@ MOST_PADDING = 2.0
 class Packed:
     """The sequences of one forward, whose keys and values lie in the engine's paged cache."""
 
-    def __init__(self, slots: SequenceOf[Slot]) -> None:
+    def __init__(self, slots: SequenceOf[RowSpan]) -> None:
         self._slots = slots
         self._keys = [slot.keys for slot in slots if slot.keys is not None]
         assert len(self._keys) == len(slots), "the engine says of every sequence where its keys lie"

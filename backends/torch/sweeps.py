@@ -14,8 +14,8 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from ..hooks.executor import Executor
-from ..hooks.slot import Slot
-from ..hooks.sweeps import Sweeps, Trunk
+from ..hooks.row_span import RowSpan
+from ..hooks.sweeps import SharedPrefix, Sweeps
 from .attention import Attention
 from .taps import Taps
 
@@ -35,7 +35,7 @@ class Model(Protocol):
         """Logits of final-norm rows, of all tokens or of some."""
         ...
 
-    def tap_logits(self, slot: Slot, hidden: torch.Tensor) -> torch.Tensor:
+    def tap_logits(self, slot: RowSpan, hidden: torch.Tensor) -> torch.Tensor:
         """[1, row, vocab] of a slot, after its edits."""
         ...
 
@@ -51,17 +51,17 @@ class TorchSweeps(Sweeps):
         self.tuples = False
         """Layers answer with tuples."""
 
-    def _begin(self, slots: list[Slot], layout: tuple[int, int]) -> None:
+    def _begin(self, slots: list[RowSpan], layout: tuple[int, int]) -> None:
         self.executor.begin(slots, layout)
         self.taps.attach(self.executor.asked)
 
     @contextmanager
-    def _recording(self, trunk: Trunk) -> Generator[None]:
+    def _recording(self, prefix: SharedPrefix) -> Generator[None]:
         handles = [self.layers[0].register_forward_hook(self._note_answer)]
         for index, layer in enumerate(self.layers):
-            keep = partial(_keep, trunk, index)
+            keep = partial(_keep, prefix, index)
             handles.append(layer.register_forward_pre_hook(keep, with_kwargs=True, prepend=True))
-        self.attention.recording = trunk
+        self.attention.recording = prefix
         try:
             yield
         finally:
@@ -75,22 +75,22 @@ class TorchSweeps(Sweeps):
     def _whole(self, tokens: NDArray[np.int64]) -> torch.Tensor:
         return self.model.hidden(torch.from_numpy(tokens).to(self.model.device))
 
-    def _rest(self, trunk: Trunk, position: int, starts: list[int], slots: list[Slot]) -> torch.Tensor:
+    def _rest(self, prefix: SharedPrefix, position: int, starts: list[int], slots: list[RowSpan]) -> torch.Tensor:
         device = self.model.device
         ids = torch.tensor([slots[0].sequence.tokens[position:]], device=device)  # what joins takes their place
-        with self._joining(trunk, position, starts, slots), self.attention.continuing(trunk, position):
-            return self.model.hidden(ids, torch.arange(position, trunk.n_tokens, device=device)[None])
+        with self._joining(prefix, position, starts, slots), self.attention.continuing(prefix, position):
+            return self.model.hidden(ids, torch.arange(position, prefix.n_tokens, device=device)[None])
 
     @contextmanager
-    def _joining(self, trunk: Trunk, position: int, starts: list[int], slots: list[Slot]) -> Generator[None]:
-        """Layers before the first start pass on what they get; at each start, rows of the trunk join the batch."""
+    def _joining(self, prefix: SharedPrefix, position: int, starts: list[int], slots: list[RowSpan]) -> Generator[None]:
+        """Layers before the first start pass on what they get; at each start, rows of the prefix join the batch."""
         handles: list[RemovableHandle] = []
         skipped: list[Any] = list(self.layers[: starts[0]])
         for layer in skipped:
             layer.forward = self._pass_on
         for index in sorted(set(starts)):
             here, before = starts.count(index), sum(start < index for start in starts)
-            join = partial(self._join, trunk.resid[index][:, position:], here, before, slots)
+            join = partial(self._join, prefix.resid[index][:, position:], here, before, slots)
             handles.append(self.layers[index].register_forward_pre_hook(join, with_kwargs=True, prepend=True))
         self.executor.slots = []
         try:
@@ -109,7 +109,7 @@ class TorchSweeps(Sweeps):
         rows: torch.Tensor,
         here: int,
         before: int,
-        slots: list[Slot],
+        slots: list[RowSpan],
         _: nn.Module,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
@@ -123,10 +123,10 @@ class TorchSweeps(Sweeps):
     def _logits(self, hidden: torch.Tensor, columns: list[int] | None) -> torch.Tensor:
         return self.model.logits(hidden, columns)
 
-    def _tap_logits(self, slot: Slot, hidden: torch.Tensor) -> torch.Tensor:
+    def _tap_logits(self, slot: RowSpan, hidden: torch.Tensor) -> torch.Tensor:
         return self.model.tap_logits(slot, hidden)
 
 
-def _keep(trunk: Trunk, index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _keep(prefix: SharedPrefix, index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     hidden = args[0] if args else kwargs["hidden_states"]
-    trunk.resid[index] = hidden.clone()  # edits in place must not reach it
+    prefix.resid[index] = hidden.clone()  # edits in place must not reach it

@@ -14,10 +14,10 @@ from ...protos.errors import Cancelled, InvalidArgument, ProbewireError
 from ..connection import add_connection_arguments, connected
 from .commands import HELP, obey
 from .conversation import Conversation
-from .dial import Dial, Setting
 from .reply import Reply
 from .shows import parse_show
 from .steering import parse_steering
+from .steering_control import Setting, SteeringControl
 
 __all__ = ["add_arguments", "run"]
 
@@ -54,8 +54,8 @@ def run(args: argparse.Namespace) -> int:
     console = Console(highlight=False, emoji=False)
     with connected(args) as client:
         info = client.describe(args.model)
-        with closing(Dial(client, info.id)) as dial:
-            conversation = _conversation(Conversation(client, info, dial), args)
+        with closing(SteeringControl(client, info.id)) as control:
+            conversation = _conversation(Conversation(client, info, control), args)
             _greet(console, conversation)
             _converse(console, conversation)
     return 0
@@ -85,7 +85,7 @@ def _conversation(conversation: Conversation, args: argparse.Namespace) -> Conve
     if args.system and not info.chat_template:
         raise InvalidArgument(f"{info.id} has no chat template, so --system has no place in its prompt; leave it out")
     steerings = tuple(parse_steering(text) for text in args.steer)
-    conversation.dial.change(Setting(steerings, tuple(parse_show(text, info) for text in args.show)))
+    conversation.control.change(Setting(steerings, tuple(parse_show(text, info) for text in args.show)))
     return conversation
 
 
@@ -94,7 +94,7 @@ def _greet(console: Console, conversation: Conversation) -> None:
     console.print(f"[bold]{escape(info.id)}[/bold]  {info.backend} on {info.device}, {info.dtype}   /help for commands")
     if not info.chat_template:
         console.print("[dim]No chat template: the model continues your text as it stands.[/dim]")
-    for line in conversation.dial.setting.lines():
+    for line in conversation.control.setting.lines():
         console.print(f"[dim]{escape(line)}[/dim]", soft_wrap=True)
 
 

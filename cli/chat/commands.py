@@ -65,7 +65,7 @@ def _steer(console: Console, conversation: Conversation, words: list[str]) -> li
             steering = between_prompts(
                 conversation.client, conversation.info.id, site, rest[0], rest[1], 4.0 if alpha is None else alpha
             )
-    kept = [item for item in conversation.dial.setting.steered() if item.site != steering.site]
+    kept = [item for item in conversation.control.setting.steered() if item.site != steering.site]
     _change(conversation, steerings=(*kept, steering), strength=1.0, on=True)
     return [f"steer {steering}"]
 
@@ -73,12 +73,12 @@ def _steer(console: Console, conversation: Conversation, words: list[str]) -> li
 def _alpha(console: Console, conversation: Conversation, words: list[str]) -> list[str]:
     if len(words) != 1:
         raise InvalidArgument("write /alpha X, a number")
-    steerings = conversation.dial.setting.steerings
+    steerings = conversation.control.setting.steerings
     if not steerings:
         raise InvalidArgument("nothing steers yet; begin with /steer")
     alpha = _float(words[0], "alpha")
     _change(conversation, steerings=tuple(replace(item, alpha=alpha) for item in steerings), strength=1.0, on=True)
-    return conversation.dial.setting.lines()
+    return conversation.control.setting.lines()
 
 
 def _off(console: Console, conversation: Conversation, words: list[str]) -> list[str]:
@@ -91,13 +91,13 @@ def _show(console: Console, conversation: Conversation, words: list[str]) -> lis
         _change(conversation, shows=())
         return ["nothing shown"]
     if not words:
-        return conversation.dial.setting.lines() or ["nothing shown; /show SITE[:norm|:unit=N|:top_k=K]"]
+        return conversation.control.setting.lines() or ["nothing shown; /show SITE[:norm|:unit=N|:top_k=K]"]
     added = [parse_show(word, conversation.info) for word in words]
-    shows = tuple(dict.fromkeys([*conversation.dial.setting.shows, *added]))
+    shows = tuple(dict.fromkeys([*conversation.control.setting.shows, *added]))
     if len(shows) > MAX_SHOWS:
         raise InvalidArgument(f"at most {MAX_SHOWS} sites are shown; /show off first")
     _change(conversation, shows=shows)
-    return conversation.dial.setting.lines()
+    return conversation.control.setting.lines()
 
 
 def _sites(console: Console, conversation: Conversation, words: list[str]) -> list[str]:
@@ -115,7 +115,7 @@ def _reset(console: Console, conversation: Conversation, words: list[str]) -> li
 
 
 def _change(conversation: Conversation, **values: Any) -> None:
-    conversation.dial.change(replace(conversation.dial.setting, **values))
+    conversation.control.change(replace(conversation.control.setting, **values))
 
 
 def _float(text: str, what: str) -> float:

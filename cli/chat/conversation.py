@@ -10,8 +10,8 @@ from ...clients.requests.sampling import SamplingOptions
 from ...clients.stream import Stream
 from ...protos.errors import NotFound
 from ...protos.model import Message, ModelInfo
-from .dial import Dial
 from .shows import Show
+from .steering_control import SteeringControl
 
 __all__ = ["Conversation"]
 
@@ -22,7 +22,7 @@ class Conversation:
 
     client: Client
     info: ModelInfo
-    dial: Dial
+    control: SteeringControl
     system: str = ""
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     history: list[Message] = field(default_factory=list[Message])
@@ -48,13 +48,13 @@ class Conversation:
         try:
             return self._stream()
         except NotFound:
-            if not self.dial.session:
+            if not self.control.session:
                 raise
-            self.dial.renew()  # the session was deleted elsewhere; without a model this is refused too
+            self.control.renew()  # the session was deleted elsewhere; without a model this is refused too
             return self._stream()
 
     def _stream(self) -> Stream:
-        return self.client.stream(self._prompt(), session=self.dial.session, model=self.info.id, **self.sampling)
+        return self.client.stream(self._prompt(), session=self.control.session, model=self.info.id, **self.sampling)
 
     def _prompt(self) -> Prompt:
         if not self.info.chat_template:

@@ -1,4 +1,4 @@
-"""Keys that turn the dial of a chat while its reply streams."""
+"""Keys that change how a chat is steered while its reply streams."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.text import Text
 
 from ...protos.errors import ProbewireError
 from ..keys import Keyboard, keyboard
-from .dial import Dial
+from .steering_control import SteeringControl
 
 __all__ = ["Turning", "turning"]
 
@@ -21,8 +21,8 @@ LEAVE_S = 2.0
 class Turning:
     """What the keys do, and the line that tells of it."""
 
-    def __init__(self, dial: Dial) -> None:
-        self._dial = dial
+    def __init__(self, control: SteeringControl) -> None:
+        self._control = control
         self._waiting = False
         self._refused = ""
         self.redraw: Callable[[], None] = lambda: None
@@ -32,22 +32,22 @@ class Turning:
         """Strength, revision and keys."""
         if self._refused:
             return Text(f"not changed: {self._refused}", style="red", no_wrap=True, overflow="ellipsis")
-        setting = self._dial.setting
-        revision = "…" if self._waiting else f"r{self._dial.revision}"
+        setting = self._control.setting
+        revision = "…" if self._waiting else f"r{self._control.revision}"
         style = "yellow" if setting.steers else "dim"
         told = f"steering {setting.label()}", style
         keys = "   ↑ ↓ strength · 0 " + ("off" if setting.on else "on")
         return Text.assemble(told, f" · {revision}", (keys, "dim"), no_wrap=True, overflow="ellipsis")
 
     def press(self, keys: list[str]) -> None:
-        """Turn the dial. Keys that came together are one change."""
-        setting = self._dial.setting.pressed(keys)
-        if setting is self._dial.setting:
+        """Change the steering. Keys that came together are one change."""
+        setting = self._control.setting.pressed(keys)
+        if setting is self._control.setting:
             return
         self._waiting, self._refused = True, ""
         self.redraw()
         try:
-            self._dial.change(setting)
+            self._control.change(setting)
         except ProbewireError as error:
             self._refused = error.message
         self._waiting = False
@@ -55,16 +55,16 @@ class Turning:
 
 
 @contextmanager
-def turning(dial: Dial) -> Generator[Turning | None]:
+def turning(control: SteeringControl) -> Generator[Turning | None]:
     """Listen to keys while the block runs; None where nothing steers, or where there are no keys to press."""
-    if not dial.setting.steerings:
+    if not control.setting.steerings:
         yield None
         return
     with keyboard() as keys:
         if keys is None:
             yield None
             return
-        turned = Turning(dial)
+        turned = Turning(control)
         thread = threading.Thread(target=_listen, args=(keys, turned), name="keys", daemon=True)
         thread.start()
         try:

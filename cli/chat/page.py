@@ -10,7 +10,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from ..gloss import visible
+from ..token_table import visible
 
 __all__ = ["Page", "PlainPage", "StatusPage"]
 

@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from ...clients.stream import Step, Stream
-from ..gloss import MAX_WORD, Gloss, bar, clipped, number, shown_token
+from ..token_table import MAX_WORD, TokenTable, bar, clipped, number, shown_token
 from .conversation import Conversation
 from .keys import Turning, turning
 from .page import Page, PlainPage, StatusPage
@@ -21,8 +21,8 @@ class Reply:
 
     def __init__(self, console: Console, conversation: Conversation) -> None:
         self.text = ""
-        self._console, self._conversation, self._dial = console, conversation, conversation.dial
-        self._setting = self._dial.setting
+        self._console, self._conversation, self._control = console, conversation, conversation.control
+        self._setting = self._control.setting
         self._shows = self._setting.shows
         self._prompt_length = 0
         self._n_tokens = 0
@@ -32,7 +32,7 @@ class Reply:
         """Print everything."""
         self._prompt_length = len(stream.started.inputs[0].token_ids)
         self._revision = stream.revision
-        with turning(self._dial) as turned:
+        with turning(self._control) as turned:
             if self._shows:
                 self._glossed(stream, turned)
             else:
@@ -75,35 +75,35 @@ class Reply:
         if step.token is None or step.revision == self._revision:
             return ""
         self._revision = step.revision
-        return self._dial.label(step.revision)
+        return self._control.label(step.revision)
 
     def _glossed(self, stream: Stream, turned: Turning | None) -> None:
         self._console.print(self._title())
         self._legend()
         status = turned.status if turned is not None else None
-        gloss = Gloss(self._console, self._marks(), [self._room(show) for show in self._shows], status)
+        table = TokenTable(self._console, self._marks(), [self._room(show) for show in self._shows], status)
         if turned is not None:
-            turned.redraw = gloss.redraw
+            turned.redraw = table.redraw
         try:
             for step in stream:
-                self._fill(gloss, step)
+                self._fill(table, step)
                 if mark := self._turn(step):
-                    gloss.note(f"⟨{mark}⟩")
+                    table.note(f"⟨{mark}⟩")
                 if step.token is not None:
-                    gloss.add(shown_token(step.text, first=self._n_tokens == 0))
+                    table.add(shown_token(step.text, first=self._n_tokens == 0))
                     self._n_tokens += 1
                     self.text += step.text
         finally:
-            gloss.flush()
+            table.flush()
 
-    def _fill(self, gloss: Gloss, step: Step) -> None:
+    def _fill(self, table: TokenTable, step: Step) -> None:
         """The step's rows belong to the token before: the forward that reads a token samples the next."""
         line = 0
         for show in self._shows:
             for position, readings in show.read(step.captures):
                 if position == self._prompt_length + self._n_tokens - 1:
                     for offset, reading in enumerate(readings):
-                        gloss.fill(line + offset, self._shown(show, reading))
+                        table.fill(line + offset, self._shown(show, reading))
             line += show.n_rows
 
     def _shown(self, show: Show, reading: Reading) -> str:
@@ -139,6 +139,6 @@ class Reply:
             n, total_s = finished.usage.completion_tokens, finished.timings.total_s
             speed = f" · {n / total_s:.1f} tokens/s" if total_s else ""
             self._console.print(f"[dim]{n} tokens · {finished.reason}{speed}[/dim]")
-        if self._dial.setting is not self._setting:
-            for line in self._dial.setting.lines():
+        if self._control.setting is not self._setting:
+            for line in self._control.setting.lines():
                 self._console.print(f"[dim]{escape(line)}[/dim]", soft_wrap=True)

@@ -80,7 +80,7 @@ def _add_network(group: argparse._ArgumentGroup) -> None:  # pyright: ignore[rep
         metavar="ADDRESS",
         help="a proxy's address or network, whose X-Forwarded-For says who called; may be given several times",
     )
-    group.add_argument("--tls-cert", type=Path, default=None, help="certificate chain (PEM) of both faces")
+    group.add_argument("--tls-cert", type=Path, default=None, help="certificate chain (PEM) of both APIs")
     group.add_argument("--tls-key", type=Path, default=None, help="its private key (PEM)")
     group.add_argument(
         "--tls-client-ca", type=Path, default=None, help="clients must show a certificate signed by these (PEM)"

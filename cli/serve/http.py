@@ -35,7 +35,7 @@ OUR_FAULTS = frozenset({Code.INTERNAL, Code.UNAVAILABLE})
 
 
 class HttpServer(uvicorn.Server):
-    """uvicorn, without its signal handlers: one stop signal ends both faces."""
+    """uvicorn, without its signal handlers: one stop signal ends both APIs."""
 
     def __init__(self, gateway: Gateway, config: GatewayConfig, tls: Tls | None) -> None:
         app = create_app(

@@ -1,4 +1,4 @@
-"""Runs the gateway: both faces on one event loop, from the first bind to the last worker's end."""
+"""Runs the gateway: both APIs on one event loop, from the first bind to the last worker's end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TLS of both faces, from certificate files."""
+"""TLS of both APIs, from certificate files."""
 
 from __future__ import annotations
 

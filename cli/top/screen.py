@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ...protos.activity import ActivityReport, ModelActivity, RequestActivity, WorkerStatus
-from ..fitted import Column, Fitted
+from ..responsive_table import Column, ResponsiveTable
 
 __all__ = ["Sample", "screen"]
 
@@ -53,7 +53,7 @@ def _head(address: str, report: ActivityReport) -> Text:
     return Text.assemble(("probewire", "bold"), f"  {address}  up {_duration(report.uptime_s)}  {counts}")
 
 
-def _models(now: Sample, before: Sample | None) -> Fitted:
+def _models(now: Sample, before: Sample | None) -> ResponsiveTable:
     models = now.report.models
     older = {} if before is None else {model.id: model for model in before.report.models}
     seconds = now.at_s - before.at_s if before is not None else 0.0
@@ -61,7 +61,7 @@ def _models(now: Sample, before: Sample | None) -> Fitted:
     states = [_cell(model.state, "green" if model.state == "ready" else "yellow") for model in models]
     bars = [_bar(model.status.cache_used_tokens, model.status.cache_tokens) for model in models]
     held, waiting = [model.status.held for model in models], [model.status.waiting for model in models]
-    return Fitted(
+    return ResponsiveTable(
         [
             Column("model", [_cell(model.id, "bold") for model in models], least=12),
             Column("state", states, least=5),
@@ -97,9 +97,9 @@ class _Rates:
         self.hooks = f"{(a.hook_s - b.hook_s) / step_s:.0%}" if known and step_s > 0 else NOTHING
 
 
-def _requests(requests: Sequence[RequestActivity]) -> Fitted:
+def _requests(requests: Sequence[RequestActivity]) -> ResponsiveTable:
     states = [_cell(request.state, "yellow" if request.state == "waiting" else "green") for request in requests]
-    return Fitted(
+    return ResponsiveTable(
         [
             Column("user", [_cell(request.user) for request in requests], least=8),
             Column("model", [_cell(request.model) for request in requests], rank=1, least=8),
@@ -114,14 +114,14 @@ def _requests(requests: Sequence[RequestActivity]) -> Fitted:
     )
 
 
-def _users(requests: Sequence[RequestActivity]) -> Fitted:
+def _users(requests: Sequence[RequestActivity]) -> ResponsiveTable:
     names = sorted({request.user for request in requests})
     own = [[request for request in requests if request.user == name] for name in names]
     waiting = [sum(request.state == "waiting" for request in found) for found in own]
     running = [len(found) - n for found, n in zip(own, waiting, strict=True)]
     tokens = [sum(request.tokens for request in found) for found in own]
     captured = [sum(request.captured_bytes for request in found) for found in own]
-    return Fitted(
+    return ResponsiveTable(
         [
             Column("user", [_cell(name) for name in names], least=8),
             Column("running", [_cell(str(n)) for n in running], right=True),

@@ -1,4 +1,4 @@
-"""An error as JSON, `{"error": {…}}`: the same on every HTTP face, in the shape that OpenAI's clients read."""
+"""An error as JSON, `{"error": {…}}`: the same on every HTTP API, in the shape that OpenAI's clients read."""
 
 from __future__ import annotations
 

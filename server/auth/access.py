@@ -1,4 +1,4 @@
-"""The door: whose key a call carries, on every face alike."""
+"""The door: whose key a call carries, on every API alike."""
 
 from __future__ import annotations
 
@@ -28,17 +28,15 @@ class Access:
     machine can reach such a box, unless the operator insisted. Used by the event loop alone.
     """
 
-    def __init__(
-        self, users: Users | None = None, refused: Callable[[str, str], None] = lambda face, key: None
-    ) -> None:
-        """`refused` is told of everybody who is not let in: on which face (grpc, http), and with which key (none,
+    def __init__(self, users: Users | None = None, refused: Callable[[str, str], None] = lambda api, key: None) -> None:
+        """`refused` is told of everybody who is not let in: on which API (grpc, http), and with which key (none,
         wrong, or slowed: wrong, from an address that has to wait).
         """
         self._users, self._refused = users, refused
         self._failures: OrderedDict[str, list[float]] = OrderedDict()
 
-    def enter(self, authorization: str, peer: str, request_id: str = "", *, face: str = "http") -> Caller:
-        """The caller at the address `peer`, behind an `authorization` header ("Bearer pw_…"; empty: none). `face`: http, grpc.
+    def enter(self, authorization: str, peer: str, request_id: str = "", *, api: str = "http") -> Caller:
+        """The caller at the address `peer`, behind an `authorization` header ("Bearer pw_…"; empty: none). `API`: http, grpc.
 
         Raises Unauthenticated without a good key, ResourceExhausted after too many bad ones from the same address.
         """
@@ -47,7 +45,7 @@ class Access:
             return Caller(LOCAL, request_id, peer)
         scheme, _, key = authorization.partition(" ")
         if not authorization:
-            self._refused(face, "none")
+            self._refused(api, "none")
             raise Unauthenticated(
                 "this box has users: send your key as `authorization: Bearer pw_…` (Client(…, api_key=…)); "
                 "whoever runs the box makes one with `probewire users add NAME`"
@@ -55,9 +53,9 @@ class Access:
         user = self._users.by_key(key.strip()) if scheme.lower() == "bearer" else None
         if user is None:
             place = _place(peer)
-            self._check_failures(place, face)
+            self._check_failures(place, api)
             self._note_failure(place)
-            self._refused(face, "wrong")
+            self._refused(api, "wrong")
             raise Unauthenticated(
                 "the key is not valid here: it was mistyped, revoked or replaced; it is sent as "
                 "`authorization: Bearer pw_…`"
@@ -70,10 +68,10 @@ class Access:
             return True
         return self._users.is_current(caller.user)
 
-    def _check_failures(self, place: str, face: str) -> None:
+    def _check_failures(self, place: str, api: str) -> None:
         recent = [at for at in self._failures.get(place, ()) if at > time.monotonic() - FAILURE_WINDOW_S]
         if len(recent) >= MAX_FAILURES:
-            self._refused(face, "slowed")
+            self._refused(api, "slowed")
             raise ResourceExhausted(
                 f"{len(recent)} keys from {place} were wrong within the last minute; wait before the next",
                 retry_after_s=max(1.0, recent[0] + FAILURE_WINDOW_S - time.monotonic()),

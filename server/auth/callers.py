@@ -1,4 +1,4 @@
-"""Who calls, and under which request id: set by the faces at the door, carried on to the worker as call metadata."""
+"""Who calls, and under which request id: set by the APIs at the door, carried on to the worker as call metadata."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ CALLER: ContextVar[Caller] = ContextVar("caller")
 
 
 def current_caller() -> Caller:
-    """Who calls. Raises Internal when no face has said so: what nobody was let in for is not carried out."""
+    """Who calls. Raises Internal when no API has said so: what nobody was let in for is not carried out."""
     try:
         return CALLER.get()
     except LookupError:

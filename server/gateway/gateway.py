@@ -1,4 +1,4 @@
-"""The operations over all workers. Tensor streams pass through as bytes; only the faces in JSON have them decoded."""
+"""The operations over all workers. Tensor streams pass through as bytes; only the APIs in JSON have them decoded."""
 
 from __future__ import annotations
 

@@ -9,18 +9,18 @@ from ...backends.hooks.base import Backend
 from ..auth.users import LOCAL
 from .fair_queue import FairQueue
 from .input.prepared import PreparedInput
-from .output.delivery import Job
+from .output.delivery import ActiveRequest
 
 __all__ = ["Admitted", "Item", "admit_next"]
 
-Item = tuple[Job, PreparedInput]
+Item = tuple[ActiveRequest, PreparedInput]
 
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
     """An input that has left the queue: it is in the batch, its job has ended, or its admission failed."""
 
-    job: Job
+    job: ActiveRequest
     item: PreparedInput
     error: Exception | None = None
 

@@ -18,7 +18,7 @@ from ...protos.errors import Internal, ProbewireError, error_from_code
 from .admission import Item
 from .fair_queue import FairQueue
 from .input.prepared import PreparedInput
-from .output.delivery import Job
+from .output.delivery import ActiveRequest
 from .pace import Pace
 from .throughput import Throughput
 
@@ -47,13 +47,13 @@ class Forwards:
         self,
         queue: FairQueue[Item],
         throughput: Throughput,
-        drop: Callable[[Job, ProbewireError], None],
-        advance: Callable[[Job], None],
+        drop: Callable[[ActiveRequest, ProbewireError], None],
+        advance: Callable[[ActiveRequest], None],
     ) -> None:
         """`drop` ends a job with an error; `advance` queues what waited for an input's rows."""
         self._queue, self._throughput, self._drop, self._advance = queue, throughput, drop, advance
         self.pace = Pace()
-        self._trunks: dict[int, Any] = {}
+        self._prefixes: dict[int, Any] = {}
         """Sweep input → what its variants share."""
         self._parts: dict[int, RunParts] = {}
         """Sequence → what has run of it."""
@@ -91,7 +91,7 @@ class Forwards:
             self._ran(backend, job, item, sequence, result)
         return True
 
-    def _next(self, backend: Backend, *, generating: bool) -> tuple[Job, PreparedInput, Sequence] | None:
+    def _next(self, backend: Backend, *, generating: bool) -> tuple[ActiveRequest, PreparedInput, Sequence] | None:
         """Whose turn it is: least served first, passing by what has to wait."""
         self._let_go_of_ended()
         users = [(job, item, _sequence_of(job, item)) for _, (job, item) in self._queue.candidates({})]
@@ -115,11 +115,17 @@ class Forwards:
         return others and self.pace.seconds(kind, _rows(sequence)) > LONGEST_BESIDE_OTHERS_S
 
     def _batch(
-        self, backend: Backend, first: tuple[Job, PreparedInput, Sequence], kind: str, most: int, *, generating: bool
-    ) -> list[tuple[Job, PreparedInput, Sequence]]:
+        self,
+        backend: Backend,
+        first: tuple[ActiveRequest, PreparedInput, Sequence],
+        kind: str,
+        most: int,
+        *,
+        generating: bool,
+    ) -> list[tuple[ActiveRequest, PreparedInput, Sequence]]:
         """The next forwards of one kind, as many as `most` token rows hold, out of the queue; the first in any case."""
-        batch, longest = list[tuple[Job, PreparedInput, Sequence]](), 0
-        found: tuple[Job, PreparedInput, Sequence] | None = first
+        batch, longest = list[tuple[ActiveRequest, PreparedInput, Sequence]](), 0
+        found: tuple[ActiveRequest, PreparedInput, Sequence] | None = first
         while found is not None:
             job, item, sequence = found
             longest = max(longest, _rows(sequence))
@@ -133,11 +139,11 @@ class Forwards:
             found = self._next(backend, generating=generating)
         return batch
 
-    def _begin(self, job: Job, item: PreparedInput, sequence: Sequence) -> None:
+    def _begin(self, job: ActiveRequest, item: PreparedInput, sequence: Sequence) -> None:
         if sequence is item.sequence and not sequence.begun:
             job.admitted(item)
 
-    def _part(self, backend: Backend, job: Job, item: PreparedInput, sequence: Sequence, most: int) -> None:
+    def _part(self, backend: Backend, job: ActiveRequest, item: PreparedInput, sequence: Sequence, most: int) -> None:
         """The next rows of a long run, which stays at the head of its user's queue until it is done."""
         self._begin(job, item, sequence)
         parts = self._parts.setdefault(id(sequence), RunParts())
@@ -153,7 +159,9 @@ class Forwards:
         self._queue.discard(lambda waiting: waiting[1] is item)
         self._ran(backend, job, item, sequence, result)
 
-    def _ran(self, backend: Backend, job: Job, item: PreparedInput, sequence: Sequence, result: StepResult) -> None:
+    def _ran(
+        self, backend: Backend, job: ActiveRequest, item: PreparedInput, sequence: Sequence, result: StepResult
+    ) -> None:
         if result.error is not None:
             self._drop(job, told(backend, result))
         elif sequence is item.source:
@@ -162,14 +170,14 @@ class Forwards:
         else:
             job.deliver_run(item, result)
 
-    def _sweep(self, backend: Backend, job: Job, item: PreparedInput, most: int) -> None:
+    def _sweep(self, backend: Backend, job: ActiveRequest, item: PreparedInput, most: int) -> None:
         """The next plans of a sweep, or first what they share; the rest queues again, behind others' work."""
         sequence, user = item.sequence, job.caller.user.name
         assert sequence is not None
-        if job.prepared.share and id(item) not in self._trunks:
+        if job.prepared.share and id(item) not in self._prefixes:
             self._begin(job, item, sequence)
             with self.pace.timed("run", job, len(sequence.tokens)):
-                self._trunks[id(item)] = backend.trunk(sequence)
+                self._prefixes[id(item)] = backend.shared_prefix(sequence)
             self._queue.ledger.charge(user, len(sequence.tokens))
             return
         self._queue.pop(user)
@@ -181,7 +189,7 @@ class Forwards:
         with self.pace.timed("sweep", job, max(rows, 1)):
             for variant in variants:
                 backend.bind(variant.plan)
-            results = backend.sweep(variants, self._trunks.get(id(item)))
+            results = backend.sweep(variants, self._prefixes.get(id(item)))
         self._queue.ledger.charge(user, rows)
         self._throughput.ran(rows)
         for bound in (bound for variant in variants for bound in variant.plan.hooks):
@@ -192,7 +200,7 @@ class Forwards:
         )
         done = item.n_swept == len(item.variants)
         if failed is not None or done:
-            self._trunks.pop(id(item), None)
+            self._prefixes.pop(id(item), None)
         if failed is not None:
             self._drop(job, told(backend, failed[1], f"plan {failed[0]}: "))
             return
@@ -200,16 +208,16 @@ class Forwards:
         if not done:
             self._advance(job)
 
-    def forget(self, job: Job) -> None:
+    def forget(self, job: ActiveRequest) -> None:
         """A request that is gone keeps no memory."""
         self.pace.forget(job)
         for item in job.prepared.inputs:
-            self._trunks.pop(id(item), None)
+            self._prefixes.pop(id(item), None)
             for sequence in (item.source, item.sequence):
                 self._parts.pop(id(sequence), None)
 
 
-def _sequence_of(job: Job, item: PreparedInput) -> Sequence:
+def _sequence_of(job: ActiveRequest, item: PreparedInput) -> Sequence:
     """What of an input runs next: its run as a source, until that is done."""
     source = item.source if item.source is not None and item.item.name not in job.prepared.rows else None
     sequence = source or item.sequence
@@ -243,7 +251,7 @@ def _next_plans(item: PreparedInput, most: int) -> list[int]:
     return chosen
 
 
-def _variant(job: Job, base: Sequence, plan: BoundPlan, name: str) -> Sequence:
+def _variant(job: ActiveRequest, base: Sequence, plan: BoundPlan, name: str) -> Sequence:
     for bound in plan.hooks:
         if bound.needs is not None:
             rows = job.prepared.rows[bound.needs[0]]

@@ -1,4 +1,4 @@
-"""The worker process: one model, served over the gRPC face on a private socket. Started by `server/gateway/process.py`."""
+"""The worker process: one model, served over the gRPC API on a private socket. Started by `server/gateway/process.py`."""
 
 from __future__ import annotations
 

@@ -29,9 +29,10 @@ from ..state.database import State
 from ..state.saes import SaeStore
 from .input.binding import Binding
 from .input.generate import prepare_generate, prepare_run
-from .input.measuring import prepare_gradients, prepare_sweep
+from .input.gradients import prepare_gradients
 from .input.prepared import Prepared
-from .output.delivery import Job
+from .input.sweep import prepare_sweep
+from .output.delivery import ActiveRequest
 from .sae_loading import load_sae
 from .scheduler import Scheduler
 from .sessions import LiveSessions, check_session_plan
@@ -48,7 +49,7 @@ LONGEST_FORWARD_S = 600.0
 
 
 class LocalModel:
-    """A loaded model and the thread that owns it. The parts that both faces below share."""
+    """A loaded model and the thread that owns it. The parts that both APIs below share."""
 
     def __init__(
         self,
@@ -94,13 +95,13 @@ class LocalModel:
         folder = tempfile.TemporaryDirectory(prefix="probewire-state-")
         return State(Path(folder.name)), folder
 
-    def submit(self, request: InferenceRequest, sink: Any, caller: Caller) -> Job:
+    def submit(self, request: InferenceRequest, sink: Any, caller: Caller) -> ActiveRequest:
         """Check a request and queue it. Raises before anything runs."""
         self.check_model(request.model)
         prepared = self._prepare(request, caller)
         owner = caller.user
         reservation = self.store.reserve(owner.name, prepared.store_bytes, owner.limits.store_bytes)
-        job = Job(
+        job = ActiveRequest(
             prepared,
             caller,
             sink,

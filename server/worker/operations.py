@@ -23,7 +23,7 @@ from ..auth.callers import Caller, current_caller
 from ..config import WorkerConfig
 from . import functions
 from .model import LocalModel
-from .output.delivery import Job
+from .output.delivery import ActiveRequest
 from .output.sinks import AsyncSink
 
 __all__ = ["LocalOperations"]
@@ -80,7 +80,7 @@ class LocalOperations:
         finally:
             self._model.scheduler.cancel(job)
 
-    def _drop_unwanted(self, submitted: asyncio.Future[Job]) -> None:
+    def _drop_unwanted(self, submitted: asyncio.Future[ActiveRequest]) -> None:
         if not submitted.cancelled() and submitted.exception() is None:
             self._model.scheduler.cancel(submitted.result())
 

@@ -23,7 +23,7 @@ from .fair_queue import FairQueue, Ledger
 from .forwards import Forwards, as_internal, told
 from .gathering import Gathering
 from .input.prepared import PreparedInput
-from .output.delivery import Job
+from .output.delivery import ActiveRequest
 from .throughput import Throughput
 
 __all__ = ["Scheduler"]
@@ -56,9 +56,9 @@ class Scheduler:
         ledger = Ledger()
         self._waiting: FairQueue[Item] = FairQueue(ledger, limits.max_queued)
         self._runs: FairQueue[Item] = FairQueue(ledger, limits.max_queued)
-        self._live: dict[str, Job] = {}
+        self._live: dict[str, ActiveRequest] = {}
         """Request id → job, from acceptance to its end."""
-        self._jobs: dict[str, Job] = {}
+        self._jobs: dict[str, ActiveRequest] = {}
         """Sequence id → job, for sequences in the engine."""
         self._paused: set[str] = set()
         self._gathering = Gathering()
@@ -119,7 +119,7 @@ class Scheduler:
             raise box["error"]
         return box["value"]
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: ActiveRequest) -> None:
         """Queue a prepared request. Raises ResourceExhausted when too many wait."""
         user, n = job.caller.user.name, len(job.prepared.inputs)
         retry_after_s = self.throughput.seconds_for(self._waiting.cost + self._runs.cost)
@@ -134,7 +134,7 @@ class Scheduler:
 
         self.later(accept)
 
-    def cancel(self, job: Job) -> None:
+    def cancel(self, job: ActiveRequest) -> None:
         """Take a request out, wherever it is; harmless when it has ended."""
         self.later(lambda: self.drop(job, Cancelled("the request was cancelled")))
 
@@ -147,7 +147,7 @@ class Scheduler:
     # ---- on the model's thread from here on ----
 
     @property
-    def jobs(self) -> list[Job]:
+    def jobs(self) -> list[ActiveRequest]:
         """Requests that have not ended."""
         self._live = {name: job for name, job in self._live.items() if not job.ended}
         return list(self._live.values())
@@ -235,7 +235,7 @@ class Scheduler:
         engine = self.backend.engine
         return engine is not None and any(s.id not in self._paused for s in engine.active)
 
-    def _accept(self, job: Job) -> None:
+    def _accept(self, job: ActiveRequest) -> None:
         """Queue a request's runs: inputs that others read first, then those that read them."""
         name = job.prepared.id
         if any(other.prepared.id == name for other in self.jobs):  # the engine knows sequences by it
@@ -257,7 +257,7 @@ class Scheduler:
             job.start()
         self._advance(job)
 
-    def _advance(self, job: Job) -> None:
+    def _advance(self, job: ActiveRequest) -> None:
         """Queue whatever of a request has all the rows that it reads."""
         try:
             still: list[PreparedInput] = []
@@ -281,7 +281,7 @@ class Scheduler:
         except Exception as error:  # noqa: BLE001 - as in `_accept`
             self.drop(job, as_internal("patch", error))
 
-    def _fill(self, job: Job, sequence: Sequence, variants: SequenceOf[BoundPlan] = ()) -> bool:
+    def _fill(self, job: ActiveRequest, sequence: Sequence, variants: SequenceOf[BoundPlan] = ()) -> bool:
         """Give a sequence the rows that it reads of other inputs; False while some have not run."""
         rows = job.prepared.rows
         needed = {b.needs[0] for b in chain(sequence.reading(), *(v.hooks for v in variants)) if b.needs is not None}
@@ -295,7 +295,7 @@ class Scheduler:
             self.backend.bind(sequence.plan)
         return True
 
-    def _enqueue_sequence(self, job: Job, item: PreparedInput) -> None:
+    def _enqueue_sequence(self, job: ActiveRequest, item: PreparedInput) -> None:
         job.start()
         if item.sequence is not None and not item.queued:
             item.queued = True
@@ -304,7 +304,7 @@ class Scheduler:
                 self._gathering.came()
             self._push(queue, job, item, item.sequence.plan.n_rows)
 
-    def _push(self, queue: FairQueue[Item], job: Job, item: PreparedInput, cost: int) -> None:
+    def _push(self, queue: FairQueue[Item], job: ActiveRequest, item: PreparedInput, cost: int) -> None:
         user = job.caller.user
         queue.push(user.name, user.weight, (job, item), cost, time.monotonic(), self._running())
 
@@ -358,7 +358,7 @@ class Scheduler:
                 self.drop(job, as_internal("generation step", error))
             return
         self.throughput.stepped(len(results), sum(result.token is not None for result in results))
-        touched: dict[str, Job] = {}
+        touched: dict[str, ActiveRequest] = {}
         for result in results:
             if (job := self._jobs.get(result.sequence.id)) is None:
                 continue
@@ -375,7 +375,7 @@ class Scheduler:
         for job in touched.values():
             job.send()
 
-    def drop(self, job: Job, error: ProbewireError) -> None:
+    def drop(self, job: ActiveRequest, error: ProbewireError) -> None:
         """End a job wherever it is."""
         if job.ended:
             return

@@ -1,4 +1,4 @@
-"""The real faces, gRPC and REST, over a FakeService, in a thread of their own."""
+"""The real APIs, gRPC and REST, over a FakeService, in a thread of their own."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import uvicorn
 from fake_service import FakeService
 
 from probewire.protos.model import Event, StoredCapture, Token
+from probewire.protos.operations import Operation
 from probewire.protos.tensors import Tensor
 from probewire.server.api.grpc.service import RpcServer, admit_at_the_door
 from probewire.server.api.http.app import create_app
@@ -40,6 +41,9 @@ class FakeOperations:
 
     def sweep(self, request: Any) -> AsyncIterator[list[Event]]:
         return _steps(self.service.sweep(request))
+
+    async def other(self, operation: Operation, *args: Any) -> Any:
+        return getattr(self.service, operation.call)(*args)
 
     async def load(self, request: Any) -> AsyncIterator[Any]:
         for progress in self.service.load(request):
@@ -150,7 +154,7 @@ class ServerTls:
 
 
 class FakeServer:
-    """Both faces on free ports of the loopback; with `users`, only they get in."""
+    """Both APIs on free ports of the loopback; with `users`, only they get in."""
 
     def __init__(self, service: FakeService, *, tls: ServerTls | None = None, users: Users | None = None) -> None:
         self.service = service

@@ -27,7 +27,7 @@ def guarded(users: Users) -> Iterator[FakeServer]:
     server.stop()
 
 
-def test_a_key_opens_both_faces_until_it_is_revoked(guarded: FakeServer, users: Users) -> None:
+def test_a_key_opens_both_apis_until_it_is_revoked(guarded: FakeServer, users: Users) -> None:
     key = users.add("ada", "researcher")
     for url in (guarded.grpc_url, guarded.http_url):
         with Client(url, api_key=key) as client:

@@ -261,9 +261,9 @@ def test_sessions(connect: Connect, service: FakeService) -> None:
     in_loop(connect, work)
 
 
-@pytest.mark.parametrize("face", ["grpc", "rest"])
-def test_deadlines_and_connections(server: FakeServer, service: FakeService, face: str) -> None:
-    url = server.grpc_url if face == "grpc" else server.http_url
+@pytest.mark.parametrize("api", ["grpc", "rest"])
+def test_deadlines_and_connections(server: FakeServer, service: FakeService, api: str) -> None:
+    url = server.grpc_url if api == "grpc" else server.http_url
     service.step_s = 0.2
 
     async def late(client: AsyncClient) -> None:
@@ -280,11 +280,11 @@ def test_deadlines_and_connections(server: FakeServer, service: FakeService, fac
     in_loop(lambda: AsyncClient(f"{url.split(':')[0]}://127.0.0.1:1"), alone)
 
 
-@pytest.mark.parametrize("face", ["grpc", "rest"])
+@pytest.mark.parametrize("api", ["grpc", "rest"])
 def test_a_connection_belongs_to_its_loop_and_ends_with_close(
-    server: FakeServer, service: FakeService, face: str
+    server: FakeServer, service: FakeService, api: str
 ) -> None:
-    client, service.step_s = AsyncClient(server.grpc_url if face == "grpc" else server.http_url, timeout_s=20), 0.02
+    client, service.step_s = AsyncClient(server.grpc_url if api == "grpc" else server.http_url, timeout_s=20), 0.02
 
     async def closed_meanwhile() -> None:
         async with begun(client) as stream:

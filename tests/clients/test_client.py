@@ -295,7 +295,7 @@ def test_a_fault_in_an_inprocess_service_is_internal() -> None:
 def test_the_api_key_is_sent(server: FakeServer, service: FakeService) -> None:
     for url in (server.grpc_url, server.http_url):
         with Client(url, api_key="secret") as client:
-            assert client.health().ready  # the faces take and, so far, ignore it
+            assert client.health().ready  # the APIs take and, so far, ignore it
 
 
 def test_importing_the_package_is_light() -> None:

@@ -1,4 +1,4 @@
-"""Every block of docs/client.md runs, in order, against a real model behind both faces."""
+"""Every block of docs/client.md runs, in order, against a real model behind both APIs."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "client.md"
 
 
 @pytest.fixture
-def faces(tmp_path: Path) -> Iterator[FakeServer]:
-    """A random llama of three layers behind both faces, in this process."""
+def apis(tmp_path: Path) -> Iterator[FakeServer]:
+    """A random llama of three layers behind both APIs, in this process."""
     service: Any = InProcessService.create(str(tiny_checkpoint("llama", tmp_path / "model")), device="cpu")
     server = FakeServer(service)
     yield server
@@ -26,9 +26,9 @@ def faces(tmp_path: Path) -> Iterator[FakeServer]:
     service.close()
 
 
-def test_every_block_runs(faces: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_block_runs(apis: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = PAGE.read_text()
-    for usual, here in {"grpc://127.0.0.1:50051": faces.grpc_url, "http://127.0.0.1:8000": faces.http_url}.items():
+    for usual, here in {"grpc://127.0.0.1:50051": apis.grpc_url, "http://127.0.0.1:8000": apis.http_url}.items():
         assert usual in page
         page = page.replace(usual, here)
     monkeypatch.chdir(tmp_path)

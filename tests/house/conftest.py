@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-NOT_PACKAGED = {"benchmarks", "build", "dist", "examples", "shared", "tests", "tools"}
+NOT_PACKAGED = {"benchmarks", "build", "dist", "docs", "examples", "shared", "tests", "tools"}
 """Folders at the root that hold no part of the package."""
 
 

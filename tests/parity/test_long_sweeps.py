@@ -29,7 +29,7 @@ def _scheduler(client: Client) -> Any:
 def _left(client: Client) -> tuple[int, int]:
     """Requests that have not ended and inputs whose forward is kept, seen by the model's own thread."""
     scheduler = _scheduler(client)
-    return scheduler.call(lambda: (len(scheduler.jobs), len(scheduler._forwards._trunks)))
+    return scheduler.call(lambda: (len(scheduler.jobs), len(scheduler._forwards._prefixes)))
 
 
 def _long(share: bool = True) -> SweepRequest:

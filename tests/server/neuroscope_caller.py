@@ -1,4 +1,4 @@
-"""A client of NeuroScope's dialect over pretended operations, for the tests of that face."""
+"""A client of NeuroScope's dialect over pretended operations, for the tests of that API."""
 
 from __future__ import annotations
 

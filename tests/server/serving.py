@@ -101,7 +101,7 @@ async def served(
     max_request_bytes: int = 1 << 20,
     admit: Admit = admit_from_the_gateway,
 ) -> AsyncGenerator[Served]:
-    """The gRPC face over some operations, on a free port of this process."""
+    """The gRPC API over some operations, on a free port of this process."""
     server = RpcServer(operations, admit, max_request_bytes=max_request_bytes, streams=streams)
     port = server.bind("127.0.0.1:0")
     await server.start()
@@ -115,7 +115,7 @@ async def served(
 async def gateway(
     *models: str, supervision: Supervision = QUICK, **config: Any
 ) -> AsyncGenerator[tuple[Gateway, Served]]:
-    """A gateway with a worker process of the fake for each model, behind the gRPC face."""
+    """A gateway with a worker process of the fake for each model, behind the gRPC API."""
     CALLER.set(local_caller())
     here = str(Path(__file__).parent)
     path = os.pathsep.join([here, *filter(None, sys.path)])

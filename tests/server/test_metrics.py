@@ -67,7 +67,7 @@ def test_restarts_are_a_counter_that_goes_on_when_the_model_is_loaded_anew() -> 
     over_gateway(scenario, "fake")
 
 
-def test_refused_keys_are_counted_on_both_faces() -> None:
+def test_refused_keys_are_counted_on_both_apis() -> None:
     async def scenario(it: Gateway, _: Served) -> None:
         it.users.add("ada", "viewer")
         app = create_app(it, version="test", access=it.policy.access)
@@ -84,8 +84,8 @@ def test_refused_keys_are_counted_on_both_faces() -> None:
                     error = await broken(call(b"", metadata=tuple(headers.items())))
                     assert error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.RESOURCE_EXHAUSTED)
         counts = {
-            (face, key): await measured(it, "probewire_refused_keys_total", face=face, key=key)
-            for face in ("http", "grpc")
+            (api, key): await measured(it, "probewire_refused_keys_total", face=api, key=key)
+            for api in ("http", "grpc")
             for key in ("none", "wrong", "slowed")
         }
         assert counts == {

@@ -22,7 +22,7 @@ from probewire.server.auth.users import ROLES, UserLimits
 from probewire.server.config import GatewayConfig, RequestLimits
 from probewire.server.gateway.request_policy import PERMITTED
 from probewire.server.state.uploads import MAX_UPLOADS
-from probewire.server.worker.input.measuring import MAX_FORWARDS
+from probewire.server.worker.input.sweep import MAX_FORWARDS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
 USER, BOX, ENGINE, GATEWAY = UserLimits(), RequestLimits(), Limits(), GatewayConfig()

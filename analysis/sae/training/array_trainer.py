@@ -17,7 +17,7 @@ from ..data.batches import ArrayBatches, data_hash
 from ..model.configs import TrainConfig, new_sae
 from ..scoring.scores import ExplainedVariance
 from ..seeds.cells import Condition, Trained
-from .trainee import AddedLoss, Trainee
+from .training_run import AddedLoss, TrainingRun
 
 __all__ = ["ArrayTrainer"]
 
@@ -92,11 +92,11 @@ class ArrayTrainer:
         if not condition.epochs:
             return self._scored(new_sae(config, self._train.shape[1]))
         batches = ArrayBatches(self._train, config.batch_size, seed)
-        # A trainee writes into its folder only when it is told to, which it is not.
-        trainee = Trainee(config, batches.d_in, batches.manifest, Path(), self._added_loss)
-        while not trainee.done:
-            trainee.step(next(batches))
-        return self._scored(trainee.sae)
+        # A run writes into its folder only when it is told to, which it is not.
+        run = TrainingRun(config, batches.d_in, batches.manifest, Path(), self._added_loss)
+        while not run.done:
+            run.step(next(batches))
+        return self._scored(run.sae)
 
     def _scored(self, sae: Any) -> Trained:
         torch: Any = import_module("torch")

@@ -16,8 +16,8 @@ from ..data.batches import Batches, data_hash
 from ..model.configs import TrainConfig
 from ..scoring.scores import score_rows
 from ..seeds.cells import Condition, Trained
-from .trainee import AddedLoss
 from .training import train
+from .training_run import AddedLoss
 
 __all__ = ["FolderTrainer"]
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from ....protos.errors import InvalidArgument
 from ..model.configs import TrainConfig
 from .curves import draw_curves
-from .trainee import Trainee
 from .training import TrainedSae, fit, read_trained
+from .training_run import TrainingRun
 
 if TYPE_CHECKING:
     from ..data.batches import Batches
@@ -45,8 +45,8 @@ def train_several(
         raise InvalidArgument(
             f"names become folders, so they are letters, digits, '.', '_' and '-' (not 'checkpoints'); got {wrong}"
         )
-    trainees = {name: Trainee(config, batches.d_in, batches.manifest, root / name) for name, config in configs.items()}
-    fit(batches, trainees, root, progress=progress, resume=resume, keep_checkpoints=keep_checkpoints)
+    runs = {name: TrainingRun(config, batches.d_in, batches.manifest, root / name) for name, config in configs.items()}
+    fit(batches, runs, root, progress=progress, resume=resume, keep_checkpoints=keep_checkpoints)
     trained = {name: read_trained(root / name) for name in configs}
     _draw(trained, root)
     return trained

@@ -25,7 +25,7 @@ from ..model.loaded import LoadedSae, load
 from .checkpoints import FOLDER, discard, latest_checkpoint, save_checkpoint
 from .curves import Curves
 from .run_manifest import RunManifest
-from .trainee import AddedLoss, Trainee
+from .training_run import AddedLoss, TrainingRun
 
 if TYPE_CHECKING:
     from ..data.batches import Batches
@@ -67,8 +67,8 @@ def train(
     FailedPrecondition for a folder that holds another run or is in use, data that ends early, or a loss that diverges.
     """
     folder = Path(folder)
-    trainee = Trainee(config, batches.d_in, batches.manifest, folder, added_loss)
-    fit(batches, {"sae": trainee}, folder, progress=progress, resume=resume, keep_checkpoints=keep_checkpoints)
+    run = TrainingRun(config, batches.d_in, batches.manifest, folder, added_loss)
+    fit(batches, {"sae": run}, folder, progress=progress, resume=resume, keep_checkpoints=keep_checkpoints)
     return read_trained(folder)
 
 
@@ -84,7 +84,7 @@ def read_trained(folder: str | Path) -> TrainedSae:
 
 def fit(
     batches: Batches,
-    trainees: Mapping[str, Trainee],
+    runs: Mapping[str, TrainingRun],
     root: Path,
     *,
     progress: bool = True,
@@ -92,15 +92,15 @@ def fit(
     keep_checkpoints: bool = False,
 ) -> None:
     """Train all that are not finished, a step each a batch, with their checkpoints under `root`. Raises as `train`."""
-    sizes = {trainee.config.batch_size for trainee in trainees.values()}
+    sizes = {run.config.batch_size for run in runs.values()}
     if len(sizes) != 1:
         raise InvalidArgument(f"SAEs on one stream have one batch_size, got {sorted(sizes)}")
     stream = Stream(batches, sizes.pop())
     with _locked(root):
-        todo = _unfinished(trainees, root, resume=resume)
+        todo = _unfinished(runs, root, resume=resume)
         if not todo:
             return
-        _start(todo, trainees, stream, root)
+        _start(todo, runs, stream, root)
         label = "training" if len(todo) == 1 else f"training {len(todo)} SAEs"
         with progress_bar(label, "tokens", show=progress) as bar:
             _loop(stream, todo, root, bar, keep_checkpoints=keep_checkpoints)
@@ -108,80 +108,80 @@ def fit(
             discard(root / FOLDER)
 
 
-def _unfinished(trainees: Mapping[str, Trainee], root: Path, *, resume: bool) -> dict[str, Trainee]:
+def _unfinished(runs: Mapping[str, TrainingRun], root: Path, *, resume: bool) -> dict[str, TrainingRun]:
     """Those that are to be trained, once every folder is known to be empty or of the same run."""
-    todo: dict[str, Trainee] = {}
-    for name, trainee in trainees.items():
-        earlier = RunManifest.read(trainee.folder)
+    todo: dict[str, TrainingRun] = {}
+    for name, run in runs.items():
+        earlier = RunManifest.read(run.folder)
         if earlier is None:
-            _require_empty(trainee.folder, root)
+            _require_empty(run.folder, root)
         elif not resume:
-            raise FailedPrecondition(f"{trainee.folder} holds a run; give another folder, or resume it")
+            raise FailedPrecondition(f"{run.folder} holds a run; give another folder, or resume it")
         else:
-            earlier.require_same(trainee.manifest, trainee.folder)
+            earlier.require_same(run.manifest, run.folder)
         if earlier is None or earlier.status != "finished":
-            todo[name] = trainee
+            todo[name] = run
     return todo
 
 
-def _start(todo: Mapping[str, Trainee], trainees: Mapping[str, Trainee], stream: Stream, root: Path) -> None:
+def _start(todo: Mapping[str, TrainingRun], runs: Mapping[str, TrainingRun], stream: Stream, root: Path) -> None:
     """Bring all to the last checkpoint, or to the step before the first."""
     checkpoint = latest_checkpoint(root)
     if checkpoint is not None:
-        unknown = sorted(set(todo) - set(checkpoint.names)) + sorted(set(checkpoint.names) - set(trainees))
+        unknown = sorted(set(todo) - set(checkpoint.names)) + sorted(set(checkpoint.names) - set(runs))
         if unknown:
             raise FailedPrecondition(
                 f"the checkpoint {checkpoint.folder} is of {', '.join(checkpoint.names)}, and {', '.join(unknown)} is "
                 "on one side only; resume with the same SAEs, or give another folder"
             )
-        for name, trainee in todo.items():
-            checkpoint.restore(name, trainee)
+        for name, run in todo.items():
+            checkpoint.restore(name, run)
         stream.resume(checkpoint.step, checkpoint.data)
     else:
         _normalise(todo, stream)
-    for trainee in todo.values():
-        trainee.folder.mkdir(parents=True, exist_ok=True)
-        trainee.start_session(RunManifest.read(trainee.folder))
+    for run in todo.values():
+        run.folder.mkdir(parents=True, exist_ok=True)
+        run.start_session(RunManifest.read(run.folder))
 
 
-def _normalise(todo: Mapping[str, Trainee], stream: Stream) -> None:
-    for trainee in todo.values():
-        if trainee.config.normalisation != "none":
-            trainee.normalise(stream.peek(trainee.config.normalisation_batches))
+def _normalise(todo: Mapping[str, TrainingRun], stream: Stream) -> None:
+    for run in todo.values():
+        if run.config.normalisation != "none":
+            run.normalise(stream.peek(run.config.normalisation_batches))
 
 
-def _loop(stream: Stream, todo: Mapping[str, Trainee], root: Path, bar: Bar, *, keep_checkpoints: bool) -> None:
-    total = max(trainee.config.steps for trainee in todo.values())
-    interval = math.ceil(total / (1 + max(trainee.config.checkpoints for trainee in todo.values())))
+def _loop(stream: Stream, todo: Mapping[str, TrainingRun], root: Path, bar: Bar, *, keep_checkpoints: bool) -> None:
+    total = max(run.config.steps for run in todo.values())
+    interval = math.ceil(total / (1 + max(run.config.checkpoints for run in todo.values())))
     size = next(iter(todo.values())).config.batch_size
     since = time.perf_counter()
-    active = {name: trainee for name, trainee in todo.items() if not trainee.done}
-    step = min(trainee.steps for trainee in active.values())
+    active = {name: run for name, run in todo.items() if not run.done}
+    step = min(run.steps for run in active.values())
     while active:
         batch = stream.take()
-        for trainee in active.values():
-            trainee.step(batch)
+        for run in active.values():
+            run.step(batch)
         step += 1
         bar(step * size, total * size)
         due = step % interval == 0 and step < total
-        if due or any(trainee.done for trainee in active.values()):
+        if due or any(run.done for run in active.values()):
             now = time.perf_counter()
-            for trainee in active.values():
-                trainee.spend(now - since)
+            for run in active.values():
+                run.spend(now - since)
             since = now
             active = _finish_done(active)
         if due:
             save_checkpoint(root, step, active, stream.state, keep_all=keep_checkpoints)
-            for trainee in active.values():
-                trainee.write_manifest()
+            for run in active.values():
+                run.write_manifest()
 
 
-def _finish_done(active: Mapping[str, Trainee]) -> dict[str, Trainee]:
+def _finish_done(active: Mapping[str, TrainingRun]) -> dict[str, TrainingRun]:
     """Those that are not done; the others' folders become SAEs."""
-    for trainee in active.values():
-        if trainee.done:
-            trainee.finish()
-    return {name: trainee for name, trainee in active.items() if not trainee.done}
+    for run in active.values():
+        if run.done:
+            run.finish()
+    return {name: run for name, run in active.items() if not run.done}
 
 
 def _require_empty(folder: Path, root: Path) -> None:

@@ -1,4 +1,4 @@
-"""The gRPC face: decodes, calls `Operations`, encodes. Workers and the gateway both serve it."""
+"""The gRPC API: decodes, calls `Operations`, encodes. Workers and the gateway both serve it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ...auth.access import Access
 from ...auth.callers import CALLER, Caller, caller_from_metadata
 from ...auth.proxies import FORWARDED_FOR, NO_PROXIES, Proxies, host_of
 from ...grpc_answer import answered, log_callers_quietly, write
-from ...health import HealthFace
+from ...health import HealthApi
 from ...service import Answering, answer
 from ...streams import EncodedStreams, Streams, closing, off_the_loop
 
@@ -47,7 +47,7 @@ def admit_at_the_door(access: Access, proxies: Proxies = NO_PROXIES) -> Admit:
         given = [(key, value) for key, value in context.invocation_metadata() or () if isinstance(value, str)]
         forwarded_for = [value for key, value in given if key == FORWARDED_FOR]
         peer = proxies.caller(host_of(context.peer()), forwarded_for)
-        return access.enter(dict(given).get("authorization", ""), peer, face="grpc")
+        return access.enter(dict(given).get("authorization", ""), peer, api="grpc")
 
     return admit
 
@@ -72,7 +72,7 @@ class RpcServer:
     ) -> None:
         """`admit` says who calls, or raises; health and reflection are open to all. `inner`: the caller is the gateway."""
         log_callers_quietly()
-        self._health = HealthFace(operations, SERVICES)
+        self._health = HealthApi(operations, SERVICES)
         self._server = grpc.aio.server(options=_options(max_request_bytes))
         handlers = _handlers(operations, streams or EncodedStreams(operations), admit, inner)
         handlers |= _health_handlers(self._health)
@@ -146,16 +146,16 @@ async def _values(operation: Operation, operations: Answering, request: bytes) -
             yield operation.answered(item).SerializeToString()
 
 
-def _health_handlers(face: HealthFace) -> dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]]:
+def _health_handlers(api: HealthApi) -> dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]]:
     async def check(_: object, context: _Context) -> bytes:
         async def answer() -> bytes:
-            return await face.check(await _received(context, STRANGER_S), context)
+            return await api.check(await _received(context, STRANGER_S), context)
 
         return await answered(answer(), context)
 
     async def watch(_: object, context: _Context) -> None:
         async def answers() -> None:
-            await face.watch(await _received(context, STRANGER_S), context)
+            await api.watch(await _received(context, STRANGER_S), context)
 
         await answered(answers(), context)
 

@@ -15,7 +15,7 @@ from ...service import Operations
 from ..neuroscope.routes import neuroscope_router
 from ..openai.routes import openai_router
 from .auth import AuthMiddleware
-from .context import Face
+from .context import Api
 from .cors import Cors
 from .doc_examples import BODIES
 from .docs import docs_router
@@ -50,27 +50,27 @@ def create_app(
     of loopback and of the address that a connection was made to; `*.name` stands for one label more. `allowed_origins`
     are the web pages that may send us requests and read our answers; with none, pages of other origins can do neither.
     """
-    face = Face(operations, version, max_body_bytes, access or Access(), metrics or Metrics(), measure)
-    app = _App(face)
+    api = Api(operations, version, max_body_bytes, access or Access(), metrics or Metrics(), measure)
+    app = _App(api)
     routers = (
-        models_router(face),
-        inference_router(face),
-        arrays_router(face),
-        regular_router(face),
-        health_router(face),
-        openai_router(face),
-        neuroscope_router(face),
+        models_router(api),
+        inference_router(api),
+        arrays_router(api),
+        regular_router(api),
+        health_router(api),
+        openai_router(api),
+        neuroscope_router(api),
         docs_router(),
     )
     for router in routers:
         app.include_router(router)
     add_error_handlers(app)
     origins = [Origin.of(text) for text in allowed_origins]
-    app.add_middleware(AuthMiddleware, access=face.access)  # each is put around the ones before it
+    app.add_middleware(AuthMiddleware, access=api.access)  # each is put around the ones before it
     app.add_middleware(PageGuard, origins=origins)
     app.add_middleware(Cors, origins=origins)
     app.add_middleware(HostGuard, hosts=allowed_hosts)
-    app.add_middleware(Reception, metrics=face.metrics)
+    app.add_middleware(Reception, metrics=api.metrics)
     app.add_middleware(SafeHeaders)
     app.add_middleware(BehindProxies, proxies=proxies)
     return app
@@ -79,23 +79,23 @@ def create_app(
 class _App(FastAPI):
     """FastAPI, with the schemas of bodies that our own code parses among its components."""
 
-    def __init__(self, face: Face) -> None:
+    def __init__(self, api: Api) -> None:
         super().__init__(
             title="probewire",
-            version=face.version,
+            version=api.version,
             summary="Generates text, and reads and edits what happens inside the model on the way.",
             default_response_class=JsonResponse,
             docs_url=None,  # FastAPI's own pages fetch their scripts from elsewhere; see rest_docs
             redoc_url=None,
         )
-        self._face = face
+        self._api = api
 
     def openapi(self) -> dict[str, Any]:
         """The document behind /docs."""
         if self.openapi_schema is None:
             schema = super().openapi()
             schemas = schema.setdefault("components", {}).setdefault("schemas", {})
-            schemas.update(self._face.schemas.definitions)
+            schemas.update(self._api.schemas.definitions)
             for (method, path), body in BODIES.items():
                 schema["paths"][path][method]["x-example"] = {"body": body}
         return super().openapi()

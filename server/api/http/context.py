@@ -1,4 +1,4 @@
-"""What every route of the HTTP faces is handed, and how a route describes itself in OpenAPI."""
+"""What every route of the HTTP APIs is handed, and how a route describes itself in OpenAPI."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ...metrics import Metrics
 from ...service import Operations, answer
 from .schema import Schema, Schemas
 
-__all__ = ["Face", "body_doc", "content", "ok"]
+__all__ = ["Api", "body_doc", "content", "ok"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Face:
+class Api:
     """The operations and the limits of one app."""
 
     operations: Operations

@@ -17,7 +17,7 @@ from ...streams import closing
 from .body import offload
 from .errors import of_ours, request_id
 
-__all__ = ["Encoding", "StreamResponse", "Watched", "begun", "gathered", "step_bytes", "unless_gone"]
+__all__ = ["CompletenessCheck", "Encoding", "StreamResponse", "begun", "gathered", "step_bytes", "unless_gone"]
 
 T = TypeVar("T")
 ItemT = TypeVar("ItemT")
@@ -85,7 +85,7 @@ class _Begun(AsyncIterator[ItemT]):
             pass
 
 
-class Watched(AsyncIterator[list[Event]]):
+class CompletenessCheck(AsyncIterator[list[Event]]):
     """The events of a request, refused as a whole answer when an input has not finished."""
 
     def __init__(self, stream: AsyncIterator[list[Event]], inputs: Iterable[Input]) -> None:

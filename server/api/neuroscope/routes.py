@@ -15,11 +15,11 @@ from ...auth.callers import current_caller
 from ...auth.users import LOCAL
 from ..http.answer import Answer
 from ..http.body import offload, query, read_object
-from ..http.context import Face, body_doc, ok
+from ..http.context import Api, body_doc, ok
 from ..http.errors import JsonResponse
 from ..http.fields import Fields
 from ..http.schema import object_schema
-from ..http.stream import StreamResponse, Watched, begun, gathered, step_bytes, unless_gone
+from ..http.stream import CompletenessCheck, StreamResponse, begun, gathered, step_bytes, unless_gone
 from ..openai.answer import usage_json
 from ..openai.request import messages_of, sampling_of, untouched
 from .answer import ActivationLines, Source, activations_of, choice_of
@@ -41,7 +41,7 @@ def caller_of(request: Request) -> str:
     return f"{request.client.host if request.client else ''}/{name}"
 
 
-def neuroscope_router(face: Face) -> APIRouter:
+def neuroscope_router(api: Api) -> APIRouter:
     """What NeuroScope's clients call, models and health aside."""
     router = APIRouter(tags=["neuroscope"])
     registry = Registry()
@@ -53,7 +53,7 @@ def neuroscope_router(face: Face) -> APIRouter:
         responses=chat_answers(),
     )
     async def with_activations(request: Request) -> Response:
-        body, _ = await read_object(request, face.max_body_bytes)
+        body, _ = await read_object(request, api.max_body_bytes)
         fields = Fields(body)
         item = Input(messages=messages_of(fields))
         sampling, _ = sampling_of(fields, max_tokens=MAX_TOKENS, temperature=TEMPERATURE, top_p=TOP_P)
@@ -62,10 +62,10 @@ def neuroscope_router(face: Face) -> APIRouter:
         fields.only("n", 1)
         untouched(fields)
         fields.done()
-        hooks, _ = await _checked(request, face, registry, sent, model)
+        hooks, _ = await _checked(request, api, registry, sent, model)
         plan, sources = plan_hooks(hooks)
         wanted = GenerateRequest((item,), model, Plan(tuple(plan)), sampling)
-        events = Watched(face.operations.generate(wanted), wanted.inputs)
+        events = CompletenessCheck(api.operations.generate(wanted), wanted.inputs)
         if stream:
             return StreamResponse(await begun(request, events), ActivationLines(sources), step_bytes)
         batches = await gathered(request, events)
@@ -78,12 +78,12 @@ def neuroscope_router(face: Face) -> APIRouter:
         responses=ok("Registered", ("application/json", {"type": "object"})),
     )
     async def register(request: Request) -> Response:
-        fields = Fields((await read_object(request, face.max_body_bytes))[0])
+        fields = Fields((await read_object(request, api.max_body_bytes))[0])
         hooks, model = hooks_of(fields.raw("hooks"), "hooks"), fields.take("model", str, "")
         fields.done()
         if not hooks:
             raise InvalidArgument("hooks is empty; send at least one, or DELETE to clear them")
-        info = await _described(request, face, model)
+        info = await _described(request, api, model)
         for hook in hooks:
             if info is not None:
                 hook.check(info)
@@ -99,7 +99,7 @@ def neuroscope_router(face: Face) -> APIRouter:
     )
     async def clear(request: Request) -> Response:
         named = query(request, "model").get("model", "")
-        fields = Fields((await read_object(request, face.max_body_bytes, optional=True))[0])
+        fields = Fields((await read_object(request, api.max_body_bytes, optional=True))[0])
         model = fields.take("model", str, named)
         fields.done()
         registry.clear(caller_of(request), model)
@@ -112,16 +112,16 @@ def neuroscope_router(face: Face) -> APIRouter:
         responses=ok("Both texts", ("application/json", {"type": "object"})),
     )
     async def patch(request: Request) -> Response:
-        body, _ = await read_object(request, face.max_body_bytes)
-        return await _patched(request, face, registry, Fields(body))
+        body, _ = await read_object(request, api.max_body_bytes)
+        return await _patched(request, api, registry, Fields(body))
 
     return router
 
 
-async def _described(request: Request, face: Face, model: str) -> ModelInfo | None:
+async def _described(request: Request, api: Api, model: str) -> ModelInfo | None:
     """The model, or None when none is named and there is not exactly one."""
     try:
-        return await unless_gone(request.receive, face.ask("describe", model))
+        return await unless_gone(request.receive, api.ask("describe", model))
     except (NotFound, InvalidArgument, FailedPrecondition):
         if model:
             raise
@@ -129,10 +129,10 @@ async def _described(request: Request, face: Face, model: str) -> ModelInfo | No
 
 
 async def _checked(
-    request: Request, face: Face, registry: Registry, sent: tuple[NeuroHook, ...], model: str
+    request: Request, api: Api, registry: Registry, sent: tuple[NeuroHook, ...], model: str
 ) -> tuple[tuple[NeuroHook, ...], ModelInfo]:
     """The hooks of a call, each one that the model can serve: those sent, else those registered. And the model."""
-    info = await unless_gone(request.receive, face.ask("describe", model))
+    info = await unless_gone(request.receive, api.ask("describe", model))
     hooks = sent or registry.of(caller_of(request), model or info.id)
     for hook in hooks:
         hook.check(info)
@@ -155,7 +155,7 @@ def _every_hook(sources: list[Source]) -> dict[str, list[Any]]:
     return {hook.hook_id: [] for hook, _ in sources}
 
 
-async def _patched(request: Request, face: Face, registry: Registry, fields: Fields) -> Response:
+async def _patched(request: Request, api: Api, registry: Registry, fields: Fields) -> Response:
     prompt, baseline = fields.required("prompt", str), fields.optional("baseline_prompt", str)
     interventions = interventions_of(fields.raw("interventions"))
     # Greedy unless asked: two texts are compared, and sampling noise would be taken for an effect.
@@ -169,10 +169,10 @@ async def _patched(request: Request, face: Face, registry: Registry, fields: Fie
         if any(item.type == "activation_patching" for item in interventions):
             raise InvalidArgument("activation_patching takes rows from baseline_prompt, which is missing")
         baseline = prompt
-    hooks, info = await _checked(request, face, registry, sent, model)
+    hooks, info = await _checked(request, api, registry, sent, model)
     for item in interventions:
         item.place.check(info)
-    means = means_of(await _means(request, face, mean_hooks(interventions), baseline, model))
+    means = means_of(await _means(request, api, mean_hooks(interventions), baseline, model))
     edits = edit_hooks(interventions, means, sampling.seed or 0)
     captures, sources = plan_hooks(hooks, inputs=(PROMPT,))
     wanted = GenerateRequest(
@@ -181,7 +181,7 @@ async def _patched(request: Request, face: Face, registry: Registry, fields: Fie
         Plan((*edits, *captures)),  # captures last: they see the values as edited
         sampling,
     )
-    batches = await gathered(request, Watched(face.operations.generate(wanted), wanted.inputs))
+    batches = await gathered(request, CompletenessCheck(api.operations.generate(wanted), wanted.inputs))
 
     def response() -> Response:
         answer = Answer.of(batches)
@@ -201,10 +201,10 @@ async def _patched(request: Request, face: Face, registry: Registry, fields: Fie
 
 
 async def _means(
-    request: Request, face: Face, hooks: list[Hook], baseline: str, model: str
+    request: Request, api: Api, hooks: list[Hook], baseline: str, model: str
 ) -> tuple[AssembledCapture, ...]:
     if not hooks:
         return ()
     wanted = RunRequest((Input(text=baseline, name=BASELINE),), model, Plan(tuple(hooks)))
-    events = Watched(face.operations.run(wanted), wanted.inputs)
+    events = CompletenessCheck(api.operations.run(wanted), wanted.inputs)
     return Answer.of(await gathered(request, events)).captures

@@ -13,10 +13,10 @@ from ....protos.spec import Hook
 from ...service import Operations, answer
 from ..http.answer import Answer
 from ..http.body import offload, read_object
-from ..http.context import Face, body_doc, content, ok
+from ..http.context import Api, body_doc, content, ok
 from ..http.errors import JsonResponse
 from ..http.schema import Schema, object_schema
-from ..http.stream import StreamResponse, Watched, begun, gathered, step_bytes, unless_gone
+from ..http.stream import CompletenessCheck, StreamResponse, begun, gathered, step_bytes, unless_gone
 from .answer import Chunks, whole_answer
 from .request import COMPLETION_TOKENS, Completion, chat_completion, text_completion
 
@@ -27,32 +27,32 @@ CHAT_TOKENS = 1024
 context; we reserve cache to the last token before a request starts, so that would crowd out everyone else."""
 
 
-def openai_router(face: Face) -> APIRouter:
+def openai_router(api: Api) -> APIRouter:
     """What the `openai` package calls, models aside."""
     router = APIRouter(tags=["openai"])
 
     @router.post(
         "/v1/chat/completions",
         summary="OpenAI's chat completions",
-        openapi_extra=body_doc(_schema(face, chat=True)),
+        openapi_extra=body_doc(_schema(api, chat=True)),
         responses=_answers(),
     )
     async def chat(request: Request) -> Response:
-        body, size = await read_object(request, face.max_body_bytes)
+        body, size = await read_object(request, api.max_body_bytes)
         completion = await offload(size, chat_completion, body)
         if not completion.capped:
-            completion = await unless_gone(request.receive, _bounded(face.operations, completion))
-        return await _answered(request, face, completion)
+            completion = await unless_gone(request.receive, _bounded(api.operations, completion))
+        return await _answered(request, api, completion)
 
     @router.post(
         "/v1/completions",
         summary="OpenAI's text completions",
-        openapi_extra=body_doc(_schema(face, chat=False)),
+        openapi_extra=body_doc(_schema(api, chat=False)),
         responses=_answers(),
     )
     async def complete(request: Request) -> Response:
-        body, size = await read_object(request, face.max_body_bytes)
-        return await _answered(request, face, await offload(size, text_completion, body))
+        body, size = await read_object(request, api.max_body_bytes)
+        return await _answered(request, api, await offload(size, text_completion, body))
 
     return router
 
@@ -71,9 +71,9 @@ async def _bounded(operations: Operations, completion: Completion) -> Completion
     return dataclasses.replace(completion, request=dataclasses.replace(asked, sampling=sampling))
 
 
-async def _answered(request: Request, face: Face, completion: Completion) -> Response:
+async def _answered(request: Request, api: Api, completion: Completion) -> Response:
     asked = completion.request
-    events = Watched(face.operations.generate(asked), asked.inputs)
+    events = CompletenessCheck(api.operations.generate(asked), asked.inputs)
     if completion.stream:
         return StreamResponse(await begun(request, events), Chunks(completion), step_bytes)
     batches = await gathered(request, events)
@@ -84,7 +84,7 @@ async def _answered(request: Request, face: Face, completion: Completion) -> Res
     return await offload(sum(map(step_bytes, batches)), response)
 
 
-def _schema(face: Face, *, chat: bool) -> Schema:
+def _schema(api: Api, *, chat: bool) -> Schema:
     text: Schema = {"type": "string"}
     number, integer, flag = {"type": "number"}, {"type": "integer"}, {"type": "boolean"}
     tokens: Schema = {"type": "array", "items": integer}
@@ -99,13 +99,13 @@ def _schema(face: Face, *, chat: bool) -> Schema:
     )
     extra = object_schema(
         {
-            "hooks": {**face.schemas.array(Hook), "description": "What to read and edit in this call."},
+            "hooks": {**api.schemas.array(Hook), "description": "What to read and edit in this call."},
             "session": {**text, "description": "Id of a live session; its hooks apply before these."},
             "tensors": {"type": "string", "enum": ["base64", "list"], "default": "base64"},
         },
         description="Ours. The answer then has a field of the same name: started, tensors and finished.",
     )
-    sampling = face.schemas.properties(Sampling)
+    sampling = api.schemas.properties(Sampling)
     properties: dict[str, Schema] = {
         "model": {**text, "description": "May be left out when one model is loaded."},
         **own,

@@ -25,7 +25,7 @@ from ..input.prepared import Prepared, PreparedInput
 from ..sessions import LiveSessions
 from .text import TextStream
 
-__all__ = ["Job", "Sink"]
+__all__ = ["ActiveRequest", "Sink"]
 
 log = logging.getLogger(__name__)
 
@@ -60,12 +60,12 @@ class ModelThread(Protocol):
         """Run a function on the model's thread."""
         ...
 
-    def drop(self, job: Job, error: ProbewireError) -> None:
+    def drop(self, job: ActiveRequest, error: ProbewireError) -> None:
         """End a job wherever it is; on the model's thread."""
         ...
 
 
-class Job:
+class ActiveRequest:
     """One request on the model's thread."""
 
     def __init__(

@@ -10,7 +10,7 @@ from probewire.backends.hooks.bound import BoundPlan
 from probewire.backends.hooks.plan import bind
 from probewire.backends.hooks.points import PROBE_LENGTHS, Points, Seen
 from probewire.backends.hooks.sequence import Sequence
-from probewire.backends.hooks.sweeps import NOWHERE, WHOLE, Start, Trunk, grouped, hooks_in, start_of
+from probewire.backends.hooks.sweeps import NOWHERE, WHOLE, SharedPrefix, Start, grouped, hooks_in, start_of
 from probewire.backends.model.sites import FAMILIES, Dims, site_infos
 from probewire.clients import hook
 from probewire.protos.edits import Scale
@@ -97,4 +97,4 @@ def test_hooks_in_common_begin_nothing() -> None:
 def test_variants_that_begin_together_are_computed_together() -> None:
     plans = [[edit("z.3", 4)], [], [edit("z.1", 4)], [edit("z.2", 0)], [edit("z.2", 4)]]
     variants = [Sequence(f"v{i}", TOKENS, 6, bound(*hooks)) for i, hooks in enumerate(plans)]
-    assert grouped(variants, Trunk(6, frozenset()), N_LAYERS) == {0: [(2, 3)], 4: [(1, 2), (2, 4), (3, 0)]}
+    assert grouped(variants, SharedPrefix(6, frozenset()), N_LAYERS) == {0: [(2, 3)], 4: [(1, 2), (2, 4), (3, 0)]}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from probewire.backends.hooks.slot import Slot
+from probewire.backends.hooks.row_span import RowSpan
 from probewire.backends.torch.packed import Kernel, Packed
 
 HEADS, KV_HEADS, D_HEAD, N_CACHE = 6, 2, 8, 400
@@ -41,12 +41,12 @@ class Batch:
     def __init__(self, *sizes: tuple[int, int]) -> None:
         order = torch.randperm(N_CACHE, generator=torch.Generator().manual_seed(1))
         sequence = cast("Any", SimpleNamespace(plan=None))
-        self.slots: list[Slot] = []
+        self.slots: list[RowSpan] = []
         read: list[torch.Tensor] = []
         write: list[torch.Tensor] = []
         row = key = 0
         for n, n_keys in sizes:
-            self.slots.append(Slot(sequence, 0, row, row + n, n_keys - n, keys=(key, key + n_keys)))
+            self.slots.append(RowSpan(sequence, 0, row, row + n, n_keys - n, keys=(key, key + n_keys)))
             own = order[key : key + n_keys]
             read.append(own)
             write.append(own[-n:])

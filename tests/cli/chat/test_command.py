@@ -1,4 +1,4 @@
-"""`probewire chat` with its input piped in, against the real gRPC face over a model known by heart."""
+"""`probewire chat` with its input piped in, against the real gRPC API over a model known by heart."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tiny_terminal import Script, TinyTerminal
 from probewire.cli.__main__ import main
 from probewire.cli.chat.shows import parse_show
 from probewire.cli.chat.steering import from_file, parse_steering
-from probewire.cli.gloss import bar, number, shown_token, visible
+from probewire.cli.token_table import bar, number, shown_token, visible
 from probewire.clients import InvalidArgument, Unavailable
 
 Chat = Callable[..., list[str]]

@@ -11,7 +11,7 @@ from rich.text import Text
 from tiny_terminal import Screen
 
 from probewire.cli.chat.page import PlainPage, StatusPage
-from probewire.cli.gloss import Gloss
+from probewire.cli.token_table import TokenTable
 
 WIDTH = 24
 STATUS = Text("steering × 4")
@@ -82,17 +82,17 @@ def test_a_plain_page_is_what_was_said() -> None:
 
 def test_a_gloss_keeps_the_status_beneath_its_block() -> None:
     console = Console(width=WIDTH, height=12, force_terminal=True, file=io.StringIO(), legacy_windows=False)
-    gloss = Gloss(console, ["a"], [4], lambda: STATUS)
+    table = TokenTable(console, ["a"], [4], lambda: STATUS)
     for token in ("one", "two", "three", "four"):
-        gloss.add(token)
-        gloss.fill(0, str(len(token)))
-    gloss.note("⟨r2⟩")
-    gloss.redraw()
+        table.add(token)
+        table.fill(0, str(len(token)))
+    table.note("⟨r2⟩")
+    table.redraw()
     before, screen = written(console), Screen(WIDTH)
     screen.write(before)
     assert screen.text().rstrip("\n").split("\n") == [
         "  one   two   three", "a 3     3     5", "", "  four  ⟨r2⟩", "a 4", "", "steering × 4",
     ]  # fmt: skip
-    gloss.flush()
+    table.flush()
     screen.write(written(console)[len(before) :])
     assert "steering" not in screen.text()

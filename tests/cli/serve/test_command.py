@@ -30,7 +30,7 @@ def request_bytes(n: int, **script: object) -> bytes:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_serves_both_faces_and_ends_cleanly(tmp_path: Path, number: signal.Signals) -> None:
+def test_it_serves_both_apis_and_ends_cleanly(tmp_path: Path, number: signal.Signals) -> None:
     file = tmp_path / "ready.json"
     with started("a", "b", "--port", "0", "--grpc-port", "0", "--ready-file", str(file)) as process:
         where = ready(process, file)
@@ -128,7 +128,7 @@ def test_clients_of_a_server_that_ends_are_told_the_truth(tmp_path: Path, number
     options = ("--port", "0", "--grpc-port", "0", "--drain", "0.1", "--state", str(tmp_path / "state"))
     with started("fake", *options, "--ready-file", str(file)) as process:
         where = ready(process, file)
-        clients = [Client(where[face], timeout_s=DEADLINE_S) for face in ("grpc", "http")]
+        clients = [Client(where[api], timeout_s=DEADLINE_S) for api in ("grpc", "http")]
         streams = [client.stream('{"interval_s": 0.05}', max_new_tokens=10_000) for client in clients]
         for stream in streams:
             next(stream)

@@ -1,4 +1,4 @@
-"""The door as `probewire serve` builds it from its options: names, pages and proxies, on both faces. No model is loaded."""
+"""The door as `probewire serve` builds it from its options: names, pages and proxies, on both APIs. No model is loaded."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def config_of(*options: str) -> GatewayConfig:
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """Where both faces listen, and a key."""
+    """Where both APIs listen, and a key."""
 
     http: str
     grpc: str
@@ -66,7 +66,7 @@ class Door:
 
 @contextmanager
 def serving(folder: Path, *options: str, tls: Tls | None = None, users: bool = False) -> Generator[Door]:
-    """Both faces over a gateway without workers, in a thread of their own."""
+    """Both APIs over a gateway without workers, in a thread of their own."""
     state = folder / "state"
     key = ""
     if users:

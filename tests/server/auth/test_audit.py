@@ -1,4 +1,4 @@
-"""What `--audit-prompts` writes of what was sent, whichever face it came to."""
+"""What `--audit-prompts` writes of what was sent, whichever API it came to."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ def test_a_stream_that_brings_nothing_is_ended_however_seldom_there_is_upkeep(
 
 @asynccontextmanager
 async def http(it: Gateway) -> AsyncGenerator[tuple[int, HttpServer]]:
-    """The port of the REST face, in this loop."""
+    """The port of the REST API, in this loop."""
     server = HttpServer(it, GatewayConfig(drain_s=1), None)
     listener = _listen("127.0.0.1", 0)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
@@ -130,7 +130,7 @@ def test_a_stalled_reader_of_server_sent_events_frees_its_slot(
     audit = tmp_path / "audit.jsonl"
 
     async def scenario() -> None:
-        async with gateway("fake", audit=str(audit)) as (it, server), http(it) as (port, face):
+        async with gateway("fake", audit=str(audit)) as (it, server), http(it) as (port, api):
             key = it.users.add("ada", "researcher")
             script = json.dumps({"bytes": LONG["bytes"]})
             body = json.dumps({"text": script, "stream": True, "sampling": {"max_new_tokens": LONG["n"]}})
@@ -140,7 +140,7 @@ def test_a_stalled_reader_of_server_sent_events_frees_its_slot(
             await reader.readuntil(b"event: token")
 
             async def full() -> bool:
-                connections: set[Any] = face.server_state.connections
+                connections: set[Any] = api.server_state.connections
                 return any(connection.flow.write_paused for connection in connections)
 
             await eventually(full, "the reader takes nothing more")

@@ -75,7 +75,7 @@ def _held(model: LocalModel) -> dict[str, Any]:
             "cost": scheduler._waiting.cost + scheduler._runs.cost,
             "cache": status.cache_held,
             "jobs": len(scheduler.jobs),
-            "trunks": len(scheduler._forwards._trunks),
+            "prefixes": len(scheduler._forwards._prefixes),
             "reserved": model.state.rows("SELECT COUNT(*) FROM reservations")[0][0],
         }
 

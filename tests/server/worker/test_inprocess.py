@@ -20,7 +20,7 @@ from probewire.protos.tensors import Array
 from probewire.server.config import WorkerConfig
 from probewire.server.worker.inprocess import InProcessService
 from probewire.server.worker.model import LocalModel
-from probewire.server.worker.output.delivery import Job
+from probewire.server.worker.output.delivery import ActiveRequest
 from tests.tiny_models import tiny_checkpoint
 
 
@@ -89,13 +89,13 @@ def test_what_is_stored_keeps_no_neighbours_captures_alive(
 ) -> None:
     kept = Hook("resid_post.0", capture=Capture(store=True), where=Where(positions=(0,)), inputs=("modest",))
     seen: list[tuple[int, int]] = []
-    gather = Job._kept
+    gather = ActiveRequest._kept
 
-    def looked_at(job: Job, output: Any) -> Any:
+    def looked_at(job: ActiveRequest, output: Any) -> Any:
         seen.append(held(rows.values for rows in output.kept))
         return gather(job, output)
 
-    monkeypatch.setattr(Job, "_kept", looked_at)
+    monkeypatch.setattr(ActiveRequest, "_kept", looked_at)
     client = Client(service=InProcessService(model))
     prompts = {"greedy": LONG, "modest": "When"}
     if generates:
@@ -109,14 +109,14 @@ def test_rows_that_other_inputs_read_keep_no_neighbours_captures_alive(
     model: LocalModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, int]] = []
-    take = Job.take_source_rows
+    take = ActiveRequest.take_source_rows
 
-    def looked_at(job: Job, item: Any, result: Any) -> None:
+    def looked_at(job: ActiveRequest, item: Any, result: Any) -> None:
         take(job, item, result)
         rows = [row for sites in job.prepared.rows.values() for found in sites.values() for row in found.values()]
         seen.append(held(rows))
 
-    monkeypatch.setattr(Job, "take_source_rows", looked_at)
+    monkeypatch.setattr(ActiveRequest, "take_source_rows", looked_at)
     patch = Hook(
         "resid_post.0", edit=Replace(FromInput("clean", (1,))), where=Where(positions=(1,)), inputs=("corrupt",)
     )

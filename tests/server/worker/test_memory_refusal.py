@@ -1,4 +1,4 @@
-"""A model that will not fit: the load is refused with figures, on both faces, before anything is taken."""
+"""A model that will not fit: the load is refused with figures, on both APIs, before anything is taken."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ from probewire.server.auth.callers import local_caller
 from probewire.server.config import RequestLimits, WorkerConfig
 from probewire.server.worker.inprocess import InProcessService
 from probewire.server.worker.model import LocalModel
-from probewire.server.worker.output.delivery import Job
+from probewire.server.worker.output.delivery import ActiveRequest
 from probewire.server.worker.output.sinks import QueueSink
 from tests.tiny_models import tiny_checkpoint
 
@@ -263,7 +263,7 @@ def test_more_requests_than_slots_all_finish(service: InProcessService) -> None:
 
 def test_a_full_queue_says_when_to_come_back(model: LocalModel) -> None:
     request = GenerateRequest((Input(CLEAN),), sampling=Sampling(max_new_tokens=200, ignore_eos=True))
-    jobs: list[Job] = []
+    jobs: list[ActiveRequest] = []
 
     def fill() -> None:
         while len(jobs) < 200:

@@ -31,7 +31,7 @@ from probewire.protos.wire.assemble import AssembledCapture, assemble
 from probewire.server.config import WorkerConfig
 from probewire.server.worker.inprocess import InProcessService
 from probewire.server.worker.model import LocalModel
-from probewire.server.worker.output.delivery import Job
+from probewire.server.worker.output.delivery import ActiveRequest
 from probewire.server.worker.scheduler import Scheduler
 from tests.tiny_models import tiny_checkpoint
 
@@ -187,7 +187,7 @@ def updated_on_the_way(monkeypatch: pytest.MonkeyPatch, service: InProcessServic
     """The session changes once the next request is made ready, and before the model's thread accepts it."""
     submit = Scheduler.submit
 
-    def late(scheduler: Scheduler, job: Job) -> None:
+    def late(scheduler: Scheduler, job: ActiveRequest) -> None:
         monkeypatch.setattr(Scheduler, "submit", submit)
         assert job.prepared.started.revision == 1
         service.update_session(UpdateSessionRequest(session, plan))

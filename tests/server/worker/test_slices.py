@@ -192,7 +192,7 @@ def test_one_that_is_deserted_ends_with_its_slice(model: LocalModel, turns: list
     assert done < {"sweep": 200, "run": 60, "gradients": 59}[kind], "it was not yet over"
     forwards = model.scheduler._forwards
     assert not forwards._parts
-    assert not forwards._trunks
+    assert not forwards._prefixes
     assert not len(model.scheduler._runs)
 
 

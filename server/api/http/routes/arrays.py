@@ -12,7 +12,7 @@ from .....protos.model import StoredCapture
 from .....protos.tensors import Array
 from .....protos.wire.codec import to_json
 from ..body import offload, query
-from ..context import Face, content, ok
+from ..context import Api, content, ok
 from ..errors import JsonResponse
 from ..formats import accepted
 from ..schema import Schema, object_schema
@@ -29,10 +29,10 @@ _TENSOR: dict[str, Schema] = {
 }
 
 
-def arrays_router(face: Face) -> APIRouter:
+def arrays_router(api: Api) -> APIRouter:
     """Weights and stored captures."""
     router = APIRouter()
-    operations = face.operations
+    operations = api.operations
     parameters = {"parameters": [_parameter("model"), _parameter("tensors")]}
 
     @router.get(
@@ -65,12 +65,12 @@ def arrays_router(face: Face) -> APIRouter:
         summary="Captures kept with store",
         openapi_extra={"parameters": [_parameter("model")]},
         responses=ok(
-            "The captures", ("application/json", object_schema({"captures": face.schemas.array(StoredCapture)}))
+            "The captures", ("application/json", object_schema({"captures": api.schemas.array(StoredCapture)}))
         ),
     )
     async def captures(request: Request) -> Response:
         model = query(request, "model").get("model", "")
-        found = await unless_gone(request.receive, face.ask("captures", model))
+        found = await unless_gone(request.receive, api.ask("captures", model))
         return JsonResponse({"captures": [to_json(capture) for capture in found]})
 
     @router.get(
@@ -78,7 +78,7 @@ def arrays_router(face: Face) -> APIRouter:
         tags=["captures"],
         summary="One stored capture",
         openapi_extra=parameters,
-        responses=_tensor_answers({**face.schemas.properties(StoredCapture), **_TENSOR}),
+        responses=_tensor_answers({**api.schemas.properties(StoredCapture), **_TENSOR}),
     )
     async def capture(request: Request, id: str) -> Response:  # noqa: A002 - its name in the path
         model, style, as_file = _wanted(request)
@@ -94,7 +94,7 @@ def arrays_router(face: Face) -> APIRouter:
     )
     async def delete_capture(request: Request, id: str) -> Response:  # noqa: A002 - its name in the path
         model = query(request, "model").get("model", "")
-        await face.ask("delete_capture", id, model)
+        await api.ask("delete_capture", id, model)
         return JsonResponse({"status": "deleted", "id": id})
 
     return router

@@ -11,7 +11,7 @@ from .....protos.loading import HealthReport
 from .....protos.wire.codec import to_json
 from ....metrics import MEDIA_TYPE
 from ..body import query
-from ..context import Face, content, ok
+from ..context import Api, content, ok
 from ..errors import JsonResponse, of_ours
 from ..schema import object_schema
 
@@ -21,12 +21,12 @@ PATIENCE_S = 5.0
 """How long a probe waits for the models before it calls them not ready."""
 
 
-def health_router(face: Face) -> APIRouter:
+def health_router(api: Api) -> APIRouter:
     """What machines ask."""
     router = APIRouter(tags=["operations"])
     report_schema = object_schema(
         {
-            **face.schemas.properties(HealthReport),
+            **api.schemas.properties(HealthReport),
             "status": {"type": "string", "enum": ["healthy", "unhealthy"]},
             "service": {"type": "string"},
             "version": {"type": "string"},
@@ -41,13 +41,13 @@ def health_router(face: Face) -> APIRouter:
     )
     async def health(request: Request) -> Response:
         query(request)
-        found = await asked(request, face)
+        found = await asked(request, api)
         if isinstance(found, str):
             found = HealthReport(False, found)
         about = {
             "status": "healthy" if found.ready else "unhealthy",
             "service": "probewire",
-            "version": face.version,
+            "version": api.version,
             **to_json(found),
         }
         return JsonResponse(about, 200 if found.ready else 503)
@@ -59,17 +59,17 @@ def health_router(face: Face) -> APIRouter:
     )
     async def metrics(request: Request) -> Response:
         query(request)
-        text = face.metrics.text() if face.measure is None else await face.measure()
+        text = api.metrics.text() if api.measure is None else await api.measure()
         return Response(text, headers={"content-type": MEDIA_TYPE})
 
     return router
 
 
-async def asked(request: Request, face: Face) -> HealthReport | str:
+async def asked(request: Request, api: Api) -> HealthReport | str:
     """The report, or why it could not be had in time."""
     try:
         async with asyncio.timeout(PATIENCE_S):
-            return await face.operations.health()
+            return await api.operations.health()
     except TimeoutError:
         return f"the models have not answered within {PATIENCE_S:g} s"
     except Exception as error:  # noqa: BLE001 - logged by of_ours; a probe gets an answer whatever happens

@@ -19,12 +19,12 @@ from .....protos.sweeps import SweepRequest
 from ....service import compute
 from ..answer import Answer
 from ..body import offload, parsed, read_object
-from ..context import Face, body_doc, content, ok
+from ..context import Api, body_doc, content, ok
 from ..errors import JsonResponse
 from ..fields import Fields
 from ..formats import NDJSON, PROTOBUF, STREAMS, Delimited, Format, JsonLines, ServerSentEvents, chosen_format
 from ..schema import Schema, object_schema
-from ..stream import Encoding, StreamResponse, Watched, begun, gathered, step_bytes
+from ..stream import CompletenessCheck, Encoding, StreamResponse, begun, gathered, step_bytes
 from ..tensors import Style, style_of
 
 __all__ = ["inference_router"]
@@ -40,29 +40,29 @@ class _Options:
     style: Style
 
 
-def inference_router(face: Face) -> APIRouter:
+def inference_router(api: Api) -> APIRouter:
     """The operations that run a model."""
     router = APIRouter(tags=["inference"])
     for cls, row in COMPUTED.items():
-        schema = body_doc(_body_schema(face, cls))
-        serve = _serving(face, row, cls)
+        schema = body_doc(_body_schema(api, cls))
+        serve = _serving(api, row, cls)
         route = router.post(
-            f"/v1/{row.call}", name=row.call, summary=row.summary, openapi_extra=schema, responses=_answers(face)
+            f"/v1/{row.call}", name=row.call, summary=row.summary, openapi_extra=schema, responses=_answers(api)
         )
         route(serve)
     return router
 
 
-def _serving(face: Face, row: Operation, cls: type[InferenceRequest]) -> Callable[[Request], Awaitable[Response]]:
+def _serving(api: Api, row: Operation, cls: type[InferenceRequest]) -> Callable[[Request], Awaitable[Response]]:
     async def serve(request: Request) -> Response:
-        value, options = await _decoded(request, face, cls)
-        return await _answered(request, Watched(compute(face.operations, row, value), value.inputs), options)
+        value, options = await _decoded(request, api, cls)
+        return await _answered(request, CompletenessCheck(compute(api.operations, row, value), value.inputs), options)
 
     return serve
 
 
-async def _decoded(request: Request, face: Face, cls: type[InferenceRequest]) -> tuple[InferenceRequest, _Options]:
-    body, size = await read_object(request, face.max_body_bytes)
+async def _decoded(request: Request, api: Api, cls: type[InferenceRequest]) -> tuple[InferenceRequest, _Options]:
+    body, size = await read_object(request, api.max_body_bytes)
     how = Fields({name: body.pop(name) for name in ("format", "stream") if name in body})
     options = _Options(
         chosen_format(request.headers.get("accept", ""), how.optional("format", str), how.optional("stream", bool)),
@@ -109,8 +109,8 @@ def _encoding(options: _Options) -> Encoding[list[Event]]:
     return ServerSentEvents(options.style) if options.format == "sse" else JsonLines(options.style)
 
 
-def _body_schema(face: Face, cls: type) -> Schema:
-    schemas = face.schemas
+def _body_schema(api: Api, cls: type) -> Schema:
+    schemas = api.schemas
     long = schemas.properties(cls)
     one_input = schemas.properties(Input)
     plan = "base" if cls is SweepRequest else "plan"
@@ -131,8 +131,8 @@ def _body_schema(face: Face, cls: type) -> Schema:
     return object_schema({**long, **extras}, (), f"{cls.__doc__} Either inputs, or one of text, messages, token_ids.")
 
 
-def _answers(face: Face) -> dict[int | str, dict[str, Any]]:
-    schemas = face.schemas
+def _answers(api: Api) -> dict[int | str, dict[str, Any]]:
+    schemas = api.schemas
     tensor = object_schema(
         {
             "input": {"type": "string"},

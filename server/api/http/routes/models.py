@@ -14,7 +14,7 @@ from .....protos.model import Input, ModelInfo, Tokenized, TokenizeRequest
 from .....protos.wire.codec import to_json
 from .....protos.wire.error_body import error_to_json
 from ..body import offload, parsed, query, read_object
-from ..context import Face, body_doc, content, ok
+from ..context import Api, body_doc, content, ok
 from ..errors import JsonResponse
 from ..fields import Fields
 from ..formats import NDJSON, dumps
@@ -26,10 +26,10 @@ __all__ = ["models_router"]
 _TEXT: Schema = {"type": "string"}
 
 
-def models_router(face: Face) -> APIRouter:
+def models_router(api: Api) -> APIRouter:
     """Models and their tokenizers."""
     router = APIRouter(tags=["models"])
-    operations, schemas = face.operations, face.schemas
+    operations, schemas = api.operations, api.schemas
 
     @router.get(
         "/v1/models",
@@ -41,11 +41,11 @@ def models_router(face: Face) -> APIRouter:
     )
     async def models(request: Request) -> Response:
         query(request)
-        found = await unless_gone(request.receive, face.ask("models"))
+        found = await unless_gone(request.receive, api.ask("models"))
         return JsonResponse(
             {
                 "object": "list",
-                "data": [_openai_model(face, info.id) for info in found],
+                "data": [_openai_model(api, info.id) for info in found],
                 "models": [to_json(info) for info in found],
             }
         )
@@ -53,11 +53,11 @@ def models_router(face: Face) -> APIRouter:
     @router.post(
         "/v1/models/load",
         summary="Load a model into a worker of its own",
-        openapi_extra=body_doc(_load_schema(face)),
-        responses=_load_answers(face),
+        openapi_extra=body_doc(_load_schema(api)),
+        responses=_load_answers(api),
     )
     async def load(request: Request) -> Response:
-        body, _ = await read_object(request, face.max_body_bytes)
+        body, _ = await read_object(request, api.max_body_bytes)
         wanted, not_applied, stream = _load_request(body)
         progress = operations.load(wanted)
         if stream or (stream is None and NDJSON in request.headers.get("accept", "")):
@@ -74,13 +74,13 @@ def models_router(face: Face) -> APIRouter:
         responses=ok("Unloaded", ("application/json", object_schema({"status": _TEXT, "model": _TEXT}))),
     )
     async def unload(request: Request) -> Response:
-        body, _ = await read_object(request, face.max_body_bytes)
+        body, _ = await read_object(request, api.max_body_bytes)
         fields = Fields(body)
         model = _either(fields, "model", "model_id")
         fields.done()
         if not model:
             raise InvalidArgument("model is missing: name the model to unload")
-        await face.ask("unload", model)
+        await api.ask("unload", model)
         return JsonResponse({"status": "unloaded", "model": model, "model_id": model})
 
     @router.get(
@@ -92,30 +92,30 @@ def models_router(face: Face) -> APIRouter:
     )
     async def describe(request: Request, model: str) -> Response:
         query(request)
-        info = await unless_gone(request.receive, face.ask("describe", model))
-        return JsonResponse({**_openai_model(face, info.id), **to_json(info)})
+        info = await unless_gone(request.receive, api.ask("describe", model))
+        return JsonResponse({**_openai_model(api, info.id), **to_json(info)})
 
     @router.post(
         "/v1/tokenize",
         summary="Tokens of an input as a request would use them",
-        openapi_extra=body_doc(_tokenize_schema(face)),
+        openapi_extra=body_doc(_tokenize_schema(api)),
         responses=ok("The tokens", ("application/json", schemas.ref(Tokenized))),
     )
     async def tokenize(request: Request) -> Response:
-        body, size = await read_object(request, face.max_body_bytes)
+        body, size = await read_object(request, api.max_body_bytes)
         short = {name: body.pop(name) for name in ("text", "messages", "token_ids") if name in body}
         if short:
             if body.get("input") is not None:
                 raise InvalidArgument(f"give input, or {' and '.join(short)}, not both")
             body["input"] = short
         wanted = await offload(size, parsed, TokenizeRequest, body)
-        return JsonResponse(to_json(await unless_gone(request.receive, face.ask("tokenize", wanted))))
+        return JsonResponse(to_json(await unless_gone(request.receive, api.ask("tokenize", wanted))))
 
     return router
 
 
-def _openai_model(face: Face, model: str) -> dict[str, Any]:
-    return {"id": model, "object": "model", "created": face.started_at, "owned_by": "probewire"}
+def _openai_model(api: Api, model: str) -> dict[str, Any]:
+    return {"id": model, "object": "model", "created": api.started_at, "owned_by": "probewire"}
 
 
 def _load_request(body: dict[str, Any]) -> tuple[LoadRequest, list[str], bool | None]:
@@ -176,8 +176,8 @@ class _ProgressLines:
         return b""
 
 
-def _load_schema(face: Face) -> Schema:
-    properties = dict(face.schemas.properties(LoadRequest))
+def _load_schema(api: Api) -> Schema:
+    properties = dict(api.schemas.properties(LoadRequest))
     return object_schema(
         {
             **properties,
@@ -191,21 +191,21 @@ def _load_schema(face: Face) -> Schema:
     )
 
 
-def _load_answers(face: Face) -> dict[int | str, dict[str, Any]]:
+def _load_answers(api: Api) -> dict[int | str, dict[str, Any]]:
     whole = object_schema(
         {
             "status": _TEXT,
             "model_id": _TEXT,
             "supports_activations": {"type": "boolean"},
-            "model": face.schemas.ref(ModelInfo),
+            "model": api.schemas.ref(ModelInfo),
             "not_applied": {"type": "array", "items": _TEXT},
         }
     )
     found = ok("The loaded model, or its progress", ("application/json", whole))
-    found[200]["content"] |= content((NDJSON, face.schemas.ref(LoadProgress)))
+    found[200]["content"] |= content((NDJSON, api.schemas.ref(LoadProgress)))
     return found
 
 
-def _tokenize_schema(face: Face) -> Schema:
-    short = {name: face.schemas.properties(Input)[name] for name in ("text", "messages", "token_ids")}
-    return object_schema({**face.schemas.properties(TokenizeRequest), **short})
+def _tokenize_schema(api: Api) -> Schema:
+    short = {name: api.schemas.properties(Input)[name] for name in ("text", "messages", "token_ids")}
+    return object_schema({**api.schemas.properties(TokenizeRequest), **short})

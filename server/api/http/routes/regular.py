@@ -14,7 +14,7 @@ from .....protos.errors import InvalidArgument
 from .....protos.operations import BY_NAME, Operation
 from .....protos.wire.codec import to_json
 from ..body import offload, parsed, query, read_object
-from ..context import Face, body_doc, ok
+from ..context import Api, body_doc, ok
 from ..errors import JsonResponse
 from ..fields import brief
 from ..schema import Schema, object_schema
@@ -29,7 +29,7 @@ _DONE = {"Delete": "deleted", "Unload": "unloaded"}
 """What is said of what has no other answer."""
 
 
-def regular_router(face: Face) -> APIRouter:
+def regular_router(api: Api) -> APIRouter:
     """One route for each row that has a summary; those that compute are in inference.py."""
     router = APIRouter()
     for row in BY_NAME.values():
@@ -38,27 +38,27 @@ def regular_router(face: Face) -> APIRouter:
             tag = row.name.partition(".")[0].lower()
             router.add_api_route(
                 path,
-                _serving(face, row, verb, re.findall(r"\{(\w+)", path)),
+                _serving(api, row, verb, re.findall(r"\{(\w+)", path)),
                 methods=[verb],
                 name=row.call if verb == "GET" else row.method.lower(),
                 tags=[_TAGS.get(tag, tag)],
                 summary=row.summary,
-                openapi_extra=body_doc(_body_of(face, row)) if verb in _BODIES else None,
-                responses=ok(row.returns, ("application/json", _answer_of(face, row))),
+                openapi_extra=body_doc(_body_of(api, row)) if verb in _BODIES else None,
+                responses=ok(row.returns, ("application/json", _answer_of(api, row))),
             )
     return router
 
 
-def _serving(face: Face, row: Operation, verb: str, in_path: list[str]) -> Callable[..., Awaitable[Response]]:
+def _serving(api: Api, row: Operation, verb: str, in_path: list[str]) -> Callable[..., Awaitable[Response]]:
     in_query = [] if verb in _BODIES else [name for name in row.fields if name not in in_path]
 
     async def serve(request: Request, **given: str) -> Response:
         query(request, *in_query)
-        asked = await _from_body(face, row, request, given) if verb in _BODIES else [given[name] for name in row.fields]
+        asked = await _from_body(api, row, request, given) if verb in _BODIES else [given[name] for name in row.fields]
         if row.kind == "nothing":  # begun is done, whether or not the caller stays
-            await face.ask(row.call, *asked)
+            await api.ask(row.call, *asked)
             return JsonResponse({"status": _DONE.get(row.method, "done"), **{name: given[name] for name in in_path}})
-        found = await unless_gone(request.receive, face.ask(row.call, *asked))
+        found = await unless_gone(request.receive, api.ask(row.call, *asked))
         return JsonResponse(_told(row, found))
 
     serve.__signature__ = Signature(  # FastAPI reads it
@@ -72,8 +72,8 @@ def _serving(face: Face, row: Operation, verb: str, in_path: list[str]) -> Calla
     return serve
 
 
-async def _from_body(face: Face, row: Operation, request: Request, in_path: dict[str, str]) -> list[Any]:
-    body, size = await read_object(request, face.max_body_bytes)
+async def _from_body(api: Api, row: Operation, request: Request, in_path: dict[str, str]) -> list[Any]:
+    body, size = await read_object(request, api.max_body_bytes)
     for name, value in in_path.items():
         if body.setdefault(name, value) != value:
             raise InvalidArgument(
@@ -106,18 +106,18 @@ def _told(row: Operation, found: Any) -> dict[str, Any]:
     return to_json(found)
 
 
-def _body_of(face: Face, row: Operation) -> Schema:
+def _body_of(api: Api, row: Operation) -> Schema:
     if isinstance(row.request, str):
         return object_schema(dict.fromkeys(row.fields, _TEXT))
     if not _has_plan(row.request):
-        return face.schemas.ref(row.request)
+        return api.schemas.ref(row.request)
     short: Schema = {"type": "array", "description": "Short for plan: {hooks}."}
-    return object_schema({**face.schemas.properties(row.request), "hooks": short})
+    return object_schema({**api.schemas.properties(row.request), "hooks": short})
 
 
-def _answer_of(face: Face, row: Operation) -> Schema:
+def _answer_of(api: Api, row: Operation) -> Schema:
     if row.kind == "list":
-        return object_schema({row.listed.partition(".")[2]: face.schemas.array(row.answer)})
+        return object_schema({row.listed.partition(".")[2]: api.schemas.array(row.answer)})
     if row.kind == "nothing":
         return object_schema(dict.fromkeys(("status", *re.findall(r"\{(\w+)", row.route)), _TEXT))
-    return face.schemas.ref(row.answer)
+    return api.schemas.ref(row.answer)

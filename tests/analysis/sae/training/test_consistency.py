@@ -18,8 +18,8 @@ from probewire.analysis.sae.seeds.stability import best_matches
 from probewire.analysis.sae.training import consistency as module
 from probewire.analysis.sae.training.array_trainer import ArrayTrainer
 from probewire.analysis.sae.training.consistency import Consistency, consistency_loss
-from probewire.analysis.sae.training.trainee import Trainee
 from probewire.analysis.sae.training.training import train
+from probewire.analysis.sae.training.training_run import TrainingRun
 from probewire.protos.errors import InvalidArgument
 from tests.analysis.sae.planted_data import planted
 
@@ -71,7 +71,7 @@ def test_the_whole_loss_has_the_sum_of_both_gradients(rows: np.ndarray) -> None:
 
     def step(strength: float | None) -> tuple[Any, Any]:
         added = None if strength is None else Consistency(directions(10, 16, 2).numpy(), strength)
-        sae = Trainee(TEMPLATE, 16, {}, Path(), added).sae.to(dtype=torch.float64)
+        sae = TrainingRun(TEMPLATE, 16, {}, Path(), added).sae.to(dtype=torch.float64)
         given = step_input(
             sae_in=torch.from_numpy(rows[:64]).double(),
             coefficients={},

@@ -22,10 +22,10 @@ from probewire.analysis.sae.data.rows import Rows
 from probewire.analysis.sae.data.store import ActivationStore, StoreWriter
 from probewire.analysis.sae.model.configs import ARCHITECTURES, NORMALISATIONS, TrainConfig, new_sae
 from probewire.analysis.sae.model.loaded import load
-from probewire.analysis.sae.training import checkpoints, trainee as trainee_module
+from probewire.analysis.sae.training import checkpoints, training_run as run_module
 from probewire.analysis.sae.training.curves import Curves
-from probewire.analysis.sae.training.trainee import Trainee
 from probewire.analysis.sae.training.training import TrainedSae, fit, train
+from probewire.analysis.sae.training.training_run import TrainingRun
 from probewire.clients import Client, FailedPrecondition, InvalidArgument
 from tests.analysis.sae.model.test_configs import SPARSITY
 from tests.analysis.sae.planted_rows import D_IN, SIZE, Failing, batches, rows
@@ -212,7 +212,7 @@ def _train_and_die(where: str, count: int, wanted: TrainConfig, folder: Path) ->
     if where == "reading":
         source = Failing(source, count, kill=True)
     else:
-        module, name = (checkpoints, "_to_disk") if where == "checkpoint" else (trainee_module, "move_in")
+        module, name = (checkpoints, "_to_disk") if where == "checkpoint" else (run_module, "move_in")
         left, original = [count], getattr(module, name)
 
         def dying(*paths: Path) -> None:
@@ -235,15 +235,15 @@ def test_what_is_saved_is_what_was_trained(
     """On activations as they are, the loaded SAE gives what the trained one gave on normalised ones."""
     x = torch.from_numpy(rows(200, seed=9))
     seen: dict[str, Any] = {}
-    fold = Trainee._fold
+    fold = TrainingRun._fold
 
-    def watched(self: Trainee) -> None:
+    def watched(self: TrainingRun) -> None:
         with torch.no_grad():
             seen["f"], seen["x"] = _latents(self.sae, self.trainer.activation_scaler.scale(x))
             seen["x"] = self.trainer.activation_scaler.unscale(seen["x"])
         fold(self)
 
-    monkeypatch.setattr(Trainee, "_fold", watched)
+    monkeypatch.setattr(TrainingRun, "_fold", watched)
     trained = train(batches(), config(architecture, normalisation=normalisation), tmp_path / "run", progress=False)
     loaded = load(tmp_path / "run")
     expected = {"batchtopk": "jumprelu", "matryoshka": "jumprelu"}.get(architecture, architecture)
@@ -375,6 +375,8 @@ def test_data_without_a_norm_is_refused(tmp_path: Path) -> None:
 
 
 def test_one_stream_has_one_batch_size(tmp_path: Path) -> None:
-    pair = {str(size): Trainee(config(batch_size=size), D_IN, {}, tmp_path / str(size)) for size in (SIZE, 2 * SIZE)}
+    pair = {
+        str(size): TrainingRun(config(batch_size=size), D_IN, {}, tmp_path / str(size)) for size in (SIZE, 2 * SIZE)
+    }
     with pytest.raises(InvalidArgument, match=r"one batch_size, got \[32, 64\]"):
         fit(batches(), pair, tmp_path, progress=False)

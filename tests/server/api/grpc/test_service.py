@@ -1,4 +1,4 @@
-"""The gRPC face over pretended operations in this process."""
+"""The gRPC API over pretended operations in this process."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CHECK = "/grpc.health.v1.Health/Check"
 
 
 def over_fake(scenario: Callable[[Served], Awaitable[None]]) -> None:
-    """Run a scenario against the face over fresh fake operations."""
+    """Run a scenario against the API over fresh fake operations."""
 
     async def run() -> None:
         async with asyncio.timeout(60), served(FakeOperations()) as server:

@@ -223,8 +223,8 @@ def test_a_page_that_the_operator_has_named_is_let_in(tmp_path: Path) -> None:
 
 
 @contextmanager
-def grpc_face(box: Bystander, ca: trustme.CA | None) -> Generator[int]:
-    """The port of the gRPC face over a box without users."""
+def grpc_api(box: Bystander, ca: trustme.CA | None) -> Generator[int]:
+    """The port of the gRPC API over a box without users."""
     ports: list[int] = []
     started, stop = threading.Event(), threading.Event()
 
@@ -257,7 +257,7 @@ def test_a_page_cannot_speak_grpc(tmp_path: Path, secure: bool) -> None:
     box, ca = Bystander(), trustme.CA() if secure else None
     request = pb.ModelRequest(model="fake/model").SerializeToString()
     frame = [0, *len(request).to_bytes(4, "big"), *request]
-    with elsewhere() as site, grpc_face(box, ca) as port:
+    with elsewhere() as site, grpc_api(box, ca) as port:
         at = f"{'https' if secure else 'http'}://127.0.0.1:{port}"
         site.script = OVER_GRPC.replace("TARGET", json.dumps(at)).replace("FRAME", json.dumps(frame))
         found = visited(f"http://evil.example:{site.port}/", tmp_path, *BROWSER, "--ignore-certificate-errors")

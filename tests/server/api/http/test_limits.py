@@ -1,4 +1,4 @@
-"""Callers who are slow on purpose, or never stop: how long a connection waits for a head and a body, on both faces."""
+"""Callers who are slow on purpose, or never stop: how long a connection waits for a head and a body, on both APIs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ Address = tuple[str, int]
 class NoKeyIsGood(Access):
     """A door that lets nobody in."""
 
-    def enter(self, authorization: str, peer: str, request_id: str = "", *, face: str = "http") -> Caller:
+    def enter(self, authorization: str, peer: str, request_id: str = "", *, api: str = "http") -> Caller:
         raise Unauthenticated("no key is good here")
 
 
