@@ -22,6 +22,15 @@ def users(tmp_path: Path) -> Iterator[Users]:
     state.close()
 
 
+class Clock:
+    """Stands where the module's `time` is."""
+
+    now_s = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+
 class Door:
     """A door with one user, ada, behind it, and what it has said of those who were refused."""
 
@@ -95,35 +104,35 @@ def test_who_sends_no_key_is_not_guessing(door: Door) -> None:
 
 
 def test_a_slowed_address_is_told_how_long_to_wait(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [1000.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
     door.fill("6.6.6.6")
-    clock[0] += 20.0
+    clock.now_s += 20.0
     with pytest.raises(ResourceExhausted, match=r"20 keys from 6\.6\.6\.6 were wrong within the last minute") as caught:
         door.access.enter("Bearer pw_wrong", "6.6.6.6")
     assert caught.value.retry_after_s == 40.0
-    clock[0] += 40.0
+    clock.now_s += 40.0
     assert door.guess("6.6.6.6") is Unauthenticated, "the window is over"
 
 
 def test_waiting_is_never_said_to_be_less_than_a_second(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [1000.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
     door.fill("6.6.6.6")
-    clock[0] += 59.9
+    clock.now_s += 59.9
     with pytest.raises(ResourceExhausted) as caught:
         door.access.enter("Bearer pw_wrong", "6.6.6.6")
     assert caught.value.retry_after_s == 1.0
 
 
 def test_guesses_while_slowed_do_not_prolong_the_wait(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [1000.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
     door.fill("6.6.6.6")
     for _ in range(5):
-        clock[0] += 10.0
+        clock.now_s += 10.0
         assert door.guess("6.6.6.6") is ResourceExhausted
-    clock[0] += 10.0
+    clock.now_s += 10.0
     assert door.guess("6.6.6.6") is Unauthenticated
 
 
