@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn.functional import linear as stock
 
-__all__ = ["Packed", "linear", "pack", "use_in"]
+__all__ = ["PackedWeight", "linear", "pack", "use_in"]
 
 BLOCKS = (128, 64, 32, 16)
 """In float32 oneDNN keeps half a megabyte for each number of rows that a weight's shape was multiplied with (measured: 1.2
@@ -38,20 +38,20 @@ _HAS_BFLOAT16 = _HAS_ONEDNN and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported(
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Packed:
+class PackedWeight:
     """A weight [out, in] that does not learn, with a copy as oneDNN lays it out."""
 
     plain: torch.Tensor
     packed: torch.Tensor
 
 
-def pack(weight: torch.Tensor) -> torch.Tensor | Packed:
+def pack(weight: torch.Tensor) -> torch.Tensor | PackedWeight:
     """A weight [out, in] as `linear` multiplies fastest with; elsewhere its rows one behind the other in memory."""
     return _packed(weight) if _packable(weight) else weight.contiguous()
 
 
-def _packed(weight: torch.Tensor) -> Packed:
-    return Packed(weight, torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _PACKED_FOR))
+def _packed(weight: torch.Tensor) -> PackedWeight:
+    return PackedWeight(weight, torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _PACKED_FOR))
 
 
 def _packable(weight: torch.Tensor) -> bool:
@@ -60,14 +60,14 @@ def _packable(weight: torch.Tensor) -> bool:
     return weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and _HAS_BFLOAT16)
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor | Packed, bias: torch.Tensor | None = None) -> torch.Tensor:
+def linear(x: torch.Tensor, weight: torch.Tensor | PackedWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
     """x [..., in], weight [out, in] → [..., out]. Differentiable by x alone where oneDNN computes it."""
-    plain = weight.plain if isinstance(weight, Packed) else weight
+    plain = weight.plain if isinstance(weight, PackedWeight) else weight
     if x.device.type != "cpu" or plain.dtype != x.dtype or not x.numel() or not _HAS_ONEDNN:
         return stock(x, plain, bias)
     if isinstance(weight, torch.Tensor) and (weight.requires_grad or weight.dtype != torch.float32):
         return stock(x, weight, bias)
-    laid_out = weight.packed if isinstance(weight, Packed) else weight
+    laid_out = weight.packed if isinstance(weight, PackedWeight) else weight
     return _OneDnn.apply(x, plain, laid_out, bias) if x.requires_grad else _product(x, laid_out, len(plain), bias)
 
 
@@ -99,7 +99,7 @@ def _forward(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
 
 
 def _packed_forward(
-    layer: nn.Linear, packed: Packed, state: tuple[int, int, torch.dtype], x: torch.Tensor
+    layer: nn.Linear, packed: PackedWeight, state: tuple[int, int, torch.dtype], x: torch.Tensor
 ) -> torch.Tensor:
     weight = layer.weight
     current = weight is packed.plain and _state(weight) == state  # else the copy is of what was

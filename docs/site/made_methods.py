@@ -32,5 +32,6 @@ def _function(member: Any, loader: griffe.GriffeLoader) -> Any:
     value = member.value if member.is_attribute else None
     if not isinstance(value, griffe.ExprCall) or str(value.function) not in _MAKERS:
         return None
-    target = loader.modules_collection[value.arguments[0].canonical_path]
+    made_of: Any = value.arguments[0]
+    target = loader.modules_collection[made_of.canonical_path]
     return target if target.is_function else _function(target, loader)

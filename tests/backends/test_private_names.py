@@ -62,7 +62,7 @@ def test_the_attention_is_where_we_put_it() -> None:
 def test_torch_packs_weights_as_linear_asks() -> None:
     import torch
 
-    if torch.backends.mkldnn.is_available():  # pyright: ignore[reportUnknownMemberType]
+    if torch.backends.mkldnn.is_available():
         schema = str(torch.ops.mkldnn._linear_pointwise.default._schema)
         assert "Tensor X, Tensor W, Tensor? B, str attr" in schema
 
