@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...protos.tensors import Array, numpy_dtype
-from .linear import Packed, linear, pack
+from .linear import PackedWeight, linear, pack
 
 __all__ = ["TorchOps", "to_numpy", "torch_dtype"]
 
@@ -116,12 +116,12 @@ class TorchOps:
     def transpose_last(self, x: torch.Tensor) -> torch.Tensor:
         return x.transpose(-1, -2)
 
-    def weight(self, array: Array) -> torch.Tensor | Packed:
+    def weight(self, array: Array) -> torch.Tensor | PackedWeight:
         if self._device.type != "cpu":
             return self.exact(np.ascontiguousarray(array.T))
         return pack(self.exact(array).T)
 
-    def linear(self, x: torch.Tensor, weight: torch.Tensor | Packed) -> torch.Tensor:
+    def linear(self, x: torch.Tensor, weight: torch.Tensor | PackedWeight) -> torch.Tensor:
         return linear(x, weight)
 
     def top_k(self, x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:

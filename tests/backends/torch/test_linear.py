@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import linear as stock
 
 from probewire.backends.torch import linear as module
-from probewire.backends.torch.linear import Packed, linear, pack, use_in
+from probewire.backends.torch.linear import PackedWeight, linear, pack, use_in
 
 
 def tensors(*shape: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -85,7 +85,7 @@ def test_a_weight_that_learns_is_not_packed() -> None:
 @pytest.mark.skipif(not module._HAS_ONEDNN, reason="torch has no oneDNN for this machine")
 def test_what_does_not_learn_is_packed() -> None:
     packed = pack(tensors(5)[1])
-    assert isinstance(packed, Packed)
+    assert isinstance(packed, PackedWeight)
     assert torch.equal(packed.packed.to_dense(), packed.plain)
 
 
@@ -118,12 +118,12 @@ def _packs(monkeypatch: pytest.MonkeyPatch, model: nn.Module, spare: int | None)
     use_in(model, spare)
     monkeypatch.setattr(module, "linear", lambda *args: (seen.append(args[1]), stock(args[0], *_plain(args[1:])))[1])
     model(torch.randn(3, 48))
-    return sum(isinstance(weight, Packed) for weight in seen)
+    return sum(isinstance(weight, PackedWeight) for weight in seen)
 
 
 def _plain(weight_and_bias: tuple[Any, ...]) -> tuple[Any, ...]:
     weight, *bias = weight_and_bias
-    return (weight.plain if isinstance(weight, Packed) else weight, *bias)
+    return (weight.plain if isinstance(weight, PackedWeight) else weight, *bias)
 
 
 @pytest.mark.skipif(not module._HAS_ONEDNN, reason="torch has no oneDNN for this machine")
