@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..protos.errors import FailedPrecondition, InvalidArgument, ProbewireError
 from .checkpoints.folder import check_whole
 from .model.limits import Limits
-from .selfcheck import causality_fault, engine_fault
+from .selfcheck import causality_fault, engine_fault, prove_derived
 
 if TYPE_CHECKING:
     from .hooks.base import Backend
@@ -70,6 +70,8 @@ def load_backend(
         raise InvalidArgument(
             f"the checkpoint in {folder} is no causal language model on {name}: {not_causal}; probewire serves those only"
         )
+    if check:
+        prove_derived(backend)
     fault = _fault(name, folder, backend, device) if check and backend.engine is not None else ""
     if fault and backend.engine is not None:
         backend.engine.close()
@@ -113,12 +115,14 @@ def _found(name: str, folder: Path, backend: Backend, device: str) -> str:
     if fault or not has_window(config := full_config(folder)):
         return fault
     if name == "torch":
-        from .torch.tiny import write_tiny
+        from .torch.tiny import own_logits, write_tiny
     else:
         from .mlx.tiny import write_tiny
+
+        own_logits = None
     small = Limits(n_slots=2, context_tokens=64, cache_tokens=128, chunk_tokens=8)
 
     def load(tiny: Path) -> Backend:
         return load_backend(name, tiny, model_id="check", limits=small, device=device, check=False)
 
-    return window_fault(load, write_tiny, config)
+    return window_fault(load, write_tiny, config, own_logits)

@@ -8,7 +8,9 @@ of the same config are generated past the window and held against the numpy refe
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,9 @@ from .checkpoints.shrunk import VOCAB, WINDOW, shrunk
 from .hooks.base import Backend
 from .hooks.plan import bind
 from .hooks.sequence import Sequence
+from .proof import prove
 
-__all__ = ["causality_fault", "engine_fault", "has_window", "window_fault"]
+__all__ = ["causality_fault", "engine_fault", "has_window", "prove_derived", "window_fault"]
 
 TOLERANCE = {"float32": 1e-3, "float64": 1e-3, "float16": 5e-2, "bfloat16": 3e-1}
 """Relative error that still counts as rounding; the faults seen were of 0.5 and more."""
@@ -46,6 +49,25 @@ def causality_fault(backend: Backend) -> str:
     if error <= SAME[backend.info.dtype]:
         return ""
     return f"tokens that come later, or are in another sequence, change a token's own values by {error:.2g} (relative)"
+
+
+def prove_derived(backend: Backend) -> None:
+    """Try the sites of a model whose table was derived; what does not hold is not offered, with the reason."""
+    if backend.derived is None:
+        return
+    start_s = time.perf_counter()
+    proof = prove(backend, backend.derived)
+    info = backend.info
+    told = f"sites derived from one forward; {proof.checks} checks at {proof.layers} layers"
+    told += f", errors up to {proof.worst:.1e}, in {time.perf_counter() - start_s:.1f} s"
+    if proof.parts:
+        backend.keep_whole()
+    backend.info = replace(
+        info,
+        sites=tuple(site for site in info.sites if site.name not in proof.faults),
+        refused={**info.refused, **proof.faults},
+        proof=told,
+    )
 
 
 def engine_fault(backend: Backend) -> str:
@@ -122,21 +144,31 @@ def has_window(config: Mapping[str, Any]) -> bool:
 
 
 def window_fault(
-    load: Callable[[Path], Backend], write: Callable[[Path, dict[str, Any]], None], config: Mapping[str, Any]
+    load: Callable[[Path], Backend],
+    write: Callable[[Path, dict[str, Any]], None],
+    config: Mapping[str, Any],
+    own_logits: Callable[[Path, list[int]], Array] | None = None,
 ) -> str:
     """Why this backend cannot be trusted past the model's window, or empty.
 
     `write` makes a small checkpoint of a config, `load` loads it on the backend; `config` has every field written out.
+    `own_logits` says what the backend's own library makes of tokens, for architectures that the reference does not know.
     """
     with tempfile.TemporaryDirectory() as scratch:
         tiny = Path(scratch)
         write(tiny, shrunk(config))
         backend = load(tiny)
         try:
-            meaning = reference.load(tiny)
+            known = config["model_type"] in reference.MODEL_TYPES or own_logits is None
+            meaning = reference.load(tiny) if known else None
             for sequence, decoded in _decode(backend, _prompts(VOCAB, (WINDOW * 2 + 3, WINDOW + 5))):
                 tokens = sequence.tokens[:-1]
-                expected = reference.run(meaning, tokens, Plan()).logits[sequence.prompt_length - 1 :]
+                if meaning is not None:
+                    logits = reference.run(meaning, tokens, Plan()).logits
+                else:
+                    assert own_logits is not None
+                    logits = own_logits(tiny, tokens)
+                expected = logits[sequence.prompt_length - 1 :]
                 error = _error(decoded, expected)
                 if not error <= TOLERANCE["float32"]:
                     return f"past the sliding window the engine differs from the reference by {error:.2g} (relative)"

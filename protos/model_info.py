@@ -73,6 +73,10 @@ class ModelInfo:
     sites: tuple[SiteInfo, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict[str, str])
     """Library name → version."""
+    proof: str = ""
+    """What of the sites was tried on this model at load, where they were derived; empty for families that tests hold."""
+    refused: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Site → why this model does not offer it."""
 
     def site(self, name: str) -> SiteInfo | None:
         """The entry for a kind of site, or None when this model does not offer it."""
@@ -101,6 +105,10 @@ def _table(info: ModelInfo) -> str:
             notes.setdefault(site.note, []).append(site.name)
     told = [("all edits", ", ".join(every))] if every else []
     told += [("note", f"{', '.join(names)}: {note}") for note, names in notes.items()]
+    whys: dict[str, list[str]] = {}
+    for name, why in info.refused.items():
+        whys.setdefault(why, []).append(name)
+    told += [("not here", f"{', '.join(names)}: {why}") for why, names in whys.items()]
     told.append(("layers", f"resid_post.0 … .{info.n_layers - 1}, .* (every one), .-1 (the last), .-2: (the last two)"))
     return "\n".join([*lines, "", *_labelled(told)])
 
@@ -120,6 +128,8 @@ def _facts(info: ModelInfo) -> list[tuple[str, str]]:
     slots = f"{info.n_slots} at once, " if info.n_slots else ""
     facts.append(("generate", f"{slots}{chat}" if info.generate else f"no: {info.generate_note}"))
     facts.append(("rules", f"{', '.join(info.rules)} (of gradients)" if info.rules else "none (gradients as they are)"))
+    if info.proof:
+        facts.append(("proof", info.proof))
     facts.append(("versions", " · ".join(f"{name} {version}" for name, version in info.versions.items())))
     return [*facts, ("hash", info.model_hash)]
 

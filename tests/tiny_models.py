@@ -138,7 +138,7 @@ def _write(family: str, path: Path, overrides: dict[str, Any]) -> None:
             mean, std = _spread(family, name)
             weight.copy_(mean + std * torch.randn(weight.shape, generator=generator))
     model.save_pretrained(path)
-    _tokenizer().save_pretrained(path)
+    write_tokenizer(path)
     if family == "gpt2":
         _drop_prefix(path, "transformer.")
     if family == "gpt_oss":
@@ -157,6 +157,11 @@ def _spread(family: str, name: str) -> tuple[float, float]:
     if "gate_up_proj" in name and family == "gpt_oss":
         return 0.0, 0.6  # so that the clipped swiglu clips
     return 0.0, 0.2
+
+
+def write_tokenizer(path: Path) -> None:
+    """One byte a token, with a chat template."""
+    _tokenizer().save_pretrained(path)
 
 
 def _tokenizer() -> Any:

@@ -32,8 +32,8 @@ def rules_of(family: Family | None, activation: str, *, norms: bool) -> tuple[st
     """The rules that a model can honour: those of norms need a known formula, those of MLPs their branches."""
     if family is None:
         return ()
-    branches = "mlp_act" in family.taps and bool(activation)
-    offered = {"ln": norms, "identity": branches, "half": branches, "ah": True}
+    branches = {"mlp_gate", "mlp_act"} <= set(family.taps) - set(family.where) and bool(activation)
+    offered = {"ln": norms, "identity": branches, "half": branches, "ah": family.heads}
     return tuple(rule for rule in RULES if offered[rule])
 
 

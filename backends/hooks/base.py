@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ...protos.model import ModelInfo
 from ...protos.tensors import Array
+from ..model.anatomy.derive import Anatomy
 from ..model.limits import Limits
 from .bound import BoundPlan
 from .points import Points
@@ -73,6 +74,12 @@ class Backend(Protocol):
     limits: Limits
     engine: Engine | None
     """None when generation is refused (`info.generate_note` says why)."""
+    derived: Anatomy | None
+    """The table of a model whose architecture no row describes."""
+
+    def keep_whole(self) -> None:
+        """Cut no runs from now on, and share nothing between a sweep's plans: it was seen to change what comes out."""
+        ...
 
     @property
     def hook_s(self) -> float:

@@ -158,7 +158,7 @@ class Points:
 
     def attention(self, layer: int) -> dict[str, Point]:
         """The points inside a layer's attention; none where no family says what they are."""
-        if self.family is None:
+        if self.family is None or not self.family.heads:
             return dict.fromkeys(ATTENTION_TAPS, _NOWHERE)
         return {name: self.spot(Site(name, layer)).point for name in ATTENTION_TAPS}
 
@@ -249,6 +249,8 @@ class Points:
         layer = 0
         while self.family.layer_path(self.backend, layer) in self.paths:
             for name, tap in self.family.taps.items():
+                if layer not in self.family.where.get(name, (layer,)):
+                    continue
                 base = self.family.layer_path(self.backend, layer)
                 found.append((Site(name, layer), f"{base}.{tap.path}" if tap.path else base, tap))
             layer += 1

@@ -51,6 +51,9 @@ _LOGITS = Site("logits")
 class MlxBackend:
     """See backends/hooks/base.py. MLX's streams belong to a thread: build it on the thread that uses it."""
 
+    derived = None
+    """Tables are rows here."""
+
     def __init__(
         self, folder: Path, *, model_id: str, model_hash: str, dtype: str, device: str, limits: Limits
     ) -> None:

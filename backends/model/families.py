@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["generation_note", "run_only_sites"]
+from .anatomy.derive import Anatomy
+
+__all__ = ["derived_note", "generation_note", "run_only_sites"]
 
 PROVEN: dict[str, frozenset[str]] = {
     "torch": frozenset(
@@ -22,6 +24,25 @@ def generation_note(backend: str, model_type: str) -> str:
     if model_type in PROVEN[backend]:
         return ""
     return f"generation with {model_type} on {backend} has not been proven equal to the plain forward; use runs"
+
+
+def derived_note(anatomy: Anatomy, config: Any) -> str:
+    """Why generation is refused for a model whose table was derived, or empty: the check of the engine decides then."""
+    if not anatomy.attention:
+        return f"generation needs attention of ours in every layer: {anatomy.refused['q']}; use runs"
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if kinds or getattr(config, "attention_chunk_size", None):
+        what = ", ".join(sorted(kinds)) or "chunked attention"
+        return f"generation with {what} is not offered; use runs"
+    windows = {block.window for block in anatomy.blocks} - {None}
+    if has_window(config) and windows != {config.sliding_window}:
+        return "the model's attention does not say which layers have a window; use runs"
+    return ""
+
+
+def has_window(config: Any) -> bool:
+    """Whether some layer sees only the last tokens."""
+    return bool(getattr(config, "sliding_window", None)) and getattr(config, "use_sliding_window", True) is not False
 
 
 def run_only_sites(backend: str, config: Any) -> dict[str, str]:

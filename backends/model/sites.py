@@ -97,6 +97,10 @@ class Family:
     norm: str = "norm"
     attention: str = "self_attn"
     """The attention module, below the layer."""
+    heads: bool = True
+    """Every layer calls our attention function, so that what is inside it are sites too."""
+    where: dict[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
+    """Layers of the sites that not every layer has."""
 
     def layer_path(self, backend: str, layer: int) -> str:
         """Full module path of a layer."""
@@ -195,7 +199,7 @@ def site_infos(
     if family is None:
         return ()
     refused, run_only = refused or {}, run_only or {}
-    layer_sites = [*family.taps, *ATTENTION_TAPS]
+    layer_sites = [*family.taps, *(ATTENTION_TAPS if family.heads else ())]
     infos: list[SiteInfo] = []
     for name in AXES:
         if name in refused or (name not in GLOBAL_SITES and name not in layer_sites):
@@ -217,7 +221,7 @@ def _site_info(name: str, family: Family, dims: Dims, run_only: str) -> SiteInfo
         name=name,
         axes=AXES[name],
         widths=dims.widths(name),
-        layers=None if name in GLOBAL_SITES else tuple(range(dims.n_layers)),
+        layers=None if name in GLOBAL_SITES else family.where.get(name, tuple(range(dims.n_layers))),
         generate=not run_only,
         gradients=name not in NO_GRADIENTS,
         edits=edits,

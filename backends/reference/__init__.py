@@ -4,9 +4,13 @@
 the contract, the noise and the orthonormal bases, so that tests can hold them against it.
 """
 
+from .families import FAMILIES
 from .load import load
 from .model import ReferenceModel
 from .reductions import Captured
 from .run import ReferenceResult, run
 
-__all__ = ["Captured", "ReferenceModel", "ReferenceResult", "load", "run"]
+MODEL_TYPES = frozenset(FAMILIES)
+"""That it defines."""
+
+__all__ = ["MODEL_TYPES", "Captured", "ReferenceModel", "ReferenceResult", "load", "run"]

@@ -6,7 +6,7 @@ modules of a probed model to their `Attention`, and every other module to the st
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,6 +39,8 @@ class Attention:
         """Where this forward's keys and values are kept for a sweep's variants."""
         self.packed: Packed | None = None
         """The engine's sequences, while it is they whose forward this is."""
+        self.witness: Callable[..., None] | None = None
+        """Told of each call and what came of it, while a model's parts are looked for."""
         self._points: dict[int, dict[str, Point]] = {}
         """Layer → what its taps are called: every layer of every forward asks for these."""
         self._growing: RunParts | None = None
@@ -93,18 +95,22 @@ class Attention:
             key, value, attention_mask = self._after_prefix(layer, query, key, value, kwargs.get("sliding_window"))
         if self._growing is not None:
             self._growing.keys[layer], self._growing.values[layer] = key, value
-        kernel = _eager if self.eager else sdpa_attention_forward
+        # The fused kernel knows neither a softcap nor sinks; whichever family's, the call brings them.
+        eager = self.eager or kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None
+        kernel = _eager if eager else sdpa_attention_forward
         if cache is None:
             out, _ = kernel(module, query, key, value, attention_mask, **kwargs)
         else:
             assert self.packed is not None
             assert attention_mask is not None
-            if not wanting and not self.eager:
+            if not wanting and not eager:
                 out = self.packed.together(query, key, value, cache, layer, kwargs)
                 if out is not None:
                     return out, None
             key, value, starts = updated(cache, key, value, layer, kwargs)
             out = self.packed.one_by_one(kernel, module, query, key, value, attention_mask, starts, kwargs)
+        if self.witness is not None:
+            self.witness(module, query, key, value, out, kwargs.get("sliding_window"))
         if wanting and out.requires_grad:
             out = out.clone()  # the kernel keeps its output for the backward pass
         for slot in wanting:

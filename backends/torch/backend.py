@@ -24,19 +24,21 @@ from ..hooks.executor import Executor
 from ..hooks.metrics import BoundMetric
 from ..hooks.points import Points, Seen
 from ..hooks.row_span import RowSpan
-from ..hooks.rules import activation_name
+from ..hooks.rules import ACTIVATIONS, activation_name
 from ..hooks.run_parts import RunParts, joined
 from ..hooks.sequence import Sequence, StepResult
 from ..hooks.stepping import result_of
 from ..hooks.sweeps import SharedPrefix
+from ..model.anatomy.derive import Anatomy
 from ..model.chunk import with_chunk
 from ..model.context import fitted
-from ..model.families import generation_note, run_only_sites
+from ..model.families import derived_note, generation_note, run_only_sites
 from ..model.footprint import footprint
 from ..model.limits import Limits
 from ..model.sites import Family, dims_of, family_of, site_infos
 from ..model.versions import versions_of
 from ..model.weights import CheckpointWeights
+from .anatomy import Found, anatomy_of, head_of
 from .attention import Attention
 from .engine import TorchEngine
 from .gradients import TorchBackward, TorchGradients
@@ -62,13 +64,25 @@ class TorchBackend:
         self.weights = CheckpointWeights(folder)
         config = self.model.config.get_text_config()
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
+        self.logit_scale = 1.0
         family, dims = family_of(config.model_type), dims_of(config)
         self.executor = Executor(TorchOps(self.device))
         self.taps = Taps(self.model, self.executor)
         eager = getattr(config, "attn_logit_softcapping", None) is not None or config.model_type == "gpt_oss"
-        eager |= family is None  # the library's own: see load_model
-        self.attention = attention = self._own_attention(eager)
+        # Where no row says it, the call does: a softcap and sinks come with it.
+        self.attention = attention = self._own_attention(eager and family is not None)
         self.activation, norms = activation_name(config), Norms(self.model, self.executor.ops)
+        self.derived: Anatomy | None = None
+        """The table of a model whose architecture no row describes."""
+        refused = dict[str, str]()
+        if family is None:
+            found = self._derive(config)
+            eager = found.attention == "eager"
+            self.derived = found.anatomy
+            if found.anatomy is not None:
+                family, dims = found.anatomy.family, found.anatomy.dims
+                refused = found.anatomy.refused
+                self.activation = found.anatomy.activation if found.anatomy.activation in ACTIVATIONS else ""
         self._gradients = TorchGradients(
             self.executor, self.taps, norms, self.hidden, self._logits_rows, self._backward_of
         )
@@ -78,13 +92,14 @@ class TorchBackend:
         """None for models of no family."""
         if family is not None:
             self.layers = [self.taps.modules[family.layer_path("torch", i)] for i in range(dims.n_layers)]
-            self._sweeps = TorchSweeps(self, self.executor, self.taps, attention, self.layers)
+            if family.heads:
+                self._sweeps = TorchSweeps(self, self.executor, self.taps, attention, self.layers)
         limits, context_note = fitted(limits, config)
         limits = with_chunk(limits, self)
-        note = generation_note("torch", config.model_type)
+        note = derived_note(self.derived, config) if self.derived else generation_note("torch", config.model_type)
         self.engine: Engine | None = None
         if not note:
-            self.engine = TorchEngine(self.model, self.executor, self.taps, attention, limits, self.softcap)
+            self.engine = TorchEngine(self.model, self.executor, self.taps, attention, limits, self.logits)
         self.limits = limits
         self.info = ModelInfo(
             id=model_id,
@@ -109,8 +124,9 @@ class TorchBackend:
             generate_note=note,
             n_slots=limits.n_slots,
             rules=rules_of(family, self.activation, norms=norms.known),
-            sites=site_infos(family, dims, run_only=run_only_sites("torch", config)),
+            sites=site_infos(family, dims, refused=refused, run_only=run_only_sites("torch", config)),
             versions=versions_of("torch", "transformers"),
+            refused=refused,
         )
 
     def _own_attention(self, eager: bool) -> Attention:
@@ -119,6 +135,19 @@ class TorchBackend:
             if hasattr(module, "layer_idx") and "Attention" in type(module).__name__:
                 attention.attach(module)
         return attention
+
+    def _derive(self, config: Any) -> Found:
+        """What the model's own forward shows; nothing where even that fails, or its logits are not the head's."""
+        try:
+            found = anatomy_of(self.model, self.attention, self.hidden, config, self.device)
+            if found.anatomy is not None:
+                head = head_of(self.model, self.hidden, config, self.device)
+                if head is None:
+                    return Found(None, "the logits are not the output head's, scaled or capped", found.attention)
+                self.softcap, self.logit_scale = head
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            return Found(None, f"a forward with its own code fails: {type(error).__name__}: {error}")
+        return found
 
     @property
     def hook_s(self) -> float:
@@ -165,6 +194,10 @@ class TorchBackend:
             rows = captured.get(id(slot.sequence), []) + flush_reductions(slot.plan)
             results.append(result_of(slot, rows, None))
         return results
+
+    def keep_whole(self) -> None:
+        """See Backend."""
+        self._sweeps = None
 
     @property
     def cuts_runs(self) -> bool:
@@ -249,12 +282,14 @@ class TorchBackend:
 
     def logits(self, hidden: torch.Tensor, columns: list[int] | None = None) -> torch.Tensor:
         """Logits of final-norm rows, after the family's softcap: of all tokens, or of the given ones."""
-        head = self.model.lm_head
+        head = self.model.get_output_embeddings()
         if columns is None or type(head) is not nn.Linear:
             logits = head(hidden) if columns is None else head(hidden)[..., columns]
         else:
             at = torch.tensor(columns, device=hidden.device)
             logits = functional.linear(hidden, head.weight[at], _picked(head.bias, at))
+        if self.logit_scale != 1.0:
+            logits = logits * self.logit_scale
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
     def _logits_rows(self, slot: RowSpan, hidden: torch.Tensor, positions: SequenceOf[int]) -> torch.Tensor:

@@ -6,6 +6,7 @@ when cache for all their tokens is free, so the engine never preempts; prefixes 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -36,9 +37,16 @@ class TorchEngine:
     """The sequences that generate together on one model."""
 
     def __init__(
-        self, model: Any, executor: Executor, taps: Taps, attention: Attention, limits: Limits, softcap: float | None
+        self,
+        model: Any,
+        executor: Executor,
+        taps: Taps,
+        attention: Attention,
+        limits: Limits,
+        head: Callable[[torch.Tensor], torch.Tensor],
     ) -> None:
-        self.model, self.executor, self.taps, self.limits, self.softcap = model, executor, taps, limits, softcap
+        """`head`: final-norm rows to logits, as the model gives them."""
+        self.model, self.executor, self.taps, self.limits, self.head = model, executor, taps, limits, head
         self.attention = attention
         generation = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)
         self.processor = batch_processor(model, generation, limits)
@@ -196,9 +204,7 @@ class TorchEngine:
             stop = slot.stop - 1 if slot in self.producing else slot.stop
             if stop == slot.start:
                 continue
-            logits = self.model.lm_head(self.hidden[:, slot.start : stop])
-            if self.softcap is not None:
-                logits = torch.tanh(logits / self.softcap) * self.softcap
+            logits = self.head(self.hidden[:, slot.start : stop])
             part = RowSpan(slot.sequence, 0, 0, stop - slot.start, slot.position, None)
             part.tokens = None if slot.tokens is None else slot.tokens[: part.n]
             part.conditions = {key: mask[: part.n] for key, mask in slot.conditions.items()}

@@ -13,7 +13,7 @@ from transformers.utils.generic import ModelOutput
 from ..hooks.executor import Executor
 from ..hooks.points import PROBE_BATCH, PROBE_LENGTHS, Point, Seen
 
-__all__ = ["Taps"]
+__all__ = ["Taps", "first_of"]
 
 
 class Taps:
@@ -54,7 +54,7 @@ class Taps:
     ) -> RemovableHandle:
         def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             read = args[0] if args else kwargs.get("hidden_states")
-            for side, value in (("input", read), ("output", _first(output))):
+            for side, value in (("input", read), ("output", first_of(output))):
                 one = seen[path, side]
                 one.calls[-1] += 1
                 if isinstance(value, torch.Tensor):
@@ -97,7 +97,7 @@ class Taps:
             return module.register_forward_hook(lambda router, _, output: self._tap_router(by_kind, router, output))
 
         def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            return _with_first(output, self._tap(found, _first(output), args[0] if args else None))
+            return _with_first(output, self._tap(found, first_of(output), args[0] if args else None))
 
         return module.register_forward_hook(after)
 
@@ -125,7 +125,7 @@ class Taps:
         return value
 
 
-def _first(output: Any) -> Any:
+def first_of(output: Any) -> Any:
     """What a module gives, or the first of several."""
     return output[0] if isinstance(output, (tuple, ModelOutput)) and len(output) else output
 

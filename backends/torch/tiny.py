@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-__all__ = ["write_tiny"]
+from ...protos.tensors import Array
+
+__all__ = ["own_logits", "write_tiny"]
 
 
 def write_tiny(folder: Path, config: dict[str, Any]) -> None:
@@ -23,3 +25,10 @@ def write_tiny(folder: Path, config: dict[str, Any]) -> None:
             weight.copy_(0.2 * torch.randn(weight.shape, generator=generator))
     model.save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(config))
+
+
+def own_logits(folder: Path, tokens: list[int]) -> Array:
+    """Logits [row, vocab] of the library's own model with its own attention, in float32."""
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    with torch.no_grad():
+        return model(torch.tensor([tokens]), use_cache=False).logits[0].numpy()

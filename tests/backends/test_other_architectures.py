@@ -1,4 +1,4 @@
-"""Architectures that no family names: what their raw modules show is what transformers' own eager forward computes."""
+"""Architectures that no row describes: what their raw modules show is what transformers' own eager forward computes."""
 
 from __future__ import annotations
 
@@ -90,8 +90,6 @@ def test_raw_modules_show_what_transformers_computes(kind: str, tmp_path: Path) 
     )
     for found in (alone, beside):
         assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
-    assert backend.info.attention == "eager"
-    assert not backend.info.generate
     backend.close()
 
 

@@ -69,6 +69,12 @@ def _check_rules(request: GradientsRequest, info: ModelInfo) -> None:
             f"rules {refused} cannot be honoured on {info.architecture} ({info.backend}): they need norms of a known "
             f"formula, and MLPs whose branches are sites; allowed here: {allowed}"
         )
+    inside = info.site("mlp_in")
+    if request.direct and (inside is None or inside.layers != tuple(range(info.n_layers))):
+        raise InvalidArgument(
+            f"direct needs the input of every layer's MLP, and {info.architecture} ({info.backend}) does not offer it: "
+            f"{info.refused.get('mlp_in', 'no row describes this architecture')}; leave it out"
+        )
     for index, hook in enumerate(request.plan.hooks):
         if hook.capture is None:
             continue

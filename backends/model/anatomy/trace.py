@@ -1,0 +1,99 @@
+"""What one forward showed: the tensor that each module read and gave, and each call of the attention function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["Arithmetic", "AttentionCall", "Trace"]
+
+Place = tuple[str, str]
+"""A module's path, and "input" or "output"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arithmetic:
+    """What is asked of a library's tensors besides + and *."""
+
+    equal: Callable[[Any, Any], bool]
+    """Of one shape, and the same to the bit."""
+    distance: Callable[[Any, Any], float]
+    """Largest difference, relative to the largest value of the second; infinite for other shapes."""
+    tolerance: float
+    """A distance that still is rounding, in the model's dtype: where the model's own order of sums is not repeated."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AttentionCall:
+    """One call of the attention function."""
+
+    path: str
+    """Of the module that called."""
+    q: Any
+    """[batch, head, row, d_head]."""
+    k: Any
+    v: Any
+    """[batch, kv_head, row, d_head]."""
+    out: Any
+    """[batch, row, head, d_head]."""
+    window: int | None
+    """How many tokens a row sees, as the call says."""
+
+
+@dataclass(slots=True, eq=False)
+class Trace:
+    """Tensors are copies, as modules may write into what they are given. Those of modules called twice are left out."""
+
+    layout: tuple[int, int]
+    """(batch, row)."""
+    numbers: Arithmetic
+    lists: dict[str, int]
+    """Path of a list of modules → how many it holds."""
+    linear: frozenset[str]
+    """Paths of plain linear modules."""
+    norms: frozenset[str]
+    leaves: frozenset[str]
+    """Paths of modules without modules in them."""
+    values: dict[Place, Any] = field(default_factory=dict[Place, Any])
+    order: dict[Place, int] = field(default_factory=dict[Place, int])
+    """When each was seen."""
+    calls: list[AttentionCall] = field(default_factory=list[AttentionCall])
+    rows: Any = None
+    """What the body gives: the head's input."""
+    twice: set[Place] = field(default_factory=set[Place])
+
+    def note(self, path: str, side: str, value: Any) -> None:
+        """A module read or gave a tensor."""
+        place = (path, side)
+        if place in self.values or place in self.twice:
+            self.values.pop(place, None)
+            self.twice.add(place)
+            return
+        self.values[place] = value
+        self.order[place] = len(self.order)
+
+    def get(self, path: str, side: str) -> Any:
+        """The tensor; None where there was none, or more than one."""
+        return self.values.get((path, side))
+
+    def below(self, base: str, side: str, like: Any) -> list[tuple[str, Any]]:
+        """(path, tensor) of the modules inside one whose tensors have the shape of `like`, in the order they were seen."""
+        found = [
+            (path, value)
+            for (path, at), value in self.values.items()
+            if at == side and path.startswith(f"{base}.") and value.shape == like.shape
+        ]
+        return sorted(found, key=lambda item: self.order[item[0], side])
+
+    def equal(self, a: Any, b: Any) -> bool:
+        """The same to the bit."""
+        return a is not None and b is not None and a.shape == b.shape and self.numbers.equal(a, b)
+
+    def close(self, a: Any, b: Any) -> bool:
+        """The same but for rounding."""
+        return a is not None and b is not None and self.numbers.distance(a, b) <= self.numbers.tolerance
+
+    def places(self, value: Any, side: str) -> Iterator[str]:
+        """Paths of the modules that read, or gave, exactly this tensor."""
+        return (path for (path, at), found in self.values.items() if at == side and self.equal(found, value))

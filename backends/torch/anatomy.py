@@ -1,0 +1,117 @@
+"""The site table of an architecture that no row describes, derived from the model in front of us."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ..model.anatomy.derive import Anatomy, NotUnderstood, derive
+from .attention import Attention
+from .trace import TOLERANCES, traced
+
+__all__ = ["Found", "anatomy_of", "head_of"]
+
+PROBE_ROWS = 12
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": functional.silu,
+    "gelu": functional.gelu,
+    "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+    "relu": functional.relu,
+    "relu2": lambda x: functional.relu(x).square(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An anatomy, or why there is none."""
+
+    anatomy: Anatomy | None
+    reason: str = ""
+    attention: str = "eager"
+    """Whose attention the model runs with: "sdpa" is where ours sits."""
+
+
+@torch.no_grad()
+def anatomy_of(
+    model: Any, attention: Attention, forward: Callable[[torch.Tensor], torch.Tensor], config: Any, device: torch.device
+) -> Found:
+    """Look at one forward. The model, loaded with the library's own attention, runs with ours afterwards where that gives
+    the same rows; else with its own, and what is inside attention is not offered."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, min(config.vocab_size, 1000), (1, PROBE_ROWS), generator=generator).to(device)
+    own = forward(ids)
+    _call_ours(model, "sdpa")
+    kind = "sdpa"
+    if not _same(forward, ids, own):
+        _call_ours(model, "eager")
+        kind = "eager"
+    trace = traced(model, attention, forward, ids)
+    try:
+        found = derive(
+            trace,
+            int(config.vocab_size),
+            backend="torch",
+            model_type=str(config.model_type),
+            numbers=_numbers(config),
+            activations=ACTIVATIONS,
+        )
+    except NotUnderstood as error:
+        return Found(None, str(error), kind)
+    return Found(found, "", kind)
+
+
+def _same(forward: Callable[[torch.Tensor], torch.Tensor], ids: torch.Tensor, own: torch.Tensor) -> bool:
+    try:
+        rows = forward(ids)
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):  # a class that calls it in its own way
+        return False
+    error = (rows.double() - own.double()).abs().max() / own.double().abs().max().clamp_min(1e-30)
+    return bool(error <= TOLERANCES[own.dtype])
+
+
+def _call_ours(model: nn.Module, name: str) -> None:
+    """Which entry of the library's registry the text model's attention calls."""
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if hasattr(config, "_attn_implementation_internal"):
+            config._attn_implementation_internal = name  # pyright: ignore[reportOptionalMemberAccess] - as load_model
+
+
+def _numbers(config: Any) -> list[float]:
+    """Numbers of the config that may scale something, and what minicpm makes of one."""
+    own = [float(v) for v in config.to_dict().values() if isinstance(v, float) and 1e-3 < abs(v) < 1e3 and v != 1.0]
+    if depth := getattr(config, "scale_depth", None):
+        own.append(depth / config.num_hidden_layers**0.5)
+    return list(dict.fromkeys(own))
+
+
+@torch.no_grad()
+def head_of(
+    model: Any, rows: Callable[[torch.Tensor], torch.Tensor], config: Any, device: torch.device
+) -> tuple[float | None, float] | None:
+    """(softcap, scale) with which the output head's rows are the model's own logits; None where they are neither."""
+    ids = torch.arange(1, PROBE_ROWS, device=device)[None]
+    head = model.get_output_embeddings()
+    wanted: torch.Tensor | None = model(ids, use_cache=False).logits
+    if head is None or wanted is None:
+        return None
+    raw = head(rows(ids))
+    for name in ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"):
+        cap = getattr(config, name, None)
+        if cap and _near(torch.tanh(raw / cap) * cap, wanted):
+            return float(cap), 1.0
+    return next(((None, c) for c in _scales(config) if _near(raw * c, wanted)), None)
+
+
+def _scales(config: Any) -> list[float]:
+    numbers = _numbers(config)
+    return [1.0, *numbers, *(1 / number for number in numbers)]
+
+
+def _near(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return bool((a.double() - b.double()).abs().max() <= TOLERANCES[b.dtype] * b.double().abs().max())

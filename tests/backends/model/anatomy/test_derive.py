@@ -1,0 +1,134 @@
+"""Derivation finds, in what one forward shows, the tables that were once written by hand, and those of many others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+from probewire.backends.model.sites import FAMILIES, family_of
+from probewire.protos.spec import Capture, Hook, Plan
+from tests.backends.derived import SIZES, derived, logits_of, write
+from tests.parity.harness import load, run, sequence
+from tests.tiny_models import tiny_checkpoint
+
+TOKENS, OTHER = list(range(10, 26)), list(range(30, 60))
+ROWS = [kind for family in FAMILIES for kind in family.model_types]
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_every_row_is_found_again(kind: str, tmp_path: Path) -> None:
+    """Path, side, part and all; but for what a mixture's router gives, which no sum shows."""
+    row, backend = family_of(kind), derived(tiny_checkpoint(kind, tmp_path))
+    assert row is not None
+    assert backend.derived is not None
+    found = backend.derived.family
+    expected = {name: tap for name, tap in row.taps.items() if not tap.router}
+    assert found.taps == expected
+    assert (found.body["torch"], found.layers, found.norm, found.attention) == (
+        row.body["torch"],
+        row.layers,
+        row.norm,
+        row.attention,
+    )
+    assert found.heads
+    assert not found.where
+    assert backend.info.generate
+    backend.close()
+
+
+def test_the_default_model_is_found_again() -> None:
+    """Real weights, whose values are so large that a small term would hide in them if closeness were enough."""
+    from probewire.backends.checkpoints import resolve_model
+
+    backend, row = derived(resolve_model("").folder), family_of("llama")
+    assert row is not None
+    assert backend.derived is not None
+    assert backend.derived.family.taps == row.taps
+    assert backend.info.generate
+    assert "checks at 2 layers" in backend.info.proof
+    backend.close()
+
+
+GROUPED = {**SIZES, "num_key_value_heads": 2}
+HEADS = {**GROUPED, "head_dim": 16}
+MIXTURE = {"num_experts": 4, "num_experts_per_tok": 2}
+WINDOWS = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"] * 2}
+WHOLE, UNGATED, EXPERTS = 21, 20, 18
+FULL: dict[str, tuple[dict[str, Any], int]] = {
+    "gpt_neox": (SIZES, 17),
+    "phi": (GROUPED, 17),
+    "cohere": (GROUPED, 18),
+    "olmo": (GROUPED, WHOLE),
+    "olmo2": (GROUPED, WHOLE),
+    "olmo3": ({**GROUPED, **WINDOWS}, WHOLE),
+    "gemma": (HEADS, WHOLE),
+    "glm": (HEADS, WHOLE),
+    "glm4": (HEADS, WHOLE),
+    "helium": (HEADS, WHOLE),
+    "seed_oss": (HEADS, WHOLE),
+    "ernie4_5": (GROUPED, WHOLE),
+    "exaone4": ({**GROUPED, **WINDOWS}, WHOLE),
+    "granite": ({**GROUPED, "residual_multiplier": 0.5, "logits_scaling": 2.0}, 19),
+    "granite_swa": ({**GROUPED, "sliding_window": 8}, WHOLE),
+    "starcoder2": (GROUPED, UNGATED),
+    "arcee": (GROUPED, UNGATED),
+    "mixtral": ({**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2}, EXPERTS),
+    "qwen2_moe": ({**GROUPED, **MIXTURE, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}, EXPERTS),
+    "qwen3_moe": ({**HEADS, **MIXTURE, "moe_intermediate_size": 32}, EXPERTS),
+    "olmoe": ({**GROUPED, **MIXTURE}, EXPERTS),
+}
+"""Architecture → its config, and how many sites it has; each generates too."""
+
+
+@pytest.mark.parametrize("kind", FULL)
+def test_an_architecture_without_a_row(kind: str, tmp_path: Path) -> None:
+    """Its sites are proven, its numbers are transformers' own, alone and beside a longer one, and it generates."""
+    fields, n_sites = FULL[kind]
+    backend = load("torch", write(kind, tmp_path, **fields))
+    info = backend.info
+    assert len(info.sites) == n_sites, info.refused
+    assert info.generate, info.generate_note
+    assert info.attention == "sdpa"
+    wanted = [f"{site.name}.{layer}" for site in info.sites if site.layers for layer in site.layers]
+    plan = Plan(tuple(Hook(name, capture=Capture()) for name in ("logits", *wanted)))
+    alone = run(backend, TOKENS, plan)
+    expected = logits_of(tmp_path, TOKENS)
+    assert _error(alone[0, "logits", ""].values, expected) <= 1e-4
+    beside = backend.run([sequence(backend, OTHER, plan, name="long"), sequence(backend, TOKENS, plan)])[1]
+    for row in beside.rows:
+        site = row.sites[0]
+        found = alone[row.hook, site, ""].values
+        # Masked scores are −inf in both.
+        assert _error(np.nan_to_num(row.values[0], neginf=0.0), np.nan_to_num(found, neginf=0.0)) <= 1e-4, site
+    backend.close()
+
+
+PARTLY: dict[str, tuple[dict[str, Any], str]] = {
+    "gptj": ({"n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 8}, "eager"),
+    "bloom": ({"hidden_size": 64, "n_layer": 2, "n_head": 4}, "eager"),
+    "falcon": ({"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}, "sdpa"),
+    "mamba": ({"hidden_size": 64, "num_hidden_layers": 2, "state_size": 8}, "sdpa"),
+}
+
+
+@pytest.mark.parametrize("kind", PARTLY)
+def test_attention_of_its_own_is_refused_and_the_stream_is_not(kind: str, tmp_path: Path) -> None:
+    fields, attention = PARTLY[kind]
+    backend = load("torch", write(kind, tmp_path, **fields))
+    info = backend.info
+    assert info.attention == attention
+    assert {"resid_pre", "resid_post", "final_norm", "logits"} <= {site.name for site in info.sites}
+    assert info.refused["q"] == "not every layer calls the attention function once, at one module"
+    assert not info.generate
+    found = run(backend, TOKENS, Plan((Hook("logits", capture=Capture()),)))[0, "logits", ""].values
+    assert _error(found, logits_of(tmp_path, TOKENS)) <= 1e-4
+    backend.close()
+
+
+def _error(found: Any, expected: Any) -> float:
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
