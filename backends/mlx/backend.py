@@ -26,6 +26,7 @@ from ..hooks.run_parts import RunParts, joined
 from ..hooks.sequence import Sequence, StepResult
 from ..hooks.stepping import result_of
 from ..hooks.sweeps import SharedPrefix
+from ..model.anatomy.derive import Anatomy
 from ..model.chunk import with_chunk
 from ..model.context import fitted
 from ..model.families import generation_note, run_only_sites
@@ -51,7 +52,7 @@ _LOGITS = Site("logits")
 class MlxBackend:
     """See backends/hooks/base.py. MLX's streams belong to a thread: build it on the thread that uses it."""
 
-    derived = None
+    derived: Anatomy | None = None
     """Tables are rows here."""
 
     def __init__(
@@ -130,6 +131,9 @@ class MlxBackend:
     def _look(self, family: Family | None, n_heads: int) -> Points:
         # mlx-lm writes `h += x`, which rebinds the very object that a tap was given: what is kept must be another.
         return Points(family, "mlx", n_heads, self.taps.look(self._plain_forward), changeable=True)
+
+    def keep_whole(self) -> None:
+        """See Backend; what rows describe is proven in parts."""
 
     def bind(self, plan: BoundPlan) -> None:
         """Move the plan's tensors to the device."""
