@@ -128,7 +128,7 @@ class SteeringVector:
         path = Path(path)
         told = {"model": self.model, "model_hash": self.model_hash, "made": self.made, "details": dict(self.details)}
         part = path.with_name(path.name + ".part")
-        arrays = {site: np.ascontiguousarray(value) for site, value in self.directions.items()}
+        arrays = {site: np.asarray(value, order="C") for site, value in self.directions.items()}
         _numpy.save_file(arrays, part, {"format": FORMAT, "vector": json.dumps(told)})
         part.replace(path)
         return path

@@ -49,7 +49,7 @@ class Saved:
 
 def write(saved: Saved, path: str | Path) -> Path:
     """Write the file, which appears whole or not at all. Raises InvalidArgument for labels that JSON does not have."""
-    tensors = {f"measured/{name}": np.ascontiguousarray(values) for name, values in saved.measured.items()}
+    tensors = {f"measured/{name}": np.asarray(values, order="C") for name, values in saved.measured.items()}
     told: dict[str, Any] = {"kind": saved.kind, "started": to_json(saved.started)}
     if saved.kind == "Sweep":
         told["inputs"] = list(saved.measured)
@@ -155,7 +155,7 @@ def _entry_to_json(entry: AssembledCapture, tensors: dict[str, Array]) -> dict[s
         name = f"{name}/hook{key.hook}"
     if name in tensors:  # one hook that its session changed
         name = f"{name}@r{key.revision}"
-    tensors[name] = np.ascontiguousarray(entry.array)  # save_file writes the memory as it lies
+    tensors[name] = np.asarray(entry.array, order="C")  # save_file writes the memory as it lies
     return {
         "tensor": name,
         "hook": key.hook,

@@ -12,6 +12,7 @@ __all__ = ["Authority", "Origin", "host_name"]
 
 _AUTHORITY = re.compile(r"(\[[0-9a-f:.]+\]|(?:[a-z0-9_][a-z0-9_-]*\.)*[a-z0-9_][a-z0-9_-]*\.?)(?::([0-9]{0,5}))?")
 _ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([^/?#@\s]+)")
+MAX_PORT = 65535
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -29,7 +30,10 @@ class Authority:
         match = _AUTHORITY.fullmatch(text.lower())
         if match is None or (text.startswith("[") and address_of(match[1]) is None):
             raise InvalidArgument(f"{text[:80]!r} is no host; it looks like box.lab, box.lab:8000, 10.0.0.5 or [::1]")
-        return cls(canonical(match[1]), int(match[2]) if match[2] else None)
+        port = int(match[2]) if match[2] else None
+        if port is not None and not 0 < port <= MAX_PORT:
+            raise InvalidArgument(f"{text[:80]!r} has port {port}, and ports are 1 … {MAX_PORT}")
+        return cls(canonical(match[1]), port)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,7 @@ def _with_port(authority: Authority, scheme: str) -> Authority:
 
 def host_name(text: str) -> str:
     """A host alone, as the operator names one, canonical. Raises InvalidArgument for a port, a scheme or a path."""
-    bare = f"[{text}]" if ":" in text and address_of(text) is not None else text
+    bare = f"[{text}]" if ":" in text and text[0] != "[" and address_of(text) is not None else text
     authority = Authority.of(bare)
     if authority.port is not None:
         raise InvalidArgument(f"{text!r} has a port, and a host is allowed at any: write {authority.host}")

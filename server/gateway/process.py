@@ -16,7 +16,7 @@ from asyncio.subprocess import PIPE, Process
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
@@ -42,6 +42,7 @@ _SETTINGS = {
 }
 """For a worker's libraries; what the user has set wins."""
 OUTPUT_GRACE_S = 2.0
+EXIT_LOOK_S = 0.1
 """A child of the worker may hold its output open after its death."""
 
 
@@ -128,11 +129,18 @@ class WorkerProcess:
                 os.killpg(self.pid, number)
 
     async def _wait(self) -> None:
-        await self._process.wait()
+        exited = asyncio.create_task(self._process.wait())
+        while (
+            self._process.returncode is None
+        ):  # some Pythons' `wait` waits for the pipes too, which its children may hold
+            await asyncio.wait([exited], timeout=EXIT_LOOK_S)
+        exited.cancel()
         readers = self._tasks[:2]
         _, late = await asyncio.wait(readers, timeout=OUTPUT_GRACE_S)
         for reader in late:
             reader.cancel()
+        if late:  # else the pipes stay open for as long as whoever holds their other ends
+            cast("Any", self._process)._transport.close()
         if not self._ready.done():
             tail = "\n".join(self._tail)
             self._ready.set_exception(
@@ -152,13 +160,15 @@ class WorkerProcess:
                 self._log.warning("unexpected report: %s", line[:200])
 
     def _take(self, report: dict[str, Any], on_progress: Callable[[LoadProgress], None]) -> None:
+        if not isinstance(report, dict):  # pyright: ignore[reportUnnecessaryIsInstance] - JSON can be anything
+            raise TypeError
         if "stage" in report:
             on_progress(LoadProgress(report["stage"], report.get("done", 0), report.get("total", 0)))
         elif self._ready.done():
             return
         elif "error" in report:
             self._ready.set_exception(_reported_error(report))
-        else:
+        elif report["ready"] is True:
             self._ready.set_result(None)
 
     async def _read_log(self) -> None:

@@ -141,7 +141,7 @@ class CaptureStore:
             expires_s=now + self.ttl_s,
         )
         meta = orjson.dumps(to_json(item)).decode()
-        data = save({kept.site: np.ascontiguousarray(kept.array)}, {"owner": owner, "probewire": meta})
+        data = save({kept.site: np.asarray(kept.array, order="C")}, {"owner": owner, "probewire": meta})
         path = self._path(item.id)
         try:
             write_whole(path, data)

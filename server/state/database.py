@@ -123,7 +123,8 @@ class State:
                 try:
                     yield self._database
                 except BaseException:
-                    self._database.execute("ROLLBACK")
+                    if self._database.in_transaction:  # on a full disk SQLite has rolled back by itself
+                        self._database.execute("ROLLBACK")
                     raise
                 self._database.execute("COMMIT")
             except sqlite3.OperationalError as error:

@@ -48,10 +48,13 @@ class AuthMiddleware:
             begun = True
             await send(message)
 
+        deadline = asyncio.timeout(timeout_s)
         try:
-            async with asyncio.timeout(timeout_s):
+            async with deadline:
                 await self._app(scope, receive, noted)
         except TimeoutError:
+            if not deadline.expired():  # some other wait of the app's
+                raise
             error = DeadlineExceeded(f"the request did not end within {TIMEOUT_HEADER}: {timeout_s:g}")
             if begun:
                 raise error from None  # the answer has begun: all that is left is to break it off

@@ -56,13 +56,14 @@ def accepted(accept: str) -> tuple[Format, bool]:
     """The first format that an Accept header allows, likeliest first, and whether it was named. Empty: JSON."""
     if not accept.strip():
         return "json", False
+    refused = {part.split(";")[0].strip().lower() for part in accept.split(",") if _quality(part) == 0}
     wanted = sorted(((_quality(part), part) for part in accept.split(",")), key=lambda pair: -pair[0])
     for quality, part in wanted:
         media = part.split(";")[0].strip().lower()
         if quality > 0 and media in FORMATS:
             return FORMATS[media], True
         if quality > 0 and media in ("*/*", "application/*"):
-            return "json", False
+            return next(form for name, form in FORMATS.items() if name not in refused), False
     raise InvalidArgument(f"nothing that Accept {accept!r} allows can be sent; allowed: {', '.join(FORMATS)}")
 
 

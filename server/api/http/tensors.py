@@ -34,7 +34,7 @@ def lists(array: Array) -> Any:
     """What orjson writes as nested lists; a number for an array without axes."""
     if array.dtype.kind not in "fiub" or array.dtype.name == "bfloat16":
         array = array.astype(np.float32)
-    return np.ascontiguousarray(array) if array.ndim else array.item()
+    return np.asarray(array, order="C") if array.ndim else array.item()
 
 
 def style_of(value: object) -> Style:
@@ -99,4 +99,4 @@ def capture_names(captures: Iterable[AssembledCapture]) -> dict[str, AssembledCa
 def safetensors_file(arrays: Mapping[str, Array], metadata: Mapping[str, Any]) -> bytes:
     """One safetensors file; every entry of its metadata is JSON text."""
     texts = {name: orjson.dumps(value).decode() for name, value in metadata.items()}
-    return save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, texts)
+    return save({name: np.asarray(array, order="C") for name, array in arrays.items()}, texts)

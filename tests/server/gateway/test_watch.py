@@ -80,14 +80,14 @@ class Box:
             self.channel.process = process
             asked: tuple[object, object] = (process, self.channel)
             async with asyncio.timeout(20):
-                return await self.watch.until_dead(*asked), process  # type: ignore[arg-type]
+                return await self.watch.until_dead(*asked), process
 
         return asyncio.run(scenario())
 
 
 def first(watch: Watch, channel: object) -> str:
     async def scenario() -> str:
-        return (await watch.first(channel)).id  # type: ignore[arg-type]
+        return (await watch.first(channel)).id
 
     return asyncio.run(scenario())
 

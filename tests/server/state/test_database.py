@@ -124,7 +124,6 @@ def test_a_full_disk_is_told_of_with_a_time_to_come_back_and_is_no_end(state: St
     assert reserved(state) == ["a"]
 
 
-@pytest.mark.xfail(strict=True, reason="the rollback's own error hides the reason: SQLite has rolled back already")
 def test_a_full_disk_is_called_full(state: State) -> None:
     assert fill_up(state).message.endswith("database or disk is full")
 

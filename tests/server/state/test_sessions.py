@@ -122,8 +122,7 @@ def test_a_session_deleted_meanwhile_is_not_brought_back(store: SessionStore) ->
 
 
 def test_the_most_allowed_are_allowed_and_no_more(store: SessionStore) -> None:
-    for _ in range(2):
-        first = made(store, most=2)
+    first, _ = (made(store, most=2) for _ in range(2))
     with pytest.raises(ResourceExhausted, match="ada has 2 sessions, the most allowed; delete one first"):
         made(store, most=2)
     made(store, "bob", most=2)

@@ -67,8 +67,8 @@ def test_every_answer_has_an_id_and_safe_headers_and_is_counted(path: str, heade
 def test_a_proxy_says_who_guesses(users: Users) -> None:
     users.add("ada", "viewer")
     call = box(access=Access(users), proxies=Proxies.of(["127.0.0.1"]))
+    headers = {"authorization": "Bearer pw_wrong", "x-forwarded-for": "6.6.6.6"}
     for _ in range(20):
-        headers = {"authorization": "Bearer pw_wrong", "x-forwarded-for": "6.6.6.6"}
         assert call.get("/v1/models", headers=headers).status_code == 401
     slowed = call.get("/v1/models", headers=headers)
     assert (slowed.status_code, "6.6.6.6" in error_of(slowed)["message"]) == (429, True)
