@@ -19,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help dev protos link check test test-all coverage docs demo bench pull clean
+.PHONY: help dev protos link check test test-all coverage docs demo bench families pull clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -77,6 +77,9 @@ demo: dev ## start a server with the default model and use it: capture, steer, p
 
 bench: dev ## ratios against plain inference and against peers
 	$(PY) benchmarks/run.py
+
+families: dev ## a table of every architecture that transformers can build small, each proven in this run
+	$(PY) benchmarks/families.py
 
 pull: dev ## fetch the default model into the cache
 	$(VENV)/bin/probewire pull

@@ -50,10 +50,10 @@ def logits_of(folder: Path, tokens: list[int]) -> Any:
         return model(torch.tensor([tokens]), use_cache=False).logits[0].numpy()
 
 
-def derived(folder: Path) -> Backend:
+def derived(folder: Path, dtype: str = "float32") -> Backend:
     """A backend that finds its table by itself, whatever rows there are."""
     with (
         mock.patch("probewire.backends.torch.backend.family_of", return_value=None),
         mock.patch("probewire.backends.torch.load.family_of", return_value=None),
     ):
-        return load("torch", folder)
+        return load("torch", folder, dtype=dtype)

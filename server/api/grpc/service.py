@@ -1,4 +1,8 @@
-"""The gRPC API: decodes, calls `Operations`, encodes. Workers and the gateway both serve it."""
+"""The gRPC API: decodes, calls `Operations`, encodes. Workers and the gateway both serve it.
+
+Calls that compute are streams: a worker decodes them in `server/streams.py`, the gateway passes their bytes on
+(`server/gateway/pass_through.py`).
+"""
 
 from __future__ import annotations
 

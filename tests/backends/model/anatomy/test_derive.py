@@ -41,16 +41,18 @@ def test_every_row_is_found_again(kind: str, tmp_path: Path) -> None:
     backend.close()
 
 
-def test_the_default_model_is_found_again() -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_default_model_is_found_again(dtype: str) -> None:
     """Real weights, whose values are so large that a small term would hide in them if closeness were enough."""
     from probewire.backends.checkpoints import resolve_model
 
-    backend, row = derived(resolve_model("").folder), family_of("llama")
+    backend, row = derived(resolve_model("").folder, dtype), family_of("llama")
     assert row is not None
     assert backend.derived is not None
     assert backend.derived.family.taps == row.taps
     assert backend.info.generate
     assert "checks at 2 layers" in backend.info.proof
+    assert backend.info.refused == {}
     backend.close()
 
 
