@@ -12,6 +12,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -144,7 +145,8 @@ def test_a_worker_that_dies_again_and_again_is_given_up_and_can_be_loaded_again(
         async def killed_until_failed() -> bool:
             worker = it.workers["fake"]
             if worker.state == "ready":
-                os.kill(pid_of(it, "fake"), signal.SIGKILL)
+                with suppress(ProcessLookupError):  # it has ended, and the gateway is about to hear of it
+                    os.kill(pid_of(it, "fake"), signal.SIGKILL)
             return worker.state == "failed"
 
         await eventually(killed_until_failed, "the model is given up")
