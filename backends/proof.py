@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from ..protos.edits import Add
-from ..protos.errors import ProbewireError
 from ..protos.model import Sampling
 from ..protos.spec import Capture, Hook, Plan, Where
 from ..protos.tensors import Array, Tensor
@@ -92,10 +91,13 @@ def prove(backend: Backend, anatomy: Anatomy) -> Proof:
     for layer in layers:
         try:
             _prove_layer(proof, trial, anatomy.blocks[layer], layer)
-        except (LookupError, ProbewireError) as error:
+        except Exception as error:  # noqa: BLE001 - what the libraries raise of a model costs its sites, and never the load
             proof.faults |= dict.fromkeys(_LAYER_SITES, f"a run at layer {layer} failed: {error}")
     if backend.cuts_runs:
-        proof.parts = trial.parts_fault()
+        try:
+            proof.parts = trial.parts_fault()
+        except Exception as error:  # noqa: BLE001 - as above
+            proof.parts = f"a run in parts failed: {type(error).__name__}: {error}"
         proof.checks += 1
     return proof
 

@@ -125,10 +125,12 @@ def _write(kind: str, folder: Path) -> Any:
         fields["num_key_value_heads"] = fields["num_attention_heads"]
     tokens = {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
     config = transformers.AutoConfig.for_model(kind, **tokens, **fields)
+    with torch.device("meta"):  # sizes that have other names here could ask for all the memory there is
+        sketch = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    if sum(weight.numel() for weight in sketch.parameters()) > 20_000_000:
+        raise ValueError("not small")
     torch.manual_seed(0)
     model: Any = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
-    if sum(weight.numel() for weight in model.parameters()) > 20_000_000:
-        raise ValueError("not small")
     for weight in model.parameters():
         if weight.ndim > 1:
             torch.nn.init.normal_(weight, std=0.2)
