@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from probewire.backends import load_backend
 from probewire.backends.model.limits import Limits
 from probewire.protos.errors import FailedPrecondition, InvalidArgument
 from probewire.protos.spec import Capture, Hook, Plan
+from tests.backends.derived import write
 from tests.parity.harness import run, sequence
-from tests.tiny_models import VOCAB_SIZE, tiny_checkpoint
+from tests.tiny_models import tiny_checkpoint
 
 LIMITS = Limits(n_slots=2, context_tokens=64, cache_tokens=256, chunk_tokens=8)
 TOKENS, OTHER = list(range(10, 26)), list(range(30, 60))
@@ -46,22 +47,6 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def _write(kind: str, folder: Path, **fields: Any) -> Path:
-    try:
-        config = AutoConfig.for_model(
-            kind, vocab_size=VOCAB_SIZE, bos_token_id=1, eos_token_id=2, pad_token_id=2, **fields
-        )
-    except ValueError:
-        pytest.skip(f"this transformers has no {kind}")
-    torch.manual_seed(0)
-    model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.2)
-    model.save_pretrained(folder)
-    return folder
-
-
 def _eager(folder: Path, module: str) -> np.ndarray[Any, Any]:
     model: Any = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
     got: list[torch.Tensor] = []
@@ -80,7 +65,7 @@ def _load(folder: Path, name: str = "torch") -> Any:
 @pytest.mark.parametrize("kind", list(ARCHITECTURES))
 def test_raw_modules_show_what_transformers_computes(kind: str, tmp_path: Path) -> None:
     module, fields = ARCHITECTURES[kind]
-    backend = _load(_write(kind, tmp_path, **fields))
+    backend = _load(write(kind, tmp_path, **fields))
     name = f"module:{module}:output"
     plan = Plan((Hook(name, capture=Capture()),))
     expected = _eager(tmp_path, module)
@@ -96,9 +81,9 @@ def test_raw_modules_show_what_transformers_computes(kind: str, tmp_path: Path) 
 @pytest.mark.parametrize("beside", [{}, {"use_bidirectional_attention": True}])
 def test_what_is_not_causal_is_refused(beside: dict[str, Any], tmp_path: Path) -> None:
     if beside:
-        _write("gemma3_text", tmp_path, **SIZES, head_dim=16, sliding_window=8, **beside)
+        write("gemma3_text", tmp_path, **SIZES, head_dim=16, sliding_window=8, **beside)
     else:
-        _write("bert", tmp_path, **{k: v for k, v in SIZES.items() if k != "num_key_value_heads"}, is_decoder=True)
+        write("bert", tmp_path, **{k: v for k, v in SIZES.items() if k != "num_key_value_heads"}, is_decoder=True)
         config = json.loads((tmp_path / "config.json").read_text())
         (tmp_path / "config.json").write_text(json.dumps({**config, "is_decoder": False}))
     with pytest.raises(InvalidArgument, match="causal"):
@@ -122,7 +107,7 @@ def test_two_heads_in_one_file_mean_the_same_on_both_backends(tmp_path: Path) ->
 def test_weights_without_a_place_are_refused(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    folder = _write("llama", tmp_path, **SIZES)
+    folder = write("llama", tmp_path, **SIZES)
     weights = load_file(folder / "model.safetensors")
     old = {**weights, "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}
     save_file(old, folder / "model.safetensors", metadata={"format": "pt"})
@@ -135,7 +120,7 @@ def test_weights_without_a_place_are_refused(tmp_path: Path) -> None:
 
 
 def test_an_adapter_beside_a_model_is_refused(tmp_path: Path) -> None:
-    folder = _write("llama", tmp_path, **SIZES)
+    folder = write("llama", tmp_path, **SIZES)
     adapter = {"peft_type": "LORA", "base_model_name_or_path": "meta-llama/Llama-3.2-1B", "r": 4}
     (folder / "adapter_config.json").write_text(json.dumps(adapter))
     for name in ("torch", "mlx"):
@@ -153,7 +138,7 @@ def test_what_libraries_raise_is_told_as_the_checkpoints(error: Exception, tmp_p
 
     monkeypatch.setattr("probewire.backends.torch.backend.load_model", breaks)
     with pytest.raises((InvalidArgument, FailedPrecondition), match=str(error)):
-        _load(_write("llama", tmp_path, **SIZES))
+        _load(write("llama", tmp_path, **SIZES))
 
 
 @pytest.mark.parametrize("name", ["torch", "mlx"])
