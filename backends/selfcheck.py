@@ -51,6 +51,11 @@ def causality_fault(backend: Backend) -> str:
     return f"tokens that come later, or are in another sequence, change a token's own values by {error:.2g} (relative)"
 
 
+_BRANCHES = {"mlp_gate", "mlp_up", "mlp_act"}
+_NEEDS = {"identity": _BRANCHES, "half": _BRANCHES, "ah": {"q", "k"}}
+"""Rule of a backward pass → the sites that it works at."""
+
+
 def prove_derived(backend: Backend) -> None:
     """Try the sites of a model whose table was derived; what does not hold is not offered, with the reason."""
     if backend.derived is None:
@@ -62,10 +67,15 @@ def prove_derived(backend: Backend) -> None:
     told += f", errors up to {proof.worst:.1e}, in {time.perf_counter() - start_s:.1f} s"
     if proof.parts:
         backend.keep_whole()
+        told += f"; runs are not cut: {proof.parts}"
+    faults = dict(proof.faults)
+    if "resid_pre" in faults:  # the same tensor, at the first layer
+        faults["embed"] = faults["resid_pre"]
     backend.info = replace(
         info,
-        sites=tuple(site for site in info.sites if site.name not in proof.faults),
-        refused={**info.refused, **proof.faults},
+        sites=tuple(site for site in info.sites if site.name not in faults),
+        rules=tuple(rule for rule in info.rules if not _NEEDS.get(rule, set()) & set(faults)),
+        refused={**info.refused, **faults},
         proof=told,
     )
 

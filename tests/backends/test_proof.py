@@ -180,3 +180,19 @@ def test_logits_that_are_scaled_and_not_understood_leave_no_table(tmp_path: Any)
     assert backend.derived is None
     assert backend.info.sites == ()
     backend.close()
+
+
+def test_what_does_not_hold_is_not_offered_nor_what_works_there(tmp_path: Any) -> None:
+    """Its site, the rules of gradients that need it, another name of the same tensor; and no run is cut that may not be."""
+    failed = proving.Proof(faults=dict.fromkeys(("mlp_gate", "q", "resid_pre"), "it moved"), parts="they differ")
+    with mock.patch("probewire.backends.selfcheck.prove", return_value=failed):
+        backend = derived(tiny_checkpoint("llama", tmp_path))
+    info = backend.info
+    for name in ("mlp_gate", "q", "resid_pre", "embed"):
+        assert info.site(name) is None
+        assert info.refused[name] == "it moved"
+    assert info.site("k") is not None
+    assert info.rules == ("ln",)
+    assert not backend.cuts_runs
+    assert info.proof.endswith("runs are not cut: they differ")
+    backend.close()
