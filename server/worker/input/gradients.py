@@ -73,7 +73,7 @@ def _check_rules(request: GradientsRequest, info: ModelInfo) -> None:
     if request.direct and (inside is None or inside.layers != tuple(range(info.n_layers))):
         raise InvalidArgument(
             f"direct needs the input of every layer's MLP, and {info.architecture} ({info.backend}) does not offer it: "
-            f"{info.refused.get('mlp_in', 'no row describes this architecture')}; leave it out"
+            f"{info.refused.get('mlp_in', 'it has no such site')}; leave it out"
         )
     for index, hook in enumerate(request.plan.hooks):
         if hook.capture is None:

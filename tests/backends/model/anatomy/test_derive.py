@@ -11,7 +11,8 @@ import pytest
 pytest.importorskip("torch")
 
 from probewire.backends.model.sites import FAMILIES, family_of
-from probewire.protos.spec import Capture, Hook, Plan
+from probewire.protos.spec import Add, Capture, Hook, Plan, Scale
+from probewire.protos.tensors import Tensor
 from tests.backends.derived import SIZES, derived, logits_of, write
 from tests.parity.harness import load, run, sequence
 from tests.tiny_models import tiny_checkpoint
@@ -134,3 +135,18 @@ def test_attention_of_its_own_is_refused_and_the_stream_is_not(kind: str, tmp_pa
 
 def _error(found: Any, expected: Any) -> float:
     return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+def test_a_neighbours_raw_hook_at_the_same_tensor_changes_nothing(tmp_path: Path) -> None:
+    """Under its module's name one adds to what another, under its site's name, scales: each has what it has alone."""
+    backend = load("torch", write("gpt_neox", tmp_path, **SIZES))
+    seen = Hook("final_norm", capture=Capture())
+    raw = Plan((Hook("module:gpt_neox.layers.1.mlp:input", edit=Add(Tensor.of(np.ones(64, np.float32)))), seen))
+    named = Plan((Hook("mlp_in.1", edit=Scale(0.5)), Hook("resid_post.1", edit=Scale(0.9)), seen))
+    together = backend.run([sequence(backend, TOKENS, raw, name="raw"), sequence(backend, TOKENS, named)])
+    for plan, result in zip((raw, named), together, strict=True):
+        assert result.error is None
+        alone = next(iter(run(backend, TOKENS, plan).values())).values
+        assert _error(result.rows[-1].values[0], alone) <= 1e-5
+    assert _error(together[0].rows[-1].values[0], together[1].rows[-1].values[0]) > 1e-2
+    backend.close()
