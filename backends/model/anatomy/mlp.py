@@ -1,0 +1,77 @@
+"""A layer's MLP: the module, its branches and what it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..sites import Tap
+from .block import Block, read_by
+from .trace import Trace
+
+__all__ = ["find_mlp"]
+
+
+def find_mlp(trace: Trace, block: Block, path: str, stream: Any, activations: Mapping[str, Any]) -> None:
+    made = trace.get(path, "output")
+    given = [path, *trace.places(made, "output")]
+    behind = trace.get(path, "input") if path in trace.norms else None
+    if behind is not None:  # a norm behind the MLP
+        given += list(trace.places(behind, "output"))
+    whole = [one for one in given if one.startswith(f"{block.base}.") and one not in trace.leaves | trace.norms]
+    if not whole:
+        block.why["mlp_in"] = block.why["mlp_act"] = "no one module is the MLP"
+        return
+    mlp = min(whole, key=len)
+    read_by(trace, block, ("mlp_resid", "mlp_in"), mlp, stream)
+    block.mlp = mlp[len(block.base) + 1 :]
+    target = trace.get(mlp, "output")
+    down = [p for p in trace.linear if p.startswith(f"{mlp}.") and trace.equal(trace.get(p, "output"), target)]
+    if not down or trace.get(down[0], "input") is None:
+        block.why["mlp_act"] = "the MLP's output is not one linear module's: a mixture of experts, or another make"
+        return
+    acted = trace.get(down[0], "input")
+    if acted.ndim != 3:
+        block.why["mlp_act"] = "the MLP's rows are not the tokens'"
+        return
+    _branches(trace, block, mlp, down[0], acted, activations)
+
+
+def _branches(
+    trace: Trace, block: Block, mlp: str, down: str, acted: Any, activations: Mapping[str, Callable[[Any], Any]]
+) -> None:
+    """gate and up: mlp_act = act(gate) · up, or act(gate) where there is one branch."""
+    cut = len(block.base) + 1
+    block.taps["mlp_act"], block.d_mlp = Tap(down[cut:], "input"), acted.shape[-1]
+    wide = [
+        (path, value)
+        for (path, side), value in trace.values.items()
+        if side == "output" and path.startswith(f"{mlp}.") and path in trace.leaves and path != down
+    ]
+    for name, act in activations.items():
+        for path, value in wide:
+            if value.shape == acted.shape:
+                gate = act(value)
+                if trace.close(gate, acted):
+                    block.taps["mlp_gate"], block.activation = (
+                        Tap(path[cut:], "output", linear=path in trace.linear),
+                        name,
+                    )
+                    return
+                up = next(
+                    (p for p, v in wide if p != path and v.shape == acted.shape and trace.close(gate * v, acted)), None
+                )
+                if up is not None:
+                    block.taps["mlp_gate"] = Tap(path[cut:], "output", linear=path in trace.linear)
+                    block.taps["mlp_up"] = Tap(up[cut:], "output", linear=up in trace.linear)
+                    block.activation = name
+                    return
+            elif value.shape[:-1] == acted.shape[:-1] and value.shape[-1] == 2 * acted.shape[-1]:
+                halves = value[..., : acted.shape[-1]], value[..., acted.shape[-1] :]
+                for first, second in ((0, 1), (1, 0)):
+                    if trace.close(act(halves[first]) * halves[second], acted):
+                        block.taps["mlp_gate"] = Tap(path[cut:], "output", part=(first, 2))
+                        block.taps["mlp_up"] = Tap(path[cut:], "output", part=(second, 2))
+                        block.activation = name
+                        return
+    block.why["mlp_gate"] = "mlp_act is no known function of what modules give"

@@ -1,0 +1,69 @@
+"""Which two modules' outputs make a layer's output of its input, to the bit, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from .trace import Trace
+
+__all__ = ["UNITY", "Sum", "parallel", "sequential"]
+
+UNITY = 1.0
+
+
+Sum = tuple[str | None, str, str, tuple[float, float]]
+"""The reader of resid_mid, attention's and the MLP's output, and by how much the stream takes them."""
+
+
+def sequential(trace: Trace, base: str, x: Any, y: Any, numbers: Sequence[float]) -> Sum | None:
+    outs, seen = trace.below(base, "output", x), list[Any]()
+    for reader, r in trace.below(base, "input", x):
+        if trace.equal(r, x) or trace.equal(r, y) or any(trace.equal(r, other) for other in seen):
+            continue
+        seen.append(r)
+        at = trace.order[reader, "input"]
+        before = [item for item in outs if trace.order[item[0], "output"] < at]
+        after = [item for item in outs if trace.order[item[0], "output"] > at]
+        first = _last(_summed(trace, x, r, before, numbers))
+        second = _last(_summed(trace, r, y, after, numbers)) if first is not None else None
+        if first is not None and second is not None:
+            return reader, first[0], second[0], (first[1], second[1])
+    return None
+
+
+def parallel(trace: Trace, base: str, x: Any, y: Any, numbers: Sequence[float]) -> Sum | None:
+    outs = [(path, value) for path, value in trace.below(base, "output", x) if _is_something(value)]
+    found: Sum | None = None
+    for i, (first, a) in enumerate(outs):
+        for second, m in outs[i + 1 :]:
+            if trace.equal(a, m):
+                continue
+            for c in (UNITY, *numbers):
+                p, q = (a, m) if c == UNITY else (a * c, m * c)
+                if any(trace.equal(total, y) for total in (x + p + q, x + q + p, x + (p + q))):
+                    found = None, first, second, (c, c)  # the outermost modules: those seen last
+                    break
+    return found
+
+
+def _summed(
+    trace: Trace, x: Any, total: Any, outs: Sequence[tuple[str, Any]], numbers: Sequence[float]
+) -> Iterator[tuple[str, float]]:
+    """(path, c) of the modules of which c times the output, added to x, is the total."""
+    for path, value in outs:
+        if not _is_something(value):
+            continue
+        for c in (UNITY, *numbers):
+            if trace.equal(x + (value if c == UNITY else value * c), total):
+                yield path, c
+                break
+
+
+def _last(found: Iterator[tuple[str, float]]) -> tuple[str, float] | None:
+    """The outermost module: its output is seen last."""
+    return next(reversed(list(found)), None)
+
+
+def _is_something(value: Any) -> bool:
+    return bool((value != 0).any())
