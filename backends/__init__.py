@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..protos.errors import FailedPrecondition, InvalidArgument, ProbewireError
 from .checkpoints.folder import check_whole
 from .model.limits import Limits
-from .selfcheck import causality_fault, engine_fault, prove_derived
+from .selfcheck import causality_fault, engine_fault, library_fault, prove_derived
 
 if TYPE_CHECKING:
     from .hooks.base import Backend
@@ -55,6 +56,8 @@ def load_backend(
         Chosen.use_threads(threads)
     try:
         backend = Chosen(folder, model_id=model_id, model_hash=model_hash, dtype=dtype, device=device, limits=limits)
+        if check and not backend.compared:
+            _compare(folder, backend, device)
         not_causal = causality_fault(backend) if check else ""
     except ProbewireError:
         raise
@@ -78,6 +81,36 @@ def load_backend(
         backend.engine = None
         backend.info = replace(backend.info, generate=False, generate_note=f"{fault}; use runs")
     return backend
+
+
+def _compare(folder: Path, backend: Backend, device: str) -> None:
+    """Hold a library's code for an architecture against transformers'. Raises where the two differ, or nobody can say."""
+    from .checkpoints.shrunk import full_config
+
+    kind = backend.info.architecture
+    try:
+        from .torch.tiny import own_logits, write_tiny
+    except ModuleNotFoundError as error:
+        backend.close()
+        raise FailedPrecondition(
+            f"{kind} on {backend.info.backend} is compared with transformers at load, which needs {error.name}: "
+            "pip install 'probewire[torch]'"
+        ) from None
+    try:
+        fault = library_fault(_small(backend.info.backend, device), write_tiny, full_config(folder), own_logits)
+    except Exception as error:  # noqa: BLE001 - the libraries raise what they like of a small model of another make
+        fault = f"the comparison failed: {_in_a_line(error)}"
+    if fault:
+        backend.close()
+        raise InvalidArgument(
+            f"{backend.info.backend}'s {kind} does not compute what transformers computes: {fault}; use the torch backend"
+        )
+
+
+def _small(name: str, device: str) -> Callable[[Path], Backend]:
+    """Loads small checkpoints, without checks of their own."""
+    limits = Limits(n_slots=2, context_tokens=64, cache_tokens=128, chunk_tokens=8)
+    return lambda folder: load_backend(name, folder, model_id="check", limits=limits, device=device, check=False)
 
 
 def _in_a_line(error: Exception) -> str:
@@ -114,15 +147,10 @@ def _found(name: str, folder: Path, backend: Backend, device: str) -> str:
     fault = engine_fault(backend)
     if fault or not has_window(config := full_config(folder)):
         return fault
-    if name == "torch":
+    if name == "torch" or not backend.compared:
         from .torch.tiny import own_logits, write_tiny
     else:
         from .mlx.tiny import write_tiny
 
         own_logits = None
-    small = Limits(n_slots=2, context_tokens=64, cache_tokens=128, chunk_tokens=8)
-
-    def load(tiny: Path) -> Backend:
-        return load_backend(name, tiny, model_id="check", limits=small, device=device, check=False)
-
-    return window_fault(load, write_tiny, config, own_logits)
+    return window_fault(_small(name, device), write_tiny, config, own_logits)

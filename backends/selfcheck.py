@@ -20,13 +20,13 @@ from ..protos.model import Sampling
 from ..protos.spec import Capture, Hook, Plan, Where
 from ..protos.tensors import Array
 from . import reference
-from .checkpoints.shrunk import VOCAB, WINDOW, shrunk
+from .checkpoints.shrunk import VOCAB, WINDOW, crossed, shrunk
 from .hooks.base import Backend
 from .hooks.plan import bind
 from .hooks.sequence import Sequence
 from .proof import prove
 
-__all__ = ["causality_fault", "engine_fault", "has_window", "prove_derived", "window_fault"]
+__all__ = ["causality_fault", "engine_fault", "has_window", "library_fault", "prove_derived", "window_fault"]
 
 TOLERANCE = {"float32": 1e-3, "float64": 1e-3, "float16": 5e-2, "bfloat16": 3e-1}
 """Relative error that still counts as rounding; the faults seen were of 0.5 and more."""
@@ -35,6 +35,8 @@ N_NEW = 3
 _FINAL = Plan((Hook("logits", capture=Capture(), where=Where(phase="all")),))
 
 
+SAME_CODE = 5e-5
+"""Relative error in float32 between two libraries that compute the same; another activation was seen to make 3e-4."""
 SAME = {"float32": 1e-3, "float64": 1e-3, "float16": 2e-2, "bfloat16": 2e-2}
 """Relative error between two forwards of one shape that differ in rows which must not matter."""
 
@@ -151,6 +153,34 @@ def _error(found: Array, expected: Array) -> float:
 def has_window(config: Mapping[str, Any]) -> bool:
     """Whether some layer of the model sees only the last tokens. `config` has every field written out."""
     return bool(config.get("sliding_window")) and config.get("use_sliding_window", True) is not False
+
+
+def library_fault(
+    load: Callable[[Path], Backend],
+    write: Callable[[Path, dict[str, Any]], None],
+    config: Mapping[str, Any],
+    own_logits: Callable[[Path, list[int]], Array],
+) -> str:
+    """Why a library's code for an architecture is not transformers', or empty; tried on small random weights of the same
+    config, on a text longer than every length at which something changes. Arguments are as for `window_fault`."""
+    with tempfile.TemporaryDirectory() as scratch:
+        tiny = Path(scratch)
+        write(tiny, crossed(shrunk(config)))
+        backend = load(tiny)
+        try:
+            if backend.info.site("logits") is None:
+                return "on small random weights of this config no table of its sites was found"
+            n = min(WINDOW * 2 + 3, backend.info.context_length)
+            [tokens] = _prompts(VOCAB, (n,))
+            [result] = backend.run([_sequence(backend, "beside", tokens, "run", 1)])
+            if result.error is not None:
+                raise result.error
+            error = _error(result.rows[0].values[0], own_logits(tiny, tokens))
+        finally:
+            backend.close()
+    return (
+        "" if error <= SAME_CODE else f"logits differ by {error:.2g} (relative) on small random weights of this config"
+    )
 
 
 def window_fault(

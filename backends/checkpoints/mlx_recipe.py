@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 from dataclasses import dataclass
 from typing import Any, cast
 
 from ...protos.errors import FailedPrecondition, InvalidArgument
+from .mlx_fields import mlx_fields
 from .mlx_rope import MlxRope, mlx_rope
+from .shrunk import plain_json
 
 __all__ = ["MLX_FAMILIES", "MlxRecipe", "mlx_config", "mlx_recipe"]
 
@@ -88,6 +89,8 @@ class MlxRecipe:
     embed_scale: float | None = None
     """The factor on embeddings, which transformers has in the embedding's module and mlx-lm behind it (gemma3: rounded to
     bfloat16 whatever the weights' dtype)."""
+    compared: bool = True
+    """Whether this architecture's code was read beside transformers'. If not, the two are to be compared at load."""
 
 
 def mlx_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -108,15 +111,14 @@ def mlx_config(config: dict[str, Any]) -> dict[str, Any]:
 def mlx_recipe(config: dict[str, Any]) -> MlxRecipe:
     """Work out how to load this config with mlx-lm. Pure; `config` is not changed.
 
-    Raises InvalidArgument for families that were not compared and for settings that mlx-lm does not know.
+    Raises InvalidArgument for settings that mlx-lm does not know.
     """
     model_type = config.get("model_type")
-    if model_type not in _MUST_BE:
-        raise InvalidArgument(
-            f"model_type {model_type!r} was not compared between transformers and mlx-lm; mlx serves "
-            f"{', '.join(MLX_FAMILIES)}; load this model with the torch backend"
-        )
     full = _filled_in(config)
+    if model_type not in _MUST_BE:
+        fields, turned = mlx_fields(config, full)
+        max_positions, reason = _shortest(turned) if turned else (None, "")
+        return MlxRecipe(fields, max_positions, reason, compared=False)
     _check_built_in(full, model_type)
     if model_type == "gpt2":
         return _gpt2(config, full)
@@ -152,11 +154,11 @@ def _filled_in(config: dict[str, Any]) -> dict[str, Any]:
         ) from error
     fields = copy.deepcopy(config)
     try:
-        kind = type(cast("Any", AutoConfig).for_model(fields.pop("model_type")))
-        return json.loads(kind.from_dict(fields).to_json_string(use_diff=False))
+        kind = type(cast("Any", AutoConfig).for_model(fields.pop("model_type", None)))
+        return plain_json(kind.from_dict(fields).to_json_string(use_diff=False))
     except (AttributeError, KeyError, TypeError, ValueError, StrictDataclassError) as error:
         raise InvalidArgument(
-            f"transformers cannot read the config of this {config['model_type']} model: {' '.join(str(error).split())}"
+            f"transformers cannot read the config of this {config.get('model_type')} model: {' '.join(str(error).split())}"
         ) from error
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-__all__ = ["VOCAB", "WINDOW", "full_config", "shrunk"]
+__all__ = ["VOCAB", "WINDOW", "crossed", "full_config", "plain_json", "shrunk"]
 
 VOCAB = 128
 WINDOW = 8
@@ -19,6 +19,24 @@ LONGEST_PERIOD = 12
 _PACKED = ("quantization_config", "quantization", "compression_config")
 """How weights are stored; the small ones are stored plainly."""
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_SIZES = {
+    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "shared_intermediate_size"), 32),
+    **dict.fromkeys(("q_lora_rank", "o_lora_rank"), 32),
+    **dict.fromkeys(("kv_lora_rank", "v_head_dim", "qk_nope_head_dim", "index_head_dim"), 16),
+    **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), 16),
+    "qk_rope_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "n_routed_experts": MOST_EXPERTS,
+    "moe_num_experts": MOST_EXPERTS,
+    "n_group": 2,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "num_dense_layers": 1,
+}
+"""Sizes of what only some architectures have; each no larger than it was."""
+_LENGTHS = ("original_max_position_embeddings", "attention_chunk_size", "floor_scale")
+"""Positions at which something begins to be computed otherwise."""
 
 
 def full_config(folder: Path) -> dict[str, Any]:
@@ -26,7 +44,12 @@ def full_config(folder: Path) -> dict[str, Any]:
     from transformers import AutoConfig
 
     config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    return json.loads(config.get_text_config().to_json_string(use_diff=False))
+    return plain_json(config.get_text_config().to_json_string(use_diff=False))
+
+
+def plain_json(text: str) -> dict[str, Any]:
+    """A config, in which transformers writes an infinite number as an object."""
+    return json.loads(text, object_hook=lambda found: float(found["__float__"]) if "__float__" in found else found)
 
 
 def shrunk(full: Mapping[str, Any]) -> dict[str, Any]:
@@ -34,7 +57,8 @@ def shrunk(full: Mapping[str, Any]) -> dict[str, Any]:
 
     Equal numbers that mean different things stay apart: sizes are set by what they are, never looked up by what they were.
     """
-    n_heads, n_kv_heads = full["num_attention_heads"], full.get("num_key_value_heads") or full["num_attention_heads"]
+    n_heads = full.get("num_attention_heads") or N_HEADS
+    n_kv_heads = full.get("num_key_value_heads") or n_heads
     own_head = full.get("head_dim") or full["hidden_size"] // n_heads
     d_head = 16 if n_heads * own_head == full["hidden_size"] else 24
     kept = _kept_layers(full)
@@ -42,7 +66,7 @@ def shrunk(full: Mapping[str, Any]) -> dict[str, Any]:
         **{name: value for name, value in full.items() if name not in _PACKED},
         "vocab_size": VOCAB,
         "hidden_size": D_MODEL,
-        "intermediate_size": D_MLP,
+        "intermediate_size": 4 * D_MODEL if full.get("intermediate_size") == 4 * full["hidden_size"] else D_MLP,
         "num_attention_heads": N_HEADS,
         "num_key_value_heads": 1 if n_kv_heads == 1 else N_HEADS if n_kv_heads == n_heads else N_HEADS // 2,
         "num_hidden_layers": len(kept),
@@ -56,11 +80,26 @@ def shrunk(full: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("num_local_experts", "num_experts", "num_experts_per_tok"):
         if full.get(name):
             small[name] = min(full[name], MOST_EXPERTS // 2 if name.endswith("tok") else MOST_EXPERTS)
+    small |= {name: min(full[name], size) for name, size in _SIZES.items() if isinstance(full.get(name), int)}
+    if full.get("rotary_dim"):
+        small["rotary_dim"] = max(full["rotary_dim"] * d_head // own_head // 2 * 2, 2)
     for name in _per_layer(full):
         small[name] = [full[name][i] for i in kept]
     if full.get("rope_parameters"):
         small["rope_parameters"] = _rope(full["rope_parameters"], full, d_head)
     return small
+
+
+def crossed(small: Mapping[str, Any]) -> dict[str, Any]:
+    """With every length at which something changes brought down to the window's, so that a short text is longer."""
+    return {
+        name: crossed(cast("dict[str, Any]", value))
+        if isinstance(value, dict)
+        else WINDOW
+        if name in _LENGTHS and value
+        else value
+        for name, value in small.items()
+    }
 
 
 def _per_layer(full: Mapping[str, Any]) -> list[str]:
@@ -75,7 +114,7 @@ def _kept_layers(full: Mapping[str, Any]) -> list[int]:
     kinds = [json.dumps([full[name][i] for name in _per_layer(full)]) for i in range(n)]
     period = next(p for p in range(1, n + 1) if all(kinds[i] == kinds[i % p] for i in range(n)))
     if period <= LONGEST_PERIOD:
-        return list(range(min(max(period, 2), n)))
+        return list(range(min(max(period, 2 + bool(full.get("first_k_dense_replace"))), n)))
     return sorted(kinds.index(kind) for kind in set(kinds))
 
 

@@ -77,6 +77,9 @@ class Backend(Protocol):
     derived: Anatomy | None
     """The table of a model whose architecture no row describes."""
 
+    compared: bool
+    """Whether the library's code for this architecture is transformers', or was read beside it; else load compares them."""
+
     def keep_whole(self) -> None:
         """Cut no runs from now on, and share nothing between a sweep's plans: it was seen to change what comes out."""
         ...

@@ -261,4 +261,4 @@ class Points:
         if path in self.paths or self.family is None:
             return path
         first, _, rest = path.partition(".")
-        return f"{self.family.body[self.backend]}.{rest}" if first == self.family.body["torch"] else path
+        return f"{self.family.body[self.backend]}.{rest}" if first == self.family.body.get("torch") else path

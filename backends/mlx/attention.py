@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence as SequenceOf
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 
@@ -24,6 +24,18 @@ _stock: dict[str, tuple[Callable[..., mx.array], int]] = {}
 """Python module → its own attention function, and how many probed models use it."""
 
 
+class Witness(Protocol):
+    """Is shown what attention is asked."""
+
+    def cached(self, layer: Layer, keys: mx.array, values: mx.array) -> None:
+        """New keys and values: [batch, kv_head, row, d_head]."""
+        ...
+
+    def called(self, layer: Layer, q: mx.array, k: mx.array, v: mx.array, out: mx.array) -> None:
+        """A call: all [batch, head, row, d_head]."""
+        ...
+
+
 class Attention:
     """Taps q, k, v, scores and probabilities of one model; stock attention where nobody asks for the last two."""
 
@@ -35,6 +47,8 @@ class Attention:
         self.masks: dict[tuple[int | None, int], mx.array] = {}
         """This forward's masks by window and rows: layers share them."""
         self.wanted: set[Point] = set()
+        self.witness: Witness | None = None
+        """Sees every call, where somebody traces a forward."""
         self.replaced: list[str] = []
         self.capped: list[tuple[Any, type]] = []
         """Attention modules that compute their own softcap in place of calling a function, and their class."""
@@ -51,7 +65,7 @@ class Attention:
             for layer in model.layers:
                 module = layer.self_attn
                 self.capped.append((module, type(module)))
-                module.__class__ = type(type(module).__name__, (type(module),), {"__call__": _capped})
+                module.__class__ = type(type(module).__name__, (type(module),), {"__call__": _capped_by(type(module))})
         for name in sorted(names):
             module = sys.modules[name]
             if not name.startswith("mlx_lm.models.") or not hasattr(module, _NAME):
@@ -82,6 +96,8 @@ class Attention:
 
     def tap_keys_values(self, layer: int, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """New rows on their way into the cache: [batch, kv_head, row, d_head]."""
+        if self.witness is not None:
+            self.witness.cached(self.layers[layer], keys, values)
         if not self.wanted:
             return keys, values
         points = self.points[layer]
@@ -105,6 +121,8 @@ class Attention:
             out = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask, sinks=sinks)
         else:
             out = _eager(queries, keys, values, mask, scale, self.softcap)
+        if self.witness is not None:
+            self.witness.called(cache.layer, queries, keys, values, out)
         if points is not None:
             for slot in self.executor.wanting(points["attn_scores"], points["attn_probs"]):
                 if slot.error is None:
@@ -188,6 +206,15 @@ def _eager(
     if mask is not None:
         scores = mx.where(mask, scores, mx.array(-mx.inf, scores.dtype))
     return _softmax(scores, None).astype(queries.dtype) @ values
+
+
+def _capped_by(stock: Any) -> Any:
+    def call(module: Any, x: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
+        if isinstance(cache, (RunCache, BatchCache)):
+            return _capped(module, x, mask, cache)
+        return stock.__call__(module, x, mask, cache)
+
+    return call
 
 
 def _capped(module: Any, x: mx.array, mask: Any = None, cache: Any = None) -> mx.array:

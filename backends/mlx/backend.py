@@ -10,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from ...protos.errors import InvalidArgument, Unsupported
 from ...protos.model import ModelInfo
 from ...protos.sites import Site
 from ...protos.tensors import Array
@@ -21,7 +22,7 @@ from ..hooks.executor import Executor
 from ..hooks.metrics import BoundMetric
 from ..hooks.points import Points
 from ..hooks.row_span import RowSpan
-from ..hooks.rules import activation_name
+from ..hooks.rules import ACTIVATIONS, activation_name
 from ..hooks.run_parts import RunParts, joined
 from ..hooks.sequence import Sequence, StepResult
 from ..hooks.stepping import result_of
@@ -29,16 +30,18 @@ from ..hooks.sweeps import SharedPrefix
 from ..model.anatomy.derive import Anatomy
 from ..model.chunk import with_chunk
 from ..model.context import fitted
-from ..model.families import generation_note, run_only_sites
+from ..model.families import derived_note, generation_note, run_only_sites
 from ..model.limits import Limits
 from ..model.sites import Family, dims_of, family_of, site_infos
 from ..model.versions import versions_of
 from ..model.weights import CheckpointWeights
+from .anatomy import anatomy_of, head_of
 from .attention import Attention
-from .cache import GrowingCache, RunCache
+from .cache import GrowingCache, RunCache, run_caches
 from .engine import MlxEngine
 from .gradients import MlxBackward, MlxGradients
 from .load import choose_device, load_model, windows_of
+from .mends import body_of
 from .norms import Norms
 from .ops import MlxOps, dtype_name
 from .sweeps import MlxSweeps
@@ -52,9 +55,6 @@ _LOGITS = Site("logits")
 class MlxBackend:
     """See backends/hooks/base.py. MLX's streams belong to a thread: build it on the thread that uses it."""
 
-    derived: Anatomy | None = None
-    """Tables are rows here."""
-
     def __init__(
         self, folder: Path, *, model_id: str, model_hash: str, dtype: str, device: str, limits: Limits
     ) -> None:
@@ -62,16 +62,34 @@ class MlxBackend:
         mx.set_default_device(self.device)
         loaded = load_model(folder, dtype)
         self.model: Any = loaded.model
+        self.body = body_of(self.model)
         config = loaded.config
+        self.compared = loaded.compared
         self.weights = CheckpointWeights(folder)
-        self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
         family, dims = family_of(config.model_type), dims_of(config)
         self.executor = Executor(MlxOps())
-        softcap = getattr(config, "attn_logit_softcapping", None)
+        softcap = getattr(config, "attn_logit_softcapping", None) if loaded.compared else None
         self.attention = Attention(self.executor, windows_of(config), softcap=softcap)
         self.attention.replace_in(self.model)
+        self.ours = all(isinstance(cache, RunCache) for cache in run_caches(self.model, self.attention.layers))
+        """Every layer keeps keys and values, and we keep them."""
+        head = head_of(self.model, self.body, self.attention, config)
+        if head is None:
+            raise InvalidArgument(f"mlx-lm's {config.model_type} makes its logits in a way that is not understood")
+        self.head = head
         self.activation, norms = activation_name(config), Norms(self.model, self.executor.ops)
         self.taps = Taps(self.model, self.executor)
+        self.derived: Anatomy | None = None
+        """The table of a model whose architecture no row describes."""
+        refused, note = dict[str, str](), generation_note("mlx", config.model_type)
+        if family is None:
+            found = anatomy_of(self.attention, self.model, self.body, config)
+            note = found.reason
+            self.derived = found.anatomy
+            if found.anatomy is not None:
+                family, dims = found.anatomy.family, found.anatomy.dims
+                refused, note = found.anatomy.refused, derived_note(found.anatomy, config)
+                self.activation = found.anatomy.activation if found.anatomy.activation in ACTIVATIONS else ""
         self.points = self.executor.points = self._look(family, dims.n_heads)
         self._gradients = MlxGradients(
             self.executor,
@@ -83,10 +101,11 @@ class MlxBackend:
             self._logits_rows,
             self._backward_of,
         )
-        self._sweeps = MlxSweeps(self, self.executor, self.taps, self.attention, list(self.model.layers))
+        self._sweeps: MlxSweeps | None = None
+        if family is not None and family.heads and self.ours:
+            self._sweeps = MlxSweeps(self, self.executor, self.taps, self.attention, list(self.model.layers))
         limits, context_note = fitted(limits, config, [(loaded.max_positions, loaded.reason)])
         limits = with_chunk(limits, self)
-        note = generation_note("mlx", config.model_type)
         self.engine: Engine | None = None if note else self._engine(limits)
         self.limits = limits
         self.info = ModelInfo(
@@ -112,12 +131,13 @@ class MlxBackend:
             generate_note=note,
             n_slots=limits.n_slots,
             rules=rules_of(family, self.activation, norms=norms.known),
-            sites=site_infos(family, dims, run_only=run_only_sites("mlx", config)),
+            sites=site_infos(family, dims, refused=refused, run_only=run_only_sites("mlx", config)),
             versions=versions_of("mlx", "mlx-lm", "transformers"),
+            refused=refused,
         )
 
     def _engine(self, limits: Limits) -> MlxEngine:
-        return MlxEngine(self._body(), self.logits, self.executor, self.attention, self.taps, limits)
+        return MlxEngine(self.body, self.head, self.executor, self.attention, self.taps, limits)
 
     @property
     def hook_s(self) -> float:
@@ -133,7 +153,8 @@ class MlxBackend:
         return Points(family, "mlx", n_heads, self.taps.look(self._plain_forward), changeable=True)
 
     def keep_whole(self) -> None:
-        """See Backend; what rows describe is proven in parts."""
+        """See Backend."""
+        self._sweeps = None
 
     def bind(self, plan: BoundPlan) -> None:
         """Move the plan's tensors to the device."""
@@ -168,14 +189,22 @@ class MlxBackend:
 
     def shared_prefix(self, base: Sequence) -> SharedPrefix:
         """See Backend."""
-        return self._sweeps.shared_prefix(base)
+        return self._sweeper.shared_prefix(base)
 
     def sweep(self, variants: SequenceOf[Sequence], prefix: SharedPrefix | None) -> list[StepResult]:
         """See Backend."""
-        return self._sweeps(variants, prefix)
+        return self._sweeper(variants, prefix)
 
-    cuts_runs = True
-    """Every layer's attention is ours."""
+    @property
+    def _sweeper(self) -> MlxSweeps:
+        if self._sweeps is None:
+            raise Unsupported(f"sweeps need a known family of models; this one is {self.info.architecture}; use runs")
+        return self._sweeps
+
+    @property
+    def cuts_runs(self) -> bool:
+        """Whether every layer's attention is ours, which adds earlier keys and values."""
+        return self._sweeps is not None
 
     def run_part(self, sequence: Sequence, parts: RunParts, stop: int) -> StepResult:
         """See Backend."""
@@ -211,31 +240,17 @@ class MlxBackend:
     ) -> MlxBackward:
         return MlxBackward(self.executor.ops, how, slots, self.info, self.activation, metrics)
 
-    def _body(self) -> Any:
-        return self.model.model
-
     def hidden(self, ids: mx.array, caches: SequenceOf[RunCache] | None = None) -> mx.array:
         """[batch, row] to final-norm rows; without history, unless caches bring some."""
-        return self._body()(ids, cache=list(caches or ()) or [RunCache(layer) for layer in self.attention.layers])
+        return self.body(ids, cache=list(caches or ()) or run_caches(self.model, self.attention.layers))
 
     def _plain_forward(self, ids: mx.array) -> mx.array:
         self.attention.begin(set())
         return self.hidden(ids)
 
     def logits(self, hidden: mx.array, columns: list[int] | None = None) -> mx.array:
-        """Logits of final-norm rows, after the family's softcap: of all tokens, or of the given ones."""
-        body = self._body()
-        tied = body.embed_tokens if "embed_tokens" in body else body.get("wte")
-        head = self.model.lm_head if "lm_head" in self.model else None
-        if columns is not None and "scales" not in (head or tied):  # packed weights have no rows to pick
-            at = mx.array(columns)
-            logits = hidden @ (head or tied).weight[at].T
-            if head is not None and "bias" in head:
-                logits = logits + head.bias[at]
-        else:
-            logits = tied.as_linear(hidden) if head is None else head(hidden)
-            logits = logits if columns is None else logits[..., mx.array(columns)]
-        return logits if self.softcap is None else mx.tanh(logits / self.softcap) * self.softcap
+        """Logits of final-norm rows, as the model gives them: of all tokens, or of the given ones."""
+        return self.head(hidden, columns)
 
     def _logits_rows(self, slot: RowSpan, hidden: mx.array, positions: SequenceOf[int]) -> mx.array:
         """Rows of a slot's logits, after the plan's edits there."""

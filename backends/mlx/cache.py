@@ -7,16 +7,17 @@ engine's rotating caches, and the families whose mlx-lm code forgets the window,
 
 from __future__ import annotations
 
+from collections.abc import Sequence as SequenceOf
 from typing import Any, Protocol
 
 import mlx.core as mx
 from mlx_lm.models.base import create_causal_mask
-from mlx_lm.models.cache import BatchKVCache, KVCache
+from mlx_lm.models.cache import BatchKVCache, KVCache, RotatingKVCache
 
 from ..hooks.run_parts import RunParts
 from ..hooks.sequence import Sequence
 
-__all__ = ["BatchCache", "GrowingCache", "Layer", "Owner", "RunCache", "SequenceCache"]
+__all__ = ["BatchCache", "GrowingCache", "Layer", "Owner", "RunCache", "SequenceCache", "run_caches"]
 
 
 class KeysAndValues(Protocol):
@@ -71,6 +72,17 @@ class RunCache:
         if n == 1:
             return None
         return "causal" if window is None or n <= window else create_causal_mask(n, window_size=window)
+
+
+def run_caches(model: Any, layers: SequenceOf[Layer]) -> list[Any]:
+    """A cache a layer for a forward without history: ours where keys and values are kept, else the library's own, empty."""
+    if not hasattr(model, "make_cache"):
+        return [RunCache(layer) for layer in layers]
+    own = model.make_cache()
+    return [
+        RunCache(layer) if isinstance(cache, (KVCache, RotatingKVCache)) else cache
+        for layer, cache in zip(layers, own, strict=True)
+    ]
 
 
 class GrowingCache(RunCache):

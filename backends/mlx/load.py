@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import copy
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+from mlx import nn
 from mlx_lm import utils as mlx_lm_utils
 from transformers import AutoConfig
 
 from ...protos.errors import FailedPrecondition, InvalidArgument
-from ..checkpoints.mlx_recipe import MlxRecipe, mlx_recipe
+from ..checkpoints.mlx_recipe import MLX_FAMILIES, mlx_recipe
 from ..checkpoints.mlx_weights import mlx_weights
+from ..checkpoints.shrunk import plain_json
 from ..model.weights import has_own_head
 from .experts import compute_each
+from .mends import mend
 from .ops import mlx_dtype
 
-__all__ = ["Loaded", "choose_device", "load_model", "mend", "windows_of"]
+__all__ = ["Loaded", "choose_device", "load_model", "windows_of"]
 
 _WINDOWS_OF_ITS_OWN = ("gemma3_text", "gpt_oss")
 """Families whose mlx-lm code needs to be told its window; the others ignore it, and our caches mask."""
@@ -37,6 +38,8 @@ class Loaded:
     """Beyond them mlx-lm would part from transformers."""
     reason: str = ""
     """Why."""
+    compared: bool = True
+    """See `MlxRecipe.compared`."""
 
 
 def choose_device(device: str) -> mx.Device:
@@ -53,19 +56,25 @@ def choose_device(device: str) -> mx.Device:
 
 def load_model(folder: Path, dtype: str) -> Loaded:
     """The model on MLX's default device. `dtype` is a wire name or "auto" (the checkpoint's own)."""
-    written: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    written: dict[str, Any] = plain_json((folder / "config.json").read_text())
     config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
     if written.get("tie_word_embeddings", config.tie_word_embeddings) and has_own_head(folder):
         written["tie_word_embeddings"] = False  # as transformers has it: what the file holds counts
-    recipe = mlx_recipe(written if config.model_type in _WINDOWS_OF_ITS_OWN else {**written, "sliding_window": None})
-    model, _ = mlx_lm_utils.load_model(folder, lazy=True, model_config=recipe.config, get_model_classes=_classes)
+    ignoring = config.model_type in MLX_FAMILIES and config.model_type not in _WINDOWS_OF_ITS_OWN
+    recipe = mlx_recipe({**written, "sliding_window": None} if ignoring else written)
+    try:
+        model, _ = mlx_lm_utils.load_model(folder, lazy=True, model_config=recipe.config, get_model_classes=_classes)
+    except SystemExit as error:  # so one of mlx-lm's files misses a package
+        raise FailedPrecondition(
+            f"mlx-lm's code for {config.model_type} needs a package that is not installed; use the torch backend"
+        ) from error
     chosen = mlx_dtype(dtype) if dtype != "auto" else _own_dtype(written, model)
     model.set_dtype(chosen)
     mend(model, recipe, config, chosen)
     compute_each(model, chosen)
     model.eval()
     mx.eval(model.parameters())
-    return Loaded(model, config, chosen, recipe.max_positions, recipe.reason)
+    return Loaded(model, config, chosen, recipe.max_positions, recipe.reason, recipe.compared)
 
 
 def _classes(config: dict[str, Any]) -> tuple[type, type]:
@@ -85,41 +94,20 @@ def _own_dtype(written: dict[str, Any], model: Any) -> mx.Dtype:
     name = str(written.get("dtype") or written.get("torch_dtype") or "").removeprefix("torch.")
     if name in ("float32", "float16", "bfloat16"):
         return mlx_dtype(name)
-    for embedding in ("embed_tokens", "wte"):
-        if embedding in model.model:
-            weight = model.model[embedding].weight
+    for module in model.modules():
+        if isinstance(module, (nn.Embedding, nn.QuantizedEmbedding)):
+            weight: mx.array = module.weight
             return weight.dtype if mx.issubdtype(weight.dtype, mx.floating) else mx.bfloat16
     return mx.float32
-
-
-def mend(model: Any, recipe: MlxRecipe, config: Any, dtype: mx.Dtype) -> None:
-    """Set right what no config of mlx-lm's can say."""
-    if recipe.rope_freqs is not None:
-        for layer in model.layers:
-            layer.self_attn.rope._freqs = mx.array(recipe.rope_freqs, dtype=mx.float32)
-    if recipe.embed_scale is not None:
-        scale = mx.array(recipe.embed_scale, mx.float32).astype(dtype)
-        _replace_call(model.model.embed_tokens, lambda call, ids: call(ids) * scale)
-        # The body would scale again, by the square root of what it takes for the model's width.
-        model.model.args = copy.copy(model.model.args)
-        model.model.args.hidden_size = 1
-    if config.model_type == "gpt2":
-        # Padding rows of a chunk may have positions past the table, and MLX checks no bounds.
-        last = config.n_positions - 1
-        _replace_call(model.model.wpe, lambda call, ids: call(mx.minimum(ids, last)))
-
-
-def _replace_call(module: Any, new: Any) -> None:
-    own = type(module)
-    module.__class__ = type(own.__name__, (own,), {"__call__": lambda self, x: new(lambda y: own.__call__(self, y), x)})
 
 
 def windows_of(config: Any) -> list[int | None]:
     """Each layer's sliding window as transformers applies it; None for full attention."""
     n_layers, window = config.num_hidden_layers, getattr(config, "sliding_window", None)
-    if not window or config.model_type == "llama":
+    if not window or config.model_type == "llama" or getattr(config, "use_sliding_window", True) is False:
         return [None] * n_layers
     if config.model_type in ("mistral", "phi3"):
         return [window] * n_layers
-    kinds = getattr(config, "layer_types", None) or ["full_attention"] * n_layers
+    usual = "full_attention" if config.model_type in MLX_FAMILIES else "sliding_attention"
+    kinds = getattr(config, "layer_types", None) or [usual] * n_layers
     return [window if kind == "sliding_attention" else None for kind in kinds]

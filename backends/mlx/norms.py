@@ -39,7 +39,9 @@ class Norms:
     def _own_class(self, module: Any, formula: Formula | None) -> None:
         own = type(module)
 
-        def call(this: Any, x: mx.array) -> mx.array:
+        def call(this: Any, x: mx.array, *more: Any) -> mx.array:
+            if more:  # a gate, which no formula here knows
+                return own.__call__(this, x, *more)
             if formula is not None and x.dtype == mx.float64:  # the kernel would go through float32
                 value = _apply(formula, this, _Differentiable, x)
             else:

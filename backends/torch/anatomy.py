@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from ..model.anatomy.derive import Anatomy, NotUnderstood, derive
+from ..model.anatomy.numbers import head_caps, head_scales, numbers_of
 from .attention import Attention
 from .trace import TOLERANCES, traced
 
@@ -57,7 +58,7 @@ def anatomy_of(
             int(config.vocab_size),
             backend="torch",
             model_type=str(config.model_type),
-            numbers=_numbers(config),
+            numbers=numbers_of(config),
             activations=ACTIVATIONS,
         )
     except NotUnderstood as error:
@@ -82,14 +83,6 @@ def _call_ours(model: nn.Module, name: str) -> None:
             config._attn_implementation_internal = name  # pyright: ignore[reportOptionalMemberAccess] - as load_model
 
 
-def _numbers(config: Any) -> list[float]:
-    """Numbers of the config that may scale something, and what minicpm makes of one."""
-    own = [float(v) for v in config.to_dict().values() if isinstance(v, float) and 1e-3 < abs(v) < 1e3 and v != 1.0]
-    if depth := getattr(config, "scale_depth", None):
-        own.append(depth / config.num_hidden_layers**0.5)
-    return list(dict.fromkeys(own))
-
-
 @torch.no_grad()
 def head_of(
     model: Any, rows: Callable[[torch.Tensor], torch.Tensor], config: Any, device: torch.device
@@ -101,16 +94,10 @@ def head_of(
     if head is None or wanted is None:
         return None
     raw = head(rows(ids))
-    for name in ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"):
-        cap = getattr(config, name, None)
-        if cap and _near(torch.tanh(raw / cap) * cap, wanted):
-            return float(cap), 1.0
-    return next(((None, c) for c in _scales(config) if _near(raw * c, wanted)), None)
-
-
-def _scales(config: Any) -> list[float]:
-    numbers = _numbers(config)
-    return [1.0, *numbers, *(1 / number for number in numbers)]
+    for cap in head_caps(config):
+        if _near(torch.tanh(raw / cap) * cap, wanted):
+            return cap, 1.0
+    return next(((None, c) for c in head_scales(config) if _near(raw * c, wanted)), None)
 
 
 def _near(a: torch.Tensor, b: torch.Tensor) -> bool:

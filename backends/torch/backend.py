@@ -56,6 +56,9 @@ _LOGITS = Site("logits")
 class TorchBackend:
     """See backends/hooks/base.py."""
 
+    compared = True
+    """It is transformers' own."""
+
     def __init__(
         self, folder: Path, *, model_id: str, model_hash: str, dtype: str, device: str, limits: Limits
     ) -> None:

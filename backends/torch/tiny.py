@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging
 
 from ...protos.tensors import Array
 
@@ -23,7 +24,13 @@ def write_tiny(folder: Path, config: dict[str, Any]) -> None:
     with torch.no_grad():
         for weight in model.parameters():
             weight.copy_(0.2 * torch.randn(weight.shape, generator=generator))
-    model.save_pretrained(folder)
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # nobody asked for this model
+    try:
+        model.save_pretrained(folder)
+    finally:
+        if shown:
+            logging.enable_progress_bar()
     (folder / "config.json").write_text(json.dumps(config))
 
 

@@ -50,10 +50,8 @@ def logits_of(folder: Path, tokens: list[int]) -> Any:
         return model(torch.tensor([tokens]), use_cache=False).logits[0].numpy()
 
 
-def derived(folder: Path, dtype: str = "float32") -> Backend:
+def derived(folder: Path, dtype: str = "float32", backend: str = "torch") -> Backend:
     """A backend that finds its table by itself, whatever rows there are."""
-    with (
-        mock.patch("probewire.backends.torch.backend.family_of", return_value=None),
-        mock.patch("probewire.backends.torch.load.family_of", return_value=None),
-    ):
-        return load("torch", folder, dtype=dtype)
+    nothing = mock.patch(f"probewire.backends.{backend}.backend.family_of", return_value=None)
+    with nothing, mock.patch("probewire.backends.torch.load.family_of", return_value=None):
+        return load(backend, folder, dtype=dtype)

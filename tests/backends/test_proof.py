@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
+import mlx.core
 import pytest
 import torch
 
 from probewire.backends import proof as proving
 from probewire.backends.hooks.base import Backend
 from probewire.backends.hooks.points import Points
+from probewire.backends.mlx import attention as mlx_attention, cache as mlx_cache
 from probewire.backends.model.sites import Family, Tap
 from probewire.backends.torch import anatomy as torch_anatomy, attention as torch_attention
 from tests.backends.derived import SIZES, derived, write
@@ -75,12 +77,13 @@ FAULTS: dict[str, dict[str, dict[str, Tap]]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def backends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Backend]]:
+@pytest.fixture(scope="module", params=["torch", "mlx"])
+def backends(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Backend]]:
     """One of each kind, with its own table."""
-    folder = tmp_path_factory.mktemp("proof")
-    found = {kind: derived(tiny_checkpoint(kind, folder)) for kind in ("llama", "gemma2", "phi3")}
-    found["gpt_neox"] = derived(write("gpt_neox", folder / "neox", **SIZES))
+    folder, library = tmp_path_factory.mktemp("proof"), request.param
+    found = {kind: derived(tiny_checkpoint(kind, folder), backend=library) for kind in ("llama", "gemma2", "phi3")}
+    neox = write("gpt_neox", folder / "neox", **{**SIZES, "intermediate_size": 256})
+    found["gpt_neox"] = derived(neox, backend=library)
     yield found
     for backend in found.values():
         backend.close()
@@ -94,7 +97,8 @@ def proven(backend: Any, family: Family) -> proving.Proof:
         for block in anatomy.blocks
     )
     own = backend.points
-    _take(backend, Points(family, "torch", own.n_heads, own.seen))
+    library = backend.info.backend
+    _take(backend, Points(family, library, own.n_heads, own.seen, changeable=library == "mlx"))
     try:
         return proving.prove(backend, replace(anatomy, family=family, blocks=blocks))
     finally:
@@ -103,7 +107,8 @@ def proven(backend: Any, family: Family) -> proving.Proof:
 
 def _take(backend: Any, points: Points) -> None:
     backend.points = backend.executor.points = points
-    backend.attention._points.clear()  # it remembers its own
+    remembered = "_points" if backend.info.backend == "torch" else "points"
+    getattr(backend.attention, remembered).clear()
 
 
 @pytest.mark.parametrize("kind", FAULTS)
@@ -139,19 +144,26 @@ def test_a_table_off_by_one_layer_is_found(backends: dict[str, Backend]) -> None
 
 def test_probabilities_that_are_not_those_used_are_found(backends: dict[str, Backend]) -> None:
     backend: Any = backends["llama"]
-    softmax = torch_attention._softmax
-    with mock.patch.object(torch_attention, "_softmax", lambda scores, sinks: softmax(scores * 0.9, sinks)):
+    attention = torch_attention if backend.info.backend == "torch" else mlx_attention
+    softmax: Any = attention._softmax
+    with mock.patch.object(attention, "_softmax", lambda scores, sinks: softmax(scores * 0.9, sinks)):
         assert "attn_probs" in proven(backend, backend.derived.family).faults
 
 
 def test_parts_that_see_a_key_too_many_are_found(backends: dict[str, Backend]) -> None:
     backend: Any = backends["llama"]
-    hidden = torch_attention._hidden_keys
+    hidden, causal = torch_attention._hidden_keys, mlx_cache.create_causal_mask
 
     def late(position: int, *rest: Any) -> torch.Tensor:
         return hidden(position + 1, *rest)
 
-    with mock.patch.object(torch_attention, "_hidden_keys", late):
+    def later(n: int, offset: int = 0, **rest: Any) -> Any:
+        return causal(n, offset=offset, **rest) | (mlx.core.arange(offset + n) == offset + n - 1)
+
+    with (
+        mock.patch.object(torch_attention, "_hidden_keys", late),
+        mock.patch.object(mlx_cache, "create_causal_mask", later),
+    ):
         assert "in parts" in proven(backend, backend.derived.family).parts
 
 
@@ -175,7 +187,7 @@ def test_attention_of_ours_that_drops_a_mask_or_a_softcap_is_not_used(tmp_path: 
 
 def test_logits_that_are_scaled_and_not_understood_leave_no_table(tmp_path: Any) -> None:
     folder = write("granite", tmp_path, **SIZES, logits_scaling=2.0)
-    with mock.patch.object(torch_anatomy, "_scales", return_value=[1.0]):
+    with mock.patch.object(torch_anatomy, "head_scales", return_value=[1.0]):
         backend = derived(folder)
     assert backend.derived is None
     assert backend.info.sites == ()

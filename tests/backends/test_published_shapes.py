@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -63,8 +64,8 @@ def test_its_window_is_checked(backend: str, name: str, tmp_path: Path, monkeypa
         return
     assert small["sliding_window"] == WINDOW
     monkeypatch.setattr(backends, "engine_fault", lambda _: "")  # there is no whole model here
-    nothing: Any = None
-    assert backends._found(backend, tmp_path, nothing, "cpu") == ""
+    loaded: Any = SimpleNamespace(compared=True)
+    assert backends._found(backend, tmp_path, loaded, "cpu") == ""
 
 
 @pytest.mark.parametrize("backend", ["torch", "mlx"])

@@ -14,8 +14,7 @@ ONLY_IN_ONE_BACKEND: dict[str, str] = {
     "packed.py": "mlx-lm's batches keep an axis for sequences; transformers' lie in one row, which attention must part again",
     "linear.py": "torch takes a slow library for float32 on some CPUs; MLX has one of its own",
     "experts.py": "MLX's product of experts knows float32 alone on the CPU; transformers has another one to choose",
-    "anatomy.py": "tables are derived on torch so far; on MLX they are rows",
-    "trace.py": "… as this is what they are derived from",
+    "mends.py": "transformers' code is the meaning itself; mlx-lm's parts from it in places",
     "forward.py": "MLX computes later than it is asked, so its engine keeps forwards that nobody has read yet",
 }
 """Path below backends/torch or backends/mlx -> why the other has no such file."""

@@ -15,7 +15,7 @@ from mlx_lm.utils import _get_classes, load_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from probewire.backends.checkpoints import MLX_FAMILIES, MlxRecipe, mlx_config, mlx_recipe, mlx_weights
-from probewire.backends.mlx.load import mend
+from probewire.backends.mlx.mends import mend
 from probewire.protos.errors import InvalidArgument
 
 MAX_LOGIT_DIFFERENCE = 1e-4
@@ -243,8 +243,8 @@ def test_mlx_config_refuses_what_only_a_recipe_can_repair():
         ("gemma3", {"layer_types": [*ALTERNATING[:3], "sliding_attention"]}, "layer_types"),
         ("gpt_oss", {"swiglu_limit": 5.0}, "swiglu_limit=5.0"),
         ("gpt_oss", {"layer_types": ["full_attention"] * 4}, "layer_types"),
-        ("llama", {"model_type": "olmo2"}, "'olmo2' was not compared"),
-        ("llama", {"model_type": None}, "None was not compared"),
+        ("llama", {"model_type": None}, "this None model"),
+        ("llama", {"model_type": "nobodys"}, "this nobodys model"),
     ],
 )
 def test_what_mlx_cannot_do_is_refused(case, change, named):
@@ -252,6 +252,14 @@ def test_what_mlx_cannot_do_is_refused(case, change, named):
         mlx_recipe(config_of(case) | change)
     assert named in caught.value.message
     assert "torch backend" in caught.value.message or "transformers cannot read" in caught.value.message
+
+
+def test_an_architecture_that_was_not_compared_says_so_and_gets_every_field():
+    recipe = mlx_recipe(config_of("llama") | {"model_type": "olmo2"} | rope("llama3", **LLAMA3))
+    assert not recipe.compared
+    assert recipe.config["rope_theta"] == recipe.config["rotary_emb_base"]
+    assert recipe.config["partial_rotary_factor"] == recipe.config["rotary_pct"] == 1.0
+    assert recipe.config["rope_scaling"]["type"] == "llama3"
 
 
 def test_weights_of_a_hub_gpt2_and_of_a_packed_gpt_oss_stay_as_they_are():

@@ -14,7 +14,7 @@ from probewire.server.worker.inprocess import InProcessService
 from tests.backends.derived import SIZES, write
 
 KINDS: dict[str, dict[str, Any]] = {
-    "gpt_neox": SIZES,
+    "gpt_neox": {**SIZES, "intermediate_size": 256},
     "olmo2": {**SIZES, "num_key_value_heads": 2},
     "granite": {**SIZES, "residual_multiplier": 0.5, "logits_scaling": 2.0},
     "mixtral": {**SIZES, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2},
@@ -24,11 +24,12 @@ PROMPT = [list(range(10, 26))]
 METRIC = Logit(7)
 
 
-@pytest.fixture(scope="module", params=list(KINDS))
+@pytest.fixture(scope="module", params=[(kind, backend) for kind in KINDS for backend in ("torch", "mlx")], ids=str)
 def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Of a model in this process."""
-    folder = write(request.param, tmp_path_factory.mktemp(request.param), **KINDS[request.param])
-    with Client.inprocess(InProcessService.create(str(folder), dtype="float32", device="cpu")) as client:
+    kind, backend = request.param
+    folder = write(kind, tmp_path_factory.mktemp(kind), **KINDS[kind])
+    with Client.inprocess(InProcessService.create(folder, backend=backend, dtype="float32", device="cpu")) as client:
         yield client
 
 
