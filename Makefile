@@ -80,6 +80,7 @@ bench: dev ## ratios against plain inference and against peers
 
 families: dev ## a table of every architecture that transformers can build small, each proven in this run
 	$(PY) benchmarks/families.py
+	$(PY) benchmarks/families.py --backend mlx
 
 pull: dev ## fetch the default model into the cache
 	$(VENV)/bin/probewire pull

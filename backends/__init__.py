@@ -142,10 +142,11 @@ def _fault(name: str, folder: Path, backend: Backend, device: str) -> str:
 
 def _found(name: str, folder: Path, backend: Backend, device: str) -> str:
     from .checkpoints.shrunk import full_config
-    from .selfcheck import has_window, window_fault
+    from .model.families import window_in
+    from .selfcheck import window_fault
 
     fault = engine_fault(backend)
-    if fault or not has_window(config := full_config(folder)):
+    if fault or not window_in(config := full_config(folder)):
         return fault
     if name == "torch" or not backend.compared:
         from .torch.tiny import own_logits, write_tiny

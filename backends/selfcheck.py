@@ -26,7 +26,7 @@ from .hooks.plan import bind
 from .hooks.sequence import Sequence
 from .proof import prove
 
-__all__ = ["causality_fault", "engine_fault", "has_window", "library_fault", "prove_derived", "window_fault"]
+__all__ = ["causality_fault", "engine_fault", "library_fault", "prove_derived", "window_fault"]
 
 TOLERANCE = {"float32": 1e-3, "float64": 1e-3, "float16": 5e-2, "bfloat16": 3e-1}
 """Relative error that still counts as rounding; the faults seen were of 0.5 and more."""
@@ -148,11 +148,6 @@ def _forced(backend: Backend, made: Sequence) -> Array:
 def _error(found: Array, expected: Array) -> float:
     found, expected = found.astype(np.float64), expected.astype(np.float64)
     return float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-9))
-
-
-def has_window(config: Mapping[str, Any]) -> bool:
-    """Whether some layer of the model sees only the last tokens. `config` has every field written out."""
-    return bool(config.get("sliding_window")) and config.get("use_sliding_window", True) is not False
 
 
 def library_fault(

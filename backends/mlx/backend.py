@@ -69,7 +69,7 @@ class MlxBackend:
         family, dims = family_of(config.model_type), dims_of(config)
         self.executor = Executor(MlxOps())
         softcap = getattr(config, "attn_logit_softcapping", None) if loaded.compared else None
-        self.attention = Attention(self.executor, windows_of(config), softcap=softcap)
+        self.attention = Attention(self.executor, windows_of(config, self.model), softcap=softcap)
         self.attention.replace_in(self.model)
         self.ours = all(isinstance(cache, RunCache) for cache in run_caches(self.model, self.attention.layers))
         """Every layer keeps keys and values, and we keep them."""

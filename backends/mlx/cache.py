@@ -66,9 +66,11 @@ class RunCache:
         """Nothing is kept."""
         return self.layer.probe.tap_keys_values(self.layer.index, keys, values)
 
-    def make_mask(self, n: int, *_: Any, **__: Any) -> mx.array | str | None:
+    def make_mask(self, n: int, *_: Any, return_array: bool = False, **__: Any) -> mx.array | str | None:
         """Causal within the layer's window, whatever window the model believes in."""
         window = self.layer.window
+        if return_array:
+            return create_causal_mask(n, window_size=window)
         if n == 1:
             return None
         return "causal" if window is None or n <= window else create_causal_mask(n, window_size=window)
@@ -102,10 +104,10 @@ class GrowingCache(RunCache):
         parts.keys[index], parts.values[index] = keys, values
         return keys, values
 
-    def make_mask(self, n: int, *_: Any, **__: Any) -> mx.array | str | None:
+    def make_mask(self, n: int, *_: Any, **how: Any) -> mx.array | str | None:
         """Causal within the layer's window, after the earlier parts' rows."""
         if not self.offset:
-            return super().make_mask(n)
+            return super().make_mask(n, **how)
         return create_causal_mask(n, offset=self.offset, window_size=self.layer.window)
 
 

@@ -58,7 +58,7 @@ def load_model(folder: Path, dtype: str) -> Loaded:
     """The model on MLX's default device. `dtype` is a wire name or "auto" (the checkpoint's own)."""
     written: dict[str, Any] = plain_json((folder / "config.json").read_text())
     config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
-    if written.get("tie_word_embeddings", config.tie_word_embeddings) and has_own_head(folder):
+    if written.get("tie_word_embeddings", getattr(config, "tie_word_embeddings", True)) and has_own_head(folder):
         written["tie_word_embeddings"] = False  # as transformers has it: what the file holds counts
     ignoring = config.model_type in MLX_FAMILIES and config.model_type not in _WINDOWS_OF_ITS_OWN
     recipe = mlx_recipe({**written, "sliding_window": None} if ignoring else written)
@@ -101,8 +101,11 @@ def _own_dtype(written: dict[str, Any], model: Any) -> mx.Dtype:
     return mx.float32
 
 
-def windows_of(config: Any) -> list[int | None]:
-    """Each layer's sliding window as transformers applies it; None for full attention."""
+def windows_of(config: Any, model: Any) -> list[int | None]:
+    """The sliding window that transformers applies where each of the model's caches is; None for full attention."""
+    n_caches = len(model.make_cache()) if hasattr(model, "make_cache") else config.num_hidden_layers
+    if n_caches != config.num_hidden_layers:  # layers without one
+        return [None] * n_caches
     n_layers, window = config.num_hidden_layers, getattr(config, "sliding_window", None)
     if not window or config.model_type == "llama" or getattr(config, "use_sliding_window", True) is False:
         return [None] * n_layers

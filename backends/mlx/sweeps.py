@@ -76,10 +76,10 @@ class _Continuing(RunCache):
         ]
         return whole[0], whole[1]
 
-    def make_mask(self, n: int, *_: Any, **__: Any) -> mx.array | str | None:
+    def make_mask(self, n: int, *_: Any, **how: Any) -> mx.array | str | None:
         """Causal within the layer's window, after the prefix's rows."""
         if not self.offset:
-            return super().make_mask(n)
+            return super().make_mask(n, **how)
         return create_causal_mask(n, offset=self.offset, window_size=self.layer.window)
 
 

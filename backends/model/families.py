@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from .anatomy.derive import Anatomy
 
-__all__ = ["derived_note", "generation_note", "run_only_sites"]
+__all__ = ["derived_note", "generation_note", "run_only_sites", "window_in"]
 
 PROVEN: dict[str, frozenset[str]] = {
     "torch": frozenset(
@@ -42,7 +43,17 @@ def derived_note(anatomy: Anatomy, config: Any) -> str:
 
 def has_window(config: Any) -> bool:
     """Whether some layer sees only the last tokens."""
-    return bool(getattr(config, "sliding_window", None)) and getattr(config, "use_sliding_window", True) is not False
+    return window_in(
+        {name: getattr(config, name, None) for name in ("sliding_window", "use_sliding_window", "layer_types")}
+    )
+
+
+def window_in(config: Mapping[str, Any]) -> bool:
+    """The same of a config's fields."""
+    kinds = config.get("layer_types")
+    if not config.get("sliding_window") or config.get("use_sliding_window") is False:
+        return False
+    return not kinds or any("sliding" in str(kind) for kind in kinds)
 
 
 def run_only_sites(backend: str, config: Any) -> dict[str, str]:

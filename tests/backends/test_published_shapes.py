@@ -14,7 +14,7 @@ import probewire.backends as backends
 from probewire.backends import load_backend
 from probewire.backends.checkpoints.shrunk import WINDOW, full_config, shrunk
 from probewire.backends.model.limits import Limits
-from probewire.backends.selfcheck import has_window
+from probewire.backends.model.families import window_in
 from tests.published import PUBLISHED
 
 LIMITS = Limits(n_slots=2, context_tokens=64, cache_tokens=256, chunk_tokens=8)
@@ -59,7 +59,7 @@ def test_it_shrinks_loads_and_generates(backend: str, name: str, tmp_path: Path)
 def test_its_window_is_checked(backend: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the published config.json in the folder, as at a load of the whole model."""
     small = _small(name, tmp_path)
-    if not has_window(full_config(tmp_path)):
+    if not window_in(full_config(tmp_path)):
         assert not PUBLISHED[name].get("use_sliding_window", True)
         return
     assert small["sliding_window"] == WINDOW

@@ -9,7 +9,6 @@ import pytest
 
 from probewire.backends import load_backend
 from probewire.backends.model.limits import Limits
-from probewire.backends.selfcheck import has_window
 from tests.tiny_models import FAMILIES, tiny_checkpoint
 
 LIMITS = Limits(n_slots=2, context_tokens=64, cache_tokens=256, chunk_tokens=8)
@@ -50,14 +49,8 @@ def test_an_ignored_window_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """As mlx-lm does on mistral: the plain forward ignores it too, so only the reference can tell."""
     import probewire.backends.mlx.load as load
 
-    monkeypatch.setattr(load, "windows_of", lambda config: [None] * config.num_hidden_layers)
+    monkeypatch.setattr(load, "windows_of", lambda config, _: [None] * config.num_hidden_layers)
     monkeypatch.setattr("probewire.backends.mlx.backend.windows_of", load.windows_of, raising=False)
     backend = _load("mlx", tiny_checkpoint("mistral", tmp_path))
     assert not backend.info.generate
     assert "past the sliding window" in backend.info.generate_note
-
-
-def test_has_window() -> None:
-    assert has_window({"sliding_window": 4096})
-    assert not has_window({"sliding_window": None})
-    assert not has_window({"sliding_window": 4096, "use_sliding_window": False})

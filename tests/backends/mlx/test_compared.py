@@ -56,7 +56,7 @@ def test_a_rotation_of_whole_heads_where_half_is_asked_is_seen(tmp_path: Path) -
 
 def test_a_lost_window_is_seen(tmp_path: Path) -> None:
     folder = write("olmo3", tmp_path, **SIZES, num_key_value_heads=2, **WINDOWS)
-    with mock.patch.object(mlx_backend, "windows_of", lambda config: [None] * config.num_hidden_layers):
+    with mock.patch.object(mlx_backend, "windows_of", lambda config, _: [None] * config.num_hidden_layers):
         refused(folder)
 
 
