@@ -13,8 +13,8 @@ import pytest
 import probewire.backends as backends
 from probewire.backends import load_backend
 from probewire.backends.checkpoints.shrunk import WINDOW, full_config, shrunk
-from probewire.backends.model.limits import Limits
 from probewire.backends.model.families import window_in
+from probewire.backends.model.limits import Limits
 from tests.published import PUBLISHED
 
 LIMITS = Limits(n_slots=2, context_tokens=64, cache_tokens=256, chunk_tokens=8)
