@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import weakref
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -66,6 +67,7 @@ class InProcessService:
         self._model = model
         self._sessions = SessionStore(model.state)
         self._updating = threading.Lock()
+        self._let_go: Callable[[], object] = model.close
 
     @classmethod
     def create(
@@ -76,7 +78,11 @@ class InProcessService:
         checkpoint = resolve_model(model)
         config.setdefault("threads", 0)
         worker = WorkerConfig(model=model, id=checkpoint.model_id, backend=backend, dtype=dtype, **config)
-        return cls(LocalModel(worker, checkpoint.folder, model_hash=checkpoint.model_hash))
+        own = LocalModel(worker, checkpoint.folder, model_hash=checkpoint.model_hash)
+        service = cls(own)
+        # Also as the interpreter ends, for who does not close: a thread that still has an MLX stream would abort the process.
+        service._let_go = weakref.finalize(service, own.close)
+        return service
 
     def _stream(self, request: InferenceRequest) -> Iterator[Event]:
         sink = QueueSink(self._model.scheduler)
@@ -155,4 +161,4 @@ class InProcessService:
 
     def close(self) -> None:
         """Let go of the model."""
-        self._model.close()
+        self._let_go()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -123,3 +125,17 @@ def test_rows_that_other_inputs_read_keep_no_neighbours_captures_alive(
     inputs = {"greedy": LONG, "clean": Input("When Mary", source_only=True), "corrupt": "When John"}
     Client(service=InProcessService(model)).run(inputs, hooks=[EVERYTHING, patch])
     assert seen == [(4 * 64, 4 * 64)]
+
+
+def test_a_script_that_closes_nothing_ends_well(tmp_path: Path) -> None:
+    """It was seen to end with abort (exit status 134): a thread of the model still had a stream of MLX's."""
+    folder = tiny_checkpoint("llama", tmp_path)
+    script = (
+        "from probewire.clients import Client\n"
+        "from probewire.server.worker.inprocess import InProcessService\n"
+        f"service = InProcessService.create({str(folder)!r}, backend='mlx', dtype='float32', device='cpu')\n"
+        "client = Client.inprocess(service)\n"
+        "print(client.run([[1, 2, 3]], capture=['final_norm'])['final_norm'].shape)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "(3, 64)\n"), ended.stderr
