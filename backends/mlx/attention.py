@@ -244,7 +244,9 @@ def _dispatcher(stock: Callable[..., mx.array]) -> Callable[..., mx.array]:
         mask: Any,
         sinks: mx.array | None = None,
     ) -> mx.array:
-        if isinstance(cache, (RunCache, BatchCache)):
+        # Scores of their own in place of a mask (latent attention's rotary part): the sites inside are not the usual ones.
+        scored = isinstance(mask, mx.array) and mask.dtype != mx.bool_
+        if isinstance(cache, (RunCache, BatchCache)) and not scored:
             probed: Any = cache.layer.probe
             return probed(queries, keys, values, cache, scale, sinks)
         return stock(queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks)

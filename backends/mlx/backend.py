@@ -30,14 +30,14 @@ from ..hooks.sweeps import SharedPrefix
 from ..model.anatomy.derive import Anatomy
 from ..model.chunk import with_chunk
 from ..model.context import fitted
-from ..model.families import derived_note, generation_note, run_only_sites
+from ..model.families import generation_note, run_only_sites
 from ..model.limits import Limits
 from ..model.sites import Family, dims_of, family_of, site_infos
 from ..model.versions import versions_of
 from ..model.weights import CheckpointWeights
 from .anatomy import anatomy_of, head_of
 from .attention import Attention
-from .cache import GrowingCache, RunCache, run_caches
+from .cache import GrowingCache, Owner, RunCache, batches, run_caches, sequence_caches
 from .engine import MlxEngine
 from .gradients import MlxBackward, MlxGradients
 from .load import choose_device, load_model, windows_of
@@ -71,7 +71,8 @@ class MlxBackend:
         softcap = getattr(config, "attn_logit_softcapping", None) if loaded.compared else None
         self.attention = Attention(self.executor, windows_of(config, self.model), softcap=softcap)
         self.attention.replace_in(self.model)
-        self.ours = all(isinstance(cache, RunCache) for cache in run_caches(self.model, self.attention.layers))
+        caches = run_caches(self.model, self.attention.layers)
+        self.ours = all(isinstance(cache, RunCache) for cache in caches)
         """Every layer keeps keys and values, and we keep them."""
         head = head_of(self.model, self.body, self.attention, config)
         if head is None:
@@ -88,7 +89,9 @@ class MlxBackend:
             self.derived = found.anatomy
             if found.anatomy is not None:
                 family, dims = found.anatomy.family, found.anatomy.dims
-                refused, note = found.anatomy.refused, derived_note(found.anatomy, config)
+                refused, note = found.anatomy.refused, ""
+                if not batches(caches):
+                    note = "generation with caches of this kind is not offered; use runs"
                 self.activation = found.anatomy.activation if found.anatomy.activation in ACTIVATIONS else ""
         self.points = self.executor.points = self._look(family, dims.n_heads)
         self._gradients = MlxGradients(
@@ -137,7 +140,12 @@ class MlxBackend:
         )
 
     def _engine(self, limits: Limits) -> MlxEngine:
-        return MlxEngine(self.body, self.head, self.executor, self.attention, self.taps, limits)
+        def caches(owner: Owner) -> list[Any]:
+            return sequence_caches(self.model, self.attention.layers, owner)
+
+        return MlxEngine(
+            self.body, self.head, self.executor, self.attention, self.taps, limits, caches, padded=self.ours
+        )
 
     @property
     def hook_s(self) -> float:

@@ -12,12 +12,25 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 from mlx_lm.models.base import create_causal_mask
-from mlx_lm.models.cache import BatchKVCache, KVCache, RotatingKVCache
+from mlx_lm.models.cache import ArraysCache, BatchKVCache, KVCache, RotatingKVCache
 
 from ..hooks.run_parts import RunParts
 from ..hooks.sequence import Sequence
 
-__all__ = ["BatchCache", "GrowingCache", "Layer", "Owner", "RunCache", "SequenceCache", "run_caches"]
+__all__ = [
+    "BatchCache",
+    "BatchStates",
+    "GrowingCache",
+    "Layer",
+    "Owner",
+    "RunCache",
+    "SequenceCache",
+    "SequenceStates",
+    "batches",
+    "owned",
+    "run_caches",
+    "sequence_caches",
+]
 
 
 class KeysAndValues(Protocol):
@@ -194,3 +207,82 @@ class BatchCache(BatchKVCache):
             alone = super().extract(idx)
             cache.keys, cache.values, cache.offset = alone.keys, alone.values, alone.offset
         return cache
+
+
+# ---- recurrent states: of a convolution, or a layer that keeps no keys ----
+
+
+class SequenceStates(ArraysCache):
+    """One layer's states of one sequence outside a batch."""
+
+    def __init__(self, size: int, owner: Owner) -> None:
+        super().__init__(size)
+        self.owner = owner
+
+    @classmethod
+    def merge(cls, caches: list[SequenceStates]) -> BatchStates:
+        """A batch of these sequences."""
+        return BatchStates.merge(caches)
+
+
+class BatchStates(ArraysCache):
+    """One layer's states of a batch."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.owners: list[Owner] = []
+        self.unread: list[int] | None = None
+        """As in BatchCache."""
+
+    @classmethod
+    def merge(cls, caches: list[SequenceStates]) -> BatchStates:
+        """A batch of these sequences."""
+        batch: Any = super().merge(caches)
+        batch.owners = [cache.owner for cache in caches]
+        return batch
+
+    take_rows = BatchCache.take_rows
+
+    def prepare(self, lengths: Any = None, **how: Any) -> None:
+        """Told by the engine before a right-padded chunk."""
+        super().prepare(lengths=lengths, **how)
+        self.unread = None if lengths is None else list(lengths)
+
+    def finalize(self) -> None:
+        """Told by the engine after it."""
+        super().finalize()
+        self.unread = None
+
+    def filter(self, batch_indices: list[int]) -> None:
+        """Keep some sequences."""
+        super().filter(batch_indices)
+        self.owners = [self.owners[i] for i in batch_indices]
+
+    def extend(self, other: BatchStates) -> None:
+        """Append another batch's sequences."""
+        super().extend(other)
+        self.owners = self.owners + other.owners
+
+    def extract(self, idx: int) -> SequenceStates:
+        """One sequence's states, on their own."""
+        alone = SequenceStates(len(self.cache), self.owners[idx])
+        alone.cache = [None if state is None else state[idx : idx + 1] for state in self.cache]
+        return alone
+
+
+def batches(caches: SequenceOf[Any]) -> bool:
+    """Whether sequences can share a forward while they generate: every layer keeps keys, or states, and nothing else."""
+    return all(isinstance(cache, RunCache) or type(cache) is ArraysCache for cache in caches)
+
+
+def sequence_caches(model: Any, layers: SequenceOf[Layer], owner: Owner) -> list[SequenceCache | SequenceStates]:
+    """A cache a layer for a sequence that is to generate. See `batches`."""
+    return [
+        SequenceCache(layer, owner) if isinstance(cache, RunCache) else SequenceStates(len(cache.cache), owner)
+        for layer, cache in zip(layers, run_caches(model, layers), strict=True)
+    ]
+
+
+def owned(caches: list[Any]) -> BatchCache | BatchStates:
+    """The one of a forward's caches that says whose rows are where: one with keys, if there is one."""
+    return next((cache for cache in caches if isinstance(cache, BatchCache)), caches[0])

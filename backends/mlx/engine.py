@@ -23,7 +23,7 @@ from ..hooks.sequence import Rows, Sequence, StepResult
 from ..hooks.stepping import result_of, sampled_logprob_rows
 from ..model.limits import Limits
 from .attention import Attention
-from .cache import BatchCache, Owner, SequenceCache
+from .cache import BatchCache, BatchStates, Owner, owned
 from .forward import Forward
 from .ops import to_numpy
 from .taps import Taps
@@ -39,7 +39,7 @@ _NEVER = 1 << 30  # our scheduler ends a sequence, the engine never does
 class _Paused:
     """A sequence that is left out for now."""
 
-    caches: list[SequenceCache] = field(default_factory=list[SequenceCache])
+    caches: list[Any] = field(default_factory=list[Any])
     outcomes: list[Forward] = field(default_factory=list[Forward])
 
 
@@ -54,7 +54,13 @@ class MlxEngine:
         attention: Attention,
         taps: Taps,
         limits: Limits,
+        caches: Callable[[Owner], list[Any]],
+        *,
+        padded: bool,
     ) -> None:
+        """`caches`: one a layer, for a sequence that is to generate. `padded`: whether prompts may be read side by side, the
+        shorter padded: keys are masked, but a state would take the padding in."""
+        self.caches, self.padded = caches, padded
         self.body, self.head, self.executor, self.attention, self.taps = body, head, executor, attention, taps
         self.limits = limits
         self.owners: dict[str, Owner] = {}
@@ -76,7 +82,7 @@ class MlxEngine:
             max_tokens=_NEVER,
             sampler=self._sample,
             completion_batch_size=self.limits.n_slots,
-            prefill_batch_size=self.limits.n_slots,
+            prefill_batch_size=self.limits.n_slots if self.padded else 1,
             prefill_step_size=self.limits.chunk_tokens,
             stream=mx.default_stream(mx.default_device()),
         )
@@ -103,7 +109,7 @@ class MlxEngine:
             return False
         owner = Owner(sequence)
         self.owners[sequence.id] = owner
-        self._insert(owner, sequence.tokens, [SequenceCache(layer, owner) for layer in self.attention.layers])
+        self._insert(owner, sequence.tokens, self.caches(owner))
         return True
 
     def remove(self, sequence: Sequence) -> None:
@@ -123,9 +129,9 @@ class MlxEngine:
         if owner is None or sequence.id in self.paused:
             return
         self._let_go()
-        caches: list[SequenceCache] = self.generator.extract_cache([owner.uid])[owner.uid][0]
+        caches: list[Any] = self.generator.extract_cache([owner.uid])[owner.uid][0]
         self.generator.remove([owner.uid])
-        mx.eval([(cache.keys, cache.values) for cache in caches if not cache.empty()])
+        mx.eval([cache.state for cache in caches if not cache.empty()])
         aside = _Paused(caches)
         for i, forward in enumerate(self.pending):
             own = [(o, slot) for o, slot in forward.slots if o is owner]
@@ -170,7 +176,7 @@ class MlxEngine:
             self.remove(sequence)
         self.generator.close()
 
-    def _insert(self, owner: Owner, tokens: list[int], caches: list[SequenceCache]) -> None:
+    def _insert(self, owner: Owner, tokens: list[int], caches: list[Any]) -> None:
         [owner.uid] = self.generator.insert([list(tokens)], caches=[caches], all_tokens=[[]])
 
     def _let_go(self) -> None:
@@ -178,10 +184,10 @@ class MlxEngine:
             self.generator.remove(self.leaving)
             self.leaving = []
 
-    def _forward(self, tokens: mx.array, cache: list[BatchCache]) -> mx.array:
+    def _forward(self, tokens: mx.array, cache: list[Any]) -> mx.array:
         """What the engine calls as its model. tokens [batch, row]. Its result is only a shape: see `_sample`."""
         batch, n_rows = tokens.shape
-        slots = self._slots(tokens, cache[0])
+        slots = self._slots(tokens, owned(cache))
         live = [slot for _, slot in slots if slot.position < slot.plan.n_rows]
         self.executor.begin(live, (batch, n_rows))
         asked = self.executor.asked
@@ -199,11 +205,12 @@ class MlxEngine:
             mx.async_eval(forward.captured())
         return mx.zeros((batch, 1, 1))
 
-    def _slots(self, tokens: mx.array, cache: BatchCache) -> list[tuple[Owner, RowSpan]]:
+    def _slots(self, tokens: mx.array, cache: BatchCache | BatchStates) -> list[tuple[Owner, RowSpan]]:
         slots: list[tuple[Owner, RowSpan]] = []
         for i, (owner, n) in enumerate(zip(cache.owners, cache.take_rows(tokens.shape[1]), strict=True)):
             position = owner.position
-            slot = RowSpan(owner.sequence, i, 0, n, position, keys=(cache.end - position, cache.end + n))
+            end = cache.end if isinstance(cache, BatchCache) else position  # nobody reads keys where there are none
+            slot = RowSpan(owner.sequence, i, 0, n, position, keys=(end - position, end + n))
             slot.tokens = self._tokens_of(owner, tokens, slot)
             slots.append((owner, slot))
             owner.position += n
