@@ -46,6 +46,11 @@ def mend(model: Any, recipe: MlxRecipe, config: Any, dtype: mx.Dtype) -> None:
         dims = int(config.head_dim * rope.get("partial_rotary_factor", 1.0))
         for layer in model.layers:
             layer.self_attn.rope = nn.RoPE(dims, traditional=True, base=rope["rope_theta"])
+    if config.model_type == "glm4_moe_lite":  # whose latents' norms have transformers' default, whatever the config says
+        for layer in model.layers:
+            for norm in ("q_a_layernorm", "kv_a_layernorm"):
+                if norm in layer.self_attn:
+                    layer.self_attn[norm].eps = 1e-6
     _head_outside(model, config)
 
 
