@@ -34,6 +34,8 @@ def mlx_fields(config: Mapping[str, Any], full: Mapping[str, Any]) -> tuple[dict
         fields["sliding_window_pattern"] = "".join("LG"[kind == "full_attention"] for kind in full["layer_types"])
     if model_type == "solar_open":
         fields["intermediate_size"] = full["moe_intermediate_size"]
+    if "n_inner" in fields and fields["n_inner"] is None:
+        fields["n_inner"] = 4 * fields["n_embd"]
     if model_type == "lfm2":
         fields.setdefault("block_dim", full["hidden_size"])
     n_heads = full.get("num_attention_heads")

@@ -57,6 +57,23 @@ def shrunk(full: Mapping[str, Any]) -> dict[str, Any]:
 
     Equal numbers that mean different things stay apart: sizes are set by what they are, never looked up by what they were.
     """
+    other = _other_names(full)
+    small = _shrunk({**full, **{name: full[own] for name, own in other.items()}})
+    return {name: value for name, value in small.items() if name not in other} | {
+        own: small[name] for name, own in other.items()
+    }
+
+
+def _other_names(full: Mapping[str, Any]) -> dict[str, str]:
+    """The usual name → the architecture's own, of what it calls otherwise (gptj: n_embd)."""
+    from transformers import AutoConfig
+
+    kind: Any = type(AutoConfig.for_model(full["model_type"]))
+    pairs: dict[str, str] = getattr(kind, "attribute_map", {})
+    return {name: own for name, own in pairs.items() if own in full and name not in full}
+
+
+def _shrunk(full: Mapping[str, Any]) -> dict[str, Any]:
     n_heads = full.get("num_attention_heads") or N_HEADS
     n_kv_heads = full.get("num_key_value_heads") or n_heads
     own_head = full.get("head_dim") or full["hidden_size"] // n_heads

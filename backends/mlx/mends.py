@@ -46,7 +46,9 @@ def mend(model: Any, recipe: MlxRecipe, config: Any, dtype: mx.Dtype) -> None:
         dims = int(config.head_dim * rope.get("partial_rotary_factor", 1.0))
         for layer in model.layers:
             layer.self_attn.rope = nn.RoPE(dims, traditional=True, base=rope["rope_theta"])
-    if config.model_type == "glm4_moe_lite":  # whose latents' norms have transformers' default, whatever the config says
+    if (
+        config.model_type == "glm4_moe_lite"
+    ):  # whose latents' norms have transformers' default, whatever the config says
         for layer in model.layers:
             for norm in ("q_a_layernorm", "kv_a_layernorm"):
                 if norm in layer.self_attn:
@@ -105,7 +107,7 @@ def _gpt_neox(module: Any, x: mx.array, act: Callable[[mx.array], mx.array]) -> 
     return module.dense_4h_to_h(act(module.dense_h_to_4h(x)))
 
 
-_OTHER_ACTIVATIONS = {"gemma": _gemma, "starcoder2": _starcoder2, "gpt_neox": _gpt_neox}
+_OTHER_ACTIVATIONS = {"gemma": _gemma, "starcoder2": _starcoder2, "gpt_bigcode": _starcoder2, "gpt_neox": _gpt_neox}
 """Model type → the call of its MLP, in which mlx-lm has another kind of gelu built in than most checkpoints ask for."""
 
 
