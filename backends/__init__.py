@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..protos.errors import FailedPrecondition, InvalidArgument, ProbewireError
+from .alone_check import alone_fault
 from .checkpoints.folder import check_whole
 from .model.limits import Limits
 from .selfcheck import causality_fault, engine_fault, library_fault, prove_derived
@@ -75,12 +76,22 @@ def load_backend(
         )
     if check:
         prove_derived(backend)
-    fault = _fault(name, folder, backend, device) if check and backend.engine is not None else ""
+        _prove_engine(name, folder, backend, device)
+    return backend
+
+
+def _prove_engine(name: str, folder: Path, backend: Backend, device: str) -> None:
+    """Keep the engine that computes what runs do: the batching one, or else one that takes sequences one after another."""
+    if backend.engine is None:
+        return
+    fault = _fault(name, folder, backend, device)
+    if fault and not backend.info.batching and backend.generate_alone(fault):
+        alone = _fault(name, folder, backend, device)
+        fault = f"{fault}; one sequence after another, {alone}" if alone else ""
     if fault and backend.engine is not None:
         backend.engine.close()
         backend.engine = None
-        backend.info = replace(backend.info, generate=False, generate_note=f"{fault}; use runs")
-    return backend
+        backend.info = replace(backend.info, generate=False, generate_note=f"{fault}; use runs", batching="")
 
 
 def _compare(folder: Path, backend: Backend, device: str) -> None:
@@ -145,7 +156,8 @@ def _found(name: str, folder: Path, backend: Backend, device: str) -> str:
     from .model.families import window_in
     from .selfcheck import window_fault
 
-    fault = engine_fault(backend)
+    alone = backend.info.batching
+    fault = alone_fault(backend) if alone else engine_fault(backend)
     if fault or not window_in(config := full_config(folder)):
         return fault
     if name == "torch" or not backend.compared:
@@ -154,4 +166,4 @@ def _found(name: str, folder: Path, backend: Backend, device: str) -> str:
         from .mlx.tiny import write_tiny
 
         own_logits = None
-    return window_fault(_small(name, device), write_tiny, config, own_logits)
+    return window_fault(_small(name, device), write_tiny, config, own_logits, alone=alone)

@@ -24,12 +24,10 @@ from .checkpoints.shrunk import VOCAB, WINDOW, crossed, shrunk
 from .hooks.base import Backend
 from .hooks.plan import bind
 from .hooks.sequence import Sequence
+from .model.tolerances import ENGINE_TOLERANCE
 from .proof import prove
 
 __all__ = ["causality_fault", "engine_fault", "library_fault", "prove_derived", "window_fault"]
-
-TOLERANCE = {"float32": 1e-3, "float64": 1e-3, "float16": 5e-2, "bfloat16": 3e-1}
-"""Relative error that still counts as rounding; the faults seen were of 0.5 and more."""
 
 N_NEW = 3
 _FINAL = Plan((Hook("logits", capture=Capture(), where=Where(phase="all")),))
@@ -89,7 +87,7 @@ def engine_fault(backend: Backend) -> str:
     for sequence, decoded in _decode(backend, _prompts(backend.info.vocab_size, (5, 11))):
         forced = _forced(backend, sequence)
         error = _error(decoded, forced)
-        if not error <= TOLERANCE[backend.info.dtype]:
+        if not error <= ENGINE_TOLERANCE[backend.info.dtype]:
             return f"the engine's decode differs from a plain forward by {error:.2g} (relative)"
     return ""
 
@@ -183,16 +181,22 @@ def window_fault(
     write: Callable[[Path, dict[str, Any]], None],
     config: Mapping[str, Any],
     own_logits: Callable[[Path, list[int]], Array] | None = None,
+    *,
+    alone: str = "",
 ) -> str:
     """Why this backend cannot be trusted past the model's window, or empty.
 
     `write` makes a small checkpoint of a config, `load` loads it on the backend; `config` has every field written out.
-    `own_logits` says what the backend's own library makes of tokens, for architectures that the reference does not know.
+    `alone`: why its sequences go one after another. `own_logits` says what the backend's own library makes of tokens, for architectures that the reference does not know.
     """
     with tempfile.TemporaryDirectory() as scratch:
         tiny = Path(scratch)
         write(tiny, shrunk(config))
         backend = load(tiny)
+        if alone and not backend.info.batching:
+            backend.generate_alone(alone)
+        if backend.engine is None:
+            return f"a small model of its kind does not generate: {backend.info.generate_note}"
         try:
             known = config["model_type"] in reference.MODEL_TYPES or own_logits is None
             meaning = reference.load(tiny) if known else None
@@ -205,7 +209,7 @@ def window_fault(
                     logits = own_logits(tiny, tokens)
                 expected = logits[sequence.prompt_length - 1 :]
                 error = _error(decoded, expected)
-                if not error <= TOLERANCE["float32"]:
+                if not error <= ENGINE_TOLERANCE["float32"]:
                     return f"past the sliding window the engine differs from the reference by {error:.2g} (relative)"
         finally:
             backend.close()

@@ -77,6 +77,8 @@ class ModelInfo:
     """What of the sites was tried on this model at load, where they were derived; empty for families that tests hold."""
     refused: Mapping[str, str] = field(default_factory=dict[str, str])
     """Site → why this model does not offer it."""
+    batching: str = ""
+    """Why generations go forward one after another; empty where they share a forward."""
 
     def site(self, name: str) -> SiteInfo | None:
         """The entry for a kind of site, or None when this model does not offer it."""
@@ -117,7 +119,9 @@ def _facts(info: ModelInfo) -> list[tuple[str, str]]:
     experts = f" · {info.n_experts} experts" if info.n_experts else ""
     kv = f" ({info.n_kv_heads} kv heads)" if info.n_kv_heads != info.n_heads else ""
     family = info.family if info.family == info.architecture else f"{info.family} ({info.architecture})"
-    sizes = f"{family} · {info.n_layers} layers · d_model {info.d_model} · {info.n_heads} heads of {info.d_head}{kv}"
+    sizes = f"{family} · {info.n_layers} layers · d_model {info.d_model}"
+    if info.n_heads:
+        sizes += f" · {info.n_heads} heads of {info.d_head}{kv}"
     facts = [
         ("model", f"{sizes} · d_mlp {info.d_mlp}{experts} · vocabulary {info.vocab_size:,}"),
         ("runs on", f"{info.backend} · {info.device} · {info.dtype} · attention {info.attention}"),
@@ -127,6 +131,8 @@ def _facts(info: ModelInfo) -> list[tuple[str, str]]:
     chat = "with a chat template" if info.chat_template else "no chat template"
     slots = f"{info.n_slots} at once, " if info.n_slots else ""
     facts.append(("generate", f"{slots}{chat}" if info.generate else f"no: {info.generate_note}"))
+    if info.batching:
+        facts.append(("batching", f"none: {info.batching}"))
     facts.append(("rules", f"{', '.join(info.rules)} (of gradients)" if info.rules else "none (gradients as they are)"))
     if info.proof:
         facts.append(("proof", info.proof))

@@ -84,6 +84,11 @@ class Backend(Protocol):
         """Cut no runs from now on, and share nothing between a sweep's plans: it was seen to change what comes out."""
         ...
 
+    def generate_alone(self, why: str) -> bool:
+        """Let no sequences share a forward from now on: they go one after another, each with the library's own cache, and
+        `info.batching` says why. False where there is no such engine, or it cannot even begin."""
+        ...
+
     @property
     def hook_s(self) -> float:
         """Seconds spent in hooks so far (on a GPU: in launching them)."""

@@ -88,7 +88,7 @@ def widths_of(site: Site, model: Bindable) -> tuple[int, ...]:
 def _offered(sites: tuple[Site, ...], model: Bindable, mode: str, where: str) -> SiteInfo:
     name, info = sites[0].name, model.info
     if name == "module":
-        return _raw(sites[0], model.points, where)
+        return _raw(sites[0], model.points, mode, where)
     offered = info.site(name)
     if offered is None:
         allowed = ", ".join(site.name for site in info.sites) or "raw module sites only"
@@ -105,9 +105,9 @@ def _offered(sites: tuple[Site, ...], model: Bindable, mode: str, where: str) ->
     return offered
 
 
-def _raw(site: Site, points: Points, where: str) -> SiteInfo:
+def _raw(site: Site, points: Points, mode: str, where: str) -> SiteInfo:
     """What can be done at a raw module: everything that needs no more than its width."""
-    if reason := points.reason_to_refuse(site):
+    if reason := points.reason_to_refuse(site, mode):
         raise InvalidArgument(f"{where}: {reason}")
     widths = points.tail(site)
     edits = (*ROW_EDITS, *(("latents",) if len(widths) == 1 else ()))

@@ -147,6 +147,8 @@ class Points:
         self._changeable, self._fault = changeable, fault
         self._points: dict[tuple[str, str, str], Point] = {}
         self._spots: dict[Site, Spot] = {}
+        self.run_only: dict[tuple[str, str], str] = {}
+        """Raw (path, side) whose rows do not come while generating as they do in a run, with the reason."""
         self.logits = self.spot(Site("logits")).point
 
     def spot(self, site: Site) -> Spot:
@@ -204,9 +206,11 @@ class Points:
         base = self.family.layer_path(self.backend, site.layer)
         return f"{base}.{tap.path}" if tap.path else base, tap
 
-    def reason_to_refuse(self, site: Site) -> str:
+    def reason_to_refuse(self, site: Site, mode: str = "run") -> str:
         """Why a raw site cannot be had, or empty."""
         path, side = self._own_path(str(site.path)), str(site.side)
+        if mode == "generate" and (path, side) in self.run_only:
+            return f"{self.run_only[path, side]}; use a run"
         if self._fault:
             return f"raw modules are not offered for this model: {self._fault}"
         if path not in self.paths:

@@ -160,6 +160,12 @@ class MlxBackend:
         # mlx-lm writes `h += x`, which rebinds the very object that a tap was given: what is kept must be another.
         return Points(family, "mlx", n_heads, self.taps.look(self._plain_forward), changeable=True)
 
+    @staticmethod
+    def generate_alone(why: str) -> bool:
+        """See Backend; there is none here yet."""
+        del why
+        return False
+
     def keep_whole(self) -> None:
         """See Backend."""
         self._sweeps = None

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ...protos.sites import ATTENTION_SITES
 from .anatomy.derive import Anatomy
 
-__all__ = ["derived_note", "generation_note", "run_only_sites", "window_in"]
+__all__ = ["batching_note", "generation_note", "masked_sites", "run_only_sites", "window_in"]
 
 PROVEN: dict[str, frozenset[str]] = {
     "torch": frozenset(
@@ -27,17 +28,18 @@ def generation_note(backend: str, model_type: str) -> str:
     return f"generation with {model_type} on {backend} has not been proven equal to the plain forward; use runs"
 
 
-def derived_note(anatomy: Anatomy, config: Any) -> str:
-    """Why generation is refused for a model whose table was derived, or empty: the check of the engine decides then."""
+def batching_note(anatomy: Anatomy | None, config: Any) -> str:
+    """Why sequences of a model without a row cannot share a forward, or empty: the check of the engine decides then."""
+    if anatomy is None:
+        return f"how {config.model_type} is built is not known"
     if not anatomy.attention:
-        return f"generation needs attention of ours in every layer: {anatomy.refused['q']}; use runs"
+        return f"attention is not ours in every layer ({anatomy.refused['q']})"
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if kinds or getattr(config, "attention_chunk_size", None):
-        what = ", ".join(sorted(kinds)) or "chunked attention"
-        return f"generation with {what} is not offered; use runs"
+        return f"layers of {', '.join(sorted(kinds)) or 'chunked attention'} are not batched"
     windows = {block.window for block in anatomy.blocks} - {None}
     if has_window(config) and windows != {config.sliding_window}:
-        return "the model's attention does not say which layers have a window; use runs"
+        return "the model's attention does not say which layers have a window"
     return ""
 
 
@@ -54,6 +56,13 @@ def window_in(config: Mapping[str, Any]) -> bool:
     if not config.get("sliding_window") or config.get("use_sliding_window") is False:
         return False
     return not kinds or any("sliding" in str(kind) for kind in kinds)
+
+
+def masked_sites(config: Any) -> dict[str, str]:
+    """Sites whose masks are not known here, with the reason: a short proof would not reach a chunk's end."""
+    if not getattr(config, "attention_chunk_size", None):
+        return {}
+    return dict.fromkeys(ATTENTION_SITES, "attention in chunks has a mask that is not known here; read z or attn_out")
 
 
 def run_only_sites(backend: str, config: Any) -> dict[str, str]:

@@ -20,6 +20,7 @@ from ..hooks.points import Point
 from ..hooks.row_span import RowSpan
 from ..hooks.run_parts import RunParts
 from ..hooks.sweeps import SharedPrefix
+from .kept_keys import KeptKeys
 from .packed import Packed
 from .paged_cache import updated
 
@@ -47,6 +48,8 @@ class Attention:
         """A run that is made in parts, whose keys and values this forward adds to."""
         self._earlier: tuple[SharedPrefix | RunParts, int] | None = None
         """Whose keys and values come before this forward's own, and how many of them."""
+        self._kept: KeptKeys | None = None
+        """Where the library's own cache puts earlier keys and values before this forward's."""
 
     def attach(self, module: nn.Module) -> None:
         """Answer for an attention module from now on."""
@@ -70,6 +73,15 @@ class Attention:
         finally:
             self._earlier = None
 
+    @contextmanager
+    def after_kept(self, stop: int) -> Generator[None]:
+        """A forward of one sequence up to position `stop`, whose earlier keys and values the library keeps."""
+        self._kept = KeptKeys(stop)
+        try:
+            yield
+        finally:
+            self._kept = None
+
     def __call__(
         self,
         module: Any,
@@ -86,8 +98,10 @@ class Attention:
         if executor.asked:
             points = self._points_of(layer)
             query = self._tap_heads(points["q"], query)
-            key = self._tap_heads(points["k"], key)
-            value = self._tap_heads(points["v"], value)
+            if self._kept is None:
+                key, value = self._tap_heads(points["k"], key), self._tap_heads(points["v"], value)
+            else:
+                self._kept.tap(executor, points, query.shape[2], key, value)
             wanting = executor.wanting(points["attn_scores"], points["attn_probs"])
         if self.recording is not None:
             self.recording.keys[layer], self.recording.values[layer] = key, value
@@ -113,6 +127,11 @@ class Attention:
             self.witness(module, query, key, value, out, kwargs.get("sliding_window"))
         if wanting and out.requires_grad:
             out = out.clone()  # the kernel keeps its output for the backward pass
+        if wanting and self._kept is not None:
+            if fault := self._kept.fault(query.shape[2], key.shape[2], kwargs.get("sliding_window")):
+                points = self._points_of(layer)
+                executor.fail_wanting((points["attn_scores"], points["attn_probs"]), fault)
+            key, value = self._kept.whole(key), self._kept.whole(value)
         for slot in wanting:
             if slot.error is None:
                 out[slot.batch, slot.start : slot.stop] = self._one(
@@ -122,7 +141,7 @@ class Attention:
                     query,
                     key,
                     value,
-                    packed=cache is not None or self._earlier is not None,
+                    packed=cache is not None or self._earlier is not None or self._kept is not None,
                     **kwargs,
                 )
         return out, None
@@ -224,8 +243,8 @@ def _eager(
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     if attention_mask is None:
-        n = query.shape[2]
-        attention_mask = torch.ones(n, key.shape[2], dtype=torch.bool, device=query.device).tril()
+        n, n_keys = query.shape[2], key.shape[2]  # earlier keys come first
+        attention_mask = torch.ones(n, n_keys, dtype=torch.bool, device=query.device).tril(n_keys - n)
     if attention_mask.dtype == torch.bool:
         scores = scores.masked_fill(~attention_mask, float("-inf"))
     else:

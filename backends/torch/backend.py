@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence as SequenceOf
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ...protos.errors import Unsupported
 from ...protos.model import ModelInfo
 from ...protos.sites import Site
 from ...protos.tensors import Array
+from ..alone_engine import AloneEngine
 from ..hooks.backward import StopForward, rules_of
 from ..hooks.base import Engine
 from ..hooks.bound import BoundBackward, BoundPlan
@@ -32,19 +34,21 @@ from ..hooks.sweeps import SharedPrefix
 from ..model.anatomy.derive import Anatomy
 from ..model.chunk import with_chunk
 from ..model.context import fitted
-from ..model.families import derived_note, generation_note, run_only_sites
-from ..model.footprint import footprint
+from ..model.families import batching_note, masked_sites, run_only_sites
+from ..model.footprint import footprint, free_bytes
 from ..model.limits import Limits
 from ..model.sites import Family, dims_of, family_of, site_infos
+from ..model.tolerances import ENGINE_TOLERANCE
 from ..model.versions import versions_of
 from ..model.weights import CheckpointWeights
 from .anatomy import Found, anatomy_of, head_of
 from .attention import Attention
 from .engine import TorchEngine
 from .gradients import TorchBackward, TorchGradients
-from .load import choose_device, load_model
+from .load import body_of, choose_device, cuda_free_bytes, load_model
 from .norms import Norms
 from .ops import TorchOps
+from .own_cache import OwnCache
 from .sweeps import TorchSweeps
 from .taps import Taps
 
@@ -64,7 +68,7 @@ class TorchBackend:
     ) -> None:
         self.device = choose_device(device)
         self.model: Any = load_model(folder, dtype, self.device, cache_bytes=footprint(folder, dtype, limits).cache)
-        self.weights = CheckpointWeights(folder)
+        self.body, self.weights = body_of(self.model), CheckpointWeights(folder)
         config = self.model.config.get_text_config()
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
         self.logit_scale = 1.0
@@ -78,13 +82,18 @@ class TorchBackend:
         self.derived: Anatomy | None = None
         """The table of a model whose architecture no row describes."""
         refused = dict[str, str]()
+        note = ""
+        """Why sequences cannot share a forward."""
         if family is None:
             found = self._derive(config)
             eager = found.attention == "eager"
+            if fault := self._find_head(config):
+                found, refused = Found(None, fault, found.attention), {"logits": fault}
+            note = batching_note(found.anatomy, config)
             self.derived = found.anatomy
             if found.anatomy is not None:
                 family, dims = found.anatomy.family, found.anatomy.dims
-                refused = found.anatomy.refused
+                refused = {**found.anatomy.refused, **masked_sites(config)}
                 self.activation = found.anatomy.activation if found.anatomy.activation in ACTIVATIONS else ""
         self._gradients = TorchGradients(
             self.executor, self.taps, norms, self.hidden, self._logits_rows, self._backward_of
@@ -99,11 +108,11 @@ class TorchBackend:
                 self._sweeps = TorchSweeps(self, self.executor, self.taps, attention, self.layers)
         limits, context_note = fitted(limits, config)
         limits = with_chunk(limits, self)
-        note = derived_note(self.derived, config) if self.derived else generation_note("torch", config.model_type)
         self.engine: Engine | None = None
         if not note:
             self.engine = TorchEngine(self.model, self.executor, self.taps, attention, limits, self.logits)
         self.limits = limits
+        headless = f"{refused['logits']}; use runs" if "logits" in refused else ""
         self.info = ModelInfo(
             id=model_id,
             family=family.name if family else "unknown",
@@ -123,14 +132,37 @@ class TorchBackend:
             n_experts=dims.n_experts,
             context_length=min(limits.context_tokens, limits.cache_tokens),
             context_note=context_note,
-            generate=not note,
-            generate_note=note,
+            generate=not headless,
+            generate_note=headless,
             n_slots=limits.n_slots,
             rules=rules_of(family, self.activation, norms=norms.known),
             sites=site_infos(family, dims, refused=refused, run_only=run_only_sites("torch", config)),
             versions=versions_of("torch", "transformers"),
             refused=refused,
         )
+        if note and not headless:
+            self.generate_alone(note)
+
+    def generate_alone(self, why: str) -> bool:
+        """See Backend."""
+        if self.engine is not None:
+            self.engine.close()
+            self.engine = None
+        free = cuda_free_bytes(str(self.device)) if self.device.type == "cuda" else free_bytes()
+        try:
+            own = OwnCache(self.model, self.attention, self.taps, self.logits, self.device)
+            cost = own.cost()
+            faults = own.raw_faults(self.hidden, ENGINE_TOLERANCE[self.info.dtype])
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            fault = f"{why}, and a forward with the library's own cache fails: {type(error).__name__}: {error}"
+            self.info = replace(self.info, generate=False, generate_note=f"{fault}; use runs")
+            return False
+        self.points.run_only = faults
+        self.engine = AloneEngine(own, self.executor, self.limits, cost, free)
+        # Each has its own cache, in which a window's keys are in order.
+        sites = tuple(replace(site, generate=site.run, note="") for site in self.info.sites)
+        self.info = replace(self.info, batching=why, sites=sites, generate=True, generate_note="")
+        return True
 
     def _own_attention(self, eager: bool) -> Attention:
         attention = Attention(self.executor, eager=eager)
@@ -140,17 +172,22 @@ class TorchBackend:
         return attention
 
     def _derive(self, config: Any) -> Found:
-        """What the model's own forward shows; nothing where even that fails, or its logits are not the head's."""
+        """What the model's own forward shows; nothing where even that fails."""
         try:
-            found = anatomy_of(self.model, self.attention, self.hidden, config, self.device)
-            if found.anatomy is not None:
-                head = head_of(self.model, self.hidden, config, self.device)
-                if head is None:
-                    return Found(None, "the logits are not the output head's, scaled or capped", found.attention)
-                self.softcap, self.logit_scale = head
+            return anatomy_of(self.model, self.attention, self.hidden, config, self.device)
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             return Found(None, f"a forward with its own code fails: {type(error).__name__}: {error}")
-        return found
+
+    def _find_head(self, config: Any) -> str:
+        """Why nothing can be said of the logits, or empty: they are the output head's, scaled or capped."""
+        try:
+            head = head_of(self.model, self.hidden, config, self.device)
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            return f"a forward with its own code fails: {type(error).__name__}: {error}"
+        if head is None:
+            return "the logits are not the output head's, scaled or capped"
+        self.softcap, self.logit_scale = head
+        return ""
 
     @property
     def hook_s(self) -> float:
@@ -281,7 +318,7 @@ class TorchBackend:
     def hidden(self, ids: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
         """[batch, row] token ids to final-norm rows. `positions` [1, row]: of rows that do not begin at 0."""
         where = {} if positions is None else {"position_ids": positions}
-        return self.model.base_model(ids, use_cache=False, **where)[0]
+        return self.body(ids, use_cache=False, **where)[0]
 
     def logits(self, hidden: torch.Tensor, columns: list[int] | None = None) -> torch.Tensor:
         """Logits of final-norm rows, after the family's softcap: of all tokens, or of the given ones."""
@@ -323,7 +360,7 @@ class TorchBackend:
             self.engine.close()
         self.taps.attach(set())
         self.engine = None
-        self.model = None
+        self.model = self.body = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

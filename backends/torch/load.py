@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from ...protos.errors import FailedPrecondition, InvalidArgument
 from ..model.footprint import free_bytes
@@ -16,7 +16,7 @@ from ..model.sites import family_of
 from .linear import use_in
 from .ops import torch_dtype
 
-__all__ = ["choose_device", "cuda_free_bytes", "load_model"]
+__all__ = ["body_of", "choose_device", "cuda_free_bytes", "load_model"]
 
 _FOLLOWS_FROM_CONFIG = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")
 """What old checkpoints store though it follows from the config."""
@@ -89,3 +89,10 @@ def load_model(folder: Path, dtype: str, device: torch.device, *, cache_bytes: i
         free = free_bytes()
         use_in(model, None if free is None else free - cache_bytes)
     return model
+
+
+def body_of(model: Any) -> Any:
+    """What gives the output head its rows: the library's base model, or, where its name for that is of another class
+    (llama4's text model), the one model within."""
+    inside = [module for module in model.children() if isinstance(module, PreTrainedModel)]
+    return inside[0] if model.base_model is model and len(inside) == 1 else model.base_model

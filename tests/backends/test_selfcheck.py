@@ -27,22 +27,27 @@ def test_sound_engines_pass(name: str, family: str, tmp_path_factory: pytest.Tem
     backend.close()
 
 
-def test_a_dropped_softcap_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As transformers' continuous batching did on gemma2: generation is refused, runs go on."""
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_a_dropped_softcap_is_caught(everywhere: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As transformers' continuous batching did on gemma2: sequences go one after another then, and runs go on; where that
+    drops it too, generation is refused."""
     import probewire.backends.torch.attention as attention
 
     real = attention._eager
 
-    def forgetful(*args: Any, **kwargs: Any) -> Any:
-        if kwargs.get("cu_seq_lens_q") is not None:  # the batching engine's call
+    def forgetful(module: Any, query: Any, key: Any, *args: Any, **kwargs: Any) -> Any:
+        batching = kwargs.get("cu_seq_lens_q") is not None
+        if batching or (everywhere and key.shape[2] > query.shape[2]):  # after earlier keys
             kwargs["softcap"] = None
-        return real(*args, **kwargs)
+        return real(module, query, key, *args, **kwargs)
 
     monkeypatch.setattr(attention, "_eager", forgetful)
     backend = _load("torch", tiny_checkpoint("gemma2", tmp_path))
-    assert not backend.info.generate
-    assert "differs from a plain forward" in backend.info.generate_note
-    assert backend.engine is None
+    note = backend.info.generate_note if everywhere else backend.info.batching
+    assert backend.info.generate is not everywhere
+    assert "decode differs from a plain forward" in note
+    assert ("one sequence after another" in note) == everywhere
+    assert (backend.engine is None) == everywhere
 
 
 def test_an_ignored_window_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

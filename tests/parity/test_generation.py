@@ -27,10 +27,12 @@ OTHERS = [
 ]
 
 
-@pytest.fixture(scope="module", params=["torch", "mlx"])
+@pytest.fixture(scope="module", params=["torch", "mlx", "torch alone"])
 def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder: Path = tiny_checkpoint("llama", tmp_path_factory.mktemp("tiny"))
-    made = load(request.param, folder)
+    name, _, alone = request.param.partition(" ")
+    made = load(name, folder)
+    assert not alone or made.generate_alone("a test of it")
     yield made
     made.close()
 

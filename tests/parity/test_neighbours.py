@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
@@ -10,13 +12,27 @@ from tests.parity.harness import load
 from tests.tiny_models import FAMILIES, tiny_checkpoint
 
 
-@pytest.fixture(scope="module", params=["torch", "mlx"])
-def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Beside]:
-    """In float64, where rounding is no excuse."""
+Models = dict[str, Beside]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("tiny")
-    return {
-        family: Beside(load(request.param, tiny_checkpoint(family, folder), dtype="float64")) for family in FAMILIES
-    }
+    return {family: tiny_checkpoint(family, folder) for family in FAMILIES}
+
+
+@pytest.fixture(scope="module", params=["torch", "mlx"])
+def models(request: pytest.FixtureRequest, folders: dict[str, Path]) -> Models:
+    """In float64, where rounding is no excuse."""
+    return {family: Beside(load(request.param, folder, dtype="float64")) for family, folder in folders.items()}
+
+
+@pytest.fixture(scope="module")
+def alone(folders: dict[str, Path]) -> Models:
+    """Of the engine that takes sequences one after another."""
+    loaded = {family: load("torch", folder, dtype="float64") for family, folder in folders.items()}
+    assert all(backend.generate_alone("a test of it") for backend in loaded.values())
+    return {family: Beside(backend) for family, backend in loaded.items()}
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -31,3 +47,10 @@ def test_any_two_plans_in_one_run(models: dict[str, Beside], family: str, seed: 
 def test_any_two_plans_in_one_batch_of_generations(models: dict[str, Beside], family: str, seed: int) -> None:
     worst, what = models[family].generate(seed)
     assert worst <= MOST, what
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(family=st.sampled_from(list(FAMILIES)), seed=st.integers(0, 2**32))
+def test_any_two_plans_of_generations_one_after_another(alone: Models, family: str, seed: int) -> None:
+    worst, what = alone[family].generate(seed)
+    assert worst == 0.0, what

@@ -21,11 +21,14 @@ from probewire.server.auth.callers import CALLER, local_caller
 from probewire.server.config import WorkerConfig
 from probewire.server.worker.model import LocalModel
 from probewire.server.worker.operations import LocalOperations
+from tests.backends.derived import SIZES, write
 from tests.cancelling import cancelled_at
 from tests.server.serving import eventually, gateway, request_bytes
 from tests.tiny_models import tiny_checkpoint
 
 MOST_WAITS = 200
+STABLELM = {**SIZES, "num_hidden_layers": 2, "num_key_value_heads": 2}
+"""Its attention passes nothing on that a batch needs, so its sequences go one after another."""
 STORE = Plan((Hook("resid_post.1", capture=Capture(store=True)),))
 SWEPT = tuple(Plan((Hook("mlp_out.1", edit=Scale(0.1 * i)),)) for i in range(30))
 TARGETS = (Target(Logit(7)),)
@@ -48,11 +51,14 @@ REQUESTS: dict[str, Callable[[LocalOperations], AsyncIterator[list[Event]]]] = {
 }
 
 
-@pytest.fixture(scope="module", params=["torch", "mlx"])
+@pytest.fixture(scope="module", params=["torch", "mlx", "torch alone"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalModel]:
-    folder = tiny_checkpoint("llama", tmp_path_factory.mktemp("tiny"))
+    name, _, alone = request.param.partition(" ")
+    folder = tmp_path_factory.mktemp("tiny")
+    folder = write("stablelm", folder, **STABLELM) if alone else tiny_checkpoint("llama", folder)
     engine = Limits(n_slots=2, context_tokens=256, cache_tokens=512, chunk_tokens=16)
-    made = LocalModel(WorkerConfig(model=str(folder), id="tiny", backend=request.param, engine=engine), folder)
+    made = LocalModel(WorkerConfig(model=str(folder), id="tiny", backend=name, engine=engine), folder)
+    assert bool(alone) == bool(made.backend.info.batching)
     yield made
     made.close()
 
