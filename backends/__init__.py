@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..protos.errors import FailedPrecondition, InvalidArgument, ProbewireError
 from .alone_check import alone_fault
+from .alone_engine import AloneEngine
 from .checkpoints.folder import check_whole
 from .model.limits import Limits
 from .selfcheck import causality_fault, engine_fault, library_fault, prove_derived
@@ -156,9 +157,11 @@ def _found(name: str, folder: Path, backend: Backend, device: str) -> str:
     from .model.families import window_in
     from .selfcheck import window_fault
 
-    alone = backend.info.batching
-    fault = alone_fault(backend) if alone else engine_fault(backend)
-    if fault or not window_in(config := full_config(folder)):
+    config = full_config(folder)
+    alone = backend.engine if isinstance(backend.engine, AloneEngine) else None
+    # gpt_neo's, which no small config of it can have
+    fault = alone_fault(backend, int(config.get("window_size") or 0)) if alone else engine_fault(backend)
+    if fault or not window_in(config):
         return fault
     if name == "torch" or not backend.compared:
         from .torch.tiny import own_logits, write_tiny

@@ -36,16 +36,20 @@ Found = dict[tuple[str, int], Array]
 """(site, position) → its row."""
 
 
-def alone_fault(backend: Backend) -> str:
-    """Why this engine cannot be trusted with the model either, or empty; what it must not do, it does not from then on."""
+def alone_fault(backend: Backend, window: int = 0) -> str:
+    """Why this engine cannot be trusted with the model either, or empty; what it must not do, it does not from then on.
+
+    `window`: positions that some layers see, of a model that cannot be made smaller to be tried past them.
+    """
     engine = backend.engine
     assert isinstance(engine, AloneEngine)
     trial = _Trial(backend, engine)
     asked = backend.limits.chunk_tokens
-    in_pieces = trial.fault(LENGTHS, SMALL_CHUNK) or trial.fault(trial.longer(asked), asked)
+    long = (*trial.longer(asked), *(trial.longer(window) if window else ()))
+    in_pieces = trial.fault(LENGTHS, SMALL_CHUNK) or trial.fault(long, asked)
     if in_pieces:
         trial.worst = 0.0
-        if fault := trial.fault((*LENGTHS, *trial.longer(asked)), 0):
+        if fault := trial.fault((*LENGTHS, *long), 0):
             return fault
         why = f"{backend.info.batching}; prompts are read whole, as in pieces {in_pieces}"
         backend.info = replace(backend.info, batching=why)

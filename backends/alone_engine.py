@@ -6,6 +6,7 @@ library stands behind `OwnForward`.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -21,6 +22,7 @@ from .hooks.row_span import RowSpan
 from .hooks.sampling import Choice, choose_token, logprobs_of
 from .hooks.sequence import Rows, Sequence, StepResult
 from .hooks.stepping import not_finite, result_of, sampled_logprob_rows
+from .model.chunk import SLICE_S
 from .model.limits import Limits
 from .turns import Turns
 
@@ -92,6 +94,7 @@ class AloneEngine:
         self.max_bytes = wanted if free_bytes is None else min(wanted, free_bytes)
         self.turns = Turns(limits.chunk_tokens)
         self._live: dict[str, _Live] = {}
+        """Whoever has waited longest for a forward, first."""
 
     @property
     def active(self) -> list[Sequence]:
@@ -141,9 +144,18 @@ class AloneEngine:
         self._live.clear()
 
     def step(self) -> list[StepResult]:
-        """A forward of each live sequence, one after another; of prompts, a chunk at a time."""
+        """A forward of each live sequence, one after another; of prompts, a chunk at a time. What a slice of time does not
+        hold comes first in the next step."""
         left = {name: live.left for name, live in self._live.items() if not live.paused}
-        return [self._step(self._live[name], rows) for name, rows in self.turns.next(left, self.limits.chunk_tokens)]
+        results: list[StepResult] = []
+        end_s = time.perf_counter() + SLICE_S
+        for name, rows in self.turns.next(left, self.limits.chunk_tokens):
+            if results and time.perf_counter() > end_s:
+                break
+            live = self._live.pop(name)
+            self._live[name] = live  # behind all others
+            results.append(self._step(live, rows))
+        return results
 
     def _step(self, live: _Live, n_rows: int) -> StepResult:
         sequence, start, stop = live.sequence, live.done, live.done + n_rows

@@ -20,6 +20,7 @@ from ..protos.model import Sampling
 from ..protos.spec import Capture, Hook, Plan, Where
 from ..protos.tensors import Array
 from . import reference
+from .alone_engine import AloneEngine
 from .checkpoints.shrunk import VOCAB, WINDOW, crossed, shrunk
 from .hooks.base import Backend
 from .hooks.plan import bind
@@ -182,19 +183,21 @@ def window_fault(
     config: Mapping[str, Any],
     own_logits: Callable[[Path, list[int]], Array] | None = None,
     *,
-    alone: str = "",
+    alone: AloneEngine | None = None,
 ) -> str:
     """Why this backend cannot be trusted past the model's window, or empty.
 
     `write` makes a small checkpoint of a config, `load` loads it on the backend; `config` has every field written out.
-    `alone`: why its sequences go one after another. `own_logits` says what the backend's own library makes of tokens, for architectures that the reference does not know.
+    `alone`: the model's engine, where its sequences go one after another. `own_logits` says what the backend's own library makes of tokens, for architectures that the reference does not know.
     """
     with tempfile.TemporaryDirectory() as scratch:
         tiny = Path(scratch)
         write(tiny, shrunk(config))
         backend = load(tiny)
-        if alone and not backend.info.batching:
-            backend.generate_alone(alone)
+        if alone is not None and not backend.info.batching:
+            backend.generate_alone("that of the model is so")
+        if alone is not None and not alone.turns.chunk_rows and isinstance(backend.engine, AloneEngine):
+            backend.engine.turns.chunk_rows = 0
         if backend.engine is None:
             return f"a small model of its kind does not generate: {backend.info.generate_note}"
         try:

@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 __all__ = ["Turns"]
 
 
+@dataclass(slots=True)
 class Turns:
     """Every sequence that generates gets its one row; prompts take turns, in pieces that depend on no neighbour."""
 
-    def __init__(self, chunk_rows: int) -> None:
-        self.chunk_rows = chunk_rows
-        """Rows of a prompt that are read at once; 0: all of them."""
-        self._last: str = ""
-        """Whose prompt was read last."""
+    chunk_rows: int
+    """Rows of a prompt that are read at once; 0: all of them."""
 
     def next(self, left: Mapping[str, int], budget: int) -> list[tuple[str, int]]:
-        """(sequence, rows) of the coming step. `left`: rows that each has to be read, in the order of admission.
+        """(sequence, rows) of the coming step. `left`: rows that each has to be read, whoever has waited longest first.
 
-        Prompts fill `budget` rows together; one at least is read, however long.
+        Prompts fill `budget` rows together; one at least is read, however long, and none overtakes another.
         """
-        step = [(name, 1) for name, rows in left.items() if rows == 1]
-        spent = 0
-        for name in self._in_turn(name for name, rows in left.items() if rows > 1):
-            rows = min(left[name], self.chunk_rows or left[name])
-            if spent and spent + rows > budget:
-                break
-            step.append((name, rows))
-            spent += rows
-            self._last = name
+        step: list[tuple[str, int]] = []
+        spent, full = 0, False
+        for name, rows in left.items():
+            if rows == 1:
+                step.append((name, 1))
+                continue
+            piece = min(rows, self.chunk_rows or rows)
+            full |= bool(spent) and spent + piece > budget
+            if not full:
+                step.append((name, piece))
+                spent += piece
         return step
-
-    def _in_turn(self, names: Iterable[str]) -> list[str]:
-        """Those after whoever was last, then the others."""
-        waiting = list(names)
-        after = waiting.index(self._last) + 1 if self._last in waiting else 0
-        return waiting[after:] + waiting[:after]

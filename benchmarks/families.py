@@ -37,6 +37,7 @@ KINDS: Any = import_module("transformers.models.auto.modeling_auto").MODEL_FOR_C
 
 LIMITS = Limits(n_slots=2, context_tokens=64, cache_tokens=256, chunk_tokens=8)
 VOCAB, LAYERS, PATIENCE_S = 260, 4, 20
+MOST_OF_A_REASON = 110
 TOLERANCE = 1e-4
 """Relative, float32."""
 TOKENS, LONGER = list(range(10, 26)), list(range(30, 60))
@@ -63,12 +64,40 @@ _SIZES: dict[str, Any] = {
     "kv_lora_rank": 16,
     "qk_rope_head_dim": 8,
     "qk_nope_head_dim": 8,
+    **dict.fromkeys(("mamba_n_heads", "mamba_num_heads", "n_mamba_heads"), 8),
+    **dict.fromkeys(
+        ("mamba_d_head", "mamba_head_dim", "mamba_headdim", "linear_key_head_dim", "linear_value_head_dim"), 16
+    ),
+    **dict.fromkeys(("mamba_d_state", "ssm_state_size"), 8),
+    **dict.fromkeys(("linear_num_value_heads", "linear_num_key_heads", "linear_num_heads"), 4),
+    **dict.fromkeys(("mamba_chunk_size", "chunk_size"), 4),
+    "mamba_d_ssm": 128,
+    "linear_head_dim": 16,
 }
 """Sizes by the names that configs have for them."""
 _OWN: dict[str, dict[str, Any]] = {
     "gpt_neox": {"intermediate_size": 256},  # four times the width, as mlx-lm has built in
     "gemma3_text": {"num_hidden_layers": 6},  # a whole period of its layers' kinds
+    "bailing_hybrid": {"layer_group_size": 2},
+    "bamba": {"attn_layer_indices": [1, 3]},
+    "deepseek_v2": {"topk_method": "greedy", "n_group": 1, "topk_group": 1, "num_experts_per_tok": 2, "head_dim": 8},
+    "deepseek_v3": {"num_key_value_heads": 4, "head_dim": 8},
+    "falcon": {"head_dim": None},
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 8},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "kimi_linear": {"layer_types": ["linear_attention", "full_attention"] * 2},
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
+    "mamba2": {"num_heads": 8, "head_dim": 16, "n_groups": 1},
+    "nemotron": {"head_dim": 16, "num_key_value_heads": 2},
+    "zamba2": {
+        "layers_block_type": ["mamba", "hybrid"] * 2,
+        "mamba_ngroups": 1,
+        "num_key_value_heads": 4,
+        "attention_head_dim": 32,
+    },
 }
+"""What four layers need to have some of each kind, or to be made at all; None: leave out."""
 
 
 def main(arguments: list[str]) -> int:
@@ -85,7 +114,7 @@ def main(arguments: list[str]) -> int:
         "| architecture | sites | residual sum | attention | generation | gradients by rule | logits, alone / beside | seconds |"
     )
     print("| --- | ---: | --- | --- | --- | --- | --- | ---: |")
-    made = full = streams = generating = wrong = 0
+    made = full = streams = generating = alone = wrong = 0
     for kind in kinds or sorted(KINDS):
         with tempfile.TemporaryDirectory() as scratch:
             try:
@@ -113,11 +142,13 @@ def main(arguments: list[str]) -> int:
             names = {site.name for site in info.sites}
             summed = {"attn_out", "mlp_out"} <= names
             bad = max(errors) > TOLERANCE
-            full += summed and "attn_probs" in names and info.generate
+            full += summed and "attn_probs" in names and info.generate and not info.batching
             streams += "resid_post" in names
-            generating += info.generate
+            generating += info.generate and not info.batching
+            alone += info.generate and bool(info.batching)
             wrong += bad
-            why = "✓" if info.generate else info.generate_note[:60]
+            why = "✓" if not info.batching else f"alone: {info.batching}"
+            why = " ".join((why if info.generate else info.generate_note).split())[:MOST_OF_A_REASON]
             told = f"{errors[0]:.0e} / {errors[1]:.0e}{' WRONG' if bad else ''}"
             print(
                 f"| {kind} | {len(names)} | {'✓' if summed else '–'} | {'✓' if 'attn_probs' in names else '–'} | {why} | "
@@ -125,7 +156,8 @@ def main(arguments: list[str]) -> int:
                 flush=True,
             )
     print(
-        f"\n{made} built; {streams} with a proven residual stream; {generating} generate in batches; {full} in full "
+        f"\n{made} built; {streams} with a proven residual stream; {generating} generate in batches, {alone} one sequence "
+        f"after another ({made - generating - alone} do not); {full} in full "
         f"(both contributions, attention and generation); {wrong} wrong."
     )
     return 1 if wrong else 0
@@ -135,9 +167,9 @@ def _write(kind: str, folder: Path) -> Any:
     """Make it, and give its own logits [row, vocab]."""
     own = transformers.AutoConfig.for_model(kind)
     fields = {name: value for name, value in _SIZES.items() if getattr(own, name, None) is not None}
-    fields |= _OWN.get(kind, {})
     if "kv_lora_rank" in fields:  # its latent attention has as many of either
         fields["num_key_value_heads"] = fields["num_attention_heads"]
+    fields = {name: value for name, value in (fields | _OWN.get(kind, {})).items() if value is not None}
     tokens = {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
     config = transformers.AutoConfig.for_model(kind, **tokens, **fields)
     with torch.device("meta"):  # sizes that have other names here could ask for all the memory there is

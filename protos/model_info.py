@@ -111,19 +111,22 @@ def _table(info: ModelInfo) -> str:
     for name, why in info.refused.items():
         whys.setdefault(why, []).append(name)
     told += [("not here", f"{', '.join(names)}: {why}") for why, names in whys.items()]
-    told.append(("layers", f"resid_post.0 … .{info.n_layers - 1}, .* (every one), .-1 (the last), .-2: (the last two)"))
+    layers = f"resid_post.0 … .{info.n_layers - 1}, .* (every one), .-1 (the last), .-2: (the last two)"
+    raw = "read raw, module:<path>:input|output"
+    told.append(("layers", layers) if any(site.layers for site in info.sites) else ("modules", raw))
     return "\n".join([*lines, "", *_labelled(told)])
 
 
 def _facts(info: ModelInfo) -> list[tuple[str, str]]:
     experts = f" · {info.n_experts} experts" if info.n_experts else ""
+    mlp = f" · d_mlp {info.d_mlp}" if info.d_mlp else ""
     kv = f" ({info.n_kv_heads} kv heads)" if info.n_kv_heads != info.n_heads else ""
     family = info.family if info.family == info.architecture else f"{info.family} ({info.architecture})"
     sizes = f"{family} · {info.n_layers} layers · d_model {info.d_model}"
     if info.n_heads:
         sizes += f" · {info.n_heads} heads of {info.d_head}{kv}"
     facts = [
-        ("model", f"{sizes} · d_mlp {info.d_mlp}{experts} · vocabulary {info.vocab_size:,}"),
+        ("model", f"{sizes}{mlp}{experts} · vocabulary {info.vocab_size:,}"),
         ("runs on", f"{info.backend} · {info.device} · {info.dtype} · attention {info.attention}"),
     ]
     if info.context_length:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-__all__ = ["VOCAB", "WINDOW", "crossed", "full_config", "plain_json", "shrunk"]
+__all__ = ["VOCAB", "WINDOW", "WINDOWS", "crossed", "full_config", "plain_json", "shrunk"]
 
 VOCAB = 128
 WINDOW = 8
 """The small model's window, where it has one."""
+WINDOWS = ("sliding_window", "sliding_window_size", "attention_window_size", "attention_chunk_size")
+"""What configs call it, and the length of chunks of attention."""
 D_MODEL, D_MLP, N_HEADS = 64, 96, 4
 MOST_EXPERTS = 4
 LONGEST_PERIOD = 12
@@ -92,8 +95,7 @@ def _shrunk(full: Mapping[str, Any]) -> dict[str, Any]:
     small |= dict.fromkeys(_TOKENS, 1)  # within the small vocabulary; an architecture's own default may not be
     if full.get("head_dim") or d_head != D_MODEL // N_HEADS:
         small["head_dim"] = d_head
-    if full.get("sliding_window"):
-        small["sliding_window"] = WINDOW
+    small |= {name: WINDOW for name in WINDOWS if full.get(name)}
     for name in ("num_local_experts", "num_experts", "num_experts_per_tok"):
         if full.get(name):
             small[name] = min(full[name], MOST_EXPERTS // 2 if name.endswith("tok") else MOST_EXPERTS)
@@ -130,6 +132,7 @@ def _kept_layers(full: Mapping[str, Any]) -> list[int]:
     n = full["num_hidden_layers"]
     kinds = [json.dumps([full[name][i] for name in _per_layer(full)]) for i in range(n)]
     period = next(p for p in range(1, n + 1) if all(kinds[i] == kinds[i % p] for i in range(n)))
+    period = min(math.lcm(period, len(full.get("block_types") or [0])), n)  # recurrent_gemma's pattern, written once
     if period <= LONGEST_PERIOD:
         return list(range(min(max(period, 2 + bool(full.get("first_k_dense_replace"))), n)))
     return sorted(kinds.index(kind) for kind in set(kinds))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...protos.sites import ATTENTION_SITES
+from ..checkpoints.shrunk import WINDOWS
 from .anatomy.derive import Anatomy
 
 __all__ = ["batching_note", "generation_note", "masked_sites", "run_only_sites", "window_in"]
@@ -33,7 +34,7 @@ def batching_note(anatomy: Anatomy | None, config: Any) -> str:
     if anatomy is None:
         return f"how {config.model_type} is built is not known"
     if not anatomy.attention:
-        return f"attention is not ours in every layer ({anatomy.refused['q']})"
+        return anatomy.refused["q"]
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if kinds or getattr(config, "attention_chunk_size", None):
         return f"layers of {', '.join(sorted(kinds)) or 'chunked attention'} are not batched"
@@ -53,6 +54,8 @@ def has_window(config: Any) -> bool:
 def window_in(config: Mapping[str, Any]) -> bool:
     """The same of a config's fields."""
     kinds = config.get("layer_types")
+    if any(config.get(name) for name in WINDOWS[1:]):
+        return True
     if not config.get("sliding_window") or config.get("use_sliding_window") is False:
         return False
     return not kinds or any("sliding" in str(kind) for kind in kinds)

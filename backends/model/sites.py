@@ -193,16 +193,21 @@ def _size(config: Any, name: str) -> int:
 
 
 def site_infos(
-    family: Family | None, dims: Dims, *, refused: dict[str, str] | None = None, run_only: dict[str, str] | None = None
+    family: Family | None,
+    dims: Dims,
+    *,
+    refused: dict[str, str] | None = None,
+    run_only: dict[str, str] | None = None,
+    head: bool = False,
 ) -> tuple[SiteInfo, ...]:
     """What a model offers. `refused` drops sites; `run_only` refuses them in generation; both give the reason.
 
-    Of a model without a table the logits alone have a name.
+    `head`: the output head is proven, so that of a model without a table the logits alone have a name.
     """
     refused, run_only = refused or {}, run_only or {}
     if family is None:
         own = SiteInfo("logits", AXES["logits"], dims.widths("logits"), edits=ROW_EDITS)
-        return () if "logits" in refused else (own,)
+        return (own,) if head else ()
     layer_sites = [*family.taps, *(ATTENTION_TAPS if family.heads else ())]
     infos: list[SiteInfo] = []
     for name in AXES:

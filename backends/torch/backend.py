@@ -136,7 +136,9 @@ class TorchBackend:
             generate_note=headless,
             n_slots=limits.n_slots,
             rules=rules_of(family, self.activation, norms=norms.known),
-            sites=site_infos(family, dims, refused=refused, run_only=run_only_sites("torch", config)),
+            sites=site_infos(
+                family, dims, refused=refused, run_only=run_only_sites("torch", config), head=not headless
+            ),
             versions=versions_of("torch", "transformers"),
             refused=refused,
         )

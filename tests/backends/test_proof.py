@@ -182,7 +182,7 @@ def test_attention_of_ours_that_drops_a_mask_or_a_softcap_is_not_used(tmp_path: 
         assert backend.info.attention == "eager"
         assert "attn_probs" in backend.info.refused
         assert backend.info.generate  # with the model's own, one sequence after another
-        assert "attention is not ours in every layer" in backend.info.batching
+        assert "not every layer calls the attention function once" in backend.info.batching
         backend.close()
 
 

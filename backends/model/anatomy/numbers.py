@@ -14,6 +14,8 @@ def numbers_of(config: Any) -> list[float]:
     own = [float(v) for v in config.to_dict().values() if isinstance(v, float) and 1e-3 < abs(v) < 1e3 and v != 1.0]
     if depth := getattr(config, "scale_depth", None):
         own.append(depth / config.num_hidden_layers**0.5)
+    if base := getattr(config, "dim_model_base", None):  # its head reads rows divided by so much
+        own.append(config.hidden_size / base)
     return list(dict.fromkeys(own))
 
 

@@ -281,6 +281,20 @@ def test_a_pause_and_a_removal(made: Made) -> None:
     assert engine.cache_held == 0
 
 
+def test_a_step_holds_the_models_thread_for_a_slice_of_time(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forwards so slow that each takes a slice: one a step, in turns, and prompts among them."""
+    backend, _ = made("gptj")
+    engine = backend.engine
+    assert engine is not None
+    monkeypatch.setattr("probewire.backends.alone_engine.SLICE_S", 0.0)
+    prompts = {"long": PROMPT, "short": [5], "other": [6, 7]}
+    live = [sequence(backend, p, Plan(), mode="generate", max_new=9, name=name) for name, p in prompts.items()]
+    assert all(engine.admit(one) for one in live)
+    order = [result.sequence.id for _ in range(9) for result in engine.step()]
+    assert order == ["long", "short", "other"] * 3
+    engine.close()
+
+
 @pytest.mark.parametrize("name", ["mamba", "qwen3_5_text", "deepseek_v3"])
 def test_what_is_reserved_covers_what_is_held(name: str, made: Made) -> None:
     backend, _ = made(name)

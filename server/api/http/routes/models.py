@@ -152,7 +152,7 @@ def _loaded(info: ModelInfo, not_applied: list[str]) -> dict[str, Any]:
     return {
         "status": "loaded",
         "model_id": info.id,
-        "supports_activations": info.generate and bool(info.sites),
+        "supports_activations": info.generate and any(site.layers for site in info.sites),
         "model": to_json(info),
         "not_applied": not_applied,
     }
