@@ -89,10 +89,15 @@ def _prove_engine(name: str, folder: Path, backend: Backend, device: str) -> Non
     if fault and not backend.info.batching and backend.generate_alone(fault):
         alone = _fault(name, folder, backend, device)
         fault = f"{fault}; one sequence after another, {alone}" if alone else ""
-    if fault and backend.engine is not None:
+    if fault:
+        _refuse_generation(backend, fault)
+
+
+def _refuse_generation(backend: Backend, fault: str) -> None:
+    if backend.engine is not None:
         backend.engine.close()
         backend.engine = None
-        backend.info = replace(backend.info, generate=False, generate_note=f"{fault}; use runs", batching="")
+    backend.info = replace(backend.info, generate=False, generate_note=f"{fault}; use runs", batching="")
 
 
 def _compare(folder: Path, backend: Backend, device: str) -> None:

@@ -68,7 +68,8 @@ class TorchBackend:
     ) -> None:
         self.device = choose_device(device)
         self.model: Any = load_model(folder, dtype, self.device, cache_bytes=footprint(folder, dtype, limits).cache)
-        self.body, self.weights = body_of(self.model), CheckpointWeights(folder)
+        self.body: Any = body_of(self.model)
+        self.weights = CheckpointWeights(folder)
         config = self.model.config.get_text_config()
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
         self.logit_scale = 1.0

@@ -17,7 +17,7 @@ from probewire.backends.hooks.base import Backend
 from probewire.backends.model.limits import Limits
 from probewire.backends.torch.own_cache import OwnCache
 from probewire.protos.edits import Add, Scale
-from probewire.protos.errors import InvalidArgument, ResourceExhausted
+from probewire.protos.errors import Internal, InvalidArgument, ProbewireError, ResourceExhausted
 from probewire.protos.spec import Capture, Condition, Hook, Plan, Where
 from tests.backends.derived import write
 from tests.backends.torch.one_by_one import KINDS, own_generation
@@ -210,7 +210,7 @@ def test_modules_that_a_token_does_not_pass_are_refused_while_generating(made: M
 @pytest.mark.parametrize(
     ("error", "kind", "told"),
     [
-        (RuntimeError("planted fault"), Exception, "forward of this sequence failed: RuntimeError: planted fault"),
+        (RuntimeError("planted fault"), Internal, "forward of this sequence failed: RuntimeError: planted fault"),
         (
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
             ResourceExhausted,
@@ -219,7 +219,7 @@ def test_modules_that_a_token_does_not_pass_are_refused_while_generating(made: M
     ],
 )
 def test_what_the_library_raises_ends_one_sequence(
-    error: Exception, kind: type[Exception], told: str, made: Made, monkeypatch: pytest.MonkeyPatch
+    error: Exception, kind: type[ProbewireError], told: str, made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend, _ = made("qwen3_5_text")
     [alone] = generate(backend, [sequence(backend, OTHERS[1], Plan(), mode="generate", max_new=N_NEW)])
