@@ -20,7 +20,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from ..backends.checkpoints import Progress, Stage, resolve_model
+from ..backends.checkpoints import Progress, Stage, licence_of, resolve_model
 from ..protos.errors import ProbewireError
 
 __all__ = ["add_arguments", "cache_dir_from", "progress_bars", "run"]
@@ -38,24 +38,34 @@ _TITLES: dict[Stage, str] = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what `probewire pull` takes."""
     parser.add_argument(
-        "model", nargs="?", default=None, help="a Hugging Face id or a local folder (default: SmolLM2-135M-Instruct)"
+        "model",
+        nargs="?",
+        default=None,
+        help="a Hugging Face id, a local folder, or gemma-3-270m, which comes under Gemma's terms "
+        "(default: SmolLM2-135M-Instruct)",
     )
     parser.add_argument("--revision", default=None, help="branch, tag or commit of a Hugging Face model")
     parser.add_argument(
         "--cache-dir",
         type=Path,
         default=None,
-        help="where the default model is kept (default: $PROBEWIRE_CACHE, else the user's cache folder); "
+        help="where the default model and gemma-3-270m are kept (default: $PROBEWIRE_CACHE, else the user's cache folder); "
         "Hugging Face models go to Hugging Face's own cache",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Fetch, then say where the model lies. The exit status: 0, 1 for an error, 130 when interrupted."""
+    if licence := licence_of(args.model):
+        print(licence, file=sys.stderr)
     try:
         with progress_bars() as report:
             checkpoint = resolve_model(
-                args.model, revision=args.revision, cache_dir=cache_dir_from(args.cache_dir), progress=report
+                args.model,
+                revision=args.revision,
+                cache_dir=cache_dir_from(args.cache_dir),
+                progress=report,
+                licensed=True,
             )
     except ProbewireError as error:
         print(f"probewire pull: {error.message}", file=sys.stderr)

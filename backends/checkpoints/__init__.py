@@ -3,6 +3,7 @@
 from .checkpoint import Checkpoint, Source, default_cache_dir, resolve_model
 from .default_model import DEFAULT_ID
 from .folder import CheckpointFolder, inspect_folder
+from .gemma_model import GEMMA_ID, licence_of
 from .mlx_recipe import MLX_FAMILIES, MlxRecipe, mlx_config, mlx_recipe
 from .mlx_weights import mlx_weights
 from .model_hash import model_hash
@@ -10,6 +11,7 @@ from .progress import Progress, Stage
 
 __all__ = [
     "DEFAULT_ID",
+    "GEMMA_ID",
     "MLX_FAMILIES",
     "Checkpoint",
     "CheckpointFolder",
@@ -19,6 +21,7 @@ __all__ = [
     "Stage",
     "default_cache_dir",
     "inspect_folder",
+    "licence_of",
     "mlx_config",
     "mlx_recipe",
     "mlx_weights",

