@@ -38,11 +38,12 @@ def write_gguf_folder(
 ) -> None:
     """Fill the folder `out` from a .gguf file, or from a folder that holds one.
 
-    In float32 every weight is exactly what the file says. `config` replaces fields of config.json. One tensor is in memory
+    In float32, which "auto" stands for, every weight is exactly what the file says. `config` replaces fields of config.json. One tensor is in memory
     at a time. Raises InvalidArgument for what cannot be read exactly, FailedPrecondition without the packages it takes.
     """
+    dtype = "float32" if dtype == "auto" else dtype
     if dtype not in _TYPES:
-        raise InvalidArgument(f"dtype {dtype!r} was given; allowed: {', '.join(_TYPES)}")
+        raise InvalidArgument(f"dtype {dtype!r} was given; allowed: auto, {', '.join(_TYPES)}")
     header = read_header(gguf_in(source))
     texts = gguf_texts(header, {**(config or {}), "torch_dtype": dtype})
     weights = weights_of(header)

@@ -8,6 +8,7 @@ import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -144,12 +145,10 @@ def read_header(path: Path) -> GgufHeader:
 
 
 def _needs_gguf() -> None:
-    try:
-        import gguf  # noqa: F401
-    except ModuleNotFoundError as error:
+    if find_spec("gguf") is None:
         raise FailedPrecondition(
             "a GGUF file needs the package gguf to be read (the default model comes as one): pip install 'probewire[server]'"
-        ) from error
+        )
 
 
 class _Reader:

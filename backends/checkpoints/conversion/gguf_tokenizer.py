@@ -45,8 +45,10 @@ def tokenizer_files(header: GgufHeader) -> dict[str, dict[str, Any]]:
 def _built(header: GgufHeader, model: str, pre: str) -> dict[str, Any]:
     """tokenizer.json as transformers rebuilds it; what it would rebuild otherwise than it was is refused."""
     try:
-        from transformers.integrations.gguf import convert_gguf_tokenizer
-        from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+        from transformers.integrations.gguf.gguf_tokenizer_mapping import (
+            GGUF_PRE_TOKENIZER_SPLITS,
+            convert_gguf_tokenizer,
+        )
     except ImportError as error:
         raise FailedPrecondition(
             "a GGUF file's tokenizer is rebuilt by transformers 5.23 or newer; update it: pip install -U transformers"

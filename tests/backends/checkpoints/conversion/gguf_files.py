@@ -26,7 +26,10 @@ _DIMS: dict[str, Any] = {
 _THETA = {"rope_theta": 5000.0, "rope_type": "default"}
 _LLAMA3 = {
     **_THETA,
-    **{"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    "rope_type": "llama3",
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
 _MIXTURE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "decoder_sparse_step": 1}
