@@ -11,7 +11,6 @@ from tests.parity.beside import MOST, Beside
 from tests.parity.harness import load
 from tests.tiny_models import FAMILIES, tiny_checkpoint
 
-
 Models = dict[str, Beside]
 
 
