@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence as SequenceOf
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ...protos.errors import InvalidArgument, Unsupported
 from ...protos.model import ModelInfo
 from ...protos.sites import Site
 from ...protos.tensors import Array
+from ..alone_engine import AloneEngine
 from ..hooks.backward import rules_of
 from ..hooks.base import Engine
 from ..hooks.bound import BoundBackward, BoundPlan
@@ -31,8 +33,9 @@ from ..model.anatomy.derive import Anatomy
 from ..model.chunk import with_chunk
 from ..model.context import fitted
 from ..model.families import generation_note, run_only_sites
+from ..model.footprint import free_bytes
 from ..model.limits import Limits
-from ..model.sites import Family, dims_of, family_of, site_infos
+from ..model.sites import ATTENTION_TAPS, Family, dims_of, family_of, site_infos
 from ..model.versions import versions_of
 from ..model.weights import CheckpointWeights
 from .anatomy import anatomy_of, head_of
@@ -44,6 +47,7 @@ from .load import choose_device, load_model, windows_of
 from .mends import body_of
 from .norms import Norms
 from .ops import MlxOps, dtype_name
+from .own_cache import OwnCache
 from .sweeps import MlxSweeps
 from .taps import Taps
 
@@ -82,7 +86,7 @@ class MlxBackend:
         self.taps = Taps(self.model, self.executor)
         self.derived: Anatomy | None = None
         """The table of a model whose architecture no row describes."""
-        refused, note = dict[str, str](), generation_note("mlx", config.model_type)
+        refused, note, alone = dict[str, str](), generation_note("mlx", config.model_type), ""
         if family is None:
             found = anatomy_of(self.attention, self.model, self.body, config)
             note = found.reason
@@ -90,8 +94,7 @@ class MlxBackend:
             if found.anatomy is not None:
                 family, dims = found.anatomy.family, found.anatomy.dims
                 refused, note = found.anatomy.refused, ""
-                if not batches(caches):
-                    note = "generation with caches of this kind is not offered; use runs"
+                alone = "" if batches(caches) else "its layers keep what nobody has batched"
                 self.activation = found.anatomy.activation if found.anatomy.activation in ACTIVATIONS else ""
         self.points = self.executor.points = self._look(family, dims.n_heads)
         self._gradients = MlxGradients(
@@ -109,7 +112,7 @@ class MlxBackend:
             self._sweeps = MlxSweeps(self, self.executor, self.taps, self.attention, list(self.model.layers))
         limits, context_note = fitted(limits, config, [(loaded.max_positions, loaded.reason)])
         limits = with_chunk(limits, self)
-        self.engine: Engine | None = None if note else self._engine(limits)
+        self.engine: Engine | None = None if note or alone else self._engine(limits)
         self.limits = limits
         self.info = ModelInfo(
             id=model_id,
@@ -138,6 +141,8 @@ class MlxBackend:
             versions=versions_of("mlx", "mlx-lm", "transformers"),
             refused=refused,
         )
+        if alone:
+            self.generate_alone(alone)
 
     def _engine(self, limits: Limits) -> MlxEngine:
         def caches(owner: Owner) -> list[Any]:
@@ -160,11 +165,26 @@ class MlxBackend:
         # mlx-lm writes `h += x`, which rebinds the very object that a tap was given: what is kept must be another.
         return Points(family, "mlx", n_heads, self.taps.look(self._plain_forward), changeable=True)
 
-    @staticmethod
-    def generate_alone(why: str) -> bool:
-        """See Backend; there is none here yet."""
-        del why
-        return False
+    def generate_alone(self, why: str) -> bool:
+        """See Backend."""
+        if self.engine is not None:
+            self.engine.close()
+            self.engine = None
+        own = OwnCache(self.model, self.body, self.attention, self.taps, self.head)
+        try:
+            cost = own.cost()
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            fault = f"{why}, and a forward with the library's own cache fails: {type(error).__name__}: {error}"
+            self.info = replace(self.info, generate=False, generate_note=f"{fault}; use runs")
+            return False
+        self.engine = AloneEngine(own, self.executor, self.limits, cost, free_bytes())
+        # Its attention is not ours, so what is inside stays with runs.
+        inside = "generation through mlx-lm's own caches does not pass our attention; use a run"
+        sites = tuple(
+            replace(s, generate=False, note=inside) if s.name in ATTENTION_TAPS else s for s in self.info.sites
+        )
+        self.info = replace(self.info, batching=why, sites=sites, generate=True, generate_note="")
+        return True
 
     def keep_whole(self) -> None:
         """See Backend."""

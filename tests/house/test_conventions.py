@@ -15,7 +15,6 @@ ONLY_IN_ONE_BACKEND: dict[str, str] = {
     "linear.py": "torch takes a slow library for float32 on some CPUs; MLX has one of its own",
     "experts.py": "MLX's product of experts knows float32 alone on the CPU; transformers has another one to choose",
     "mends.py": "transformers' code is the meaning itself; mlx-lm's parts from it in places",
-    "own_cache.py": "sequences go one after another through transformers' own cache; on MLX they share forwards or do not generate",
     "kept_keys.py": "… where attention is given the keys that it keeps",
     "module_states.py": "… and some architectures leave states in their modules",
     "raw_rows.py": "… or compute a token in other modules than a prompt",

@@ -1,4 +1,5 @@
-"""Layers that keep a state in place of keys: their models generate in batches, and nobody's state is a neighbour's."""
+"""Layers that keep a state in place of keys: their models generate in batches, and nobody's state is a neighbour's. What
+cannot share a forward goes one after another, through mlx-lm's own caches."""
 
 from __future__ import annotations
 
@@ -33,7 +34,10 @@ KINDS: dict[str, dict[str, Any]] = {
         "mamba_d_state": 8,
         "mamba_dt_rank": 8,
     },
+    "gpt_bigcode": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128},
 }
+ALONE = ("gpt_bigcode",)
+"""mlx-lm's code takes one position for a whole batch."""
 SHORT, LONG, OTHER = list(range(10, 15)), list(range(30, 53)), list(range(60, 77))
 SITE = "resid_post.1"
 READ = Plan((Hook(SITE, capture=Capture()), Hook("logits", capture=Capture(), where=Where(phase="all"))))
@@ -46,6 +50,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = write(request.param, tmp_path_factory.mktemp(request.param), **KINDS[request.param])
     backend = load("mlx", folder)
     assert backend.info.generate, backend.info.generate_note
+    assert bool(backend.info.batching) == (request.param in ALONE), backend.info.batching
     yield backend, AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     backend.close()
 
