@@ -14,6 +14,7 @@ from .tensors import Tensor
 from .tokens import EndToken, TokenLogprob
 
 __all__ = [
+    "ONLY_TEXT",
     "EndToken",
     "Event",
     "Finished",
@@ -40,12 +41,20 @@ __all__ = [
 ]
 
 
+ONLY_TEXT = "send text: images and sounds are not read, and of a model that sees or hears this server serves the text tower only"
+"""What is said to a message with an image part."""
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """One chat message."""
 
     role: str
     content: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.content, str):  # pyright: ignore[reportUnnecessaryIsInstance] - what callers may send
+            raise InvalidArgument(f"a message's content must be a str, got {str(self.content)[:80]}; {ONLY_TEXT}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,6 +73,8 @@ class ModelInfo:
     sites: tuple[SiteInfo, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict[str, str])
     """Library name → version."""
+    tower: str = ""
+    """The wrapper (mistral3, qwen2_vl, …) whose text model this is; empty for a text model. Images and sounds are not read."""
     proof: str = ""
     """What of the sites was tried on this model at load, where they were derived; empty for families that tests hold."""
     refused: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -129,6 +131,10 @@ def _facts(info: ModelInfo) -> list[tuple[str, str]]:
         ("model", f"{sizes}{mlp}{experts} · vocabulary {info.vocab_size:,}"),
         ("runs on", f"{info.backend} · {info.device} · {info.dtype} · attention {info.attention}"),
     ]
+    if info.tower:
+        facts.append(
+            ("tower", f"the text model of a {info.tower} checkpoint; what it sees or hears with is not loaded")
+        )
     if info.context_length:
         facts.append(("context", f"{info.context_length:,} positions a request, prompt and new tokens together"))
     chat = "with a chat template" if info.chat_template else "no chat template"

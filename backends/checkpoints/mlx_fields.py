@@ -15,8 +15,10 @@ from .mlx_rope import MlxRope, mlx_rope
 __all__ = ["mlx_fields"]
 
 _OLD_NAMES = {"rope_theta": ("rotary_emb_base",), "partial_rotary_factor": ("rotary_pct", "rope_pct")}
+_WHOLE_LAYERS = {"head_dim": "global_head_dim", "num_key_value_heads": "num_global_key_value_heads"}
 _BUILT_IN: dict[str, dict[str, Any]] = {
     "apertus": {"mlp_bias": False, "post_norm": False, "qk_norm": True},
+    "gemma4_unified_text": {"hidden_size_per_layer_input": 0},
     "minimax_m2": {"shared_intermediate_size": 0},
     "solar_open": {"first_k_dense_replace": 0, "use_qk_norm": False},
 }
@@ -36,6 +38,10 @@ def mlx_fields(config: Mapping[str, Any], full: Mapping[str, Any]) -> tuple[dict
         fields["intermediate_size"] = full["moe_intermediate_size"]
     if "n_inner" in fields and fields["n_inner"] is None:
         fields["n_inner"] = 4 * fields["n_embd"]
+    if model_type in ("gemma4_text", "gemma4_unified_text"):
+        fields |= _of_whole_layers(full)
+    if model_type.startswith("qwen3_5"):
+        fields["full_attention_interval"] = full["layer_types"].index("full_attention") + 1
     if model_type == "lfm2":
         fields.setdefault("block_dim", full["hidden_size"])
     n_heads = full.get("num_attention_heads")
@@ -53,6 +59,15 @@ def mlx_fields(config: Mapping[str, Any], full: Mapping[str, Any]) -> tuple[dict
     fields.setdefault("rotary_dim", int((fields.get("head_dim") or 0) * share))
     fields |= {"rope_theta": rope.theta, "partial_rotary_factor": share, "rope_scaling": rope.scaling, **rope.overrides}
     return fields | {old: fields[name] for name, names in _OLD_NAMES.items() for old in names}, rope
+
+
+def _of_whole_layers(full: Mapping[str, Any]) -> dict[str, Any]:
+    """What differs in layers with full attention, which transformers says layer by layer and mlx-lm once."""
+    found: dict[str, Any] = {}
+    for index, own in (full.get("per_layer_config") or {}).items():
+        if full["layer_types"][int(index)] == "full_attention":
+            found |= {new: own[name] for name, new in _WHOLE_LAYERS.items() if name in own}
+    return found
 
 
 def _by_other_names(full: Mapping[str, Any]) -> dict[str, Any]:

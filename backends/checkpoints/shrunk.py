@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from .text_config import text_config
+
 __all__ = ["VOCAB", "WINDOW", "WINDOWS", "crossed", "full_config", "plain_json", "shrunk"]
 
 VOCAB = 128
@@ -44,10 +46,7 @@ _LENGTHS = ("original_max_position_embeddings", "attention_chunk_size", "floor_s
 
 def full_config(folder: Path) -> dict[str, Any]:
     """The config of a folder's text model as transformers reads it: defaults written out, old spellings brought up to date."""
-    from transformers import AutoConfig
-
-    config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    return plain_json(config.get_text_config().to_json_string(use_diff=False))
+    return plain_json(text_config(folder).get_text_config().to_json_string(use_diff=False))
 
 
 def plain_json(text: str) -> dict[str, Any]:

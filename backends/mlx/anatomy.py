@@ -83,7 +83,10 @@ def head_of(model: Any, body: Any, attention: Attention, config: Any) -> Head | 
     attention.begin(set())
     rows, wanted = (call(ids, cache=run_caches(model, attention.layers)) for call in (body, model))
     for module in _heads(model):
-        raw = Head(module)(rows)
+        try:
+            raw = Head(module)(rows)
+        except ValueError:  # of another width: an embedding by layer
+            continue
         if raw.shape != wanted.shape:
             continue
         for cap in head_caps(config):

@@ -133,6 +133,7 @@ class MlxBackend:
             n_experts=dims.n_experts,
             context_length=min(limits.context_tokens, limits.cache_tokens),
             context_note=context_note,
+            tower=self.weights.tower.wrapper if self.weights.tower else "",
             generate=not note,
             generate_note=note,
             n_slots=limits.n_slots,

@@ -1,13 +1,17 @@
-"""Experts on a device whose `gather_mm` knows float32 alone, as MLX's CPU does."""
+"""Experts: as mlx-lm keeps them, and on a device whose `gather_mm` knows float32 alone, as MLX's CPU does."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import mlx.core as mx
 from mlx_lm.models.switch_layers import SwitchLinear
 
-__all__ = ["EachExpert", "compute_each"]
+__all__ = ["EachExpert", "compute_each", "stacked"]
+
+_ONE = re.compile(r"(.+)\.experts\.(\d+)\.(\w+)\.weight")
+_MERGED = re.compile(r"(.+)\.experts\.(gate_up_proj|down_proj)")
 
 
 class EachExpert(SwitchLinear):
@@ -20,6 +24,24 @@ class EachExpert(SwitchLinear):
         for expert in range(self.num_experts):
             out = mx.where(chosen == expert, x @ self["weight"][expert].T, out)
         return out + self["bias"][indices][..., None, :] if "bias" in self else out
+
+
+def stacked(weights: dict[str, Any], d_model: int) -> dict[str, Any]:
+    """Weights in which each matrix of all experts is one [expert, output, input], whether the file has one an expert, or
+    gate and up merged, or those with inputs first (where it cannot be told, outputs come first)."""
+    named, each = dict[str, Any](), dict[str, dict[int, Any]]()
+    for name, value in weights.items():
+        if one := _ONE.fullmatch(name):
+            each.setdefault(f"{one[1]}.switch_mlp.{one[3]}.weight", {})[int(one[2])] = value
+        elif (merged := _MERGED.fullmatch(name)) and merged[2] == "gate_up_proj":
+            gate, up = mx.split(value if value.shape[-1] == d_model else value.swapaxes(-1, -2), 2, axis=-2)
+            named |= {f"{merged[1]}.switch_mlp.{part}_proj.weight": half for part, half in (("gate", gate), ("up", up))}
+        elif merged:
+            whole = value if value.shape[-2] == d_model else value.swapaxes(-1, -2)
+            named[f"{merged[1]}.switch_mlp.down_proj.weight"] = whole
+        else:
+            named[name] = value
+    return named | {name: mx.stack([found[i] for i in sorted(found)]) for name, found in each.items()}
 
 
 def compute_each(model: Any, dtype: mx.Dtype) -> None:

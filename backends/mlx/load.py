@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,21 +11,32 @@ from typing import Any
 import mlx.core as mx
 from mlx import nn
 from mlx_lm import utils as mlx_lm_utils
-from transformers import AutoConfig
 
 from ...protos.errors import FailedPrecondition, InvalidArgument
 from ..checkpoints.mlx_recipe import MLX_FAMILIES, mlx_recipe
 from ..checkpoints.mlx_weights import mlx_weights
 from ..checkpoints.shrunk import plain_json
-from ..model.weights import has_own_head
-from .experts import compute_each
+from ..checkpoints.text_config import text_config
+from ..checkpoints.tower import Tower
+from ..model.weights import CheckpointWeights, has_own_head
+from .experts import compute_each, stacked
 from .mends import mend
 from .ops import mlx_dtype
 
-__all__ = ["Loaded", "choose_device", "load_model", "windows_of"]
+__all__ = ["Loaded", "choose_device", "library_classes", "load_model", "windows_of"]
 
 _WINDOWS_OF_ITS_OWN = ("gemma3_text", "gpt_oss")
 """Families whose mlx-lm code needs to be told its window; the others ignore it, and our caches mask."""
+
+_ELSEWHERE = {
+    "qwen3_5_text": ("qwen3_5", "TextModel", "TextModelArgs"),
+    "qwen3_5_moe_text": ("qwen3_5", "TextModel", "TextModelArgs"),
+    "gemma4_unified_text": ("gemma4_text", "Model", "ModelArgs"),
+}
+"""Text model → where mlx-lm has it, inside a wrapper or under another name; the comparison at load shows that it is it."""
+
+_STACKED = ("qwen3_moe", "qwen3_5_moe_text")
+"""Whose experts files have in more ways than mlx-lm's code knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +69,18 @@ def choose_device(device: str) -> mx.Device:
 
 def load_model(folder: Path, dtype: str) -> Loaded:
     """The model on MLX's default device. `dtype` is a wire name or "auto" (the checkpoint's own)."""
-    written: dict[str, Any] = plain_json((folder / "config.json").read_text())
-    config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
+    tower = CheckpointWeights(folder).tower
+    config: Any = text_config(folder).get_text_config()
+    written: dict[str, Any] = plain_json(
+        (folder / "config.json").read_text() if tower is None else config.to_json_string(use_diff=False)
+    )
     if written.get("tie_word_embeddings", getattr(config, "tie_word_embeddings", True)) and has_own_head(folder):
         written["tie_word_embeddings"] = False  # as transformers has it: what the file holds counts
     ignoring = config.model_type in MLX_FAMILIES and config.model_type not in _WINDOWS_OF_ITS_OWN
     recipe = mlx_recipe({**written, "sliding_window": None} if ignoring else written)
     try:
-        model, _ = mlx_lm_utils.load_model(folder, lazy=True, model_config=recipe.config, get_model_classes=_classes)
+        classes = _classes_for(tower)
+        model, _ = mlx_lm_utils.load_model(folder, lazy=True, model_config=recipe.config, get_model_classes=classes)
     except SystemExit as error:  # so one of mlx-lm's files misses a package
         raise FailedPrecondition(
             f"mlx-lm's code for {config.model_type} needs a package that is not installed; use the torch backend"
@@ -77,16 +94,33 @@ def load_model(folder: Path, dtype: str) -> Loaded:
     return Loaded(model, config, chosen, recipe.max_positions, recipe.reason, recipe.compared)
 
 
-def _classes(config: dict[str, Any]) -> tuple[type, type]:
-    """mlx-lm's classes, made to take the weights as transformers writes them."""
+def library_classes(config: dict[str, Any]) -> tuple[Any, Any]:
+    """mlx-lm's model class and the class of its arguments."""
+    if config["model_type"] in _ELSEWHERE:
+        place, model, args = _ELSEWHERE[config["model_type"]]
+        module = importlib.import_module(f"mlx_lm.models.{place}")
+        return getattr(module, model), getattr(module, args)
     utils: Any = mlx_lm_utils
-    model_class, args_class = utils._get_classes(config)
+    return utils._get_classes(config)
 
-    def sanitize(self: Any, weights: dict[str, Any]) -> dict[str, Any]:
-        weights = mlx_weights(config, weights)
-        return model_class.sanitize(self, weights) if hasattr(model_class, "sanitize") else weights
 
-    return type(model_class.__name__, (model_class,), {"sanitize": sanitize}), args_class
+def _classes_for(tower: Tower | None) -> Callable[[dict[str, Any]], tuple[type, type]]:
+    """mlx-lm's classes, made to take the weights as transformers writes them, of a wrapper the text model's alone."""
+
+    def classes(config: dict[str, Any]) -> tuple[type, type]:
+        model_class, args_class = library_classes(config)
+
+        def sanitize(self: Any, weights: dict[str, Any]) -> dict[str, Any]:
+            if tower is not None:
+                weights = {tower.names[name]: value for name, value in weights.items() if name in tower.names}
+            weights = mlx_weights(config, weights)
+            if config["model_type"] in _STACKED:
+                weights = stacked(weights, config["hidden_size"])
+            return model_class.sanitize(self, weights) if hasattr(model_class, "sanitize") else weights
+
+        return type(model_class.__name__, (model_class,), {"sanitize": sanitize}), args_class
+
+    return classes
 
 
 def _own_dtype(written: dict[str, Any], model: Any) -> mx.Dtype:

@@ -21,6 +21,8 @@ HEADROOM = 0.1
 """Of weights and cache together: activations, buffers, the allocator."""
 _GPT2_NAMES = {"n_embd": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads"}
 
+_KEPT = (".k_proj.weight", ".v_proj.weight")
+
 CGROUP = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")
 
@@ -40,17 +42,31 @@ class Footprint:
 
 def footprint(folder: Path, dtype: str, limits: Limits) -> Footprint:
     """What a checkpoint takes when loaded as `dtype` ("auto": as it is stored)."""
-    weights = CheckpointWeights(folder).nbytes(None if dtype == "auto" else numpy_dtype(dtype).itemsize)
-    config = json.loads((folder / "config.json").read_text())
-    text: dict[str, Any] = config.get("text_config") or config
+    checkpoint = CheckpointWeights(folder)
+    weights = checkpoint.nbytes(None if dtype == "auto" else numpy_dtype(dtype).itemsize)
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    if checkpoint.tower is not None:
+        return Footprint(weights, _kept(checkpoint) * limits.cache_tokens * _itemsize(config, dtype))
+    text = config
     text |= {ours: text[theirs] for theirs, ours in _GPT2_NAMES.items() if theirs in text}
     try:
         dims = dims_of(SimpleNamespace(**text))
     except (AttributeError, TypeError, ZeroDivisionError):  # a family that we do not know: it gets no cache of ours
         return Footprint(weights, 0)
-    stored = text.get("dtype") or text.get("torch_dtype") or "float32"
-    itemsize = numpy_dtype(stored if dtype == "auto" else dtype).itemsize
+    itemsize = _itemsize(text, dtype)
     return Footprint(weights, 2 * dims.n_layers * dims.n_kv_heads * dims.d_head * limits.cache_tokens * itemsize)
+
+
+def _kept(checkpoint: CheckpointWeights) -> int:
+    """Numbers that a position takes in the cache, by the projections' shapes: a wrapper's config leaves out what is usual."""
+    return sum(shape[0] for name, shape in checkpoint.names().items() if name.endswith(_KEPT))
+
+
+def _itemsize(config: dict[str, Any], dtype: str) -> int:
+    """Bytes of a number; `dtype` auto: as the config says."""
+    named = (part.get(name) for part in (config, config.get("text_config") or {}) for name in ("dtype", "torch_dtype"))
+    stored = next((str(name) for name in named if name), "float32")
+    return numpy_dtype(stored if dtype == "auto" else dtype).itemsize
 
 
 def check_room(folder: Path, name: str, dtype: str, limits: Limits, free: int | None) -> None:

@@ -187,7 +187,11 @@ def dims_of(config: Any) -> Dims:
 def _size(config: Any, name: str) -> int:
     try:
         found = getattr(config, name)
-    except (AttributeError, ValueError):  # transformers raises either for what differs between layers
+    except (
+        AttributeError,
+        RuntimeError,
+        ValueError,
+    ):  # transformers raises any of these for what differs between layers
         return 0
     return found if isinstance(found, int) else 0
 

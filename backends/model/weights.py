@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ...protos.errors import NotFound, Unsupported
 from ...protos.tensors import Array, numpy_dtype
+from ..checkpoints.tower import Tower, tower_of
 from ..checkpoints.weight_file import BITS
 
 __all__ = ["CheckpointWeights", "has_own_head"]
@@ -28,7 +29,10 @@ _DTYPES = {
 
 
 class CheckpointWeights:
-    """The tensors of one checkpoint folder."""
+    """The tensors of one checkpoint folder; of one that also sees or hears, the text model's, under its own names.
+
+    Raises InvalidArgument for such a one without a text model, or with weights that belong to nothing known.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._entries: dict[str, tuple[Path, str, tuple[int, ...], int]] = {}
@@ -38,6 +42,11 @@ class CheckpointWeights:
                 if name != "__metadata__":
                     start = 8 + header_bytes + entry["data_offsets"][0]
                     self._entries[name] = (path, entry["dtype"], tuple(entry["shape"]), start)
+        config = folder / "config.json"
+        self.tower: Tower | None = tower_of(json.loads(config.read_text()), self._entries) if config.is_file() else None
+        """What the text model of a wrapper is; None for a text model."""
+        if self.tower is not None:
+            self._entries = {new: self._entries[old] for old, new in self.tower.names.items()}
 
     def names(self) -> Mapping[str, tuple[int, ...]]:
         """Every weight's name and shape."""

@@ -22,7 +22,8 @@ class Checkpoint:
         self._weights = CheckpointWeights(folder)
         self._dtype = dtype
         index = folder / "model.safetensors.index.json"
-        self._names = set[str](json.loads(index.read_text())["weight_map"] if index.exists() else self._weights.names())
+        indexed = index.exists() and self._weights.tower is None
+        self._names = set[str](json.loads(index.read_text())["weight_map"] if indexed else self._weights.names())
         self._read: set[str] = set()
 
     def __contains__(self, name: str) -> bool:

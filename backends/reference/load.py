@@ -29,7 +29,9 @@ _REFUSED = ("quantization_config", "quantization", "use_bidirectional_attention"
 
 def load(folder: Path, dtype: Literal["float32", "float64"] = "float32") -> ReferenceModel:
     """Read a checkpoint. Raises Unsupported for a family, a setting or a weight that is not defined here."""
-    raw = json.loads((folder / "config.json").read_text())
+    raw: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    if isinstance(raw.get("text_config"), dict):  # of a wrapper: what the whole says of tying its head counts
+        raw = {**raw["text_config"], **{key: raw[key] for key in ("tie_word_embeddings",) if key in raw}}
     model_type = raw.get("model_type")
     if model_type not in FAMILIES:
         raise Unsupported(f"model_type {model_type!r} is not defined here; allowed: {', '.join(FAMILIES)}")

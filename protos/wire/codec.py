@@ -20,6 +20,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from .. import probewire_pb2 as pb
 from ..errors import InvalidArgument
+from ..model import ONLY_TEXT
 from ..tensors import FLOAT_DTYPES, Array, Tensor, narrowed, numpy_dtype
 
 __all__ = ["from_json", "from_proto", "parse", "snake", "to_json", "to_proto"]
@@ -336,7 +337,8 @@ def _scalar(data: Any, kind: type, path: str) -> Any:
     if kind is bytes:
         return _bytes(data, path)
     if not isinstance(data, kind) or (isinstance(data, bool) and kind is not bool):
-        raise InvalidArgument(f"{path} must be a {kind.__name__}, got {_brief(data)}")
+        hint = f"; {ONLY_TEXT}" if path.endswith(".content") else ""
+        raise InvalidArgument(f"{path} must be a {kind.__name__}, got {_brief(data)}{hint}")
     if kind is int and not MIN_INT <= data <= MAX_INT:
         raise InvalidArgument(f"{path} must be an integer of 64 bits, got {_brief(data)}")
     return data

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from mlx_lm.models.switch_layers import SwitchGLU
 
-from probewire.backends.mlx.experts import EachExpert, compute_each
+from probewire.backends.mlx.experts import EachExpert, compute_each, stacked
 from probewire.protos.spec import Capture, Hook, Plan
 from tests.parity.harness import load, relative_error, run
 from tests.tiny_models import tiny_checkpoint
@@ -32,6 +32,26 @@ def test_each_expert_is_the_grouped_product(n_rows: int, bias: bool) -> None:
             part.__class__ = EachExpert
         found = np.array(experts(x, chosen))
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_each_matrix_of_all_experts_is_one_whichever_way_the_file_has_them() -> None:
+    gate, up, down = (mx.random.normal((12, *shape)) for shape in ((3, 8), (3, 8), (8, 3)))  # more than ten: by number
+    each = {
+        f"model.layers.1.mlp.experts.{i}.{name}_proj.weight": value[i]
+        for name, value in (("gate", gate), ("up", up), ("down", down))
+        for i in (11, *range(11))
+    }
+    merged = {
+        "model.layers.1.mlp.experts.gate_up_proj": mx.concatenate([gate, up], axis=1),
+        "model.layers.1.mlp.experts.down_proj": down,
+    }
+    turned = {name: value.swapaxes(-1, -2) for name, value in merged.items()}
+    router = {"model.layers.1.mlp.gate.weight": mx.ones((12, 8))}
+    for found in (stacked(form | router, 8) for form in (each, merged, turned)):
+        assert len(found) == 4
+        for name, value in (("gate", gate), ("up", up), ("down", down)):
+            assert mx.array_equal(found[f"model.layers.1.mlp.switch_mlp.{name}_proj.weight"], value)
+        assert "model.layers.1.mlp.gate.weight" in found
 
 
 def test_float32_keeps_the_grouped_product() -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, cast
 
+from .chat import rendered, takes_parts
 from .codec import Codec
 
 __all__ = ["end_ids"]
@@ -35,9 +36,9 @@ def _behind_reply(codec: Codec) -> set[int]:
     """The mark of the end of a turn, where the template writes one. What only opens the next turn does not count."""
     if not codec.chat.chat_template:
         return set()
-    messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": _REPLY}]
+    messages = [("user", "Hello"), ("assistant", _REPLY)]
     try:
-        text = str(codec.chat.apply_chat_template(messages, tokenize=False, add_generation_prompt=False))
+        text = rendered(codec.chat, messages, parts=takes_parts(codec.chat), reply=False)
     except Exception:  # noqa: BLE001 - the template is the checkpoint's program and raises what it likes
         return set()
     before, reply, behind = text.rpartition(_REPLY)

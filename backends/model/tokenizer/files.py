@@ -29,14 +29,27 @@ def read_codec(folder: Path) -> Codec:
     rules of their own. Raises InvalidArgument for a tokenizer that is code, or that would not be the checkpoint's own.
     """
     with _translated(folder):
-        if (folder / "tokenizer.json").is_file():
-            return FastCodec(_backend(folder))
-        _refuse_code(folder)
-        if (folder / "tokenizer.model").is_file():
-            return _sentence_pieces(folder)
-        if (folder / "tekken.json").is_file():
-            return FastCodec(_tekken(folder))
-        return FastCodec(_rebuilt(folder))
+        codec = _codec(folder)
+        if not codec.chat.chat_template:
+            codec.chat.chat_template = _template(folder)
+        return codec
+
+
+def _codec(folder: Path) -> Codec:
+    if (folder / "tokenizer.json").is_file():
+        return FastCodec(_backend(folder))
+    _refuse_code(folder)
+    if (folder / "tokenizer.model").is_file():
+        return _sentence_pieces(folder)
+    if (folder / "tekken.json").is_file():
+        return FastCodec(_tekken(folder))
+    return FastCodec(_rebuilt(folder))
+
+
+def _template(folder: Path) -> str | None:
+    """Where the first models that also see keep it."""
+    path = folder / "chat_template.json"
+    return json.loads(path.read_text(encoding="utf-8")).get("chat_template") if path.is_file() else None
 
 
 @contextmanager

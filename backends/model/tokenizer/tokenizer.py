@@ -10,6 +10,7 @@ from pathlib import Path
 from ....protos.errors import InvalidArgument
 from ....protos.model import Input, ModelInfo
 from ....protos.tokens import EndToken
+from .chat import rendered, takes_parts
 from .codec import Codec
 from .ends import end_ids
 from .files import read_codec
@@ -32,6 +33,7 @@ class Tokenizer:
         self.hidden_ids = self.codec.special_ids | (frozenset(self.end_ids) & self.codec.added_ids)
         """Tokens that are left out of a generation's text."""
         self.has_chat_template = bool(self.codec.chat.chat_template)
+        self._parts = takes_parts(self.codec.chat)
         self.token = cache(self._token)
 
     def encode(self, item: Input, *, at_most: int = 0, why: str = "") -> list[int]:
@@ -74,9 +76,9 @@ class Tokenizer:
     def _render(self, item: Input) -> str:
         if not self.has_chat_template:
             raise InvalidArgument(f"input {item.name!r}: this model has no chat template; send text or token_ids")
-        messages = [{"role": m.role, "content": m.content} for m in item.messages or ()]
+        messages = [(m.role, m.content) for m in item.messages or ()]
         try:
-            return str(self.codec.chat.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+            return rendered(self.codec.chat, messages, parts=self._parts, reply=True)
         except Exception as error:  # noqa: BLE001 - the template is the checkpoint's program and raises what it likes
             raise InvalidArgument(f"input {item.name!r}: the chat template refused the messages: {error}") from None
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ....protos.errors import InvalidArgument
-from ....protos.model import MAX_INPUTS, GenerateRequest, Input, Message, Sampling
+from ....protos.model import MAX_INPUTS, ONLY_TEXT, GenerateRequest, Input, Message, Sampling
 from ....protos.spec import Plan
 from ..http.body import parsed
 from ..http.fields import Fields, brief, is_list
@@ -193,7 +193,8 @@ def _message(fields: Fields, path: str) -> Message:
 
 
 def _text_part(fields: Fields) -> str:
-    fields.only("type", "text")
+    if (kind := fields.raw("type")) not in (None, "text"):
+        raise InvalidArgument(f"{fields.name('type')} is {brief(kind)}; {ONLY_TEXT}")
     text = fields.required("text", str)
     fields.done()
     return text

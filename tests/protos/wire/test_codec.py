@@ -15,7 +15,7 @@ from probewire.protos.edits import Add, Replace, Scale
 from probewire.protos.errors import InvalidArgument
 from probewire.protos.gradients import GradientsRequest
 from probewire.protos.metrics import Logit, Measured, Target
-from probewire.protos.model import GenerateRequest, Input, Message, RunRequest, Sampling
+from probewire.protos.model import ONLY_TEXT, GenerateRequest, Input, Message, RunRequest, Sampling
 from probewire.protos.spec import Capture, Hook, Plan, Where
 from probewire.protos.sweeps import SweepRequest
 from probewire.protos.tensors import DTYPES, Tensor
@@ -157,6 +157,16 @@ def test_absent_fields_of_what_is_measured_take_their_defaults() -> None:
 def test_json_errors_name_the_place(data: Any, message: str) -> None:
     with pytest.raises(InvalidArgument, match=message):
         from_json(Plan, data)
+
+
+def test_images_are_refused_in_words() -> None:
+    parts: Any = [{"type": "image", "url": "https://x/y.png"}, {"type": "text", "text": "What is this?"}]
+    with pytest.raises(InvalidArgument) as told:
+        from_json(RunRequest, {"inputs": [{"messages": [{"role": "user", "content": parts}]}]})
+    assert str(told.value).startswith("inputs[0].messages[0].content must be a str, got [{'type': 'image'")
+    assert str(told.value).endswith(ONLY_TEXT)
+    with pytest.raises(InvalidArgument, match="text tower only"):
+        Message("user", parts)
 
 
 def test_numbers_that_a_dtype_does_not_hold_are_refused() -> None:

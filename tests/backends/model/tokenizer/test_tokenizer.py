@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,27 @@ def test_nothing_is_no_prompt(kind: Kind) -> None:
         kind.ours.encode(Input(messages=(Message("user", "Hi"),)))
     with pytest.raises(InvalidArgument, match=f"token id {VOCAB_SIZE}; the vocabulary is 0 … {VOCAB_SIZE - 1}"):
         kind.ours.encode(Input(token_ids=(0, VOCAB_SIZE)))
+
+
+LLAVA = (
+    "{% for message in messages %}{{ message['role'] | upper }}: {% for part in message['content'] | "
+    "selectattr('type', 'equalto', 'image') %}<image>{% endfor %}{% for part in message['content'] | "
+    "selectattr('type', 'equalto', 'text') %}{{ part['text'] }} {% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+"""Of a string it writes nothing and says nothing."""
+
+
+def test_a_template_that_reads_parts_alone_gets_them(tmp_path: Path) -> None:
+    ours = Tokenizer(tokenizer_folder("byte_level", tmp_path, chat_template=LLAVA), VOCAB_SIZE)
+    messages = (Message("user", "When Mary and John"), Message("assistant", "went"), Message("user", "to the store"))
+    expected = "USER: When Mary and John ASSISTANT: went USER: to the store ASSISTANT:"
+    assert ours.decode(ours.encode(Input(messages=messages))) == expected
+
+
+def test_a_template_in_the_file_of_the_first_models_that_see(tmp_path: Path) -> None:
+    folder = tokenizer_folder("byte_level", tmp_path)
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": LLAVA}))
+    ours = Tokenizer(folder, VOCAB_SIZE)
+    assert ours.has_chat_template
+    assert ours.decode(ours.encode(Input(messages=(Message("user", "Mary"),)))) == "USER: Mary ASSISTANT:"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from probewire.protos.errors import InvalidArgument
-from probewire.protos.model import MAX_INPUTS, Input, Message, Sampling
+from probewire.protos.model import MAX_INPUTS, ONLY_TEXT, Input, Message, Sampling
 from probewire.protos.spec import Capture, Hook, Plan
 from probewire.server.api.http.fields import Fields
 from probewire.server.api.openai.request import (
@@ -162,6 +162,10 @@ def test_parts_of_a_message_are_its_lines() -> None:
         ({"role": "user", "content": {}}, "messages[1].content must be text, got {}"),
         ({"role": "user", "content": [{"type": "text"}]}, "messages[1].content[0].text is missing; it has no default"),
         ({"role": "user", "content": ["x"]}, "messages[1].content[0] must be an object, got 'x'"),
+        (
+            {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://x/y.png"}}]},
+            f"messages[1].content[0].type is 'image_url'; {ONLY_TEXT}",
+        ),
         (
             {"role": "user", "content": "x", "tool_calls": [{}]},
             "messages[1].tool_calls is not supported here, so [{}] cannot be honoured; leave it out or send []",
