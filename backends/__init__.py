@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..protos.errors import FailedPrecondition, InvalidArgument, ProbewireError
 from .alone_check import alone_fault
 from .alone_engine import AloneEngine
-from .checkpoints.folder import check_whole
+from .checkpoints import plain_folder
 from .model.limits import Limits
 from .selfcheck import causality_fault, engine_fault, library_fault, prove_derived
 
@@ -38,6 +38,8 @@ def load_backend(
 ) -> Backend:
     """Load a checkpoint folder and let it check itself; generation is refused (`generate_note`) where it fails.
 
+    A folder that is no plain checkpoint (packed, pickled, an adapter) is converted once, into the usual cache folder.
+
     `threads`: that the library computes with on the CPU, for the calling thread; 0: as it chooses.
 
     Raises FailedPrecondition when the backend's extra is not installed.
@@ -53,7 +55,7 @@ def load_backend(
         raise FailedPrecondition(
             f"backend {name} needs {error.name}, which is not installed; pip install 'probewire[{name}]'"
         ) from None
-    check_whole(folder)
+    folder = plain_folder(folder)
     if threads:
         Chosen.use_threads(threads)
     try:

@@ -17,6 +17,7 @@ __all__ = ["main"]
 COMMANDS = {
     "serve": "serve one or more models over gRPC and REST",
     "pull": "fetch a model into the cache",
+    "convert": "write a quantised or pickled checkpoint, or an adapter and its base, as a plain folder",
     "chat": "talk to a served model, steer it, and watch its activations",
     "users": "say who may use a server: make users, list them, end or renew their keys",
     "backup": "copy what a server keeps (users, sessions, captures, SAEs), while it runs or not",

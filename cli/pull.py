@@ -26,10 +26,11 @@ from ..protos.errors import ProbewireError
 __all__ = ["add_arguments", "cache_dir_from", "progress_bars", "run"]
 
 _TITLES: dict[Stage, str] = {
-    "wait": "Waiting for another pull",
+    "wait": "Waiting for another process",
     "download": "Downloading",
     "verify": "Checking",
     "dequantise": "Dequantising",
+    "convert": "Converting",
     "write": "Writing",
     "done": "Ready",
 }

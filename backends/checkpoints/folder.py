@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from ...protos.errors import InvalidArgument, NotFound
+from .conversion.kind import refuse_unnamed_packing
+from .json_file import json_object
 from .weight_file import WeightFile, read_weight_file
 
-__all__ = ["CheckpointFolder", "check_whole", "inspect_folder"]
+__all__ = ["CheckpointFolder", "check_tokenizer", "check_whole", "inspect_folder", "read_config", "weight_paths"]
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -47,10 +48,11 @@ def inspect_folder(path: Path) -> CheckpointFolder:
         )
     try:
         check_whole(path)
-        config = _config(path)
-        weights = tuple(read_weight_file(file) for file in _weight_paths(path))
+        config = read_config(path)
+        weights = tuple(read_weight_file(file) for file in weight_paths(path))
         _check_index(path, weights)
-        _check_tokenizer(path)
+        refuse_unnamed_packing(path, config, [name for file in weights for name in file.shapes])
+        check_tokenizer(path)
     except OSError as error:
         raise InvalidArgument(f"{error.filename or path} cannot be read: {error.strerror}") from error
     return CheckpointFolder(path, config, weights)
@@ -61,21 +63,24 @@ def check_whole(folder: Path) -> None:
     file = folder / "adapter_config.json"
     if not file.is_file():
         return
-    base = _json_object(file).get("base_model_name_or_path") or "a base model that it does not name"
-    merge = "merge it: PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(…)"
+    base = json_object(file).get("base_model_name_or_path") or "a base model that it does not name"
+    merge = "merge it: `probewire convert` of a folder that holds the adapter alone"
     if (folder / "config.json").is_file():
         raise InvalidArgument(
             f"{folder} holds a whole model and an adapter ({file.name}, for {base}): which of them is meant is not clear; "
             f"remove the adapter's files, or {merge}"
         )
-    raise InvalidArgument(f"{folder} holds an adapter for {base}, not a whole model; {merge}")
+    raise InvalidArgument(
+        f"{folder} holds an adapter for {base}, not a whole model; `probewire convert` merges the two"
+    )
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """What config.json says. Raises InvalidArgument where it is none, or asks to run code."""
     file = folder / "config.json"
     if not file.is_file():
         raise InvalidArgument(f"{folder} is not a checkpoint folder: it has no config.json{_sub_folder_hint(folder)}")
-    config = _json_object(file)
+    config = json_object(file)
     if not isinstance(config.get("model_type"), str):
         raise InvalidArgument(f"{file} names no model_type; take the config.json that came with the weights")
     if "model_file" in config:
@@ -91,7 +96,7 @@ def _sub_folder_hint(folder: Path) -> str:
     return f"; did you mean {inner[0]}?" if inner else "; give the folder that holds it"
 
 
-def _weight_paths(folder: Path) -> list[Path]:
+def weight_paths(folder: Path) -> list[Path]:
     """The files that transformers would load; mlx-lm loads every model*.safetensors, so these must be all there are."""
     present = {file.name for file in folder.glob("model*.safetensors")}
     if (folder / _INDEX).is_file():
@@ -118,7 +123,7 @@ def _no_weights(folder: Path, shards: list[str]) -> str:
     if pickles := sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern)):
         return (
             f"{folder} holds its weights as pickles ({', '.join(pickles[:3])}), which can run code and are never "
-            "loaded; convert them: AutoModelForCausalLM.from_pretrained(…).save_pretrained(…) writes safetensors"
+            "loaded as they are; `probewire convert` reads the tensors of a pytorch_model.bin and nothing else of it"
         )
     if others := sorted(file.name for pattern in ("*.safetensors", "*.gguf") for file in folder.glob(pattern)):
         return (
@@ -139,7 +144,7 @@ def _check_index(folder: Path, weights: tuple[WeightFile, ...]) -> None:
 
 
 def _weight_map(folder: Path) -> dict[str, str]:
-    weight_map: Any = _json_object(folder / _INDEX).get("weight_map")
+    weight_map: Any = json_object(folder / _INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InvalidArgument(f"{folder / _INDEX} has no weight_map; fetch it again")
     files = cast("dict[str, Any]", weight_map)
@@ -148,7 +153,8 @@ def _weight_map(folder: Path) -> dict[str, str]:
     return files
 
 
-def _check_tokenizer(folder: Path) -> None:
+def check_tokenizer(folder: Path) -> None:
+    """Raise InvalidArgument where no tokenizer is there in full."""
     if not any(all((folder / name).is_file() for name in names) for names in _TOKENIZERS):
         allowed = ", ".join(" + ".join(names) for names in _TOKENIZERS)
         raise InvalidArgument(
@@ -156,14 +162,4 @@ def _check_tokenizer(folder: Path) -> None:
         )
     for name in _JSON_FILES:
         if (folder / name).is_file():
-            _json_object(folder / name)
-
-
-def _json_object(file: Path) -> dict[str, Any]:
-    try:
-        content: Any = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InvalidArgument(f"{file} is not valid JSON ({error}); fetch or copy it again") from error
-    if not isinstance(content, dict):
-        raise InvalidArgument(f"{file} does not hold a JSON object; fetch or copy it again")
-    return cast("dict[str, Any]", content)
+            json_object(folder / name)

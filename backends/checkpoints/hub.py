@@ -22,6 +22,8 @@ _PATTERNS = (
     "*.model",
 )
 """Weights as transformers names them (no pickles, no variants), and all that a tokenizer may need."""
+_OTHER_PATTERNS = ("adapter_model.safetensors", "gptq_model*.safetensors", "pytorch_model*.bin", "adapter_model.bin")
+"""What is converted (checkpoints/conversion), fetched where there are no weights under the usual names."""
 _TRANSPORTS = ("huggingface_hub.", "httpx", "httpcore", "requests.")
 _NEEDS_HUB = "what is on Hugging Face needs the package huggingface_hub: pip install 'probewire[server]'"
 _SKIPPED = ("*/*",)
@@ -35,16 +37,21 @@ def hub_folder(repo_id: str, revision: str | None, report: Report) -> Path:
     except ModuleNotFoundError as error:
         raise FailedPrecondition(_NEEDS_HUB) from error
     report(Progress("download", 0, None))
-    with _translated(repo_id, revision):
+
+    def fetch(*patterns: str) -> Path:
         return Path(
             huggingface_hub.snapshot_download(
                 repo_id,
                 revision=revision,
-                allow_patterns=list(_PATTERNS),
+                allow_patterns=list(patterns),
                 ignore_patterns=list(_SKIPPED),
                 tqdm_class=_reporting_bar(report),
             )
         )
+
+    with _translated(repo_id, revision):
+        folder = fetch(*_PATTERNS)
+        return folder if any(folder.glob("model*.safetensors")) else fetch(*_PATTERNS, *_OTHER_PATTERNS)
 
 
 def hub_files(repo_id: str, revision: str | None, names: tuple[str, ...]) -> Path:

@@ -8,8 +8,8 @@ from typing import Literal
 
 __all__ = ["Progress", "Report", "Stage", "ignore_progress"]
 
-Stage = Literal["wait", "download", "verify", "dequantise", "write", "done"]
-"""`wait`: another process is fetching the same model."""
+Stage = Literal["wait", "download", "verify", "dequantise", "convert", "write", "done"]
+"""`wait`: another process is fetching or converting the same model."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,10 @@ class WeightFile:
     n_bytes: int
     shapes: dict[str, tuple[int, ...]]
     """Tensor name -> shape."""
+    dtypes: dict[str, str]
+    """Tensor name -> dtype, as safetensors writes it."""
+    starts: dict[str, int]
+    """Tensor name -> the byte of the file at which it begins."""
 
 
 def read_weight_file(path: Path) -> WeightFile:
@@ -57,7 +61,13 @@ def read_weight_file(path: Path) -> WeightFile:
         raise InvalidArgument(
             f"{path} is too long: its header promises {expected} bytes and it has {found}; fetch it again"
         )
-    return WeightFile(path, found, {tensor.name: tensor.shape for tensor in tensors})
+    return WeightFile(
+        path,
+        found,
+        {tensor.name: tensor.shape for tensor in tensors},
+        {tensor.name: tensor.dtype for tensor in tensors},
+        {tensor.name: 8 + n_header + tensor.span[0] for tensor in tensors},
+    )
 
 
 @dataclass(frozen=True, slots=True)

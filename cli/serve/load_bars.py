@@ -14,10 +14,11 @@ __all__ = ["LoadBars"]
 
 _TITLES = {
     "starting": "starting a worker",
-    "wait": "waiting for another download",
+    "wait": "waiting for another process",
     "download": "downloading",
     "verify": "checking the files",
     "dequantise": "dequantising",
+    "convert": "converting",
     "write": "writing",
     "done": "found the checkpoint",
     "load": "loading the weights",

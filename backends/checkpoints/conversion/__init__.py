@@ -1,1 +1,1 @@
-"""Other formats of weights, each written once into a checkpoint folder that both backends load."""
+"""Checkpoints that are stored in another way (packed, pickled, as an adapter, GGUF), written once as the plain folder they mean."""

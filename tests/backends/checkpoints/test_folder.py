@@ -82,7 +82,7 @@ def test_only_pickles(sound_folder):
     (sound_folder / WEIGHTS).rename(sound_folder / "pytorch_model.bin")
     message = refusal(sound_folder)
     assert "pickles (pytorch_model.bin), which can run code and are never loaded" in message
-    assert "save_pretrained" in message
+    assert "`probewire convert` reads the tensors" in message
 
 
 def test_no_weights(sound_folder):

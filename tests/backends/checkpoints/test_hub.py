@@ -13,7 +13,7 @@ import huggingface_hub.constants
 import pytest
 from huggingface_hub import errors
 
-from probewire.backends.checkpoints import Progress, resolve_model
+from probewire.backends.checkpoints import Progress, inspect_folder, resolve_model
 from probewire.backends.checkpoints.hub import hub_folder
 from probewire.backends.checkpoints.progress import ignore_progress
 from probewire.protos.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
@@ -61,10 +61,17 @@ def test_a_cached_snapshot_serves_offline(hub_cache, tmp_path):
     assert resolve_model("someone/tiny", revision=COMMIT, cache_dir=tmp_path / "cache").revision == COMMIT
 
 
-def test_a_snapshot_with_pickles_only_is_refused(hub_cache, tmp_path):
-    (hub_cache / "model.safetensors").rename(hub_cache / "pytorch_model.bin")
-    with pytest.raises(InvalidArgument, match="never loaded"):
-        resolve_model("someone/tiny", cache_dir=tmp_path / "cache")
+def test_a_snapshot_with_pickles_only_is_converted(hub_cache, tmp_path):
+    import torch
+
+    (hub_cache / "model.safetensors").unlink()
+    torch.save({"w": torch.arange(6.0).reshape(2, 3)}, hub_cache / "pytorch_model.bin")
+    found = resolve_model("someone/tiny", cache_dir=tmp_path / "cache")
+    assert found.folder.parent == tmp_path / "cache" / "converted"
+    assert found.folder.name.startswith("someone--tiny-")
+    assert (found.source, found.model_id, found.revision) == ("hub", "someone/tiny", COMMIT)
+    (weights,) = inspect_folder(found.folder).weights
+    assert weights.shapes == {"w": (2, 3)}
 
 
 @pytest.mark.parametrize("revision", [None, "other-branch"])
@@ -113,16 +120,19 @@ def fake_hub(sound_folder, tmp_path, monkeypatch):
     """A hub on this machine with one repository, which has pickles and sub-folders too."""
     files = {file.name: file.read_bytes() for file in sound_folder.iterdir()}
     files |= {"pytorch_model.bin": b"pickle", "onnx/config.json": b"{}", "modeling.py": b"code"}
-    tree = [{"type": "file", "oid": blob_id(data), "size": len(data), "path": name} for name, data in files.items()]
-    answers = {
-        "/api/models/someone/tiny/revision/main": json.dumps({"id": "someone/tiny", "sha": COMMIT}).encode(),
-        f"/api/models/someone/tiny/tree/{COMMIT}": json.dumps(tree).encode(),
-        **{f"/someone/tiny/resolve/{COMMIT}/{name}": data for name, data in files.items()},
-    }
+
+    def answer(path: str) -> bytes | None:
+        """Looked up at each request: a test may take files away."""
+        if path == "/api/models/someone/tiny/revision/main":
+            return json.dumps({"id": "someone/tiny", "sha": COMMIT}).encode()
+        if path == f"/api/models/someone/tiny/tree/{COMMIT}":
+            entries = [{"oid": blob_id(data), "size": len(data), "path": name} for name, data in files.items()]
+            return json.dumps([{"type": "file", **entry} for entry in entries]).encode()
+        return files.get(path.removeprefix(f"/someone/tiny/resolve/{COMMIT}/"))
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            body = answers.get(self.path.partition("?")[0])
+            body = answer(self.path.partition("?")[0])
             self.send_response(404 if body is None else 200)
             if body is None:
                 self.send_header("X-Error-Code", "RevisionNotFound" if "/tiny/" in self.path else "RepoNotFound")
@@ -164,6 +174,13 @@ def test_a_download(fake_hub, tmp_path, capfd):
     assert capfd.readouterr() == ("", ""), "only our own progress is shown"
 
 
+def test_what_is_converted_is_fetched_where_there_is_no_other_weight(fake_hub, tmp_path):
+    """A repository of pickles alone: they come in a second look, and none of its code or sub-folders."""
+    del fake_hub["model.safetensors"]
+    folder = hub_folder("someone/tiny", None, ignore_progress)
+    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "pytorch_model.bin", "tokenizer.json"]
+
+
 @pytest.mark.parametrize(
     ("name", "revision", "words"),
     [("someone/else", None, "there is no model someone/else"), ("someone/tiny", "v9", "has no revision 'v9'")],
@@ -189,6 +206,7 @@ def test_what_is_asked_for_and_how_progress_comes_back(monkeypatch, tmp_path):
             written.refresh()
         received.close()
         written.close()
+        (tmp_path / "model.safetensors").touch()
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)

@@ -1,0 +1,80 @@
+"""probewire.json beside a converted folder's config: what it was made from, and which files it must have."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .kind import Kind
+
+__all__ = ["RECORD", "Source", "is_whole", "key_of", "sources_hash", "write_record"]
+
+RECORD = "probewire.json"
+_VERSION = 1
+"""Goes up when the same sources are written in another way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One folder that a conversion read."""
+
+    name: str
+    """Hugging Face id, or the folder's name: never a path of the machine."""
+    files: Mapping[str, tuple[int, str]]
+    """File name -> bytes, and sha256 of the contents."""
+
+
+def key_of(kind: Kind, dtype: str, sources: list[Source]) -> str:
+    """What a conversion's result depends on, wherever its sources lie."""
+    text = json.dumps([_VERSION, kind, dtype, _of_contents(sources)])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_record(folder: Path, kind: Kind, dtype: str, sources: list[Source]) -> None:
+    """Write the record of a folder that has all its other files."""
+    content = {
+        "made_by": "probewire convert",
+        "version": _VERSION,
+        "kind": kind,
+        "dtype": dtype,
+        "sources": [
+            {
+                "name": source.name,
+                "files": {name: {"bytes": size, "sha256": sha} for name, (size, sha) in source.files.items()},
+            }
+            for source in sources
+        ],
+        "sources_sha256": _of_contents(sources),
+        "files": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
+    }
+    (folder / RECORD).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether every file that was written is there at its full length."""
+    try:
+        files: dict[str, int] = _read(folder)["files"]
+        return all((folder / name).stat().st_size == size for name, size in files.items())
+    except (AttributeError, KeyError, OSError, TypeError, ValueError):
+        return False
+
+
+def sources_hash(folder: Path) -> str:
+    """What a converted folder was made from, in one hash; empty for a folder that was not converted."""
+    try:
+        return str(_read(folder)["sources_sha256"])
+    except (KeyError, OSError, TypeError, ValueError):
+        return ""
+
+
+def _read(folder: Path) -> Any:
+    return json.loads((folder / RECORD).read_text(encoding="utf-8"))
+
+
+def _of_contents(sources: list[Source]) -> str:
+    entries = [sorted((name, size, sha) for name, (size, sha) in source.files.items()) for source in sources]
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()

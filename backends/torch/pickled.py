@@ -1,0 +1,75 @@
+"""Tensors in the files that torch.save writes, read without running what a pickle may hold."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any, cast
+
+import ml_dtypes
+import numpy as np
+import torch
+
+from ...protos.errors import InvalidArgument
+from ...protos.tensors import Array
+
+__all__ = ["array_of", "pickled_tensors"]
+
+_VIEWS: dict[torch.dtype, tuple[torch.dtype, Any]] = {
+    torch.bfloat16: (torch.int16, ml_dtypes.bfloat16),
+    torch.float8_e4m3fn: (torch.uint8, ml_dtypes.float8_e4m3fn),
+    torch.float8_e5m2: (torch.uint8, ml_dtypes.float8_e5m2),
+}
+"""What numpy lacks -> integers of the same size, and what they are."""
+
+
+def pickled_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors by name, mapped from the file where its format allows.
+
+    Raises InvalidArgument for a file that is cut short, and for one that holds or would run anything else.
+    """
+    content = _loaded(path)
+    if not isinstance(content, dict):
+        raise InvalidArgument(
+            f"{path} holds {type(content).__name__}, not tensors by name; it is no checkpoint's weights"
+        )
+    tensors: dict[str, torch.Tensor] = {}
+    for name, value in cast("dict[Any, Any]", content).items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            raise InvalidArgument(
+                f"{path} holds {type(value).__name__} under {name!r}, where weights alone belong; save the model's state_dict"
+            )
+        if value.layout is not torch.strided or value.is_quantized:
+            raise InvalidArgument(f"{path} holds {name} as a sparse or quantised tensor, which is no plain weight")
+        tensors[name] = value
+    return tensors
+
+
+def array_of(tensor: torch.Tensor) -> Array:
+    """The numpy array of one tensor, in its own dtype and shape."""
+    tensor = tensor.detach().contiguous()
+    if tensor.dtype in _VIEWS:
+        integers, dtype = _VIEWS[tensor.dtype]
+        return tensor.view(integers).numpy().view(np.dtype(dtype))
+    return tensor.numpy()
+
+
+def _loaded(path: Path) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except RuntimeError as error:
+                if "mmap" not in str(error):
+                    raise
+                return torch.load(path, map_location="cpu", weights_only=True)  # written before torch 1.6
+    except pickle.UnpicklingError as error:
+        said = " ".join(str(error).split())
+        raise InvalidArgument(
+            f"{path} holds other things than tensors, or is damaged, and nothing in it was run: {said[:300]}"
+        ) from error
+    except (AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+        said = " ".join(str(error).split())
+        raise InvalidArgument(f"{path} cannot be read as a file of torch.save: {said[:300]}; fetch it again") from error
