@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import psutil
@@ -28,7 +30,14 @@ def _truncated(folder: Path) -> None:
 
 def _pickle_only(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
-    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(_Call()))
+
+
+class _Call:
+    """What a pickle may carry."""
+
+    def __reduce__(self) -> Any:
+        return print, ("a pickle was run",)
 
 
 def _missing(folder: Path) -> None:
@@ -43,7 +52,11 @@ def _unknown_type(folder: Path) -> None:
 FOLDERS: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "no model": (_empty, "INVALID_ARGUMENT", "is not a checkpoint folder: it has no config.json"),
     "truncated": (_truncated, "INVALID_ARGUMENT", "model.safetensors is cut short: "),
-    "pickles": (_pickle_only, "INVALID_ARGUMENT", "pickles (pytorch_model.bin), which can run code and are never"),
+    "pickles": (
+        _pickle_only,
+        "INVALID_ARGUMENT",
+        "holds other things than tensors, or is damaged, and nothing in it was run",
+    ),
     "missing": (_missing, "NOT_FOUND", "there is no"),
     "unknown architecture": (_unknown_type, "INVALID_ARGUMENT", "cannot be loaded on"),
 }

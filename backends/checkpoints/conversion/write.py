@@ -40,7 +40,7 @@ def write_weights(folder: Path, plan: Sequence[Planned], report: Report) -> None
         with (folder / name).open("wb") as file:
             file.write(_header(shard))
             for planned in shard:
-                file.write(memoryview(_bytes_of(planned)))
+                file.write(_bytes_of(planned).data)
                 done += planned.n_bytes
                 report(Progress("convert", done, total))
     if len(shards) > 1:
