@@ -11,7 +11,7 @@ from typing import Literal
 import platformdirs
 
 from ...protos.errors import InvalidArgument, NotFound
-from .conversion.convert import BaseFinder, convert_into_cache, convert_to
+from .conversion.convert import BaseFinder, convert_into_cache, convert_to, not_converted
 from .default_model import DEFAULT_ID, default_folder, is_default
 from .folder import inspect_folder
 from .gemma_model import GEMMA_ID, GEMMA_REQUIREMENT, gemma_folder, is_gemma
@@ -102,13 +102,10 @@ def convert_model(
     else:
         out = out.expanduser().absolute()
         folder = convert_to(found.folder, out, cache_dir, report, finder, name=found.model_id, dtype=dtype, base=base)
+    checked = inspect_folder(folder)
     if folder == found.folder:
-        raise InvalidArgument(
-            f"{folder} is no checkpoint that needs converting: nothing was written; serve it as it is"
-        )
-    return Checkpoint(
-        folder, found.model_id, found.source, found.revision, model_hash(inspect_folder(folder), cache_dir, report)
-    )
+        raise not_converted(folder)
+    return Checkpoint(folder, found.model_id, found.source, found.revision, model_hash(checked, cache_dir, report))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import numpy as np
 from ....protos.errors import InvalidArgument, Unsupported
 from ....protos.tensors import Array
 from .bit_fields import unpacked
-from .source import FLOATS, NUMPY, Planned, Tensors, copied
+from .source import FLOATS, NUMPY, Planned, Tensors, copied, refuse_left_over
 
 __all__ = ["awq_plan"]
 
@@ -40,6 +40,7 @@ def awq_plan(
     for name in names:
         _check(source, name, size)
     parts = {f"{name}.{part}" for name in names for part in _PARTS}
+    refuse_left_over([name for name in source.stored if name not in parts])
     plan = [copied(source, name, keep) for name in source.stored if name not in parts]
     return plan + [_planned(source, name, size, dtype, transposed) for name in names]
 

@@ -19,13 +19,16 @@ import numpy as np
 from ....protos.errors import InvalidArgument, Unsupported
 from ....protos.tensors import Array
 from .bit_fields import unpacked, words_for
-from .source import FLOATS, NUMPY, Planned, Stored, Tensors, copied
+from .source import FLOATS, NUMPY, Planned, Stored, Tensors, copied, refuse_left_over
 
 __all__ = ["compressed_plan"]
 
 _FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "nvfp4-pack-quantized")
 _MIXED = "mixed-precision"
 """Each group of matrices has a format of its own."""
+_CODES = ("I8", "U8", "I32", "F8_E4M3", "F8_E5M2")
+_BY_GROUP = (True, "group", "dynamic")
+"""Activation orders that put inputs into groups out of order."""
 _BITS = (2, 4, 8)
 _WEIGHT_PARTS = ("packed", "shape", "scale", "zero_point", "g_idx", "global_scale")
 _ACTIVATIONS = tuple(f".{of}_{what}" for of in ("input", "output") for what in ("scale", "zero_point", "global_scale"))
@@ -63,6 +66,11 @@ def compressed_plan(
     matrices = [_matrix(source, name, groups) for name in names]
     gone = {f"{name}.weight_{part}" for name in names for part in _WEIGHT_PARTS} | {f"{name}.weight" for name in names}
     plain = [name for name in source.stored if name not in gone and not name.endswith((*_ACTIVATIONS, *_CACHE))]
+    refuse_left_over(plain)
+    if coded := [name for name in plain if name.endswith(".weight") and source.stored[name].dtype in _CODES]:
+        raise InvalidArgument(
+            f"{coded[0]} is stored as {source.stored[coded[0]].dtype}, and its weight_scale is missing; fetch it again"
+        )
     plan = [copied(source, name, keep) for name in plain]
     return plan + [_planned(source, matrix, dtype, transposed) for matrix in matrices]
 
@@ -162,6 +170,11 @@ def _tile(group: Mapping[str, Any], shape: tuple[int, int]) -> tuple[int, int]:
 def _checked(source: Tensors, matrix: _Matrix, group: Mapping[str, Any], scales: tuple[int, int]) -> _Matrix:
     """The matrix, if its zero points are there where they must be."""
     stored = source.stored.get(f"{matrix.name}.weight_zero_point")
+    if group.get("actorder") in _BY_GROUP and f"{matrix.name}.weight_g_idx" not in source.stored:
+        raise InvalidArgument(
+            f"config.json says that inputs are grouped in order of activation (actorder), and {matrix.name}.weight_g_idx, "
+            "which says how, is missing; fetch it again"
+        )
     if stored is None and not group.get("symmetric", True):
         raise InvalidArgument(
             f"config.json says that {matrix.name} is asymmetric, and {matrix.name}.weight_zero_point is missing"

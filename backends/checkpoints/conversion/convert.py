@@ -17,10 +17,11 @@ from filelock import FileLock, Timeout
 from ....protos.errors import FailedPrecondition, InvalidArgument, ProbewireError
 from ..contents import content_hashes
 from ..folder import check_tokenizer, check_whole
+from ..json_file import json_object
 from ..progress import Progress, Report
 from .adapter import adapter_weights
 from .bin import bin_paths
-from .kind import ADAPTER_CONFIG, Kind, kind_of
+from .kind import ADAPTER_CONFIG, Kind, kind_of, quantization_of
 from .lora import LoraConfig
 from .packed import write_packed
 from .plain import write_adapted, write_pickled
@@ -29,7 +30,10 @@ from .source import weights_of
 from .texts import has_tokenizer, texts_of
 from .write import clear_left_overs, made_whole
 
-__all__ = ["BaseFinder", "Job", "convert_into_cache", "convert_to"]
+__all__ = ["BaseFinder", "Job", "convert_into_cache", "convert_to", "not_converted"]
+
+MOST_OF_A_NAME = 100
+"""Letters; file systems hold 255."""
 
 BaseFinder = Callable[[str, str | None, Path], Path]
 """Name of an adapter's base, its revision, the adapter's folder -> the base as a plain folder on this machine."""
@@ -80,7 +84,7 @@ def convert_into_cache(
         return source
     sources = _sources(job, cache_dir, report)
     key = key_of(job.kind, dtype, sources)
-    out = cache_dir / "converted" / f"{name.replace('/', '--')}-{key[:16]}"
+    out = cache_dir / "converted" / f"{name.replace('/', '--')[:MOST_OF_A_NAME]}-{key[:16]}"
     if not is_whole(out):
         with _locked(out, report):
             if not is_whole(out):
@@ -93,16 +97,27 @@ def convert_into_cache(
 def convert_to(
     source: Path, out: Path, cache_dir: Path, report: Report, find_base: BaseFinder, *, name: str, dtype: str, base: str
 ) -> Path:
-    """The same into a folder of the caller's, which must be new or empty. Raises InvalidArgument for a plain source too."""
+    """The same into a folder of the caller's, which must be new or empty."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FailedPrecondition(f"{out} is there already and is no empty folder; give another --out")
     job = _job(source, find_base, name=name, dtype=dtype, base=base)
     if job is None:
-        raise InvalidArgument(
-            f"{source} is no checkpoint that needs converting: nothing was written; serve it as it is"
-        )
+        return source
     _convert(job, _sources(job, cache_dir, report), out, report)
     return out
+
+
+def not_converted(source: Path) -> InvalidArgument:
+    """Why a folder is not among the kinds that are."""
+    file = source / "config.json"
+    config = json_object(file) if file.is_file() else {}
+    stored = quantization_of(source, config) or config.get("quantization")
+    if not stored:
+        return InvalidArgument(f"{source} needs no converting: nothing was written; serve it as it is")
+    return InvalidArgument(
+        f"{source} is quantised ({stored.get('quant_method', 'by mlx')}) in a way that is not converted; {', '.join(WRITERS)} are. "
+        "Nothing was written; some load as they are: try to serve it"
+    )
 
 
 def _job(source: Path, find_base: BaseFinder, *, name: str, dtype: str, base: str) -> Job | None:
@@ -172,7 +187,14 @@ def _convert(job: Job, sources: list[Source], out: Path, report: Report) -> None
     if job.kind != "gguf" and not has_tokenizer(job.source):
         check_tokenizer(job.base or job.source)
     with made_whole(out) as making:
-        WRITERS[job.kind](job, making, report)
+        try:
+            WRITERS[job.kind](job, making, report)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            # A config whose fields have other types than their format's, as likely as not.
+            raise InvalidArgument(
+                f"{job.source} cannot be converted as {job.kind}: {type(error).__name__}: {error}; "
+                "take the config.json that came with the weights"
+            ) from error
         write_record(making, job.kind, job.dtype, sources)
 
 

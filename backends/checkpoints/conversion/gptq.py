@@ -7,6 +7,7 @@ The format as AutoGPTQ and GPTQModel document it: `qweight` int32 [in·bits/32, 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +17,14 @@ import numpy as np
 from ....protos.errors import InvalidArgument, Unsupported
 from ....protos.tensors import Array
 from .bit_fields import unpacked, words_for
-from .source import FLOATS, NUMPY, Planned, Stored, Tensors, copied
+from .source import FLOATS, NUMPY, Planned, Stored, Tensors, copied, refuse_left_over
 
 __all__ = ["gptq_plan"]
 
 _PARTS = ("qweight", "qzeros", "scales", "g_idx")
 _BITS = (2, 3, 4, 8)
+_LAYOUTS = ("checkpoint_format", "format")
+"""Where a config names the layout; the first that does counts."""
 _BLOCK = 1024
 """Inputs that are worked on at once, so that no second float copy of a whole matrix is made."""
 
@@ -57,12 +60,31 @@ def gptq_plan(
     parts = {f"{name}.{part}" for name in names for part in _PARTS}
     if twice := [name for name in names if f"{name}.weight" in source.stored]:
         raise InvalidArgument(f"{twice[0]} is there packed (.qweight) and plain (.weight); keep one of them")
-    plan = [copied(source, name, keep) for name in source.stored if name not in parts]
+    gone = parts | _empty_biases(source, names)
+    refuse_left_over([name for name in source.stored if name not in gone])
+    plan = [copied(source, name, keep) for name in source.stored if name not in gone]
     return plan + [_planned(source, linear, dtype, transposed) for linear in linears]
 
 
+def _empty_biases(source: Tensors, names: list[str]) -> set[str]:
+    """Biases that AutoGPTQ wrote for every matrix, of zeros where the architecture has none.
+
+    A kind of matrix (the name without the layer) whose biases are zero in all layers has none. Files in which some packed
+    matrix has no bias were not written so, and keep theirs.
+    """
+    biases = [f"{name}.bias" for name in names]
+    if not all(name in source.stored for name in biases):
+        return set()
+    alive = {_kind(name) for name in biases if np.any(source.get(name))}
+    return {name for name in biases if _kind(name) not in alive}
+
+
+def _kind(name: str) -> str:
+    return re.sub(r"\.\d+\.", ".", name)
+
+
 def _first_format(quantization: Mapping[str, Any]) -> bool:
-    written = quantization.get("checkpoint_format") or quantization.get("format") or "gptq"
+    written = next((quantization[name] for name in _LAYOUTS if quantization.get(name) is not None), "gptq")
     if quantization.get("is_marlin_format"):
         written = "marlin"
     if written not in ("gptq", "gptq_v2"):
@@ -97,6 +119,13 @@ def _linear(source: Tensors, name: str, quantization: Mapping[str, Any], first_f
             "take the config.json that came with them"
         )
     size = n_in if group < 0 else group
+    if index is None and quantization.get("desc_act"):
+        raise InvalidArgument(
+            f"config.json says that inputs are grouped in order of activation (desc_act), and {name}.g_idx, which says how, "
+            "is missing; fetch it again"
+        )
+    if n_in * bits % 32:
+        raise InvalidArgument(f"{name} has {n_in} inputs of {bits} bits, which fill no whole words; fetch it again")
     expected = {
         "qweight": (words_for(n_in, bits), n_out),
         "qzeros": (n_groups, words_for(n_out, bits)),

@@ -19,7 +19,7 @@ _QUANTISED: tuple[Kind, ...] = ("gptq", "awq", "compressed-tensors")
 _OLD_CONFIG = "quantize_config.json"
 """Where GPTQ's first writers put what config.json says since."""
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-_PACKED = (".qweight", ".qzeros", ".weight_packed")
+_PACKED = (".qweight", ".qzeros", ".weight_packed", ".weight_scale", ".weight_scale_inv")
 
 
 def kind_of(path: Path) -> Kind | None:

@@ -83,7 +83,7 @@ class LoraConfig:
                 "LoRA with PEFT (save_pretrained(…, path_initial_model_for_weight_conversion=…))"
             )
         try:
-            return cls(
+            read = cls(
                 base=str(config.get("base_model_name_or_path") or ""),
                 revision=config.get("revision") or None,
                 r=int(config["r"]),
@@ -93,8 +93,15 @@ class LoraConfig:
                 rs=bool(config.get("use_rslora")),
                 dora=bool(config.get("use_dora")),
             )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise InvalidArgument(f"{file} has no usable r and lora_alpha ({error}); fetch it again") from error
+            if min((read.r, *read.rank_pattern.values())) < 1:
+                raise ValueError("a rank below 1")
+            for pattern in (*read.rank_pattern, *read.alpha_pattern):
+                re.compile(pattern)
+            return read
+        except (AttributeError, KeyError, TypeError, ValueError, re.error) as error:
+            raise InvalidArgument(
+                f"{file} has no usable r, lora_alpha or patterns ({error}); fetch it again"
+            ) from error
 
     def rank(self, module: str) -> int:
         """Of the factors of a module."""

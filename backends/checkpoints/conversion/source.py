@@ -16,7 +16,7 @@ from ....protos.tensors import Array
 from ..folder import weight_paths
 from ..weight_file import read_weight_file
 
-__all__ = ["FLOATS", "NUMPY", "FileTensors", "Planned", "Stored", "Tensors", "copied"]
+__all__ = ["FLOATS", "NUMPY", "FileTensors", "Planned", "Stored", "Tensors", "copied", "refuse_left_over", "weights_of"]
 
 NUMPY: dict[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
@@ -36,6 +36,7 @@ NUMPY: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
 }
 """safetensors' name -> numpy's."""
+_PARTS = (".qweight", ".qzeros", ".scales", ".g_idx", ".weight_packed", ".weight_scale", ".weight_zero_point")
 FLOATS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 """Our name of what weights are written as -> safetensors'."""
 
@@ -122,3 +123,13 @@ def copied(source: Tensors, name: str, dtype: str) -> Planned:
         raise InvalidArgument(f"the tensor {name} is stored as {stored.dtype}, which cannot be copied")
     kind = FLOATS[dtype] if dtype != "auto" and stored.dtype in FLOATS.values() else stored.dtype
     return Planned(name, kind, stored.shape, lambda: source.get(name), kind != stored.dtype)
+
+
+def refuse_left_over(names: list[str]) -> None:
+    """Raise InvalidArgument for a part of a packed matrix among tensors that are to be copied as they are."""
+    parts = [name for name in names if name.endswith(_PARTS)]
+    if parts:
+        raise InvalidArgument(
+            f"{len(parts)} tensors belong to packed matrices of which other parts are missing, or that are packed in another way, "
+            f"{parts[0]} first; fetch the checkpoint again"
+        )

@@ -269,7 +269,9 @@ MISFITS: dict[str, tuple[Callable[[Path], Any], type[ProbewireError], str]] = {
     ),
     "replicated layers": (_field(layer_replication=[[0, 2], [1, 2]]), Unsupported, "sets layer_replication"),
     "whatever comes next": (_field(use_next_idea=True), Unsupported, "sets use_next_idea, whose effect"),
-    "no rank": (_field(r=None), InvalidArgument, "no usable r and lora_alpha"),
+    "no rank": (_field(r=None), InvalidArgument, "no usable r, lora_alpha or patterns"),
+    "rank 0": (_field(r=0), InvalidArgument, "a rank below 1"),
+    "no pattern": (_field(alpha_pattern={"(": 3}), InvalidArgument, "no usable r, lora_alpha or patterns"),
     "no tensors": (
         lambda folder: (folder / "adapter_model.safetensors").unlink(),
         InvalidArgument,

@@ -193,8 +193,33 @@ def test_a_folder_that_is_taken(packed: Path, plain: Path, tmp_path: Path, cache
     (tmp_path / "empty").mkdir()
     assert convert_model(str(packed), tmp_path / "empty", cache_dir=cache).folder == tmp_path / "empty"
     for out in (None, tmp_path / "other"):
-        with pytest.raises(InvalidArgument, match="is no checkpoint that needs converting: nothing was written"):
+        with pytest.raises(InvalidArgument, match="needs no converting: nothing was written"):
             convert_model(str(plain), out, cache_dir=cache)
+
+
+def test_what_is_no_checkpoint(tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InvalidArgument, match=r"it has no config\.json"):
+        convert_model(str(tmp_path / "empty"), tmp_path / "out", cache_dir=cache)
+
+
+@pytest.mark.parametrize(
+    ("says", "words"),
+    [
+        ({"quantization": {"group_size": 64, "bits": 4}}, r"is quantised \(by mlx\) in a way that is not converted"),
+        (
+            {"quantization_config": {"quant_method": "hqq"}},
+            r"is quantised \(hqq\) in a way that is not converted; gptq, awq, ",
+        ),
+    ],
+)
+def test_other_ways_are_named(says: Any, words: str, plain: Path, tmp_path: Path, cache: Path) -> None:
+    shutil.copytree(plain, tmp_path / "other")
+    config = json.loads((plain / "config.json").read_text())
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config | says))
+    for out in (None, tmp_path / "out"):
+        with pytest.raises(InvalidArgument, match=words):
+            convert_model(str(tmp_path / "other"), out, cache_dir=cache)
 
 
 def test_a_base_for_what_is_no_adapter(packed: Path, plain: Path, cache: Path) -> None:

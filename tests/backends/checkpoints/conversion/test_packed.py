@@ -137,6 +137,22 @@ def test_the_first_writers_names(plain: Path, tmp_path: Path, cache: Path) -> No
     )
 
 
+def test_biases_of_zeros_that_an_old_writer_added_are_left_out(plain: Path, tmp_path: Path, cache: Path) -> None:
+    """AutoGPTQ gave every matrix a bias; llama has no place for them. One kind that is in use somewhere stays."""
+    pack_folder(plain, tmp_path / "packed", KINDS["gptq 4 bits"][0], packer("gptq 4 bits"))
+    weights = load_file(tmp_path / "packed" / "model.safetensors")
+    zeros = {
+        name.replace("scales", "bias"): np.zeros(a.shape[1], a.dtype) for name, a in weights.items() if "scales" in name
+    }
+    used = {**zeros, "model.layers.1.self_attn.q_proj.bias": np.ones(64, np.float16)}
+    some = {name: bias for name, bias in zeros.items() if "q_proj" in name}
+    both_layers = {f"model.layers.{i}.self_attn.q_proj.bias" for i in (0, 1)}
+    for biases, kept in ((zeros, set[str]()), (used, both_layers), (some, both_layers)):
+        save_file(weights | biases, tmp_path / "packed" / "model.safetensors", metadata={"format": "pt"})
+        found = load_file(resolve_model(str(tmp_path / "packed"), cache_dir=cache).folder / "model.safetensors")
+        assert {name for name in found if name.endswith(".bias")} == kept
+
+
 Change = Callable[[dict[str, Any], dict[str, Any]], None]
 """Of the quantization_config and the tensors of a sound folder."""
 
@@ -149,6 +165,14 @@ def _drop(ending: str) -> Change:
     def change(_: dict[str, Any], weights: dict[str, Any]) -> None:
         for name in [name for name in weights if name.endswith(ending)]:
             del weights[name]
+
+    return change
+
+
+def _shorter(ending: str) -> Change:
+    def change(_: dict[str, Any], weights: dict[str, Any]) -> None:
+        for name in [name for name in weights if name.endswith(ending)]:
+            weights[name] = weights[name][:-1].copy()
 
     return change
 
@@ -193,7 +217,51 @@ LIES: dict[str, tuple[str, Change, type[ProbewireError], str]] = {
         InvalidArgument,
         r"layers.1.mlp.up_proj.weight has values that F32 does not hold",
     ),
+    "an order that is not there": (
+        "gptq activation order",
+        _drop(".g_idx"),
+        InvalidArgument,
+        r"\(desc_act\), and .*g_idx",
+    ),
+    "an order cut short": (
+        "gptq 4 bits",
+        _shorter(".g_idx"),
+        InvalidArgument,
+        "95 inputs of 4 bits, which fill no whole",
+    ),
+    "half of a matrix": (
+        "gptq 4 bits",
+        _drop("up_proj.qweight"),
+        InvalidArgument,
+        r"6 tensors belong to packed matrices",
+    ),
+    "a layout that is no word": ("gptq 4 bits", _set(checkpoint_format=0), Unsupported, "layout 0; gptq and gptq_v2"),
+    "no order by group": (
+        "int4 activation order",
+        _drop("_g_idx"),
+        InvalidArgument,
+        r"\(actorder\), and .*weight_g_idx",
+    ),
+    "a scale that is missing": (
+        "fp8 channels",
+        _drop("up_proj.weight_scale"),
+        InvalidArgument,
+        "its weight_scale is missing",
+    ),
+    "half of an int4": ("int4 groups", _drop("up_proj.weight_scale"), InvalidArgument, "2 tensors belong to packed"),
     "five bits": ("gptq 4 bits", _set(bits=5, dynamic={}), InvalidArgument, "5 bits"),
+    "bits in words": (
+        "gptq 4 bits",
+        _set(group_size="a few"),
+        InvalidArgument,
+        "cannot be converted as gptq: ValueError",
+    ),
+    "groups in a list": (
+        "int4 groups",
+        _set(config_groups=[3]),
+        InvalidArgument,
+        "cannot be converted as compressed-ten",
+    ),
     "marlin": ("gptq 4 bits", _set(checkpoint_format="marlin"), Unsupported, "layout 'marlin'"),
     "awq that is gptq": ("gptq 4 bits", _set(quant_method="awq"), InvalidArgument, r"AWQ, gemm, as config.json says"),
     "gptq that is awq": ("awq", _set(quant_method="gptq", checkpoint_format="gptq"), InvalidArgument, "GPTQ"),
