@@ -11,6 +11,7 @@ from ..protos.errors import FailedPrecondition, InvalidArgument, ProbewireError
 from .alone_check import alone_fault
 from .alone_engine import AloneEngine
 from .checkpoints import plain_folder
+from .checkpoints.conversion.record import origin_of
 from .model.limits import Limits
 from .selfcheck import causality_fault, engine_fault, library_fault, prove_derived
 
@@ -80,6 +81,7 @@ def load_backend(
     if check:
         prove_derived(backend)
         _prove_engine(name, folder, backend, device)
+    backend.info = replace(backend.info, origin=origin_of(folder))
     return backend
 
 

@@ -81,6 +81,8 @@ class ModelInfo:
     """Site → why this model does not offer it."""
     batching: str = ""
     """Why generations go forward one after another; empty where they share a forward."""
+    origin: str = ""
+    """What its checkpoint was converted from: how that was stored, and its name; empty for one that loads as it is."""
 
     def site(self, name: str) -> SiteInfo | None:
         """The entry for a kind of site, or None when this model does not offer it."""
@@ -145,6 +147,8 @@ def _facts(info: ModelInfo) -> list[tuple[str, str]]:
     facts.append(("rules", f"{', '.join(info.rules)} (of gradients)" if info.rules else "none (gradients as they are)"))
     if info.proof:
         facts.append(("proof", info.proof))
+    if info.origin:
+        facts.append(("origin", f"converted from {info.origin}"))
     facts.append(("versions", " · ".join(f"{name} {version}" for name, version in info.versions.items())))
     return [*facts, ("hash", info.model_hash)]
 

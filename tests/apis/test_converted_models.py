@@ -36,6 +36,8 @@ def test_it_is_converted_once_and_served(
             eventually(lambda: "packed" not in [m.id for m in client.models()], "the model is gone")
             assert "convert" not in stages(served, tmp_path / "packed", "mlx")
             mlx = client.generate("When Mary", model="packed", max_new_tokens=4, ignore_eos=True).only.new
-            assert client.describe("packed").model_hash == first
+            found = client.describe("packed")
+            assert (found.model_hash, found.origin) == (first, "gptq: packed")
+            assert client.describe("torch").origin == ""
     assert [token.id for token in torch] == [token.id for token in mlx]
     assert len([path for path in cache.glob("converted/*") if path.suffix != ".lock"]) == 1

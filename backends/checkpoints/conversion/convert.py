@@ -51,6 +51,8 @@ class Job:
     """Of an adapter, as a plain folder."""
     name: str
     """Of the source, without a path."""
+    base_name: str = ""
+    """The same of the base."""
 
 
 Writer = Callable[[Job, Path, Report], None]
@@ -129,10 +131,14 @@ def _job(source: Path, find_base: BaseFinder, *, name: str, dtype: str, base: st
         raise InvalidArgument(f"a base was given ({base}), and {source} is no adapter; leave it out")
     if kind is None or kind not in WRITERS:
         return None
-    return Job(kind, source, dtype, _found_base(source, find_base, base) if kind == "adapter" else None, name)
+    if kind != "adapter":
+        return Job(kind, source, dtype, None, name)
+    found, base_name = _found_base(source, find_base, base)
+    return Job(kind, source, dtype, found, name, base_name)
 
 
-def _found_base(source: Path, find_base: BaseFinder, base: str) -> Path:
+def _found_base(source: Path, find_base: BaseFinder, base: str) -> tuple[Path, str]:
+    """The base's plain folder, and its name without a path."""
     config = LoraConfig.read(source)
     wanted = base or config.base
     if not wanted:
@@ -140,12 +146,14 @@ def _found_base(source: Path, find_base: BaseFinder, base: str) -> Path:
             f"{source / ADAPTER_CONFIG} names no base (base_model_name_or_path); `probewire convert {source} --base …` says it"
         )
     try:
-        return find_base(wanted, None if base else config.revision, source)
+        found = find_base(wanted, None if base else config.revision, source)
     except ProbewireError as error:
         raise type(error)(
             f"the adapter in {source} needs its base {wanted!r}: {error.message} (`probewire convert {source} --base …` "
             "merges with another copy of it)"
         ) from error
+    local = (source / wanted).is_dir() or Path(wanted).expanduser().is_dir()
+    return found, (source / wanted).resolve().name if local else wanted
 
 
 def _base_of(job: Job) -> Path:
@@ -167,7 +175,7 @@ def _sources(job: Job, cache_dir: Path, report: Report) -> list[Source]:
     sources = [_source(job.name, folder, [*weights, *_small_files(job.source)], cache_dir, report)]
     if job.base is not None:
         files = [*weights_of(job.base), *_small_files(job.base)]
-        sources.append(_source(job.base.name, job.base, files, cache_dir, report))
+        sources.append(_source(job.base_name, job.base, files, cache_dir, report))
     return sources
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from .kind import Kind
 
-__all__ = ["RECORD", "Source", "is_whole", "key_of", "sources_hash", "write_record"]
+__all__ = ["RECORD", "Source", "is_whole", "key_of", "origin_of", "sources_hash", "write_record"]
 
 RECORD = "probewire.json"
 _VERSION = 1
@@ -67,6 +67,16 @@ def sources_hash(folder: Path) -> str:
     """What a converted folder was made from, in one hash; empty for a folder that was not converted."""
     try:
         return str(_read(folder)["sources_sha256"])
+    except (KeyError, OSError, TypeError, ValueError):
+        return ""
+
+
+def origin_of(folder: Path) -> str:
+    """How the sources of a converted folder were stored, and their names; empty for a folder that was not converted."""
+    try:
+        record = _read(folder)
+        names = " on ".join(str(source["name"]) for source in record["sources"])
+        return f"{record['kind']}: {names}"
     except (KeyError, OSError, TypeError, ValueError):
         return ""
 

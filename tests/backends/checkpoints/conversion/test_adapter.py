@@ -175,6 +175,10 @@ def test_an_adapter_of_a_packed_base_is_merged_into_what_that_means(plain: Path,
     Adapter(plain, tmp_path / "adapter", ("layers.1.self_attn.q_proj",))
     _edit(tmp_path / "adapter", base_model_name_or_path="../packed")
     folder = resolve_model(str(tmp_path / "adapter"), cache_dir=cache).folder
+    backend = load_backend("torch", folder, model_id="tiny", limits=LIMITS, device="cpu", check=False)
+    assert backend.info.origin == "adapter: adapter on packed"
+    assert "converted from adapter: adapter on packed" in repr(backend.info)
+    backend.close()
     after = load_file(folder / "model.safetensors")
     name = "model.layers.0.self_attn.q_proj.weight"
     np.testing.assert_array_equal(after[name].numpy(), meant[name])
