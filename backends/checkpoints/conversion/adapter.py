@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from ....protos.errors import InvalidArgument, Unsupported
 from ....protos.tensors import Array
 from .bin import PickledTensors
@@ -24,6 +26,8 @@ _FACTOR = re.compile(
     r"(?P<module>.+)\.(?P<part>lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))(?:\.default)?(?P<of>\.weight|\.bias)?"
 )
 _WRAPPERS = re.compile(r"\.(base_layer|modules_to_save(\.default)?)(?=\.)")
+_BEFORE_TRAINING = re.compile(r"(?P<module>.+)\.original_module\.(weight|bias)")
+"""What PEFT keeps, and sometimes writes, beside a module that was trained in whole."""
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "tokens_embed.weight")
 _HEAD = "lm_head.weight"
 
@@ -35,6 +39,8 @@ class Merged:
     plan: list[Planned]
     own_head: bool
     """The head is no longer the embedding."""
+    vocab: int | None
+    """Tokens, where the adapter was trained with more or fewer than its base has."""
 
 
 @dataclass(slots=True)
@@ -67,13 +73,14 @@ def merged(folder: Path, base: Tensors, *, keep: str, tied: bool, transposed: bo
     own_head = tied and bool(touched & {weights.embedding, _HEAD})
     if own_head and _HEAD not in plan:
         plan[_HEAD] = replace(copied(base, weights.embedding, keep), name=_HEAD)
+    vocab = _vocab(plan, weights, {name: tensors.stored[source].shape for name, source in replaced.items()})
     for name, source in replaced.items():
-        plan[name] = _replacement(plan, name, tensors, source, keep)
+        plan[name] = _replacement(plan, name, tensors, source, keep, vocab)
     for module, parts in factors.items():
         fitted = _Fitted(config, tensors, module, parts.parts, transposed, file)
         for planned in fitted.planned(plan, weights):
             plan[planned.name] = planned
-    return Merged(list(plan.values()), own_head)
+    return Merged(list(plan.values()), own_head, vocab)
 
 
 class _Names:
@@ -113,8 +120,12 @@ def _sorted(tensors: Tensors, weights: _Names, file: Path) -> tuple[dict[str, _F
             part = factor["part"] + (".bias" if factor["of"] == ".bias" else "")
             factors.setdefault(factor["module"], _Factors()).parts[part] = name
         elif (own := weights.find(bare)) is not None:
+            if own in replaced and not np.array_equal(tensors.get(name), tensors.get(replaced[own])):
+                raise InvalidArgument(
+                    f"{file} has two values for {own} ({replaced[own]}, {name}); save the adapter again"
+                )
             replaced[own] = name
-        else:
+        elif (before := _BEFORE_TRAINING.fullmatch(bare)) is None or not _is_trained(tensors, before["module"]):
             lost.append(bare)
     lost += [f"{module}.weight" for module in factors if weights.find(f"{module}.weight") is None]
     if lost:
@@ -126,16 +137,34 @@ def _sorted(tensors: Tensors, weights: _Names, file: Path) -> tuple[dict[str, _F
     return factors, replaced
 
 
-def _replacement(plan: Mapping[str, Planned], name: str, tensors: Tensors, source: str, keep: str) -> Planned:
+def _is_trained(tensors: Tensors, module: str) -> bool:
+    """Whether the adapter has a whole module's weights after training."""
+    return any(f"{_PREFIX}{module}{part}.weight" in tensors.stored for part in ("", ".modules_to_save"))
+
+
+def _vocab(plan: Mapping[str, Planned], weights: _Names, replaced: Mapping[str, tuple[int, ...]]) -> int | None:
+    """Rows of embedding and head where the adapter brings both anew, in another number than the base's; else None."""
+    new = {replaced[name] for name in (weights.embedding, _HEAD) if name in plan and name in replaced}
+    both = all(name in replaced for name in (weights.embedding, _HEAD) if name in plan)
+    if not both or len(new) != 1 or weights.embedding not in replaced:
+        return None
+    (shape,), old = new, plan[weights.embedding].shape
+    return shape[0] if len(shape) == 2 and shape[1] == old[1] and shape[0] != old[0] else None
+
+
+def _replacement(
+    plan: Mapping[str, Planned], name: str, tensors: Tensors, source: str, keep: str, vocab: int | None
+) -> Planned:
     """A tensor of the adapter in the place of the base's (`modules_to_save`, biases)."""
     old, new = plan[name], tensors.stored[source]
-    if new.shape != old.shape:
+    resized = vocab is not None and new.shape == (vocab, *old.shape[1:]) and name.endswith((*_EMBEDDINGS, _HEAD))
+    if new.shape != old.shape and not resized:
         raise InvalidArgument(
-            f"the adapter has {name} with shape {list(new.shape)}, its base with {list(old.shape)} (a vocabulary that was "
-            "resized for the adapter cannot be merged); give the base that it was trained on"
+            f"the adapter has {name} with shape {list(new.shape)}, its base with {list(old.shape)} (for a vocabulary that "
+            "was resized, an adapter brings embedding and head, both of the new size); give the base that it was trained on"
         )
     kind = old.dtype if keep == "auto" else FLOATS[keep]
-    return Planned(name, kind, old.shape, lambda: tensors.get(source))
+    return Planned(name, kind, new.shape, lambda: tensors.get(source))
 
 
 @dataclass(frozen=True, slots=True)

@@ -197,6 +197,8 @@ def _convert(job: Job, sources: list[Source], out: Path, report: Report) -> None
     with made_whole(out) as making:
         try:
             WRITERS[job.kind](job, making, report)
+        except ProbewireError:
+            raise
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             # A config whose fields have other types than their format's, as likely as not.
             raise InvalidArgument(

@@ -50,6 +50,8 @@ def write_adapted(source: Path, base: Path, out: Path, dtype: str, report: Repor
     )
     if result.own_head:
         config = {**config, "tie_word_embeddings": False}
+    if result.vocab is not None:
+        config = {**config, "vocab_size": result.vocab}
     write_config(out, config, dtype)
     if has_tokenizer(source):
         copy_texts(source, out)

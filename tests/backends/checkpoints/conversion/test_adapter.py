@@ -185,6 +185,32 @@ def test_an_adapter_of_a_packed_base_is_merged_into_what_that_means(plain: Path,
     assert not np.array_equal(after[name.replace("0", "1", 1)].numpy(), meant[name.replace("0", "1", 1)])
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_a_vocabulary_that_grew(family: str, tmp_path: Path, cache: Path) -> None:
+    """As PEFT writes it: embedding and head in whole, and beside them what they were before; qwen2's base has one for both."""
+    base = base_of(family, tmp_path)
+    Adapter(base, tmp_path / "adapter", ("q_proj",))
+    new = {name: torch.randn(270, 64) for name in ("model.embed_tokens", "lm_head")}
+
+    def grow(tensors: dict[str, torch.Tensor]) -> None:
+        for name, weight in new.items():
+            for part in ("", ".modules_to_save"):
+                tensors[f"base_model.model.{name}{part}.weight"] = weight.clone()
+            tensors[f"base_model.model.{name}.original_module.weight"] = torch.zeros(270, 64)
+
+    _tensors(grow)(tmp_path / "adapter")
+    folder = resolve_model(str(tmp_path / "adapter"), cache_dir=cache).folder
+    weights = load_file(folder / "model.safetensors")
+    assert all(torch.equal(weights[f"{name}.weight"], weight) for name, weight in new.items())
+    for name in ("torch", "mlx"):
+        assert logits(name, folder).shape == (len(TOKENS), 270)
+    _tensors(lambda t: t.update({"base_model.model.lm_head.modules_to_save.weight": torch.ones(270, 64)}))(
+        tmp_path / "adapter"
+    )
+    with pytest.raises(InvalidArgument, match=r"has two values for lm_head\.weight"):
+        resolve_model(str(tmp_path / "adapter"), cache_dir=cache)
+
+
 def test_the_adapters_own_tokenizer_counts(plain: Path, tmp_path: Path, cache: Path) -> None:
     Adapter(plain, tmp_path / "adapter", ("q_proj",))
     write_tokenizer(tmp_path / "adapter")
@@ -296,8 +322,9 @@ def test_what_does_not_fit_is_refused(name: str, plain: Path, tmp_path: Path, ca
     spoil, error, words = MISFITS[name]
     Adapter(plain, tmp_path / "adapter", ("q_proj",))
     spoil(tmp_path / "adapter")
-    with pytest.raises(error, match=words):
+    with pytest.raises(error, match=words) as caught:
         resolve_model(str(tmp_path / "adapter"), cache_dir=cache)
+    assert "Error: " not in caught.value.message or words.startswith("cannot be")
     assert [path.name for path in cache.glob("converted/*") if path.suffix != ".lock"] == []
 
 
