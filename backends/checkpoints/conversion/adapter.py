@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -43,13 +43,6 @@ class Merged:
     """Tokens, where the adapter was trained with more or fewer than its base has."""
 
 
-@dataclass(slots=True)
-class _Factors:
-    """The tensors of an adapter for one module: part -> name in the file."""
-
-    parts: dict[str, str] = field(default_factory=dict[str, str])
-
-
 def adapter_weights(folder: Path) -> Path:
     """The file of an adapter's tensors. Raises InvalidArgument where there is none."""
     for name in ("adapter_model.safetensors", "adapter_model.bin"):
@@ -77,7 +70,7 @@ def merged(folder: Path, base: Tensors, *, keep: str, tied: bool, transposed: bo
     for name, source in replaced.items():
         plan[name] = _replacement(plan, name, tensors, source, keep, vocab)
     for module, parts in factors.items():
-        fitted = _Fitted(config, tensors, module, parts.parts, transposed, file)
+        fitted = _Fitted(config, tensors, module, parts, transposed, file)
         for planned in fitted.planned(plan, weights):
             plan[planned.name] = planned
     return Merged(list(plan.values()), own_head, vocab)
@@ -108,9 +101,9 @@ class _Names:
         return [name for name in names if name is not None]
 
 
-def _sorted(tensors: Tensors, weights: _Names, file: Path) -> tuple[dict[str, _Factors], dict[str, str]]:
-    """Factors by module, and the base's tensors that others take the place of, by the base's name."""
-    factors: dict[str, _Factors] = {}
+def _sorted(tensors: Tensors, weights: _Names, file: Path) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+    """Module -> part -> name in the file; and the base's tensors that others take the place of, by the base's name."""
+    factors: dict[str, dict[str, str]] = {}
     replaced: dict[str, str] = {}
     lost: list[str] = []
     for name in tensors.stored:
@@ -118,7 +111,7 @@ def _sorted(tensors: Tensors, weights: _Names, file: Path) -> tuple[dict[str, _F
         factor = _FACTOR.fullmatch(bare)
         if factor is not None:
             part = factor["part"] + (".bias" if factor["of"] == ".bias" else "")
-            factors.setdefault(factor["module"], _Factors()).parts[part] = name
+            factors.setdefault(factor["module"], {})[part] = name
         elif (own := weights.find(bare)) is not None:
             if own in replaced and not np.array_equal(tensors.get(name), tensors.get(replaced[own])):
                 raise InvalidArgument(
