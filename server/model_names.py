@@ -40,9 +40,11 @@ def _one(what: str, written: str, given: str, unsaid: str, text: str) -> str:
 
 
 def default_id(model: str) -> str:
-    """The name a model is served under when none is given: a folder's or the default model's last part, else itself."""
+    """The name a model is served under when none is given: a path's or the default model's last part, else itself."""
     if is_default(model):
         return DEFAULT_ID.rpartition("/")[2]
+    if model.lower().endswith(".gguf"):
+        return Path(model).name
     folder = _folder(model)
     return model if folder is None else folder.name
 

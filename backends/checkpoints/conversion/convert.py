@@ -21,6 +21,7 @@ from ..json_file import json_object
 from ..progress import Progress, Report
 from .adapter import adapter_weights
 from .bin import bin_paths
+from .gguf import write_gguf_folder
 from .kind import ADAPTER_CONFIG, Kind, kind_of, quantization_of
 from .lora import LoraConfig
 from .packed import write_packed
@@ -61,6 +62,7 @@ WRITERS: dict[Kind, Writer] = {
     "gptq": lambda job, out, report: write_packed(job.kind, job.source, out, job.dtype, report),
     "awq": lambda job, out, report: write_packed(job.kind, job.source, out, job.dtype, report),
     "compressed-tensors": lambda job, out, report: write_packed(job.kind, job.source, out, job.dtype, report),
+    "gguf": lambda job, out, report: write_gguf_folder(job.source, out, report, dtype=job.dtype),
     "pickle": lambda job, out, report: write_pickled(job.source, out, job.dtype, report),
     "adapter": lambda job, out, report: write_adapted(job.source, _base_of(job), out, job.dtype, report),
 }

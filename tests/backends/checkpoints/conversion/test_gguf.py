@@ -16,13 +16,15 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-from probewire.backends.checkpoints import inspect_folder
+from probewire.backends.checkpoints import inspect_folder, resolve_model
 from probewire.backends.checkpoints.conversion import gguf_header
 from probewire.backends.checkpoints.conversion.gguf import write_gguf_folder
 from probewire.backends.checkpoints.conversion.gguf_header import read_header
 from probewire.backends.checkpoints.progress import Progress
 from probewire.protos.errors import FailedPrecondition, InvalidArgument
+from probewire.protos.spec import Capture, Hook, Plan
 from tests.backends.checkpoints.conversion.gguf_files import MODELS, PLAIN_VOCABULARY, tiny_model, write_gguf
+from tests.parity.harness import load, relative_error, run
 
 TOKENS = torch.arange(3, 43)[None] * 5 % 251  # past every window
 
@@ -238,3 +240,20 @@ def test_the_tokenizer_begins_a_text_as_the_file_says(written: Callable[..., Pat
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "none")
     assert tokenizer.convert_ids_to_tokens(tokenizer("<eos> the").input_ids) == ["<eos>", "Ġthe"]
     assert tokenizer.eos_token == "<eos>"
+
+
+def test_a_file_is_a_model_by_its_path_and_written_once(written: Callable[..., Path], tmp_path: Path) -> None:
+    source, cache = written("qwen3"), tmp_path / "cache"
+    seen: list[Progress] = []
+    first = resolve_model(str(source), cache_dir=cache, progress=seen.append)
+    assert "dequantise" in {progress.stage for progress in seen}
+    seen.clear()
+    again = resolve_model(str(source), cache_dir=cache, progress=seen.append)
+    assert "dequantise" not in {progress.stage for progress in seen}
+    assert (again.folder, again.model_hash) == (first.folder, first.model_hash)
+    expected = _logits(tiny_model("qwen3"))[0].numpy()
+    for name in ("torch", "mlx"):
+        backend = load(name, first.folder)
+        found = run(backend, TOKENS[0].tolist(), Plan((Hook("logits", capture=Capture()),)))
+        backend.close()
+        assert relative_error(found[0, "logits", ""].values, expected) <= 1e-4
