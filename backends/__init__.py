@@ -81,8 +81,12 @@ def load_backend(
     if check:
         prove_derived(backend)
         _prove_engine(name, folder, backend, device)
-    backend.info = replace(backend.info, origin=origin_of(folder))
+    _tell_origin(backend, folder)
     return backend
+
+
+def _tell_origin(backend: Backend, folder: Path) -> None:
+    backend.info = replace(backend.info, origin=origin_of(folder))
 
 
 def _prove_engine(name: str, folder: Path, backend: Backend, device: str) -> None:
