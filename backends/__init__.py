@@ -12,13 +12,14 @@ from .alone_check import alone_fault
 from .alone_engine import AloneEngine
 from .checkpoints import plain_folder
 from .checkpoints.conversion.record import origin_of
+from .checkpoints.quantised.at_load import hash_as_held
 from .model.limits import Limits
 from .selfcheck import causality_fault, engine_fault, library_fault, prove_derived
 
 if TYPE_CHECKING:
     from .hooks.base import Backend
 
-__all__ = ["BACKENDS", "free_bytes", "load_backend"]
+__all__ = ["BACKENDS", "free_bytes", "load_backend", "shrinks_on_the_way"]
 
 BACKENDS = ("torch", "mlx")
 MOST_OF_AN_ERROR = 600
@@ -34,6 +35,7 @@ def load_backend(
     model_hash: str = "",
     dtype: str = "auto",
     device: str = "auto",
+    quantize: str = "",
     threads: int = 0,
     check: bool = True,
 ) -> Backend:
@@ -41,6 +43,7 @@ def load_backend(
 
     A folder that is no plain checkpoint (packed, pickled, an adapter) is converted once, into the usual cache folder.
 
+    `quantize`: int8 or int4, to hold a plain checkpoint's linear layers in so few bits.
     `threads`: that the library computes with on the CPU, for the calling thread; 0: as it chooses.
 
     Raises FailedPrecondition when the backend's extra is not installed.
@@ -60,7 +63,15 @@ def load_backend(
     if threads:
         Chosen.use_threads(threads)
     try:
-        backend = Chosen(folder, model_id=model_id, model_hash=model_hash, dtype=dtype, device=device, limits=limits)
+        backend = Chosen(
+            folder,
+            model_id=model_id,
+            model_hash=hash_as_held(model_hash, quantize),
+            dtype=dtype,
+            device=device,
+            limits=limits,
+            quantize=quantize,
+        )
         if check and not backend.compared:
             _compare(folder, backend, device)
         not_causal = causality_fault(backend) if check else ""
@@ -155,6 +166,15 @@ def free_bytes(name: str, device: str) -> int | None:
         if on_gpu is not None:
             return on_gpu
     return main_memory()
+
+
+def shrinks_on_the_way(name: str, device: str) -> bool:
+    """Whether quantising at load makes smaller what comes to the device, and not only what stays there."""
+    if name != "torch":
+        return True  # MLX reads a weight when it quantises it
+    from .torch.load import cuda_free_bytes
+
+    return cuda_free_bytes(device) is not None
 
 
 def _fault(name: str, folder: Path, backend: Backend, device: str) -> str:

@@ -60,9 +60,13 @@ def load(
     backend: str = "auto",
     dtype: str = "auto",
     revision: str = "",
+    quantize: str = "",
     progress: bool = True,
 ) -> Steps[ModelInfo]:
-    """Load a model into a worker of its own and wait until it serves. `model`: `[ID=]MODEL[@BACKEND]`, as `serve` takes it."""
+    """Load a model into a worker of its own and wait until it serves. `model`: `[ID=]MODEL[@BACKEND]`, as `serve` takes it.
+
+    `quantize`: int8 or int4, to hold its linear layers in so few bits.
+    """
     info: ModelInfo | None = None
     with progress_bar(f"loading {model}", "bytes", show=progress) as bar:
 
@@ -71,7 +75,7 @@ def load(
             info = step.info or info
             bar(step.done, step.total, f"{model}: {step.stage}")
 
-        yield from listen(Service.load, LoadRequest(model, id, backend, dtype, revision), hear)
+        yield from listen(Service.load, LoadRequest(model, id, backend, dtype, revision, quantize), hear)
     if info is None:
         raise Internal(f"loading {model!r} ended without saying what was loaded")
     return info

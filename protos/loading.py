@@ -21,6 +21,8 @@ class LoadRequest:
     backend: str = "auto"
     dtype: str = "auto"
     revision: str = ""
+    quantize: str = ""
+    """int8 or int4: hold a plain checkpoint's linear layers in so few bits; empty: as they are."""
 
 
 @dataclass(frozen=True, slots=True)

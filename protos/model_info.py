@@ -83,6 +83,8 @@ class ModelInfo:
     """Why generations go forward one after another; empty where they share a forward."""
     origin: str = ""
     """What its checkpoint was converted from: how that was stored, and its name; empty for one that loads as it is."""
+    quantization: str = ""
+    """How the weights are held in few bits, or that they were stored so; empty for plain ones."""
 
     def site(self, name: str) -> SiteInfo | None:
         """The entry for a kind of site, or None when this model does not offer it."""
@@ -137,6 +139,8 @@ def _facts(info: ModelInfo) -> list[tuple[str, str]]:
         facts.append(
             ("tower", f"the text model of a {info.tower} checkpoint; what it sees or hears with is not loaded")
         )
+    if info.quantization:
+        facts.append(("weights", info.quantization))
     if info.context_length:
         facts.append(("context", f"{info.context_length:,} positions a request, prompt and new tokens together"))
     chat = "with a chat template" if info.chat_template else "no chat template"

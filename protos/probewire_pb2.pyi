@@ -379,7 +379,7 @@ class SiteInfo(_message.Message):
     def __init__(self, name: _Optional[str] = ..., axes: _Optional[_Iterable[str]] = ..., widths: _Optional[_Iterable[int]] = ..., layers: _Optional[_Union[Indices, _Mapping]] = ..., run: _Optional[bool] = ..., generate: _Optional[bool] = ..., gradients: _Optional[bool] = ..., edits: _Optional[_Iterable[str]] = ..., note: _Optional[str] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("id", "family", "architecture", "backend", "device", "dtype", "attention", "model_hash", "n_layers", "d_model", "n_heads", "n_kv_heads", "d_head", "d_mlp", "vocab_size", "n_experts", "context_length", "generate", "generate_note", "chat_template", "n_slots", "sites", "versions", "rules", "ends", "context_note", "proof", "refused", "batching", "tower", "origin")
+    __slots__ = ("id", "family", "architecture", "backend", "device", "dtype", "attention", "model_hash", "n_layers", "d_model", "n_heads", "n_kv_heads", "d_head", "d_mlp", "vocab_size", "n_experts", "context_length", "generate", "generate_note", "chat_template", "n_slots", "sites", "versions", "rules", "ends", "context_note", "proof", "refused", "batching", "quantization", "tower", "origin")
     class VersionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -423,6 +423,7 @@ class ModelInfo(_message.Message):
     PROOF_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     BATCHING_FIELD_NUMBER: _ClassVar[int]
+    QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
     TOWER_FIELD_NUMBER: _ClassVar[int]
     ORIGIN_FIELD_NUMBER: _ClassVar[int]
     id: str
@@ -454,9 +455,10 @@ class ModelInfo(_message.Message):
     proof: str
     refused: _containers.ScalarMap[str, str]
     batching: str
+    quantization: str
     tower: str
     origin: str
-    def __init__(self, id: _Optional[str] = ..., family: _Optional[str] = ..., architecture: _Optional[str] = ..., backend: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., attention: _Optional[str] = ..., model_hash: _Optional[str] = ..., n_layers: _Optional[int] = ..., d_model: _Optional[int] = ..., n_heads: _Optional[int] = ..., n_kv_heads: _Optional[int] = ..., d_head: _Optional[int] = ..., d_mlp: _Optional[int] = ..., vocab_size: _Optional[int] = ..., n_experts: _Optional[int] = ..., context_length: _Optional[int] = ..., generate: _Optional[bool] = ..., generate_note: _Optional[str] = ..., chat_template: _Optional[bool] = ..., n_slots: _Optional[int] = ..., sites: _Optional[_Iterable[_Union[SiteInfo, _Mapping]]] = ..., versions: _Optional[_Mapping[str, str]] = ..., rules: _Optional[_Iterable[str]] = ..., ends: _Optional[_Iterable[_Union[EndToken, _Mapping]]] = ..., context_note: _Optional[str] = ..., proof: _Optional[str] = ..., refused: _Optional[_Mapping[str, str]] = ..., batching: _Optional[str] = ..., tower: _Optional[str] = ..., origin: _Optional[str] = ...) -> None: ...
+    def __init__(self, id: _Optional[str] = ..., family: _Optional[str] = ..., architecture: _Optional[str] = ..., backend: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., attention: _Optional[str] = ..., model_hash: _Optional[str] = ..., n_layers: _Optional[int] = ..., d_model: _Optional[int] = ..., n_heads: _Optional[int] = ..., n_kv_heads: _Optional[int] = ..., d_head: _Optional[int] = ..., d_mlp: _Optional[int] = ..., vocab_size: _Optional[int] = ..., n_experts: _Optional[int] = ..., context_length: _Optional[int] = ..., generate: _Optional[bool] = ..., generate_note: _Optional[str] = ..., chat_template: _Optional[bool] = ..., n_slots: _Optional[int] = ..., sites: _Optional[_Iterable[_Union[SiteInfo, _Mapping]]] = ..., versions: _Optional[_Mapping[str, str]] = ..., rules: _Optional[_Iterable[str]] = ..., ends: _Optional[_Iterable[_Union[EndToken, _Mapping]]] = ..., context_note: _Optional[str] = ..., proof: _Optional[str] = ..., refused: _Optional[_Mapping[str, str]] = ..., batching: _Optional[str] = ..., quantization: _Optional[str] = ..., tower: _Optional[str] = ..., origin: _Optional[str] = ...) -> None: ...
 
 class EndToken(_message.Message):
     __slots__ = ("id", "text")
@@ -487,18 +489,20 @@ class Empty(_message.Message):
     def __init__(self) -> None: ...
 
 class LoadRequest(_message.Message):
-    __slots__ = ("model", "id", "backend", "dtype", "revision")
+    __slots__ = ("model", "id", "backend", "dtype", "revision", "quantize")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
     BACKEND_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
+    QUANTIZE_FIELD_NUMBER: _ClassVar[int]
     model: str
     id: str
     backend: str
     dtype: str
     revision: str
-    def __init__(self, model: _Optional[str] = ..., id: _Optional[str] = ..., backend: _Optional[str] = ..., dtype: _Optional[str] = ..., revision: _Optional[str] = ...) -> None: ...
+    quantize: str
+    def __init__(self, model: _Optional[str] = ..., id: _Optional[str] = ..., backend: _Optional[str] = ..., dtype: _Optional[str] = ..., revision: _Optional[str] = ..., quantize: _Optional[str] = ...) -> None: ...
 
 class LoadProgress(_message.Message):
     __slots__ = ("stage", "done", "total", "info")

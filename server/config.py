@@ -76,6 +76,8 @@ class WorkerConfig:
     backend: str = "torch"
     """torch or mlx; `auto` is resolved before."""
     dtype: str = "auto"
+    quantize: str = ""
+    """int8 or int4: at load; empty: weights as they are."""
     revision: str = ""
     device: str = "auto"
     cache_dir: str = ""

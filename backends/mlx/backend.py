@@ -16,6 +16,7 @@ from ...protos.model import ModelInfo
 from ...protos.sites import Site
 from ...protos.tensors import Array
 from ..alone_engine import AloneEngine
+from ..checkpoints.quantised.at_load import told_of, values_as_held
 from ..hooks.backward import rules_of
 from ..hooks.base import Engine
 from ..hooks.bound import BoundBackward, BoundPlan
@@ -48,6 +49,7 @@ from .mends import body_of
 from .norms import Norms
 from .ops import MlxOps, dtype_name
 from .own_cache import OwnCache
+from .quantised import held
 from .sweeps import MlxSweeps
 from .taps import Taps
 
@@ -60,16 +62,25 @@ class MlxBackend:
     """See backends/hooks/base.py. MLX's streams belong to a thread: build it on the thread that uses it."""
 
     def __init__(
-        self, folder: Path, *, model_id: str, model_hash: str, dtype: str, device: str, limits: Limits
+        self,
+        folder: Path,
+        *,
+        model_id: str,
+        model_hash: str,
+        dtype: str,
+        device: str,
+        limits: Limits,
+        quantize: str = "",
     ) -> None:
         self.device = choose_device(device)
         mx.set_default_device(self.device)
-        loaded = load_model(folder, dtype)
+        loaded = load_model(folder, dtype, quantize)
         self.model: Any = loaded.model
         self.body = body_of(self.model)
         config = loaded.config
         self.compared = loaded.compared
         self.weights = CheckpointWeights(folder)
+        self._at_load = loaded.at_load
         family, dims = family_of(config.model_type), dims_of(config)
         self.executor = Executor(MlxOps())
         softcap = getattr(config, "attn_logit_softcapping", None) if loaded.compared else None
@@ -141,6 +152,7 @@ class MlxBackend:
             sites=site_infos(family, dims, refused=refused, run_only=run_only_sites("mlx", config)),
             versions=versions_of("mlx", "mlx-lm", "transformers"),
             refused=refused,
+            quantization=told_of("mlx", self.weights.scheme, loaded.at_load),
         )
         if alone:
             self.generate_alone(alone)
@@ -307,8 +319,11 @@ class MlxBackend:
         return self.weights.names()
 
     def weight(self, name: str) -> Array:
-        """One weight as in the checkpoint."""
-        return self.weights.get(name)
+        """One weight as in the checkpoint, or as it was quantised at load."""
+        value = self.weights.get(name)
+        if self._at_load is None:
+            return value
+        return values_as_held(self._at_load, name, value, lambda tail: held(self.model, tail))
 
     def close(self) -> None:
         """Drop the model and its cache, and leave mlx-lm as it was."""

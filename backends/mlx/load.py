@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from mlx_lm import utils as mlx_lm_utils
 from ...protos.errors import FailedPrecondition, InvalidArgument
 from ..checkpoints.mlx_recipe import MLX_FAMILIES, mlx_recipe
 from ..checkpoints.mlx_weights import mlx_weights
+from ..checkpoints.quantised import Scheme, check_runnable
+from ..checkpoints.quantised.at_load import AtLoad, check_plain
 from ..checkpoints.shrunk import plain_json
 from ..checkpoints.text_config import text_config
 from ..checkpoints.tower import Tower
@@ -22,6 +25,7 @@ from ..model.weights import CheckpointWeights, has_own_head
 from .experts import compute_each, stacked
 from .mends import mend
 from .ops import mlx_dtype
+from .quantised import check_layouts, quantise, unpack_fp8
 
 __all__ = ["Loaded", "choose_device", "library_classes", "load_model", "windows_of"]
 
@@ -53,6 +57,8 @@ class Loaded:
     """Why."""
     compared: bool = True
     """See `MlxRecipe.compared`."""
+    at_load: AtLoad | None = None
+    """What was quantised here."""
 
 
 def choose_device(device: str) -> mx.Device:
@@ -67,31 +73,51 @@ def choose_device(device: str) -> mx.Device:
     return chosen
 
 
-def load_model(folder: Path, dtype: str) -> Loaded:
+def load_model(folder: Path, dtype: str, quantize: str = "") -> Loaded:
     """The model on MLX's default device. `dtype` is a wire name or "auto" (the checkpoint's own)."""
-    tower = CheckpointWeights(folder).tower
+    weights = CheckpointWeights(folder)
+    scheme, tower = weights.scheme, weights.tower
+    check_runnable(scheme, folder, "mlx")
+    check_plain(scheme, quantize)
     config: Any = text_config(folder).get_text_config()
-    written: dict[str, Any] = plain_json(
-        (folder / "config.json").read_text() if tower is None else config.to_json_string(use_diff=False)
-    )
+    text = (folder / "config.json").read_text()
+    written: dict[str, Any] = plain_json(text if tower is None else config.to_json_string(use_diff=False))
+    if json.loads(text).get("quantize_activations"):
+        raise FailedPrecondition(
+            f"the checkpoint in {folder} rounds activations too (quantize_activations), which has no derivative; remove that "
+            "entry from config.json to compute with its weights alone"
+        )
     if written.get("tie_word_embeddings", getattr(config, "tie_word_embeddings", True)) and has_own_head(folder):
         written["tie_word_embeddings"] = False  # as transformers has it: what the file holds counts
     ignoring = config.model_type in MLX_FAMILIES and config.model_type not in _WINDOWS_OF_ITS_OWN
     recipe = mlx_recipe({**written, "sliding_window": None} if ignoring else written)
-    try:
-        classes = _classes_for(tower)
-        model, _ = mlx_lm_utils.load_model(folder, lazy=True, model_config=recipe.config, get_model_classes=classes)
-    except SystemExit as error:  # so one of mlx-lm's files misses a package
-        raise FailedPrecondition(
-            f"mlx-lm's code for {config.model_type} needs a package that is not installed; use the torch backend"
-        ) from error
+    model = _loaded(folder, config, recipe.config, weights)
+    if scheme is not None:
+        check_layouts(model, scheme)
+    if dtype == "auto" and scheme is not None and scheme.method == "mlx":
+        dtype = weights.float_dtype()  # of the scales: the config keeps that of the model they were made from
     chosen = mlx_dtype(dtype) if dtype != "auto" else _own_dtype(written, model)
     model.set_dtype(chosen)
+    at_load = quantise(model, quantize) if quantize else None
     mend(model, recipe, config, chosen)
     compute_each(model, chosen)
     model.eval()
     mx.eval(model.parameters())
-    return Loaded(model, config, chosen, recipe.max_positions, recipe.reason, recipe.compared)
+    return Loaded(model, config, chosen, recipe.max_positions, recipe.reason, recipe.compared, at_load)
+
+
+def _loaded(folder: Path, config: Any, for_mlx: dict[str, Any], weights: CheckpointWeights) -> Any:
+    fp8 = weights.scheme if weights.scheme is not None and weights.scheme.method == "fp8" else None
+    if fp8 is not None:
+        for_mlx = for_mlx | {"quantization_config": None}  # unpacked when it is read
+    try:
+        classes = _classes_for(weights.tower, fp8)
+        model, _ = mlx_lm_utils.load_model(folder, lazy=True, model_config=for_mlx, get_model_classes=classes)
+    except SystemExit as error:  # so one of mlx-lm's files misses a package
+        raise FailedPrecondition(
+            f"mlx-lm's code for {config.model_type} needs a package that is not installed; use the torch backend"
+        ) from error
+    return model
 
 
 def library_classes(config: dict[str, Any]) -> tuple[Any, Any]:
@@ -104,7 +130,7 @@ def library_classes(config: dict[str, Any]) -> tuple[Any, Any]:
     return utils._get_classes(config)
 
 
-def _classes_for(tower: Tower | None) -> Callable[[dict[str, Any]], tuple[type, type]]:
+def _classes_for(tower: Tower | None, fp8: Scheme | None = None) -> Callable[[dict[str, Any]], tuple[type, type]]:
     """mlx-lm's classes, made to take the weights as transformers writes them, of a wrapper the text model's alone."""
 
     def classes(config: dict[str, Any]) -> tuple[type, type]:
@@ -113,7 +139,7 @@ def _classes_for(tower: Tower | None) -> Callable[[dict[str, Any]], tuple[type, 
         def sanitize(self: Any, weights: dict[str, Any]) -> dict[str, Any]:
             if tower is not None:
                 weights = {tower.names[name]: value for name, value in weights.items() if name in tower.names}
-            weights = mlx_weights(config, weights)
+            weights = mlx_weights(config, unpack_fp8(fp8, weights) if fp8 else weights)
             if config["model_type"] in _STACKED:
                 weights = stacked(weights, config["hidden_size"])
             return model_class.sanitize(self, weights) if hasattr(model_class, "sanitize") else weights

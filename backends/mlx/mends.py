@@ -29,6 +29,10 @@ def mend(model: Any, recipe: MlxRecipe, config: Any, dtype: mx.Dtype) -> None:
     if recipe.rope_freqs is not None:
         for layer in model.layers:
             layer.self_attn.rope._freqs = mx.array(recipe.rope_freqs, dtype=mx.float32)
+    for module in model.modules():
+        if isinstance(module, nn.QuantizedEmbedding) and module.mode != "affine":
+            # mlx unpacks it to bfloat16, whatever the model computes in.
+            _replace_call(module, lambda call, ids: call(ids).astype(dtype))
     if recipe.embed_scale is not None:
         scale = mx.array(recipe.embed_scale, mx.float32).astype(dtype)
         _replace_call(model.model.embed_tokens, lambda call, ids: call(ids) * scale)

@@ -11,6 +11,7 @@ from typing import Any
 
 from ...protos.errors import FailedPrecondition
 from ...protos.tensors import numpy_dtype
+from ..checkpoints.quantised.at_load import bytes_of
 from .limits import Limits
 from .sites import dims_of
 from .weights import CheckpointWeights
@@ -40,20 +41,23 @@ class Footprint:
         return round((self.weights + self.cache) * (1 + HEADROOM))
 
 
-def footprint(folder: Path, dtype: str, limits: Limits) -> Footprint:
-    """What a checkpoint takes when loaded as `dtype` ("auto": as it is stored)."""
+def footprint(folder: Path, dtype: str, limits: Limits, backend: str = "", quantize: str = "") -> Footprint:
+    """What a checkpoint takes when a backend has loaded it as `dtype` ("auto": as it is stored).
+
+    `quantize`: to int8 or int4, before they come there.
+    """
     checkpoint = CheckpointWeights(folder)
-    weights = checkpoint.nbytes(None if dtype == "auto" else numpy_dtype(dtype).itemsize)
     config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    itemsize = numpy_dtype(_dtype(checkpoint, config) if dtype == "auto" else dtype).itemsize
+    weights = _held(checkpoint, None if dtype == "auto" else itemsize, itemsize, backend, quantize)
     if checkpoint.tower is not None:
-        return Footprint(weights, _kept(checkpoint) * limits.cache_tokens * _itemsize(config, dtype))
+        return Footprint(weights, _kept(checkpoint) * limits.cache_tokens * itemsize)
     text = config
     text |= {ours: text[theirs] for theirs, ours in _GPT2_NAMES.items() if theirs in text}
     try:
         dims = dims_of(SimpleNamespace(**text))
     except (AttributeError, TypeError, ZeroDivisionError):  # a family that we do not know: it gets no cache of ours
         return Footprint(weights, 0)
-    itemsize = _itemsize(text, dtype)
     return Footprint(weights, 2 * dims.n_layers * dims.n_kv_heads * dims.d_head * limits.cache_tokens * itemsize)
 
 
@@ -62,16 +66,38 @@ def _kept(checkpoint: CheckpointWeights) -> int:
     return sum(shape[0] for name, shape in checkpoint.names().items() if name.endswith(_KEPT))
 
 
-def _itemsize(config: dict[str, Any], dtype: str) -> int:
-    """Bytes of a number; `dtype` auto: as the config says."""
+def _dtype(checkpoint: CheckpointWeights, config: dict[str, Any]) -> str:
+    """What "auto" means: of a checkpoint that mlx-lm packed, what its scales are, as its config keeps that of another."""
+    if checkpoint.scheme is not None and checkpoint.scheme.method == "mlx":
+        return checkpoint.float_dtype()
     named = (part.get(name) for part in (config, config.get("text_config") or {}) for name in ("dtype", "torch_dtype"))
-    stored = next((str(name) for name in named if name), "float32")
-    return numpy_dtype(stored if dtype == "auto" else dtype).itemsize
+    return next((str(name) for name in named if name), "float32")
 
 
-def check_room(folder: Path, name: str, dtype: str, limits: Limits, free: int | None) -> None:
+def _held(checkpoint: CheckpointWeights, asked: int | None, itemsize: int, backend: str, quantize: str) -> int:
+    """Bytes of the weights in memory: codes stay codes only where the backend computes with them.
+
+    `asked`: bytes of a number; None: each as it is stored, and `itemsize` where it is stored as no number.
+    """
+    scheme = checkpoint.scheme
+    if quantize and scheme is None:
+        return sum(bytes_of(name, shape, quantize, itemsize) for name, shape in checkpoint.names().items())
+    if scheme is None or scheme.method == "mlx" or (backend == "mlx" and scheme.method == "mxfp4"):
+        return checkpoint.nbytes(asked)
+    return checkpoint.nbytes(itemsize, unpacked=True)
+
+
+def check_room(
+    folder: Path,
+    name: str,
+    dtype: str,
+    limits: Limits,
+    free: int | None,
+    backend: str = "",
+    quantize: str = "",
+) -> None:
     """Raise FailedPrecondition, with figures, when a model will not fit in `free` bytes (None: not known)."""
-    need = footprint(folder, dtype, limits)
+    need = footprint(folder, dtype, limits, backend, quantize)
     if free is not None and need.total > free:
         raise FailedPrecondition(
             f"loading {name!r} takes about {_gib(need.total)} (weights {_gib(need.weights)}, KV cache of "

@@ -6,13 +6,13 @@ that module's input or output. Paths below start at the layer; "" is the layer i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from ...protos.model import SiteInfo
+from ...protos.model import ModelInfo, SiteInfo
 from ...protos.sites import ATTENTION_SITES, AXES, GLOBAL_SITES
 
-__all__ = ["FAMILIES", "Dims", "Family", "Tap", "dims_of", "family_of", "site_infos"]
+__all__ = ["FAMILIES", "Dims", "Family", "Tap", "dims_of", "family_of", "site_infos", "without_gradients"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +219,16 @@ def site_infos(
             continue
         infos.append(_site_info(name, family, dims, run_only.get(name, "")))
     return tuple(infos)
+
+
+def without_gradients(info: ModelInfo, method: str) -> ModelInfo:
+    """The same model, whose weights a library computes with in a way that was not shown to have a derivative."""
+    note = f"gradients through weights quantised by {method} are not proven"
+    sites = tuple(
+        replace(site, gradients=False, note="; ".join(filter(None, (site.note, note)))) if site.gradients else site
+        for site in info.sites
+    )
+    return replace(info, sites=sites, rules=())
 
 
 def _site_info(name: str, family: Family, dims: Dims, run_only: str) -> SiteInfo:

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from ...protos.errors import NotFound, Unsupported
 from ...protos.tensors import Array, numpy_dtype
+from ..checkpoints.quantised import Packed, packed_tensors, scheme_of
+from ..checkpoints.quantised.packed import Stored
 from ..checkpoints.tower import Tower, tower_of
 from ..checkpoints.weight_file import BITS
 
@@ -26,12 +28,16 @@ _DTYPES = {
     "I64": "int64",
 }
 """What weights are stored as; in other dtypes stand codes of quantised ones."""
+_CODES = {"U8": "uint8", "U32": "uint32", "F8_E4M3": "uint8", "F8_E8M0": "uint8"}
+"""Packed weights, as arrays."""
 
 
 class CheckpointWeights:
-    """The tensors of one checkpoint folder; of one that also sees or hears, the text model's, under its own names.
+    """The weights of one checkpoint folder; those that it holds packed under the names and shapes that they have unpacked; of
+    one that also sees or hears, the text model's, under its own names.
 
-    Raises InvalidArgument for such a one without a text model, or with weights that belong to nothing known.
+    Raises InvalidArgument for such a one without a text model, or with weights that belong to nothing known, and where the
+    config says something else of how they are packed than they are.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -47,26 +53,49 @@ class CheckpointWeights:
         """What the text model of a wrapper is; None for a text model."""
         if self.tower is not None:
             self._entries = {new: self._entries[old] for old, new in self.tower.names.items()}
+        stored = {name: Stored(dtype, shape) for name, (_, dtype, shape, _) in self._entries.items()}
+        self.scheme = scheme_of(folder)
+        """How it is quantised; None where it is not."""
+        self.packed: dict[str, Packed] = packed_tensors(self.scheme, stored)
 
     def names(self) -> Mapping[str, tuple[int, ...]]:
         """Every weight's name and shape."""
-        return {name: shape for name, (_, _, shape, _) in self._entries.items()}
+        parts = {part for packed in self.packed.values() for part in packed.parts}
+        plain = {name: shape for name, (_, _, shape, _) in self._entries.items() if name not in parts}
+        return plain | {name: packed.shape for name, packed in self.packed.items()}
 
-    def nbytes(self, itemsize: int | None = None) -> int:
-        """Bytes of all of them as stored, or with floats of `itemsize` bytes."""
-        total = 0
-        for _, dtype, shape, _ in self._entries.values():
+    def nbytes(self, itemsize: int | None = None, *, unpacked: bool = False) -> int:
+        """Bytes of all of them as stored, or with floats of `itemsize` bytes; `unpacked`: those that are packed too."""
+        parts = {part for packed in self.packed.values() for part in packed.parts} if unpacked else set[str]()
+        total = sum(math.prod(packed.shape) for packed in self.packed.values()) * (itemsize or 2) if unpacked else 0
+        for name, (_, dtype, shape, _) in self._entries.items():
             bits = BITS.get(dtype, 8)
             if itemsize is not None and dtype in ("F64", "F32", "F16", "BF16"):
                 bits = 8 * itemsize
-            total += math.prod(shape) * bits // 8
+            total += 0 if name in parts else math.prod(shape) * bits // 8
         return total
 
+    def float_dtype(self) -> str:
+        """What most of the weights that are floats are stored as; of packed ones, their scales."""
+        found: dict[str, int] = {}
+        scales = {part: math.prod(packed.shape) for packed in self.packed.values() for part in packed.parts[1:2]}
+        for name, (_, dtype, shape, _) in self._entries.items():
+            if dtype in ("F32", "F16", "BF16"):
+                found[dtype] = found.get(dtype, 0) + scales.get(name, math.prod(shape))
+        return _DTYPES[max(found, key=found.__getitem__)] if found else "float32"
+
     def get(self, name: str) -> Array:
-        """One weight. Raises NotFound with a few names that are like it, Unsupported for one that is stored packed."""
-        if name not in self._entries:
-            near = [n for n in self._entries if n.rsplit(".", 2)[-2:] == name.rsplit(".", 2)[-2:]]
-            some = ", ".join((near or list(self._entries))[:4])
+        """One weight; one that is stored packed in float32, as its codes and scales say.
+
+        Raises NotFound with a few names that are like it, Unsupported for codes whose format is not known here.
+        """
+        if name in self.packed:
+            packed = self.packed[name]
+            return np.ascontiguousarray(packed.values(*(self._part(part) for part in packed.parts)))
+        known = self.names()
+        if name not in known:
+            near = [n for n in known if n.rsplit(".", 2)[-2:] == name.rsplit(".", 2)[-2:]]
+            some = ", ".join((near or list(known))[:4])
             raise NotFound(f"no weight {name!r} in the checkpoint; for example {some}")
         path, dtype, shape, start = self._entries[name]
         if dtype not in _DTYPES:
@@ -76,6 +105,13 @@ class CheckpointWeights:
             )
         kind = numpy_dtype(_DTYPES[dtype])
         return np.fromfile(path, dtype=kind, count=int(np.prod(shape)), offset=start).reshape(shape)
+
+    def _part(self, name: str) -> Array:
+        """Codes as they are stored, scales in float32."""
+        path, dtype, shape, start = self._entries[name]
+        kind = numpy_dtype(_DTYPES[dtype]) if dtype in _DTYPES else np.dtype(_CODES[dtype])
+        found = np.fromfile(path, dtype=kind, count=math.prod(shape), offset=start).reshape(shape)
+        return found if dtype in _CODES else found.astype(np.float32)
 
     def stored(self, name: str) -> NDArray[np.uint8]:
         """The bytes of one weight as the file has them, mapped and not read."""

@@ -18,6 +18,7 @@ from ...protos.model import ModelInfo
 from ...protos.sites import Site
 from ...protos.tensors import Array
 from ..alone_engine import AloneEngine
+from ..checkpoints.quantised.at_load import told_of, values_as_held
 from ..hooks.backward import StopForward, rules_of
 from ..hooks.base import Engine
 from ..hooks.bound import BoundBackward, BoundPlan
@@ -37,7 +38,7 @@ from ..model.context import fitted
 from ..model.families import batching_note, masked_sites, run_only_sites
 from ..model.footprint import footprint, free_bytes
 from ..model.limits import Limits
-from ..model.sites import Family, dims_of, family_of, site_infos
+from ..model.sites import Family, dims_of, family_of, site_infos, without_gradients
 from ..model.tolerances import ENGINE_TOLERANCE
 from ..model.versions import versions_of
 from ..model.weights import CheckpointWeights
@@ -49,6 +50,7 @@ from .load import body_of, choose_device, cuda_free_bytes, load_model
 from .norms import Norms
 from .ops import TorchOps
 from .own_cache import OwnCache
+from .quantised import held
 from .sweeps import TorchSweeps
 from .taps import Taps
 
@@ -64,12 +66,23 @@ class TorchBackend:
     """It is transformers' own."""
 
     def __init__(
-        self, folder: Path, *, model_id: str, model_hash: str, dtype: str, device: str, limits: Limits
+        self,
+        folder: Path,
+        *,
+        model_id: str,
+        model_hash: str,
+        dtype: str,
+        device: str,
+        limits: Limits,
+        quantize: str = "",
     ) -> None:
         self.device = choose_device(device)
-        self.model: Any = load_model(folder, dtype, self.device, cache_bytes=footprint(folder, dtype, limits).cache)
+        cache_bytes = footprint(folder, dtype, limits).cache
+        loaded = load_model(folder, dtype, self.device, cache_bytes=cache_bytes, quantize=quantize)
+        self.model: Any = loaded.model
         self.body: Any = body_of(self.model)
         self.weights = CheckpointWeights(folder)
+        self._at_load = loaded.at_load
         config = self.model.config.get_text_config()
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
         self.logit_scale = 1.0
@@ -143,7 +156,10 @@ class TorchBackend:
             ),
             versions=versions_of("torch", "transformers"),
             refused=refused,
+            quantization=told_of("torch", self.weights.scheme, loaded.at_load),
         )
+        if loaded.kept:
+            self.info = without_gradients(self.info, loaded.kept)
         if note and not headless:
             self.generate_alone(note)
 
@@ -355,8 +371,11 @@ class TorchBackend:
         return self.weights.names()
 
     def weight(self, name: str) -> Array:
-        """One weight as in the checkpoint."""
-        return self.weights.get(name)
+        """One weight as in the checkpoint, or as it was quantised at load."""
+        value = self.weights.get(name)
+        if self._at_load is None:
+            return value
+        return values_as_held(self._at_load, name, value, lambda tail: held(self.model, tail))
 
     def close(self) -> None:
         """Drop the model and its cache."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,9 @@ from transformers.core_model_loading import WeightConverter
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from ...protos.errors import FailedPrecondition, InvalidArgument
+from ..checkpoints.quantised import Scheme, check_runnable, scheme_of
+from ..checkpoints.quantised.at_load import AtLoad, check_plain
+from ..checkpoints.quantised.scheme import way_out
 from ..checkpoints.text_config import text_config
 from ..checkpoints.tower import Tower
 from ..model.footprint import free_bytes
@@ -24,13 +29,31 @@ from ..model.sites import family_of
 from ..model.weights import CheckpointWeights
 from .linear import use_in
 from .ops import torch_dtype
+from .quantised import quantise
 
-__all__ = ["body_of", "choose_device", "class_of", "cuda_free_bytes", "load_model"]
+__all__ = ["Loaded", "body_of", "choose_device", "class_of", "cuda_free_bytes", "load_model"]
 
 _FOLLOWS_FROM_CONFIG = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")
 """What old checkpoints store though it follows from the config."""
 _CAUSAL = (None, False, "vision")
 """Pictures alone are read in both directions by the last of these."""
+MOST_OF_AN_ERROR = 300
+"""Letters of what a library says."""
+
+
+_UNPACKED = ("mxfp4", "fp8")
+"""Formats that are written out at load, on every device: their kernels round activations too, and have no derivative."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model, and what is special about its weights."""
+
+    model: Any
+    at_load: AtLoad | None = None
+    """What was quantised here."""
+    kept: str = ""
+    """The format of weights that another library computes with as they are packed."""
 
 
 def choose_device(device: str) -> torch.device:
@@ -87,12 +110,14 @@ def class_of(config: Any, tower: Tower | None) -> Any:
     return made
 
 
-def load_model(folder: Path, dtype: str, device: torch.device, *, cache_bytes: int = 0) -> Any:
+def load_model(folder: Path, dtype: str, device: torch.device, *, cache_bytes: int = 0, quantize: str = "") -> Loaded:
     """The model in eval mode. `dtype` is a wire name or "auto" (the checkpoint's own).
 
     `cache_bytes`: of memory that the model's KV cache will take, and no copy of weights may.
     """
-    tower = CheckpointWeights(folder).tower
+    scheme, tower = scheme_of(folder), CheckpointWeights(folder).tower
+    check_runnable(scheme, folder, "torch")
+    check_plain(scheme, quantize)
     config: Any = text_config(folder)
     if getattr(config.get_text_config(), "use_bidirectional_attention", None) not in _CAUSAL:
         raise InvalidArgument(
@@ -104,18 +129,11 @@ def load_model(folder: Path, dtype: str, device: torch.device, *, cache_bytes: i
         kwargs["experts_implementation"] = "eager"  # the usual one, a grouped product, knows no float64
     if tower is not None:
         kwargs["key_mapping"] = {f"^{re.escape(old)}": new for old, new in tower.prefixes.items()}
-    with warnings.catch_warnings(), _quiet(tower):
-        warnings.simplefilter("ignore")
-        loaded: Any = class_of(config, tower).from_pretrained(
-            folder,
-            config=config,
-            use_safetensors=True,
-            trust_remote_code=False,
-            attn_implementation="eager",
-            output_loading_info=True,
-            **kwargs,
-        )
-    model, report = loaded
+    if scheme is not None and scheme.method == "fp8":
+        _check_whole_blocks(folder, scheme)
+    model, report = _loaded(folder, config, scheme, tower, kwargs)
+    if scheme is not None and scheme.method == "fp8":
+        _one_dtype(model, kwargs["dtype"] if dtype != "auto" else config.get_text_config().dtype)
     missing = sorted(report["missing_keys"])
     if missing:  # transformers would leave them random
         raise InvalidArgument(
@@ -135,11 +153,14 @@ def load_model(folder: Path, dtype: str, device: torch.device, *, cache_bytes: i
         # "sdpa" is where our dispatcher sits; set directly, because families that refuse the stock sdpa (softcap, sinks)
         # get our own attention there. Classes that we do not know stay eager: many build no mask for sdpa, or drop sinks.
         model.config._attn_implementation_internal = "sdpa"
-    model = model.eval().requires_grad_(False).to(device)
+    model = model.eval().requires_grad_(False)
+    at_load = quantise(model, quantize) if quantize else None
+    kept = scheme.method if scheme is not None and scheme.method not in _UNPACKED else ""
+    model = model.to(device)
     if device.type == "cpu":
         free = free_bytes()
         use_in(model, None if free is None else free - cache_bytes)
-    return model
+    return Loaded(model, at_load, kept)
 
 
 def body_of(model: Any) -> Any:
@@ -147,3 +168,52 @@ def body_of(model: Any) -> Any:
     (llama4's text model), the one model within."""
     inside = [module for module in model.children() if isinstance(module, PreTrainedModel)]
     return inside[0] if model.base_model is model and len(inside) == 1 else model.base_model
+
+
+def _check_whole_blocks(folder: Path, scheme: Scheme) -> None:
+    """Raise FailedPrecondition where the library would spread scales over other rows than they were made for: it divides
+    a weight evenly by its number of scales."""
+    for name, packed in CheckpointWeights(folder).packed.items():
+        if scheme.block and any(n % size and n > size for n, size in zip(packed.shape[-2:], scheme.block, strict=True)):
+            raise FailedPrecondition(
+                f"{name} {list(packed.shape)} is stored in fp8 with blocks of {scheme.block[0]} x {scheme.block[1]} that do "
+                "not divide it, which torch would unpack wrongly; use the mlx backend (MODEL@mlx)"
+            )
+
+
+def _one_dtype(model: Any, dtype: torch.dtype | None) -> None:
+    """Bring what the library has left in another dtype than it was asked for to that one, as it does without quantisation."""
+    wide = tuple(getattr(model, "_keep_in_fp32_modules", None) or ())
+    for name, parameter in model.named_parameters():
+        if dtype is not None and parameter.dtype != dtype and not any(part in name for part in wide):
+            parameter.data = parameter.data.to(dtype)
+
+
+def _loaded(
+    folder: Path, config: Any, scheme: Scheme | None, tower: Tower | None, kwargs: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """The library's model and its report. Raises FailedPrecondition where a quantised one needs what is not here."""
+    if scheme is not None and scheme.method in _UNPACKED:
+        told: dict[str, Any] = json.loads((folder / "config.json").read_text())  # a tower's own config says nothing of it
+        told = told.get("quantization_config") or told["text_config"]["quantization_config"]
+        config.quantization_config = {**told, "dequantize": True}
+    try:
+        with warnings.catch_warnings(), _quiet(tower):
+            warnings.simplefilter("ignore")
+            return class_of(config, tower).from_pretrained(
+                folder,
+                config=config,
+                use_safetensors=True,
+                trust_remote_code=False,
+                attn_implementation="eager",
+                output_loading_info=True,
+                **kwargs,
+            )
+    except (AttributeError, ImportError, RuntimeError, TypeError, ValueError) as error:
+        if scheme is None or (scheme.method in _UNPACKED and not isinstance(error, ImportError)):
+            raise
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:MOST_OF_AN_ERROR]}"
+        fix = "install accelerate (pip install accelerate)" if scheme.method in _UNPACKED else way_out(scheme)
+        raise FailedPrecondition(
+            f"the checkpoint in {folder} is quantised by {scheme.method}, which torch cannot load here ({said}): {fix}"
+        ) from error

@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..model.anatomy.trace import Arithmetic, AttentionCall, Trace
 from .attention import Attention
+from .quantised import QuantisedLinear
 from .taps import first_of
 
 __all__ = ["TOLERANCES", "traced"]
@@ -33,7 +34,9 @@ def traced(
         lists={
             path: len(module) for path, module in modules.items() if isinstance(module, nn.ModuleList) and len(module)
         },
-        linear=frozenset(path for path, module in modules.items() if isinstance(module, (nn.Linear, Conv1D))),
+        linear=frozenset(
+            path for path, module in modules.items() if isinstance(module, (nn.Linear, Conv1D, QuantisedLinear))
+        ),
         norms=frozenset(path for path, module in modules.items() if "Norm" in type(module).__name__),
         leaves=frozenset(path for path, module in modules.items() if not any(module.children())),
     )

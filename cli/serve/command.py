@@ -8,6 +8,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+from ...backends.checkpoints.quantised.at_load import QUANTIZE, quantised_id
 from ...backends.model.limits import Limits as EngineLimits
 from ...protos.errors import FailedPrecondition, InvalidArgument
 from ...protos.hosts import canonical, is_loopback
@@ -42,6 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--backend", choices=BACKENDS, default="auto", help="for models that name none")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="auto: as the checkpoint and device have it")
+    parser.add_argument(
+        "--quantize",
+        choices=tuple(QUANTIZE),
+        default="",
+        help="hold the layers' linear weights of plain checkpoints in 8 or 4 bits; served as ID-int8 or ID-int4",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
     parser.add_argument("--revision", default="", help="branch, tag or commit of a Hugging Face model")
     parser.add_argument("--cache-dir", type=Path, default=None, help="where the default model is kept")
@@ -146,7 +153,7 @@ def run(args: argparse.Namespace) -> int:
     tls = Tls.of(args.tls_cert, args.tls_key, args.tls_client_ca)
     check_host(args.host, insecure=args.insecure, has_users=_has_users(args.state), secure=tls is not None)
     start_log(as_json=args.log_json)
-    return asyncio.run(serve(config, load_requests(args.models), args.ready_file, tls))
+    return asyncio.run(serve(config, load_requests(args.models, args.quantize), args.ready_file, tls))
 
 
 def _has_users(state: Path) -> bool:
@@ -209,9 +216,9 @@ def gateway_config(args: argparse.Namespace) -> GatewayConfig:
     )
 
 
-def load_requests(models: list[str]) -> list[LoadRequest]:
+def load_requests(models: list[str], quantize: str = "") -> list[LoadRequest]:
     """What to load, from `[ID=]MODEL[@BACKEND]`; the default model when nothing is named."""
-    asked = [parsed(LoadRequest(text)) for text in models or [""]]
+    asked = [parsed(LoadRequest(text, quantize=quantize)) for text in models or [""]]
     bare = [default_id(request.model) for request in asked]
     requests = [_named(request, repeated=bare.count(default_id(request.model)) > 1) for request in asked]
     ids = [request.id for request in requests]
@@ -223,7 +230,7 @@ def load_requests(models: list[str]) -> list[LoadRequest]:
 def _named(request: LoadRequest, *, repeated: bool) -> LoadRequest:
     if request.id:
         return request
-    name = default_id(request.model)
+    name = quantised_id(default_id(request.model), request.quantize)
     return replace(request, id=f"{name}@{request.backend}" if repeated and request.backend != "auto" else name)
 
 

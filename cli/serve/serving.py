@@ -158,4 +158,7 @@ def _announce(models: list[ModelInfo], http_url: str, grpc_url: str, *, has_user
 
 
 def _size(info: ModelInfo) -> str:
-    return f"{info.n_layers} layers, d_model {info.d_model}, {info.n_slots} slots, context {info.context_length}"
+    weights = f"{info.quantization.partition(';')[0]}, " if info.quantization else ""
+    return (
+        f"{weights}{info.n_layers} layers, d_model {info.d_model}, {info.n_slots} slots, context {info.context_length}"
+    )

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...backends.checkpoints.default_model import DEFAULT_ID, is_default
+from ...backends.checkpoints.quantised.at_load import bits_of, quantised_id
 from ...protos.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted, Unavailable
 from ...protos.loading import LoadRequest
 from ..config import DTYPES, GatewayConfig, WorkerConfig, choose_backend
@@ -54,7 +55,7 @@ class Roster:
         """
         if request.id:
             return request.id
-        name = default_id(request.model)
+        name = quantised_id(default_id(request.model), request.quantize)
         if request.backend != "auto":
             apart, beside = f"{name}@{request.backend}", self.workers.get(name)
             same = beside is not None and beside.config.model == _checkpoint(request)
@@ -72,9 +73,9 @@ class Roster:
             if found.config == config:
                 found.wake()
                 return found
+            what = ", ".join(filter(None, (found.config.backend, found.config.dtype, found.config.quantize)))
             raise FailedPrecondition(
-                f"id {config.id!r} is taken by {found.config.model!r} ({found.config.backend}, {found.config.dtype}); "
-                "unload that first, or give this one another id"
+                f"id {config.id!r} is taken by {found.config.model!r} ({what}); unload that first, or give this one another id"
             )
         if self.closing:
             raise Unavailable("the server is shutting down")
@@ -96,6 +97,8 @@ class Roster:
         base = self._config.worker
         if request.dtype not in DTYPES:
             raise InvalidArgument(f"unknown dtype {request.dtype!r}; allowed: {', '.join(DTYPES)}")
+        if request.quantize:
+            bits_of(request.quantize)
         name = self.id_for(request)
         if len(name) > 200 or not name.isprintable():
             raise InvalidArgument(f"a model id has at most 200 printable characters, got {name[:220]!r}")
@@ -105,6 +108,7 @@ class Roster:
             id=name,
             backend=choose_backend(base.backend if request.backend == "auto" else request.backend),
             dtype=base.dtype if request.dtype == "auto" else request.dtype,
+            quantize=request.quantize,
             revision=request.revision or base.revision,
             state_dir=str(state_dir),
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from ...backends.checkpoints import resolve_model
+from ...backends.checkpoints.quantised.at_load import quantised_id
 from ...protos.errors import Unsupported
 from ...protos.loading import HealthReport, LoadProgress, LoadRequest
 from ...protos.model import Event
@@ -71,13 +72,14 @@ class InProcessService:
 
     @classmethod
     def create(
-        cls, model: str | Path = "", *, backend: str = "torch", dtype: str = "auto", **config: Any
+        cls, model: str | Path = "", *, backend: str = "torch", dtype: str = "auto", quantize: str = "", **config: Any
     ) -> InProcessService:
         """Load a model by name, folder or Hugging Face id."""
         model = str(model)
         checkpoint = resolve_model(model)
         config.setdefault("threads", 0)
-        worker = WorkerConfig(model=model, id=checkpoint.model_id, backend=backend, dtype=dtype, **config)
+        name = quantised_id(checkpoint.model_id, quantize)
+        worker = WorkerConfig(model=model, id=name, backend=backend, dtype=dtype, quantize=quantize, **config)
         own = LocalModel(worker, checkpoint.folder, model_hash=checkpoint.model_hash)
         service = cls(own)
         # Also as the interpreter ends, for who does not close: a thread that still has an MLX stream would abort the process.

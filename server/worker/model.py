@@ -70,6 +70,7 @@ class LocalModel:
                 model_hash=model_hash,
                 dtype=config.dtype,
                 device=config.device,
+                quantize=config.quantize,
                 limits=config.engine,
                 threads=threads,
             )

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from ...backends import free_bytes
+from ...backends import free_bytes, shrinks_on_the_way
 from ...backends.checkpoints import resolve_model
 from ...backends.model.footprint import check_room
 from ...protos.errors import Internal, Unavailable, Unsupported
@@ -52,9 +52,9 @@ class LocalOperations:
                 cache_dir=Path(config.cache_dir) if config.cache_dir else None,
                 progress=lambda p: report(p.stage, p.done, p.total),
             )
-            check_room(
-                checkpoint.folder, config.model, config.dtype, config.engine, free_bytes(config.backend, config.device)
-            )
+            free = free_bytes(config.backend, config.device)
+            quantize = config.quantize if shrinks_on_the_way(config.backend, config.device) else ""
+            check_room(checkpoint.folder, config.model, config.dtype, config.engine, free, config.backend, quantize)
             report("load", 0, 0)
             model = LocalModel(config, checkpoint.folder, model_hash=checkpoint.model_hash, on_death=_end_worker)
             report("check", 0, 0)

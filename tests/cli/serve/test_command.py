@@ -122,6 +122,14 @@ def test_two_models_under_one_name_are_refused() -> None:
         load_requests(["m", "m"])
 
 
+def test_what_is_quantised_at_load_says_so_in_its_name() -> None:
+    assert load_requests(["m@torch", "m@mlx", "mine=m"], "int8") == [
+        LoadRequest("m", "m-int8@torch", "torch", quantize="int8"),
+        LoadRequest("m", "m-int8@mlx", "mlx", quantize="int8"),
+        LoadRequest("m", "mine", quantize="int8"),
+    ]
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_clients_of_a_server_that_ends_are_told_the_truth(tmp_path: Path, number: signal.Signals) -> None:
     file = tmp_path / "ready.json"

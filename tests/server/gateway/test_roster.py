@@ -133,6 +133,19 @@ def test_an_id_that_is_taken_by_something_else_is_refused(join: Callable[..., Wo
     )
 
 
+def test_a_model_quantised_at_load_has_that_in_its_name(roster: Roster, join: Callable[..., Worker]) -> None:
+    join("org/m")
+    worker = join("org/m", quantize="int4")
+    assert (worker.config.id, worker.config.quantize) == ("org/m-int4", "int4")
+    assert join("org/m", quantize="int4", backend="mlx").config.id == "org/m-int4@mlx"
+    assert "taken by 'org/m' (torch, float32, int4)" in refused(
+        lambda: join("org/m", id="org/m-int4"), FailedPrecondition
+    )
+    assert "unknown quantize 'int3'; allowed: int8, int4" in refused(
+        lambda: join("org/m", quantize="int3"), InvalidArgument
+    )
+
+
 def test_the_same_on_another_backend_has_that_in_its_name(roster: Roster, join: Callable[..., Worker]) -> None:
     join("m")
     assert join("m", backend="mlx").config.id == "m@mlx"

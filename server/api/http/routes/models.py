@@ -126,7 +126,9 @@ def _load_request(body: dict[str, Any]) -> tuple[LoadRequest, list[str], bool | 
     model, name = _either(fields, "model", "model_path"), _either(fields, "id", "model_id")
     if not model:
         raise InvalidArgument("model is missing: the default model's name, a local folder, or a Hugging Face id")
-    rest = {name: value for name in ("backend", "dtype", "revision") if (value := fields.optional(name, str))}
+    rest = {
+        name: value for name in ("backend", "dtype", "revision", "quantize") if (value := fields.optional(name, str))
+    }
     for refused in ("trust_remote_code", "vocab_only"):
         fields.only(refused, False)
     for refused in ("kv_bits", "kv_group_size", "quantized_kv_start"):
