@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from mlx_lm import utils as mlx_lm_utils
 from safetensors.torch import load_file, save_file
 
 from probewire.backends.checkpoints.mlx_recipe import mlx_recipe
-from probewire.backends.mlx.load import _classes
+from probewire.backends.mlx.load import _classes_for
 from tests.backends.derived import SIZES, write
 from tests.tiny_models import FAMILIES, tiny_checkpoint
 
@@ -36,7 +35,7 @@ def both_of_mlx(
     written = json.loads((plain / "config.json").read_text())
     recipe = mlx_recipe(written)
     utils: Any = mlx_lm_utils
-    model, _ = utils.load_model(plain, lazy=True, model_config=recipe.config, get_model_classes=partial(_classes, None))
+    model, _ = utils.load_model(plain, lazy=True, model_config=recipe.config, get_model_classes=_classes_for(None))
     model.set_dtype(getattr(mx, dtype))
     model, config = utils.quantize_model(model, written, GROUP, bits, mode, predicate)
     utils.save_model(own, model)

@@ -131,7 +131,7 @@ def test_rounded_activations_are_refused(tmp_path: Path) -> None:
         load("mlx", lie)
 
 
-METHODS = ("gptq", "awq", "compressed-tensors", "bitsandbytes", "torchao", "hqq")
+METHODS = ("bitsandbytes", "torchao", "hqq")
 
 
 @pytest.mark.parametrize("backend", ["torch", "mlx"])
@@ -142,7 +142,7 @@ def test_formats_of_other_packages_are_refused_with_the_fix(backend: str, method
     folder = with_config(
         tiny_checkpoint("llama", tmp_path), tmp_path / method, lambda config: config.update(quantization_config=told)
     )
-    fix = "probewire convert" if method in ("gptq", "awq", "compressed-tensors") else "--quantize int4 or int8"
+    fix = "--quantize int4 or int8"
     with pytest.raises(FailedPrecondition, match=rf"is quantised by {method}, which .*{fix}"):
         load(backend, folder)
 
