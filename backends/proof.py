@@ -105,8 +105,14 @@ def prove(backend: Backend, anatomy: Anatomy) -> Proof:
 def _one_of_each(anatomy: Anatomy) -> list[int]:
     kinds: dict[Any, int] = {}
     for index, block in enumerate(anatomy.blocks):
-        kinds.setdefault((block.kind, tuple(sorted(block.taps.items(), key=str)), block.window), index)
+        kinds.setdefault((block.kind, tuple(sorted(block.taps.items(), key=str)), block.window, _sizes(block)), index)
     return sorted({*kinds.values(), len(anatomy.blocks) - 1})
+
+
+def _sizes(block: Block) -> tuple[Any, ...]:
+    call = block.call
+    heads = () if call is None else (*call.q.shape, *call.k.shape, *call.v.shape)
+    return (*heads, block.d_mlp, block.n_experts)
 
 
 class _Trial:
@@ -183,7 +189,7 @@ def _change(found: Array, plain: Array) -> float:
 def _prove_layer(proof: Proof, trial: _Trial, block: Block, layer: int) -> None:
     plain, silent = trial.read(layer, [(None, [*_STREAM, *_EFFECTS, "attn_probs"]), (None, _STREAM)])
     _formulas(proof, trial, block, plain, silent)
-    _sums(proof, trial, plain, "the layer as it is")
+    _sums(proof, trial, block, plain, "the layer as it is")
     tried = [name for name in _STREAM if name in plain]
     effects = {name: _effect(name, block, plain) for name in _EFFECTS if name in plain}
     asked = [(_nudge(name, layer, plain[name]), [*_STREAM]) for name in tried]
@@ -193,7 +199,7 @@ def _prove_layer(proof: Proof, trial: _Trial, block: Block, layer: int) -> None:
     for name, found in zip([*tried, *effects], read, strict=True):
         seen = _change(found[name], plain[name])
         proof.holds(name, 0.0 if seen > LEAST_CHANGE else 1.0, 0.5, f"an edit at {name} must be seen there")
-        _sums(proof, trial, found, f"with an edit at {name}", name)
+        _sums(proof, trial, block, found, f"with an edit at {name}", name)
         if name in effects:
             changes, *stays = effects[name]
             for other in stays:
@@ -235,7 +241,7 @@ def _nudge(name: str, layer: int, value: Array) -> Hook:
     return Hook(f"{name}.{layer}", edit=Add(Tensor.of(vector)), where=Where(positions=tuple(range(0, N_TOKENS, 2))))
 
 
-def _sums(proof: Proof, trial: _Trial, found: Mapping[str, Array], when: str, edited: str = "") -> None:
+def _sums(proof: Proof, trial: _Trial, block: Block, found: Mapping[str, Array], when: str, edited: str = "") -> None:
     """The stream is the sum of its parts, edited or not: resid_mid, resid_post, and the next layer's resid_pre."""
     sums: dict[str, tuple[str, ...]] = {}
     if {"resid_mid", "attn_out"} <= set(found) and edited != "resid_mid":
@@ -244,6 +250,8 @@ def _sums(proof: Proof, trial: _Trial, found: Mapping[str, Array], when: str, ed
         sums["resid_post"] = ("resid_mid", "mlp_out")
     elif {"attn_out", "mlp_out"} <= set(found) and "resid_mid" not in found and edited != "resid_post":
         sums["resid_post"] = ("resid_pre", "attn_out", "mlp_out")
+    elif block.kind == "single" and edited != "resid_post":
+        sums["resid_post"] = ("resid_pre", *({"attn_out", "mlp_out"} & set(found)))
     if "next" in found:
         sums["next"] = ("resid_post",)
     for total, parts in sums.items():

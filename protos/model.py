@@ -8,7 +8,7 @@ from typing import Literal
 
 from .errors import InvalidArgument
 from .metrics import Measured
-from .model_info import ModelInfo, SiteInfo
+from .model_info import LayerWidths, ModelInfo, SiteInfo
 from .spec import Plan
 from .tensors import Tensor
 from .tokens import EndToken, TokenLogprob
@@ -21,6 +21,7 @@ __all__ = [
     "GenerateRequest",
     "Input",
     "InputStarted",
+    "LayerWidths",
     "Message",
     "ModelInfo",
     "ResolvedHook",

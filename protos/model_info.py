@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 
-from .sites import ATTENTION_SITES
+from .sites import ATTENTION_SITES, Site, SitePattern
 from .tokens import EndToken
 
-__all__ = ["ModelInfo", "SiteInfo"]
+__all__ = ["LayerWidths", "ModelInfo", "SiteInfo"]
 
 NAMES_WIDTH, WIDTH = 34, 110
 _HEAD = ("sites", "layers", "axes", "run", "gen", "∂", "edits")
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWidths:
+    """Layers whose sites of one kind are alike in size."""
+
+    layers: tuple[int, ...]
+    widths: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +31,8 @@ class SiteInfo:
     name: str
     axes: tuple[str, ...]
     widths: tuple[int, ...]
-    """Sizes of the axes after the row axis; 0 where it depends on the request (the key axis)."""
+    """Sizes of the axes after the row axis; 0 where it depends on the request (the key axis). Where layers differ
+    (`layer_widths`), those that most layers have."""
     layers: tuple[int, ...] | None = None
     """Layers that offer it; None for global sites."""
     run: bool = True
@@ -33,6 +42,12 @@ class SiteInfo:
     """Edits accepted here, by name; empty where only captures are."""
     note: str = ""
     """Why something is refused, and what to do instead."""
+    layer_widths: tuple[LayerWidths, ...] = ()
+    """Where not all layers have `widths`: what each has. Empty for sites that are alike in all."""
+
+    def at(self, layer: int | None) -> tuple[int, ...]:
+        """Widths of the site in one layer."""
+        return next((one.widths for one in self.layer_widths if layer in one.layers), self.widths)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -53,6 +68,7 @@ class ModelInfo:
     n_layers: int
     d_model: int
     n_heads: int
+    """As are the sizes below, those of most layers that have any; 0 where none has. `SiteInfo.at` tells each layer's own."""
     n_kv_heads: int
     d_head: int
     d_mlp: int
@@ -90,6 +106,14 @@ class ModelInfo:
         """The entry for a kind of site, or None when this model does not offer it."""
         return next((site for site in self.sites if site.name == name), None)
 
+    def expand(self, site: str) -> tuple[Site, ...]:
+        """Every concrete site that a name stands for; `q.*` of the layers that have one. Raises InvalidArgument."""
+        pattern = SitePattern.parse(site)
+        found, offered = pattern.expand(self.n_layers), self.site(pattern.name)
+        if pattern.layers != (None, None) or offered is None or offered.layers is None:
+            return found
+        return tuple(one for one in found if one.layer in offered.layers)
+
     def __repr__(self) -> str:
         return _table(self)
 
@@ -100,7 +124,8 @@ def _table(info: ModelInfo) -> str:
     if not info.sites:
         return "\n".join([*lines, "  no named sites: raw modules only, module:<path>:input|output"])
     every = tuple(dict.fromkeys(edit for site in info.sites for edit in site.edits))
-    cells = [_HEAD, *(_row(group, info.n_layers, every) for group in _groups(info.sites))]
+    alike = [one for site in info.sites for one in _by_width(site)]
+    cells = [_HEAD, *(_row(group, info.n_layers, every) for group in _groups(alike))]
     widths = [max(len(row[column]) for row in cells) for column in range(1, len(_HEAD) - 1)]
     for row in cells:
         names = textwrap.wrap(row[0], NAMES_WIDTH)
@@ -165,6 +190,12 @@ def _labelled(rows: Sequence[tuple[str, str]]) -> list[str]:
         lines.append(f"  {label:<9}  {wrapped[0]}".rstrip())
         lines += [f"  {'':<9}  {more}" for more in wrapped[1:]]
     return lines
+
+
+def _by_width(site: SiteInfo) -> list[SiteInfo]:
+    """One for each size that layers have there."""
+    split = [replace(site, layers=one.layers, widths=one.widths, layer_widths=()) for one in site.layer_widths]
+    return split or [site]
 
 
 def _groups(sites: Sequence[SiteInfo]) -> list[list[SiteInfo]]:

@@ -357,7 +357,7 @@ class ReadLatents(_message.Message):
     def __init__(self, sae: _Optional[str] = ..., top_k: _Optional[int] = ..., ids: _Optional[_Union[Indices, _Mapping]] = ...) -> None: ...
 
 class SiteInfo(_message.Message):
-    __slots__ = ("name", "axes", "widths", "layers", "run", "generate", "gradients", "edits", "note")
+    __slots__ = ("name", "axes", "widths", "layers", "run", "generate", "gradients", "edits", "note", "layer_widths")
     NAME_FIELD_NUMBER: _ClassVar[int]
     AXES_FIELD_NUMBER: _ClassVar[int]
     WIDTHS_FIELD_NUMBER: _ClassVar[int]
@@ -367,6 +367,7 @@ class SiteInfo(_message.Message):
     GRADIENTS_FIELD_NUMBER: _ClassVar[int]
     EDITS_FIELD_NUMBER: _ClassVar[int]
     NOTE_FIELD_NUMBER: _ClassVar[int]
+    LAYER_WIDTHS_FIELD_NUMBER: _ClassVar[int]
     name: str
     axes: _containers.RepeatedScalarFieldContainer[str]
     widths: _containers.RepeatedScalarFieldContainer[int]
@@ -376,7 +377,16 @@ class SiteInfo(_message.Message):
     gradients: bool
     edits: _containers.RepeatedScalarFieldContainer[str]
     note: str
-    def __init__(self, name: _Optional[str] = ..., axes: _Optional[_Iterable[str]] = ..., widths: _Optional[_Iterable[int]] = ..., layers: _Optional[_Union[Indices, _Mapping]] = ..., run: _Optional[bool] = ..., generate: _Optional[bool] = ..., gradients: _Optional[bool] = ..., edits: _Optional[_Iterable[str]] = ..., note: _Optional[str] = ...) -> None: ...
+    layer_widths: _containers.RepeatedCompositeFieldContainer[LayerWidths]
+    def __init__(self, name: _Optional[str] = ..., axes: _Optional[_Iterable[str]] = ..., widths: _Optional[_Iterable[int]] = ..., layers: _Optional[_Union[Indices, _Mapping]] = ..., run: _Optional[bool] = ..., generate: _Optional[bool] = ..., gradients: _Optional[bool] = ..., edits: _Optional[_Iterable[str]] = ..., note: _Optional[str] = ..., layer_widths: _Optional[_Iterable[_Union[LayerWidths, _Mapping]]] = ...) -> None: ...
+
+class LayerWidths(_message.Message):
+    __slots__ = ("layers", "widths")
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    WIDTHS_FIELD_NUMBER: _ClassVar[int]
+    layers: _containers.RepeatedScalarFieldContainer[int]
+    widths: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, layers: _Optional[_Iterable[int]] = ..., widths: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
     __slots__ = ("id", "family", "architecture", "backend", "device", "dtype", "attention", "model_hash", "n_layers", "d_model", "n_heads", "n_kv_heads", "d_head", "d_mlp", "vocab_size", "n_experts", "context_length", "generate", "generate_note", "chat_template", "n_slots", "sites", "versions", "rules", "ends", "context_note", "proof", "refused", "batching", "quantization", "tower", "origin")

@@ -101,7 +101,12 @@ def parts_of(info: ModelInfo, over: str, *, layers: Layers = None, indices: Sequ
         if indices is not None:
             raise InvalidArgument(f"indices are of heads or neurons, but over={over!r} takes out whole sites")
         return Parts({"layer": chosen}, tuple(Part(f"{name}.{layer}") for layer in chosen))
-    which = _chosen(indices, range(site.widths[0]), f"{axis}s")
+    counts = {site.at(layer)[0] for layer in chosen}
+    if len(counts) > 1 and indices is None:
+        raise InvalidArgument(
+            f"layers {chosen} differ in {axis}s ({sorted(counts)}); name layers= that are alike, or indices= that all have"
+        )
+    which = _chosen(indices, range(min(counts)), f"{axis}s")
     cells = itertools.product(chosen, which)
     if axis == "head":
         parts = tuple(Part(f"{name}.{layer}", heads=(i,)) for layer, i in cells)

@@ -18,7 +18,7 @@ from ...clients.requests.prompts import Prompts
 from ...protos.errors import Unsupported
 from ...protos.metrics import Metric, Target
 from ...protos.model import MAX_INPUTS, ModelInfo
-from .grid import Heads, Layers, Positions, chosen_layers, make_grid
+from .grid import Heads, Layers, Positions, chosen_layers, make_grid, n_heads
 from .pairs import Direction, Pair, Side, check_direction, make_pairs, same_length
 from .taylor import Attribution, check_gradients, patterns, score_rows
 
@@ -51,6 +51,10 @@ def qk_fix(
         )
     chosen = chosen_layers(layers, info.n_layers)
     _check_patterns(info)
+    if len({(n_heads(info, "q", layer), n_heads(info, "k", layer)) for layer in chosen}) > 1:
+        raise Unsupported(
+            f"layers {chosen} differ in heads, so their scores are no one array; name layers= that are alike"
+        )
     read = [f"{kind}.{layer}" for kind in ("q", "k", "attn_scores", "attn_probs") for layer in chosen]
     there = client.run(
         [pair.input(other) for pair in pairs],
@@ -73,7 +77,7 @@ def qk_fix(
             [_one_layer(kind, layer, found.inputs[pair.name(base)], there.inputs[pair.name(other)]) for layer in chosen]
             for pair in pairs
         ]
-        heads = range(info.n_heads if kind == "q" else info.n_kv_heads)
+        heads = range(n_heads(info, kind, chosen[0]))
         axes = {
             "pair": [pair.index for pair in pairs],
             "layer": chosen,

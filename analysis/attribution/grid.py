@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 
 from ...protos.errors import InvalidArgument
 from ...protos.model import ModelInfo
-from ...protos.sites import HEAD_SITES, LAYER_SITES, Site, SitePattern
+from ...protos.sites import HEAD_SITES, LAYER_SITES, Site
 
 __all__ = [
     "Cell",
@@ -94,16 +94,16 @@ def expand_sites(
     listed = [sites] if isinstance(sites, str) else list(sites)
     if not listed:
         raise InvalidArgument('no sites; name at least one, for example "resid_pre" (all its layers) or "resid_pre.10"')
-    chosen = chosen_layers(layers, info.n_layers)
+    chosen = None if layers is None else chosen_layers(layers, info.n_layers)
     named = [text for text in listed if text not in LAYER_SITES]
     if layers is not None and named:
         raise InvalidArgument(
             f"layers= goes with kinds of sites, such as resid_pre, and {named[0]!r} names its own; leave one of the two out"
         )
     groups = [
-        tuple(Site(text, layer) for layer in chosen)
-        if text in LAYER_SITES
-        else SitePattern.parse(text).expand(info.n_layers)
+        info.expand(f"{text}.*" if text in LAYER_SITES else text)
+        if chosen is None or text not in LAYER_SITES
+        else tuple(Site(text, layer) for layer in chosen)
         for text in listed
     ]
     for group in groups:
@@ -145,10 +145,13 @@ def from_start(layers: int | Sequence[int], n_layers: int) -> list[int]:
     return [int(layer) + n_layers if layer < 0 else int(layer) for layer in listed]
 
 
-def n_heads(info: ModelInfo, kind: str) -> int:
-    """Heads at a kind of site. Raises InvalidArgument where it has none."""
+def n_heads(info: ModelInfo, kind: str, layer: int | None = None) -> int:
+    """Heads at a kind of site, in a layer or in most of them. Raises InvalidArgument where it has none."""
     if kind not in HEAD_SITES:
         raise InvalidArgument(f"{kind} has no heads; heads= goes with {', '.join(sorted(HEAD_SITES))}")
+    site = info.site(kind)
+    if site is not None:
+        return site.at(layer)[0]
     return info.n_kv_heads if kind in ("k", "v") else info.n_heads
 
 
@@ -171,10 +174,12 @@ def _positions(positions: Positions, n_tokens: int) -> tuple[int, ...] | None:
 def _heads(info: ModelInfo, names: Sequence[str], heads: Heads) -> tuple[int, ...] | None:
     if heads is None:
         return None
-    counts = {n_heads(info, name.partition(".")[0]) for name in names}
+    parsed = [Site.parse(name) for name in names]
+    counts = {n_heads(info, site.name, site.layer) for site in parsed}
     if len(counts) != 1:
         raise InvalidArgument(
-            f"the sites {sorted({n.partition('.')[0] for n in names})} differ in heads; call once a kind"
+            f"the sites {sorted({site.name for site in parsed})} differ in heads ({sorted(counts)}); call once a kind, and once "
+            "for the layers of each number"
         )
     count = counts.pop()
     found = tuple(range(count)) if isinstance(heads, str) else tuple(int(h) for h in heads)

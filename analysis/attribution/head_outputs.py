@@ -24,7 +24,9 @@ def head_weights(client: Client, info: ModelInfo, layer: int, *, model: str = ""
         if name is not None:
             weight = np.asarray(client.weights(name, model=model, progress=False), dtype=np.float64)
             rows = weight if "c_proj" in ending else weight.T
-            return rows.reshape(info.n_heads, info.d_head, info.d_model)
+            z = info.site("z")
+            n_heads, width = (info.n_heads, info.d_head) if z is None else z.at(layer)
+            return rows.reshape(n_heads, width, info.d_model)
     tried = ", ".join(pattern.format(layer=layer) for pattern in _NAMES)
     raise Unsupported(f"{info.id} has no output projection under a known name ({tried}); score whole attention outputs")
 

@@ -128,8 +128,8 @@ def _parse(info: ModelInfo, end: End, allowed: Sequence[str], what: str) -> _End
         raise InvalidArgument(
             f"{end_name(end)!r}: z, q, k and v need a head, as in ('z.9', 6), and other sites have none"
         )
-    if head is not None and not 0 <= head < n_heads(info, site.name):
-        raise InvalidArgument(f"{end_name(end)!r}: {site.name} has the heads 0 … {n_heads(info, site.name) - 1}")
+    if head is not None and not 0 <= head < (count := n_heads(info, site.name, site.layer)):
+        raise InvalidArgument(f"{end_name(end)!r}: {site} has the heads 0 … {count - 1}")
     return _End(site, head)
 
 

@@ -141,19 +141,22 @@ def make_space(
     differ in width, or have no heads.
     """
     _, names = expand_sites(info, sites)
-    kinds = dict.fromkeys(Site.parse(name).name for name in names)
+    parsed = [Site.parse(name) for name in names]
+    kinds = dict.fromkeys(site.name for site in parsed)
     if wrong := [kind for kind in kinds if kind in ATTENTION_SITES]:
         raise InvalidArgument(f"{wrong[0]} cannot be part of a circuit; take heads of z")
     if part is None:
         return Space(names, n_tokens)
     if part == "head":
-        widths = {n_heads(info, kind) for kind in kinds}
+        widths = {n_heads(info, site.name, site.layer) for site in parsed}
     elif headed := [kind for kind in kinds if kind in HEAD_SITES]:
         raise InvalidArgument(f"{headed[0]} has heads; take part='head', or coordinates of another site")
     else:
-        widths = {site.widths[-1] for kind in kinds if (site := info.site(kind)) is not None}
+        widths = {known.at(site.layer)[-1] for site in parsed if (known := info.site(site.name)) is not None}
     if len(widths) != 1:
-        raise InvalidArgument(f"the sites {', '.join(kinds)} differ in width ({sorted(widths)}); take one kind")
+        raise InvalidArgument(
+            f"the sites {', '.join(kinds)} differ in width ({sorted(widths)}); take one kind, of layers that are alike"
+        )
     return Space(names, n_tokens, part, widths.pop())
 
 

@@ -33,7 +33,7 @@ def rules_of(family: Family | None, activation: str, *, norms: bool) -> tuple[st
     if family is None:
         return ()
     branches = {"mlp_gate", "mlp_act"} <= set(family.taps) - set(family.where) and bool(activation)
-    offered = {"ln": norms, "identity": branches, "half": branches, "ah": family.heads}
+    offered = {"ln": norms, "identity": branches, "half": branches, "ah": family.heads and "q" not in family.where}
     return tuple(rule for rule in RULES if offered[rule])
 
 

@@ -41,6 +41,10 @@ class _Entry:
     """Row condition, decided on the device."""
 
 
+_Alike = tuple["RowSpan", int, str, tuple[int, ...], tuple[int, ...]]
+"""Rows that can be one tensor: of one sequence, hook, part, positions and shape."""
+
+
 @dataclass(eq=False, slots=True)
 class _Whole:
     """Tensors of one shape and dtype, a site each, that the same sequences take their rows of."""
@@ -204,12 +208,12 @@ class Collector:
         return [*whole, *self.together.device_tensors(), *entries, *self.alarms.device_tensors()]
 
     def finish(self) -> dict[RowSpan, list[Rows]]:
-        """Move everything to the host; rows of the same hook and positions are stacked over sites."""
+        """Move everything to the host; rows of the same hook, positions and shape are stacked over sites."""
         host = iter(self.ops.to_host(self.device_tensors()))
         out = self._parted(host)
         for slot, rows in self.together.finish(host).items():
             out.setdefault(slot, []).extend(rows)
-        grouped: dict[tuple[RowSpan, int, str, tuple[int, ...]], list[tuple[_Entry, Array]]] = {}
+        grouped: dict[_Alike, list[tuple[_Entry, Array]]] = {}
         for entry in self.entries:
             arrays = {name: next(host) for name in entry.parts}
             keep = None if entry.mask is None else next(host).astype(bool)
@@ -220,7 +224,7 @@ class Collector:
                         array, positions = array[keep], positions[keep]
                     if _accumulate(entry, array, positions) or not len(positions):
                         continue
-                    key = (entry.slot, entry.bound.index, part, tuple(positions.tolist()))
+                    key = (entry.slot, entry.bound.index, part, tuple(positions.tolist()), array.shape)
                     grouped.setdefault(key, []).append((entry, array))
             except Exception as error:  # noqa: BLE001 - a fault in one request's hook must not reach its neighbours
                 entry.slot.error = entry.slot.error or as_error(error, entry.site)
@@ -240,11 +244,9 @@ class Collector:
                 out.setdefault(slot, []).append(Rows(bound.index, sites, positions, values))
         return out
 
-    def _stacked(
-        self, grouped: dict[tuple[RowSpan, int, str, tuple[int, ...]], list[tuple[_Entry, Array]]]
-    ) -> dict[RowSpan, list[Rows]]:
+    def _stacked(self, grouped: dict[_Alike, list[tuple[_Entry, Array]]]) -> dict[RowSpan, list[Rows]]:
         out: dict[RowSpan, list[Rows]] = {}
-        for (slot, hook, part, positions), found in grouped.items():
+        for (slot, hook, part, positions, _), found in grouped.items():
             values = np.stack([array for _, array in found]) if len(found) > 1 else found[0][1][None]
             if found[0][0].site.name in ATTENTION_SITES:
                 values = np.swapaxes(values, 1, 2)  # [site, row, head, key] → [site, head, row, key]

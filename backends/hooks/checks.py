@@ -15,10 +15,11 @@ from ...protos.edits import (
     Noise,
     ProjectOut,
     Replace,
+    Stored,
 )
 from ...protos.errors import InvalidArgument
 from ...protos.model import ModelInfo, SiteInfo
-from ...protos.sites import ATTENTION_SITES, HEAD_SITES, Site, SitePattern
+from ...protos.sites import ATTENTION_SITES, HEAD_SITES, Site
 from ...protos.spec import Capture, Condition, Gather, Hook, NextLogprob, Project, TopK, Where
 from ...protos.tensors import Tensor
 from ..model.sites import ROW_EDITS
@@ -38,9 +39,9 @@ def edit_name(edit: Edit) -> str:
 
 
 def expand(hook: Hook, info: ModelInfo, where: str) -> tuple[Site, ...]:
-    """Concrete sites of a hook; raises InvalidArgument when a layer does not exist."""
+    """Concrete sites of a hook, of every layer that has them; raises InvalidArgument when a layer does not exist."""
     try:
-        return SitePattern.parse(hook.site).expand(info.n_layers)
+        return info.expand(hook.site)
     except InvalidArgument as error:
         raise InvalidArgument(f"{where}: {error.message}") from None
 
@@ -58,22 +59,33 @@ def check_hook(
     """Raise InvalidArgument unless this model can honour the hook exactly."""
     info = model.info
     offered = _offered(sites, model, mode, where)
-    widths = offered.widths
     _check_where(hook.where, prompt_length, n_rows, where)
     if hook.where.when is not None:
         _check_condition(hook.where.when, sites, model, mode, where)
     if hook.edit is not None:
-        _check_edit(hook.edit, sites[0], offered, widths, where)
         check_numbers(hook.edit, info.dtype, where)
         if isinstance(hook.edit, LowRank):
             _check_read(hook.edit, sites, model.points, where)
+    one_of_each = {offered.at(site.layer): site for site in reversed(sites)}
+    if len(one_of_each) > 1 and isinstance(hook.edit, Replace) and isinstance(hook.edit.source, (FromInput, Stored)):
+        told = ", ".join(f"{site} {list(widths)}" for widths, site in one_of_each.items())
+        raise InvalidArgument(f"{where}: rows of these layers differ in size ({told}); write a hook for each size")
+    for widths, site in sorted(one_of_each.items(), key=lambda item: item[1].layer or 0):
+        of = where if len(one_of_each) == 1 else f"{where}: {site}, whose rows are not those of all its layers"
+        _check_sizes(hook, site, offered, widths, mode, of)
     if hook.capture is not None and hook.capture.gradient and sites[0].name != "module" and not offered.gradients:
         allowed = ", ".join(s.name for s in info.sites if s.gradients)
         raise InvalidArgument(f"{where}: {sites[0].name} offers no gradients; allowed: {allowed}")
-    if hook.capture is not None:
-        _check_capture(hook.capture, sites[0], widths, mode, hook.where.when is not None, where)
     if hook.edit is not None and sites[0].name == "logits" and mode == "generate" and hook.where.phase == "prompt":
         raise InvalidArgument(f"{where}: editing logits of prompt rows changes nothing; edit them with phase 'all'")
+
+
+def _check_sizes(hook: Hook, site: Site, offered: SiteInfo, widths: tuple[int, ...], mode: str, where: str) -> None:
+    """What a hook says of its rows, against those of one of its sites."""
+    if hook.edit is not None:
+        _check_edit(hook.edit, site, offered, widths, where)
+    if hook.capture is not None:
+        _check_capture(hook.capture, site, widths, mode, hook.where.when is not None, where)
 
 
 def widths_of(site: Site, model: Bindable) -> tuple[int, ...]:
@@ -82,7 +94,7 @@ def widths_of(site: Site, model: Bindable) -> tuple[int, ...]:
         return model.points.tail(site)
     offered = model.info.site(site.name)
     assert offered is not None
-    return offered.widths
+    return offered.at(site.layer)
 
 
 def _offered(sites: tuple[Site, ...], model: Bindable, mode: str, where: str) -> SiteInfo:
@@ -137,7 +149,7 @@ def _check_condition(when: Condition, sites: tuple[Site, ...], model: Bindable, 
             raise InvalidArgument(f"{where}: a condition cannot read {read.name}; use z or attn_out")
         if read != site and (read.order is None or site.order is None or read.order > site.order):
             raise InvalidArgument(f"{where}: the condition reads {read}, which is computed after {site}")
-        widths = _offered((read,), model, mode, where).widths
+        widths = _offered((read,), model, mode, where).at(read.layer)
         if read.layer is not None and not 0 <= read.layer < info.n_layers:
             raise InvalidArgument(f"{where}: the condition's {read} is outside layers 0 … {info.n_layers - 1}")
         _check_condition_part(when, read, widths, where)

@@ -113,9 +113,10 @@ def _check_coordinate(metric: Coordinate, info: ModelInfo, what: str) -> None:
     if (site.name in HEAD_SITES) != (metric.head is not None):
         need = "needs a head" if site.name in HEAD_SITES else "has no heads"
         raise InvalidArgument(f"{what}: the coordinate's site {site} {need}")
-    if metric.head is not None and metric.head >= offered.widths[0]:
-        raise InvalidArgument(f"{what}: head {metric.head} is outside 0 … {offered.widths[0] - 1}")
-    width = offered.widths[-1]
+    widths = offered.at(site.layer)
+    if metric.head is not None and metric.head >= widths[0]:
+        raise InvalidArgument(f"{what}: head {metric.head} is outside 0 … {widths[0] - 1}")
+    width = widths[-1]
     if metric.unit is not None and metric.unit >= width:
         raise InvalidArgument(f"{what}: unit {metric.unit} is outside 0 … {width - 1}")
     if metric.direction is not None and metric.direction.shape[0] != width:

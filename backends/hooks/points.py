@@ -65,6 +65,8 @@ class Point:
     """A plain linear module computes it."""
     changes: bool = False
     """The tensor is written to later in the forward: what is kept of it must be a copy."""
+    flat: bool = False
+    """Its rows stand one behind the other, [batch · row, …]."""
 
     @property
     def in_place(self) -> bool:
@@ -83,14 +85,18 @@ class View:
     """The last axis is this many heads."""
     part: tuple[int, int] | None = None
     """(i, n): the i-th of n equal slices of the last axis."""
+    scale: float = 1.0
+    """The site is so many times the tensor."""
 
     @property
     def whole(self) -> bool:
         """Whether the site is the tensor as it is."""
-        return not self.heads and self.part is None
+        return self == WHOLE
 
     def of(self, value: Any) -> Any:
         """What the site shows of a tensor."""
+        if self.scale != 1.0:
+            return value * self.scale
         if self.heads:
             return value.reshape(*value.shape[:-1], self.heads, -1)
         if self.part is not None:
@@ -100,6 +106,8 @@ class View:
 
     def put(self, value: Any, new: Any, copy: Any) -> Any:
         """The tensor with what the site shows of it replaced. `copy` copies a tensor."""
+        if self.scale != 1.0:
+            return new / self.scale
         if self.heads:
             return new.reshape(value.shape)
         if self.part is not None:
@@ -160,9 +168,14 @@ class Points:
 
     def attention(self, layer: int) -> dict[str, Point]:
         """The points inside a layer's attention; none where no family says what they are."""
-        if self.family is None or not self.family.heads:
-            return dict.fromkeys(ATTENTION_TAPS, _NOWHERE)
-        return {name: self.spot(Site(name, layer)).point for name in ATTENTION_TAPS}
+        nowhere = dict.fromkeys((*ATTENTION_TAPS, "z"), _NOWHERE)
+        if self.family is None or not self.family.heads or not self.family.has("q", layer):
+            return nowhere
+        inside = {name: self.spot(Site(name, layer)).point for name in ATTENTION_TAPS}
+        if "z" in self.family.taps and self.family.has("z", layer):
+            tap = self.family.tap("z", layer)
+            inside |= {"z": self.spot(Site("z", layer)).point} if tap.side == "attention" else {}
+        return {**nowhere, **inside}
 
     def tail(self, site: Site) -> tuple[int, ...]:
         """Sizes of a raw site's axes after the row axis. Raises as `spot` does."""
@@ -192,8 +205,11 @@ class Points:
         kind = "stream" if tap.in_place else ""
         if tap.router:
             kind = "experts" if site.name == "expert_weights" else "router"
-        view = View(self.n_heads) if site.name == "z" else View(part=tap.part) if tap.part else WHOLE
-        return Spot(self._point(path, tap.side, kind, linear=tap.linear), view)
+        if tap.side == "attention":
+            return Spot(self._point(path, site.name, ""))
+        heads = (tap.heads or self.n_heads) if site.name == "z" else 0
+        point = self._point(path, tap.side, kind, linear=tap.linear, flat=tap.flat)
+        return Spot(point, View(heads, tap.part, tap.scale))
 
     def _tap(self, site: Site) -> tuple[str, Tap]:
         assert self.family is not None
@@ -202,7 +218,7 @@ class Points:
         if site.name == "final_norm":
             return self.family.norm_path(self.backend), Tap("", "output")
         assert site.layer is not None
-        tap = self.family.taps[site.name]
+        tap = self.family.tap(site.name, site.layer)
         base = self.family.layer_path(self.backend, site.layer)
         return f"{base}.{tap.path}" if tap.path else base, tap
 
@@ -225,18 +241,24 @@ class Points:
         named = self._routers.get((path, side))
         return Spot(self._point(path, side, "")) if named is None else self.spot(named)
 
-    def _point(self, path: str, side: str, kind: Any, *, linear: bool = False) -> Point:
+    def _point(self, path: str, side: str, kind: Any, *, linear: bool = False, flat: bool = False) -> Point:
         key = (path, side, kind)
         if key not in self._points:
             seen = self.seen.get((path, side))
             changes = self._changeable or (seen is not None and seen.changes)
-            self._points.setdefault(key, Point(path, side, kind, linear or key in self._linear, changes))
+            linear, flat = linear or key in self._linear, flat or (path, side) in self._flat
+            self._points.setdefault(key, Point(path, side, kind, linear, changes, flat))
         return self._points[key]
 
     @cached_property
     def _linear(self) -> frozenset[tuple[str, str, str]]:
         """Where named sites say that a plain linear module computes the tensor."""
         return frozenset((path, tap.side, "") for _, path, tap in self._rows() if tap.linear)
+
+    @cached_property
+    def _flat(self) -> frozenset[tuple[str, str]]:
+        """Where named sites say that the rows stand one behind the other."""
+        return frozenset((path, tap.side) for _, path, tap in self._rows() if tap.flat)
 
     @cached_property
     def _routers(self) -> dict[tuple[str, str], Site]:
@@ -252,10 +274,10 @@ class Points:
         found: list[tuple[Site, str, Tap]] = []
         layer = 0
         while self.family.layer_path(self.backend, layer) in self.paths:
-            for name, tap in self.family.taps.items():
-                if layer not in self.family.where.get(name, (layer,)):
+            for name in self.family.taps:
+                if not self.family.has(name, layer):
                     continue
-                base = self.family.layer_path(self.backend, layer)
+                tap, base = self.family.tap(name, layer), self.family.layer_path(self.backend, layer)
                 found.append((Site(name, layer), f"{base}.{tap.path}" if tap.path else base, tap))
             layer += 1
         return found

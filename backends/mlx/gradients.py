@@ -184,6 +184,6 @@ def _shape(info: ModelInfo, site: Site, slots: list[RowSpan], index: int, layout
     offered = info.site(site.name)
     assert offered is not None
     if index < 0:
-        return (*layout, *offered.widths)
+        return (*layout, *offered.at(site.layer))
     n = slots[index].n
-    return (1, n, *offered.widths) if site == _LOGITS else (n, offered.widths[0], n)
+    return (1, n, *offered.widths) if site == _LOGITS else (n, offered.at(site.layer)[0], n)

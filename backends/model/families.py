@@ -33,8 +33,8 @@ def batching_note(anatomy: Anatomy | None, config: Any) -> str:
     """Why sequences of a model without a row cannot share a forward, or empty: the check of the engine decides then."""
     if anatomy is None:
         return f"how {config.model_type} is built is not known"
-    if not anatomy.attention:
-        return anatomy.refused["q"]
+    if anatomy.batching:
+        return anatomy.batching
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if kinds or getattr(config, "attention_chunk_size", None):
         return f"layers of {', '.join(sorted(kinds)) or 'chunked attention'} are not batched"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from ...protos.model import ModelInfo, SiteInfo
+from ...protos.model import LayerWidths, ModelInfo, SiteInfo
 from ...protos.sites import ATTENTION_SITES, AXES, GLOBAL_SITES
 
 __all__ = ["FAMILIES", "Dims", "Family", "Tap", "dims_of", "family_of", "site_infos", "without_gradients"]
@@ -20,7 +20,8 @@ class Tap:
     """A module's input or output."""
 
     path: str
-    side: Literal["input", "output"]
+    side: Literal["input", "output", "attention"]
+    """attention: what the attention function gives, before the module goes on with it."""
     in_place: bool = False
     """The tensor is also held by a residual branch, so an edit must write into it."""
     part: tuple[int, int] | None = None
@@ -29,6 +30,12 @@ class Tap:
     """A plain linear module computes it, so `low_rank` applies."""
     router: bool = False
     """The router of a mixture of experts: its logits, or the dense weights that follow from them."""
+    heads: int = 0
+    """Of z, in a layer that has another number of them than most."""
+    scale: float = 1.0
+    """The stream takes so many times the tensor, and the site is what it takes."""
+    flat: bool = False
+    """The tensor has its rows one behind the other: [batch · row, …]."""
 
 
 _GATED_MLP = {
@@ -101,6 +108,16 @@ class Family:
     """Every layer calls our attention function, so that what is inside it are sites too."""
     where: dict[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
     """Layers of the sites that not every layer has."""
+    own: dict[str, dict[int, Tap]] = field(default_factory=dict[str, dict[int, Tap]])
+    """Of sites that are elsewhere in some layers: those layers' taps."""
+
+    def tap(self, name: str, layer: int) -> Tap:
+        """Where a layer's site is."""
+        return self.own.get(name, {}).get(layer) or self.taps[name]
+
+    def has(self, name: str, layer: int) -> bool:
+        """Whether a layer has a site of this family's table."""
+        return layer in self.where.get(name, (layer,))
 
     def layer_path(self, backend: str, layer: int) -> str:
         """Full module path of a layer."""
@@ -152,16 +169,22 @@ class Dims:
     d_mlp: int
     vocab: int
     n_experts: int = 0
+    d_v: int = 0
+    """Of values and z, where they are not as wide as keys."""
+    by_layer: tuple[Dims, ...] = ()
+    """Each layer's own, where layers differ."""
 
-    def widths(self, name: str) -> tuple[int, ...]:
-        """Sizes of a site's axes after its row axis; 0 for the key axis."""
+    def widths(self, name: str, layer: int | None = None) -> tuple[int, ...]:
+        """Sizes of a site's axes after its row axis, of most layers or of one; 0 for the key axis."""
+        if layer is not None and self.by_layer:
+            return self.by_layer[layer].widths(name)
         if name in ATTENTION_SITES:
             return (self.n_heads, 0)
         sizes = {
             "d_model": self.d_model,
             "head": self.n_heads,
             "kv_head": self.n_kv_heads,
-            "d_head": self.d_head,
+            "d_head": self.d_v if self.d_v and name in ("v", "z") else self.d_head,
             "d_mlp": self.d_mlp,
             "vocab": self.vocab,
             "expert": self.n_experts,
@@ -234,19 +257,32 @@ def without_gradients(info: ModelInfo, method: str) -> ModelInfo:
 def _site_info(name: str, family: Family, dims: Dims, run_only: str) -> SiteInfo:
     edits: tuple[str, ...] = KEY_EDITS if name in ATTENTION_SITES else ROW_EDITS
     tap = family.taps.get(name)
-    if tap is not None and tap.linear:
+    layers = None if name in GLOBAL_SITES else family.where.get(name, tuple(range(dims.n_layers)))
+    if tap is not None and all(family.tap(name, layer).linear for layer in layers or ()):
         edits = (*edits, "low_rank")
     if name not in (*ATTENTION_SITES, "logits", "router_logits"):
         edits = (*edits, "latents")
     if name == "expert_weights":
         edits = ()  # they follow from router_logits, which can be edited
+    widths = _widths(name, dims, layers)
     return SiteInfo(
         name=name,
         axes=AXES[name],
-        widths=dims.widths(name),
-        layers=None if name in GLOBAL_SITES else family.where.get(name, tuple(range(dims.n_layers))),
+        widths=widths[0].widths,
+        layers=layers,
         generate=not run_only,
         gradients=name not in NO_GRADIENTS,
         edits=edits,
         note=run_only,
+        layer_widths=widths if len(widths) > 1 else (),
     )
+
+
+def _widths(name: str, dims: Dims, layers: tuple[int, ...] | None) -> tuple[LayerWidths, ...]:
+    """Which sizes layers have, the most common first."""
+    found: dict[tuple[int, ...], list[int]] = {}
+    for layer in layers or ():
+        found.setdefault(dims.widths(name, layer), []).append(layer)
+    every = [LayerWidths(tuple(at), widths) for widths, at in found.items()]
+    every.sort(key=lambda one: -len(one.layers))
+    return tuple(every) or (LayerWidths((), dims.widths(name)),)

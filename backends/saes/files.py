@@ -243,9 +243,10 @@ def _check_kept(kept: dict[str, Array], dtype: str, what: str, *, rescale: bool)
 def _check_width(site: Site, d_in: int, config: dict[str, Any], info: ModelInfo, what: str) -> None:
     offered = info.site(site.name)
     assert offered is not None
-    width = int(np.prod(offered.widths))
+    widths = offered.at(site.layer)
+    width = int(np.prod(widths))
     if d_in != width:
-        heads = f" ({offered.widths[0]} heads of {offered.widths[1]})" if site.name in HEAD_SITES else ""
+        heads = f" ({widths[0]} heads of {widths[1]})" if site.name in HEAD_SITES else ""
         raise InvalidArgument(f"{what} reads rows {d_in} wide, {site} of {info.id} is {width} wide{heads}")
     if config.get("reshape_activations") not in (None, "none", "hook_z"):
         raise InvalidArgument(f"{what}: reshape_activations {config['reshape_activations']!r}; allowed: none, hook_z")

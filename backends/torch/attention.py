@@ -94,7 +94,7 @@ class Attention:
     ) -> tuple[torch.Tensor, None]:
         """q [batch, head, row, d_head]; k, v [batch, kv_head, row, d_head]. Returns [batch, row, head, d_head]."""
         layer, executor = int(module.layer_idx), self.executor
-        wanting: list[RowSpan] = []
+        wanting, z = list[RowSpan](), None
         if executor.asked:
             points = self._points_of(layer)
             query = self._tap_heads(points["q"], query)
@@ -103,6 +103,7 @@ class Attention:
             else:
                 self._kept.tap(executor, points, query.shape[2], key, value)
             wanting = executor.wanting(points["attn_scores"], points["attn_probs"])
+            z = points["z"] if points["z"] in executor.asked else None
         if self.recording is not None:
             self.recording.keys[layer], self.recording.values[layer] = key, value
         if self._earlier is not None:
@@ -117,7 +118,7 @@ class Attention:
         else:
             assert self.packed is not None
             assert attention_mask is not None
-            if not wanting and not eager:
+            if not wanting and not eager and z is None:
                 out = self.packed.together(query, key, value, cache, layer, kwargs)
                 if out is not None:
                     return out, None
@@ -144,7 +145,7 @@ class Attention:
                     packed=cache is not None or self._earlier is not None or self._kept is not None,
                     **kwargs,
                 )
-        return out, None
+        return (out if z is None else executor.tap(z, out)), None
 
     def _after_prefix(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int | None

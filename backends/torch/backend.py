@@ -118,7 +118,7 @@ class TorchBackend:
         """None for models of no family."""
         if family is not None:
             self.layers = [self.taps.modules[family.layer_path("torch", i)] for i in range(dims.n_layers)]
-            if family.heads:
+            if family.heads and (self.derived is None or self.derived.attention):
                 self._sweeps = TorchSweeps(self, self.executor, self.taps, attention, self.layers)
         limits, context_note = fitted(limits, config)
         limits = with_chunk(limits, self)

@@ -95,7 +95,8 @@ def parse_show(text: str, info: ModelInfo) -> Show:
     parsed = Site.parse(site, info.n_layers)
     name, kind = str(parsed), parsed.name
     offered = info.site(kind)
-    width = offered.widths[-1] if offered is not None and offered.widths else 0
+    widths = () if offered is None else offered.at(parsed.layer)
+    width = widths[-1] if widths else 0
     head = options.pop("head", None)
     if (kind in HEAD_SITES) != (head is not None):
         fix = "needs a head: add :head=0" if kind in HEAD_SITES else "has no heads"

@@ -182,9 +182,12 @@ class Captures:
             (e for e in found if (e.positions, e.array.shape) != (found[0].positions, found[0].array.shape)), None
         )
         if other is not None:
+            told = f"positions {_few(other.positions)} and {_few(found[0].positions)}"
+            if other.positions == found[0].positions:
+                told = f"shapes {list(other.array.shape)} and {list(found[0].array.shape)}"
             raise InvalidArgument(
-                f"{other.key.site} has other rows than {found[0].key.site} (positions {_few(other.positions)} and "
-                f"{_few(found[0].positions)}), so they do not stack; read the sites one by one"
+                f"{other.key.site} has other rows than {found[0].key.site} ({told}), so they do not stack; read the sites one "
+                "by one"
             )
         stacked = np.stack([entry.array for entry in found])
         stacked.flags.writeable = False

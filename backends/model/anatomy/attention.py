@@ -9,22 +9,24 @@ from ..sites import Tap
 from .block import Block, read_by
 from .trace import AttentionCall, Trace
 
-__all__ = ["find_attention", "made_by", "one_attention"]
+__all__ = ["batching_fault", "find_attention", "made_by"]
 
 
 def find_attention(trace: Trace, block: Block, call: AttentionCall, x: Any) -> None:
+    """The sites of a layer's one call; none inside attention where keys and values are not of the same heads."""
     block.attention, block.window = call.path[len(block.base) + 1 :], call.window
+    read_by(trace, block, ("attn_resid", "attn_in"), call.path, x)
+    if call.k.shape[1] != call.v.shape[1]:
+        return
+    block.call = call
     flat = call.out.reshape(*call.out.shape[:2], -1)
     reading = [
         path
         for path, value in ((p, v) for (p, side), v in trace.values.items() if side == "input")
         if path.startswith(f"{call.path}.") and path in trace.linear and trace.equal(value, flat)
     ]
-    if reading:
-        block.taps["z"] = Tap(reading[0][len(block.base) + 1 :], "input")
-    else:
-        block.why["z"] = "what attention gives is gated or normed before the output projection reads it"
-    read_by(trace, block, ("attn_resid", "attn_in"), call.path, x)
+    # Where it is gated or normed before the output projection reads it, it is what the function gives.
+    block.taps["z"] = Tap(reading[0][len(block.base) + 1 :], "input") if reading else Tap(block.attention, "attention")
 
 
 def made_by(trace: Trace, base: str, path: str, attention: str) -> bool:
@@ -38,12 +40,12 @@ def made_by(trace: Trace, base: str, path: str, attention: str) -> bool:
     )
 
 
-def one_attention(blocks: Sequence[Block], calls: Sequence[AttentionCall]) -> tuple[str, str]:
-    """The attention module below each layer; and why what is inside it is not offered, or empty."""
-    paths = {block.attention for block in blocks}
-    if len(paths) > 1 or "" in paths or len(calls) != len(blocks):
-        return "", "not every layer calls the attention function once, at one module"
-    shapes = {(call.q.shape[1:2], call.k.shape[1:2], call.q.shape[3], call.v.shape[3]) for call in calls}
-    if len(shapes) > 1 or calls[0].q.shape[3] != calls[0].v.shape[3]:
-        return "", "heads differ between layers, or their values are narrower than their keys"
-    return paths.pop(), ""
+def batching_fault(blocks: Sequence[Block]) -> str:
+    """Why the library's own batched generation cannot hold the keys and values, or empty: it has one size for all."""
+    if any(block.call is None for block in blocks):
+        return "not every layer calls the attention function once"
+    calls = [block.call for block in blocks if block.call is not None]
+    shapes = {(call.q.shape[1], call.k.shape[1], call.q.shape[3], call.v.shape[3]) for call in calls}
+    if len(shapes) > 1:
+        return "heads differ between layers"
+    return "" if calls[0].q.shape[3] == calls[0].v.shape[3] else "values are narrower than keys"

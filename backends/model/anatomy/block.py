@@ -6,12 +6,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ..sites import Tap
-from .trace import Trace
+from .trace import AttentionCall, Trace
 
 __all__ = ["Block", "Kind", "not_shared", "read_by", "stream_only"]
 
-Kind = Literal["sequential", "parallel", "stream"]
-"""attention, then MLP; both from the same rows; or only the stream between layers is understood."""
+Kind = Literal["sequential", "parallel", "single", "stream"]
+"""attention, then MLP; both from the same rows; one of the two alone; or only the stream between layers is understood."""
 
 
 @dataclass(slots=True, eq=False)
@@ -32,7 +32,10 @@ class Block:
     mlp: str = ""
     """The MLP module, below the layer; empty where no one module is it."""
     window: int | None = None
+    call: AttentionCall | None = None
+    """Of our attention function, where the layer makes one."""
     d_mlp: int = 0
+    n_experts: int = 0
 
 
 def stream_only(block: Block, why: str = "the layers are not built alike") -> Block:

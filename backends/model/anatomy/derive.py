@@ -11,14 +11,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..sites import Dims, Family, Tap
-from .attention import find_attention, made_by, one_attention
-from .block import Block, not_shared, stream_only
+from ..sites import ATTENTION_TAPS, Dims, Family, Tap
+from .attention import batching_fault, find_attention, made_by
+from .block import Block, not_shared, read_by, stream_only
+from .layers import sizes, table
 from .mlp import find_mlp
-from .sums import UNITY, parallel, sequential
+from .sums import UNITY, parallel, sequential, single
 from .trace import AttentionCall, Trace
 
 __all__ = ["Anatomy", "Block", "NotUnderstood", "derive"]
+
+_PARTS = ("attn_out", "resid_mid", "mlp_out")
 
 
 class NotUnderstood(Exception):
@@ -37,6 +40,8 @@ class Anatomy:
     activation: str
     attention: bool
     """Whether every layer calls our attention once."""
+    batching: str = ""
+    """Why the library's own batched generation is not to be used, or empty."""
 
 
 def derive(
@@ -48,29 +53,27 @@ def derive(
     last = trace.get(f"{path}.{n_layers - 1}", "output")
     norm = _final_norm(trace, body, path, last)
     blocks = tuple(_block(trace, f"{path}.{i}", numbers, activations) for i in range(n_layers))
-    kinds = {block.kind for block in blocks}
-    if len(kinds) > 1:
-        blocks = tuple(stream_only(block) for block in blocks)
-    taps, where, refused = _common(blocks)
-    calls = [call for call in trace.calls if call.path.startswith(f"{path}.")]
-    attention, fault = one_attention(blocks, calls)
+    dims = sizes(blocks, last, vocab)
+    found = table(blocks, dims)
+    calling = [block.attention for block in blocks if block.call is not None]
     family = Family(
         name=model_type,
         model_types=(model_type,),
-        taps=taps,
+        taps=found.taps,
         body={backend: body},
         layers=layers,
         norm=norm,
-        attention=attention,
-        heads=not fault,
-        where=where,
+        attention=max(calling, key=calling.count, default=""),
+        heads=bool(calling),
+        where=found.where,
+        own=found.own,
     )
-    if fault:
-        refused |= dict.fromkeys(("q", "k", "v", "z", "attn_scores", "attn_probs"), fault)
-        taps.pop("z", None)
+    if not calling:
+        found.refused |= dict.fromkeys((*ATTENTION_TAPS, "z"), "no layer calls the attention function once")
     activations_seen = {block.activation for block in blocks}
     activation = activations_seen.pop() if len(activations_seen) == 1 else ""
-    return Anatomy(family, _dims(calls, blocks, n_layers, last, vocab), blocks, refused, activation, not fault)
+    everywhere = len(calling) == len(blocks)
+    return Anatomy(family, dims, blocks, found.refused, activation, everywhere, batching_fault(blocks))
 
 
 def _layers(trace: Trace) -> tuple[str, int]:
@@ -110,10 +113,7 @@ def _block(trace: Trace, base: str, numbers: Sequence[float], activations: Mappi
     if len(calls) == 1:
         find_attention(trace, block, calls[0], x)
     if found is None:
-        block.why["attn_out"] = block.why["mlp_out"] = block.why["resid_mid"] = (
-            "resid_post is not the sum of resid_pre and what two modules give"
-        )
-        return block
+        return _with_one_part(trace, block, calls, numbers, activations)
     middle, first, second, block.scales = found
     block.kind = "parallel" if middle is None else "sequential"
     if calls and not made_by(trace, base, first, calls[0].path):
@@ -127,50 +127,51 @@ def _block(trace: Trace, base: str, numbers: Sequence[float], activations: Mappi
     else:
         block.why["resid_mid"] = "attention and MLP read the same rows, so there is no stream between them"
     for name, path, scale in (("attn_out", first, block.scales[0]), ("mlp_out", second, block.scales[1])):
-        if scale == UNITY:
-            block.taps[name] = _output(trace, base, path)
-        else:
-            block.why[name] = f"the stream takes {scale:g} times what a module gives, so no tensor is the contribution"
+        block.taps[name] = _output(trace, base, path, scale)
+    if not calls:
+        read_by(trace, block, ("attn_resid", "attn_in"), _whole(trace, base, first), x)
     find_mlp(trace, block, second, stream, activations)
     not_shared(block)
     return block
 
 
-def _output(trace: Trace, base: str, path: str) -> Tap:
+def _with_one_part(
+    trace: Trace, block: Block, calls: Sequence[AttentionCall], numbers: Sequence[float], activations: Mapping[str, Any]
+) -> Block:
+    """A layer that adds one module's output: attention's, an MLP's, or another mixer's, which stands where attention does."""
+    x, y = trace.get(block.base, "input"), trace.get(block.base, "output")
+    found = single(trace, block.base, x, y, numbers)
+    if found is None or (calls and not made_by(trace, block.base, found[0], calls[0].path)):
+        block.why |= dict.fromkeys(_PARTS, "resid_post is not the sum of resid_pre and what two modules give, or one")
+        return block
+    path, scale = found
+    block.kind, block.scales = "single", (scale, scale)
+    block.why["resid_mid"] = "the layer has one part, so there is no stream between two"
+    if not calls:
+        find_mlp(trace, block, path, x, activations)
+    if "mlp_act" in block.taps or block.n_experts:
+        block.taps["mlp_out"] = _output(trace, block.base, path, scale)
+        block.why["attn_out"] = "the layer has an MLP alone"
+        return block
+    for name in ("mlp_resid", "mlp_in"):
+        block.taps.pop(name, None)
+    block.taps["attn_out"] = _output(trace, block.base, path, scale)
+    block.why["mlp_out"] = "the layer has no MLP"
+    if not calls:
+        read_by(trace, block, ("attn_resid", "attn_in"), _whole(trace, block.base, path), x)
+    return block
+
+
+def _whole(trace: Trace, base: str, path: str) -> str:
+    """The outermost module below the layer that gives what one inside it gives; of a norm, what stands before it."""
+    value = trace.get(path, "input" if path in trace.norms else "output")
+    same = [one for one in trace.places(value, "output") if one.startswith(f"{base}.")]
+    return min(same, key=len, default=path)
+
+
+def _output(trace: Trace, base: str, path: str, scale: float) -> Tap:
     """Where a contribution is given: at a plain linear module if one gives the same tensor, so that low_rank applies."""
     same = [one for one in trace.places(trace.get(path, "output"), "output") if one.startswith(f"{base}.")]
     plain = [one for one in same if one in trace.linear]
     chosen = plain[-1] if plain else path
-    return Tap(chosen[len(base) + 1 :], "output", linear=bool(plain))
-
-
-# ---- all layers ----
-
-
-def _common(blocks: Sequence[Block]) -> tuple[dict[str, Tap], dict[str, tuple[int, ...]], dict[str, str]]:
-    """The taps, the layers of those that not every layer has, and why others are not offered."""
-    taps, where, refused = dict[str, Tap](), dict[str, tuple[int, ...]](), dict[str, str]()
-    for name in dict.fromkeys(name for block in blocks for name in (*block.taps, *block.why)):
-        at = [i for i, block in enumerate(blocks) if name in block.taps]
-        found = {block.taps[name] for block in blocks if name in block.taps}
-        if len(found) == 1:
-            taps[name] = found.pop()
-            if len(at) < len(blocks):
-                where[name] = tuple(at)
-        else:
-            reasons = dict.fromkeys(block.why[name] for block in blocks if name in block.why)
-            refused[name] = "; ".join(reasons) or "it is at another module in each kind of layer"
-    return taps, where, refused
-
-
-def _dims(calls: Sequence[AttentionCall], blocks: Sequence[Block], n_layers: int, last: Any, vocab: int) -> Dims:
-    first = calls[0] if calls else None
-    return Dims(
-        n_layers=n_layers,
-        d_model=last.shape[-1],
-        n_heads=first.q.shape[1] if first else 0,
-        n_kv_heads=first.k.shape[1] if first else 0,
-        d_head=first.q.shape[3] if first else 0,
-        d_mlp=max(block.d_mlp for block in blocks),
-        vocab=vocab,
-    )
+    return Tap(chosen[len(base) + 1 :], "output", linear=bool(plain) and scale == UNITY, scale=scale)

@@ -7,7 +7,7 @@ from typing import Any
 
 from .trace import Trace
 
-__all__ = ["UNITY", "Sum", "parallel", "sequential"]
+__all__ = ["UNITY", "Sum", "parallel", "sequential", "single"]
 
 UNITY = 1.0
 
@@ -45,6 +45,11 @@ def parallel(trace: Trace, base: str, x: Any, y: Any, numbers: Sequence[float]) 
                     found = None, first, second, (c, c)  # the outermost modules: those seen last
                     break
     return found
+
+
+def single(trace: Trace, base: str, x: Any, y: Any, numbers: Sequence[float]) -> tuple[str, float] | None:
+    """The one module whose output, so many times, is all that the layer adds."""
+    return _last(_summed(trace, x, y, trace.below(base, "output", x), numbers))
 
 
 def _summed(

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from probewire.backends.model.sites import FAMILIES, family_of
+from probewire.backends.model.sites import FAMILIES, NO_GRADIENTS, family_of
 from probewire.protos.errors import ProbewireError
 from probewire.protos.spec import Add, Capture, Hook, Plan, Scale
 from probewire.protos.tensors import Tensor
@@ -36,7 +36,8 @@ def test_every_row_is_found_again(library: str, kind: str, tmp_path: Path) -> No
     assert backend.derived is not None
     found = backend.derived.family
     expected = {name: tap for name, tap in row.taps.items() if not tap.router}
-    assert found.taps == expected
+    assert {name: tap for name, tap in found.taps.items() if name not in NO_GRADIENTS} == expected
+    assert not found.own
     assert (found.body[library], found.layers, found.norm, found.attention) == (
         row.body[library],
         row.layers,
@@ -83,7 +84,7 @@ FULL: dict[str, tuple[dict[str, Any], int]] = {
     "seed_oss": (HEADS, WHOLE),
     "ernie4_5": (GROUPED, WHOLE),
     "exaone4": ({**GROUPED, **WINDOWS}, WHOLE),
-    "granite": ({**GROUPED, "residual_multiplier": 0.5, "logits_scaling": 2.0}, 19),
+    "granite": ({**GROUPED, "residual_multiplier": 0.5, "logits_scaling": 2.0}, WHOLE),
     "granite_swa": ({**GROUPED, "sliding_window": 8}, WHOLE),
     "starcoder2": (GROUPED, UNGATED),
     "arcee": (GROUPED, UNGATED),
@@ -140,7 +141,7 @@ def test_attention_of_its_own_is_refused_and_the_stream_is_not(kind: str, tmp_pa
     info = backend.info
     assert info.attention == attention
     assert {"resid_pre", "resid_post", "final_norm", "logits"} <= {site.name for site in info.sites}
-    assert info.refused["q"] == "not every layer calls the attention function once, at one module"
+    assert info.refused["q"] == "no layer calls the attention function once"
     assert info.generate, info.generate_note
     assert "not every layer calls the attention function once" in info.batching
     found = run(backend, TOKENS, Plan((Hook("logits", capture=Capture()),)))[0, "logits", ""].values
