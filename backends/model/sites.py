@@ -20,8 +20,9 @@ class Tap:
     """A module's input or output."""
 
     path: str
-    side: Literal["input", "output", "attention"]
-    """attention: what the attention function gives, before the module goes on with it."""
+    side: Literal["input", "output", "attention", "product", "weights"]
+    """attention: what the attention function gives, before the module goes on with it. product: what the one linear product
+    inside the module gives. weights: the dense weights of the experts that the module is called with."""
     in_place: bool = False
     """The tensor is also held by a residual branch, so an edit must write into it."""
     part: tuple[int, int] | None = None

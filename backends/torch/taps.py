@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from transformers.utils.generic import ModelOutput
 
 from ..hooks.executor import Executor
 from ..hooks.points import PROBE_BATCH, PROBE_LENGTHS, Point, Seen
+from .mixtures import Products, dense_weights, given, n_experts_of
 
 __all__ = ["Taps", "first_of"]
 
@@ -23,7 +26,7 @@ class Taps:
         self.model, self.executor = model, executor
         self.modules = dict(model.named_modules())
         self.points: set[Point] = set()
-        self.handles: list[RemovableHandle] = []
+        self.handles: list[RemovableHandle | _Within] = []
 
     def look(self, forward: Callable[[torch.Tensor], Any], device: torch.device) -> dict[tuple[str, str], Seen]:
         """What every module reads and gives in two small forwards over token ids [batch, row]."""
@@ -70,15 +73,19 @@ class Taps:
             return
         wanted: dict[tuple[str, str], list[Point]] = {}
         for point in points:
-            if point.side in ("input", "output"):
+            if point.side in ("input", "output", "product", "weights"):
                 wanted.setdefault((point.path, point.side), []).append(point)
         for handle in self.handles:
             handle.remove()
         self.points = set(points)
         self.handles = [self._hook(path, side, found) for (path, side), found in wanted.items()]
 
-    def _hook(self, path: str, side: str, found: list[Point]) -> RemovableHandle:
+    def _hook(self, path: str, side: str, found: list[Point]) -> RemovableHandle | _Within:
         module = self.modules[path]
+        if side == "weights":
+            return module.register_forward_pre_hook(partial(self._tap_weights, found[0]), with_kwargs=True)
+        if side == "product":
+            return _Within(module, lambda value: self._tap(found, value, None))
         if side == "input":
             found.sort(
                 key=lambda point: not point.in_place
@@ -116,13 +123,52 @@ class Taps:
             self.executor.tap(found["experts"], dense.unflatten(0, self.executor.layout))
         return logits, weights, experts
 
+    def _tap_weights(self, point: Point, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The dense weights that experts are called with, which are only read."""
+        found = given(args, kwargs)
+        dense = None if found is None else dense_weights(*found, n_experts_of(module))
+        self._tap([point], dense, None)
+
     def _tap(self, found: list[Point], value: Any, linear_input: Any) -> Any:
+        if found[0].flat and isinstance(value, torch.Tensor) and len(value) == math.prod(self.executor.layout):
+            rows = value.unflatten(0, self.executor.layout)
+            read = None if linear_input is None else linear_input.reshape(*self.executor.layout, -1)
+            new = self._tap_rows(found, rows, read)
+            return value if new is rows else new.flatten(0, 1)
+        return self._tap_rows(found, value, linear_input)
+
+    def _tap_rows(self, found: list[Point], value: Any, linear_input: Any) -> Any:
         if not isinstance(value, torch.Tensor) or value.ndim < 3 or tuple(value.shape[:2]) != self.executor.layout:
             self.executor.fail_wanting(found, "its tensor has no rows that can be matched to tokens")
             return value
         for point in found:
             value = self.executor.tap(point, value, linear_input=linear_input if point.linear else None)
         return value
+
+
+class _Within:
+    """A hook on the linear product inside a module, by the module's own two: as one that can be removed."""
+
+    def __init__(self, module: nn.Module, tap: Callable[[Any], Any]) -> None:
+        self._tap, self._mode = tap, None
+        self._handles = (
+            module.register_forward_pre_hook(self._enter),
+            module.register_forward_hook(self._leave, always_call=True),
+        )
+
+    def _enter(self, *_: Any) -> None:
+        self._mode = Products(self._tap)
+        self._mode.__enter__()
+
+    def _leave(self, *_: Any) -> None:
+        if self._mode is not None:
+            mode, self._mode = self._mode, None
+            mode.__exit__(None, None, None)
+
+    def remove(self) -> None:
+        """As of any hook."""
+        for handle in self._handles:
+            handle.remove()
 
 
 def first_of(output: Any) -> Any:

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ..model.anatomy.trace import Arithmetic, AttentionCall, Trace
+from ..model.anatomy.trace import Arithmetic, AttentionCall, ExpertsCall, Trace
 from .attention import Attention
+from .mixtures import Products, dense_weights, given, n_experts_of, unfaithful
 from .quantised import QuantisedLinear
 from .taps import first_of
 
@@ -46,25 +47,74 @@ def traced(
 
     attention.witness = witness
     handles = [handle for path, module in modules.items() if path for handle in _watch(trace, path, module)]
+    # Its calls, which `twice` must not see, are made when the forward is over.
+    calls = list[tuple[str, Any, int, Any, Any, Any]]()
+    handles += [_watch_experts(trace, calls, path, module) for path, module in modules.items()]
+    running = list[str]()
+    handles += [
+        one
+        for path in trace.leaves - trace.linear
+        for one in (
+            modules[path].register_forward_pre_hook(lambda *_, path=path: running.append(path)),
+            modules[path].register_forward_hook(lambda *_: _none(running.pop())),
+        )
+    ]
+
+    def product(found: Any) -> Any:
+        if running and isinstance(found, torch.Tensor):
+            trace.products.setdefault(running[-1], []).append(_rows(trace, found.detach().clone())[0])
+        return found
+
     try:
-        trace.rows = forward(ids).clone()
+        with Products(product):
+            trace.rows = forward(ids).clone()
     finally:
         attention.witness = None
         for handle in handles:
             handle.remove()
+    for path, module, at, rows, dense, gave in calls:
+        # Of a mixture in every layer, the first and the last are tried: each expert is one call.
+        tried = path in (calls[0][0], calls[-1][0])
+        faithful = not tried or unfaithful(module, rows, dense, gave) <= TOLERANCES[dtype]
+        trace.experts.append(ExpertsCall(path, dense.shape[1], at, _rows(trace, dense)[0], faithful))
     return trace
+
+
+def _watch_experts(trace: Trace, calls: list[tuple[str, Any, int, Any, Any, Any]], path: str, module: nn.Module) -> Any:
+    def after(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        found, n_experts, rows = given(args, kwargs), n_experts_of(module), args[0] if args else None
+        if found is None or not n_experts or not isinstance(rows, torch.Tensor) or not isinstance(output, torch.Tensor):
+            return
+        if rows.ndim == 2 and output.shape == rows.shape:
+            dense = dense_weights(*found, n_experts)
+            calls.append((path, module, len(trace.order), rows.clone(), dense, output.clone()))
+
+    return module.register_forward_hook(after, with_kwargs=True)
+
+
+def _rows(trace: Trace, value: torch.Tensor) -> tuple[torch.Tensor, bool]:
+    """[batch, row, …], and whether the rows stood one behind the other."""
+    batch, rows = trace.layout
+    flat = value.ndim == 2 and value.shape[0] == batch * rows
+    return (value.unflatten(0, trace.layout) if flat else value), flat
+
+
+def _none(_: object) -> None:
+    """Of a hook, which must not give what it does."""
 
 
 def _watch(trace: Trace, path: str, module: nn.Module) -> tuple[Any, ...]:
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         read = args[0] if args else kwargs.get("hidden_states")
         if isinstance(read, torch.Tensor):
-            trace.note(path, "input", read.detach().clone())
+            value, flat = _rows(trace, read.detach().clone())
+            trace.note(path, "input", value, flat=flat)
 
     def after(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
         gave = first_of(output)
         if isinstance(gave, torch.Tensor):
-            trace.note(path, "output", gave.detach().clone())
+            value, flat = _rows(trace, gave.detach().clone())
+            trace.note(path, "output", value, flat=flat)
 
     return module.register_forward_pre_hook(before, with_kwargs=True), module.register_forward_hook(after)
 

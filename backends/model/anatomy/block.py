@@ -8,7 +8,7 @@ from typing import Any, Literal
 from ..sites import Tap
 from .trace import AttentionCall, Trace
 
-__all__ = ["Block", "Kind", "not_shared", "read_by", "stream_only"]
+__all__ = ["Block", "Kind", "flattened", "not_shared", "read_by", "stream_only"]
 
 Kind = Literal["sequential", "parallel", "single", "stream"]
 """attention, then MLP; both from the same rows; one of the two alone; or only the stream between layers is understood."""
@@ -36,6 +36,14 @@ class Block:
     """Of our attention function, where the layer makes one."""
     d_mlp: int = 0
     n_experts: int = 0
+
+
+def flattened(trace: Trace, block: Block) -> None:
+    """Say of each tap whether its tensor has its rows one behind the other."""
+    for name, tap in block.taps.items():
+        path = f"{block.base}.{tap.path}" if tap.path else block.base
+        if (path, tap.side) in trace.flat:
+            block.taps[name] = replace(tap, flat=True)
 
 
 def stream_only(block: Block, why: str = "the layers are not built alike") -> Block:

@@ -13,8 +13,9 @@ from typing import Any
 
 from ..sites import ATTENTION_TAPS, Dims, Family, Tap
 from .attention import batching_fault, find_attention, made_by
-from .block import Block, not_shared, read_by, stream_only
+from .block import Block, flattened, not_shared, read_by, stream_only
 from .layers import sizes, table
+from .mixture import find_mixture
 from .mlp import find_mlp
 from .sums import UNITY, parallel, sequential, single
 from .trace import AttentionCall, Trace
@@ -53,6 +54,8 @@ def derive(
     last = trace.get(f"{path}.{n_layers - 1}", "output")
     norm = _final_norm(trace, body, path, last)
     blocks = tuple(_block(trace, f"{path}.{i}", numbers, activations) for i in range(n_layers))
+    for block in blocks:
+        flattened(trace, block)
     dims = sizes(blocks, last, vocab)
     found = table(blocks, dims)
     calling = [block.attention for block in blocks if block.call is not None]
@@ -108,18 +111,25 @@ def _final_norm(trace: Trace, body: str, layers: str, last: Any) -> str:
 def _block(trace: Trace, base: str, numbers: Sequence[float], activations: Mapping[str, Any]) -> Block:
     x, y = trace.get(base, "input"), trace.get(base, "output")
     block = Block(base, "stream", {"resid_pre": Tap("", "input"), "resid_post": Tap("", "output")})
-    found = sequential(trace, base, x, y, numbers) or parallel(trace, base, x, y, numbers)
+    found = sequential(trace, base, x, y, numbers)
+    alone = None if found is not None else single(trace, base, x, y, numbers)
+    if found is None and alone is None:
+        found = parallel(trace, base, x, y, numbers)
     calls = [call for call in trace.calls if call.path.startswith(f"{base}.")]
     if len(calls) == 1:
         find_attention(trace, block, calls[0], x)
     if found is None:
-        return _with_one_part(trace, block, calls, numbers, activations)
+        return _with_one_part(trace, block, calls, alone, activations)
     middle, first, second, block.scales = found
     block.kind = "parallel" if middle is None else "sequential"
     if calls and not made_by(trace, base, first, calls[0].path):
         if middle is not None or not made_by(trace, base, second, calls[0].path):
             return stream_only(block, "neither of the two contributions is attention's")
         return stream_only(block, "the MLP is computed before attention, and sites have their order")
+    if any(call.path in (first, second) for call in trace.experts):
+        return stream_only(
+            block, "no module gives all that a mixture adds"
+        )  # its experts' part alone is no contribution
     stream = x if middle is None else trace.get(middle, "input")
     if middle is not None:
         reader = next((path for path in trace.places(stream, "input") if path in trace.norms), middle)
@@ -132,29 +142,34 @@ def _block(trace: Trace, base: str, numbers: Sequence[float], activations: Mappi
         read_by(trace, block, ("attn_resid", "attn_in"), _whole(trace, base, first), x)
     find_mlp(trace, block, second, stream, activations)
     not_shared(block)
+    find_mixture(trace, block)
     return block
 
 
 def _with_one_part(
-    trace: Trace, block: Block, calls: Sequence[AttentionCall], numbers: Sequence[float], activations: Mapping[str, Any]
+    trace: Trace,
+    block: Block,
+    calls: Sequence[AttentionCall],
+    found: tuple[str, float] | None,
+    activations: Mapping[str, Any],
 ) -> Block:
     """A layer that adds one module's output: attention's, an MLP's, or another mixer's, which stands where attention does."""
-    x, y = trace.get(block.base, "input"), trace.get(block.base, "output")
-    found = single(trace, block.base, x, y, numbers)
+    x = trace.get(block.base, "input")
     if found is None or (calls and not made_by(trace, block.base, found[0], calls[0].path)):
         block.why |= dict.fromkeys(_PARTS, "resid_post is not the sum of resid_pre and what two modules give, or one")
         return block
     path, scale = found
     block.kind, block.scales = "single", (scale, scale)
     block.why["resid_mid"] = "the layer has one part, so there is no stream between two"
+    before = dict(block.taps)
     if not calls:
         find_mlp(trace, block, path, x, activations)
-    if "mlp_act" in block.taps or block.n_experts:
+        find_mixture(trace, block)
+    if "mlp_gate" in block.taps or block.n_experts:
         block.taps["mlp_out"] = _output(trace, block.base, path, scale)
         block.why["attn_out"] = "the layer has an MLP alone"
         return block
-    for name in ("mlp_resid", "mlp_in"):
-        block.taps.pop(name, None)
+    block.taps, block.d_mlp, block.mlp = before, 0, ""
     block.taps["attn_out"] = _output(trace, block.base, path, scale)
     block.why["mlp_out"] = "the layer has no MLP"
     if not calls:

@@ -19,6 +19,12 @@ def find_mlp(trace: Trace, block: Block, path: str, stream: Any, activations: Ma
     if behind is not None:  # a norm behind the MLP
         given += list(trace.places(behind, "output"))
     whole = [one for one in given if one.startswith(f"{block.base}.") and one not in trace.leaves | trace.norms]
+    if not whole and path in trace.linear:  # the layer holds the MLP's modules itself
+        acted = trace.get(path, "input")
+        _branches(trace, block, block.base, path, acted, activations)
+        if "mlp_gate" in block.taps:
+            read_by(trace, block, ("mlp_resid", "mlp_in"), f"{block.base}.{block.taps['mlp_gate'].path}", stream)
+        return
     if not whole:
         block.why["mlp_in"] = block.why["mlp_act"] = "no one module is the MLP"
         return

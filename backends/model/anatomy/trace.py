@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Arithmetic", "AttentionCall", "Trace"]
+__all__ = ["Arithmetic", "AttentionCall", "ExpertsCall", "Trace"]
 
 Place = tuple[str, str]
 """A module's path, and "input" or "output"."""
@@ -41,6 +41,20 @@ class AttentionCall:
     """How many tokens a row sees, as the call says."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ExpertsCall:
+    """One call of a mixture's experts."""
+
+    path: str
+    n_experts: int
+    at: int
+    """When: as `Trace.order` counts."""
+    dense: Any
+    """[batch, row, expert]: the weights that it was given, 0 for experts that were not chosen."""
+    faithful: bool
+    """What it gave is the sum of what its experts give one by one, by these weights."""
+
+
 @dataclass(slots=True, eq=False)
 class Trace:
     """Tensors are copies, as modules may write into what they are given. Those of modules called twice are left out."""
@@ -62,10 +76,17 @@ class Trace:
     rows: Any = None
     """What the body gives: the head's input."""
     twice: set[Place] = field(default_factory=set[Place])
+    flat: set[Place] = field(default_factory=set[Place])
+    """Whose rows stand one behind the other, [batch · row, …]; `values` has them as [batch, row, …]."""
+    experts: list[ExpertsCall] = field(default_factory=list["ExpertsCall"])
+    products: dict[str, list[Any]] = field(default_factory=dict[str, list[Any]])
+    """Path of a module that is no plain linear one → what its own linear products gave."""
 
-    def note(self, path: str, side: str, value: Any) -> None:
-        """A module read or gave a tensor."""
+    def note(self, path: str, side: str, value: Any, *, flat: bool = False) -> None:
+        """A module read or gave a tensor, [batch, row, …]; `flat`: which has its rows one behind the other."""
         place = (path, side)
+        if flat:
+            self.flat.add(place)
         if place in self.values or place in self.twice:
             self.values.pop(place, None)
             self.twice.add(place)
