@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..protos.edits import Add
+from ..protos.edits import Add, Inline, Replace
 from ..protos.model import Sampling
 from ..protos.spec import Capture, Hook, Plan, Where
 from ..protos.tensors import Array, Tensor
@@ -28,6 +28,8 @@ __all__ = ["TOLERANCE", "Proof", "prove"]
 TOLERANCE = {"float64": 1e-6, "float32": 1e-4, "float16": 2e-2, "bfloat16": 6e-2}
 """Relative: sums made in another order, and once more rounded on their way here."""
 N_TOKENS, CUT = 11, 4
+FORCED = 30.0
+"""Logits of either sign between which a router's choice is sure."""
 LEAST_CHANGE = 0.1
 """Of an edit as large as the values themselves, at every other position, with what it is found there."""
 
@@ -44,13 +46,14 @@ _EFFECTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "z": (_OF_ATTENTION, ("resid_pre", "attn_in", "q", "k", "v")),
     "mlp_resid": (_OF_MLP, ("resid_pre", "resid_mid", "attn_out")),
     "mlp_in": (_OF_MLP, ("resid_pre", "resid_mid", "attn_out", "mlp_resid")),
+    "router_logits": (("expert_weights", *_OF_MLP), ("resid_pre", "resid_mid", "attn_out", "mlp_in")),
     "mlp_gate": (("mlp_act",), ("resid_mid", "attn_out", "mlp_in", "mlp_up")),
     "mlp_up": (("mlp_act",), ("resid_mid", "attn_out", "mlp_in", "mlp_gate")),
     "mlp_act": (_OF_MLP, ("resid_mid", "attn_out", "mlp_in", "mlp_gate", "mlp_up")),
 }
 """Site → what an edit there must change (the first of these that there is), and what it must leave as it was."""
 
-_LAYER_SITES = (*_STREAM, *_EFFECTS, "attn_scores", "attn_probs")
+_LAYER_SITES = (*_STREAM, *_EFFECTS, "expert_weights", "attn_scores", "attn_probs")
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": lambda x: x / (1 + np.exp(-x)),
     "gelu": lambda x: 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))),
@@ -187,8 +190,10 @@ def _change(found: Array, plain: Array) -> float:
 
 
 def _prove_layer(proof: Proof, trial: _Trial, block: Block, layer: int) -> None:
-    plain, silent = trial.read(layer, [(None, [*_STREAM, *_EFFECTS, "attn_probs"]), (None, _STREAM)])
+    plain, silent = trial.read(layer, [(None, [*_STREAM, *_EFFECTS, "expert_weights", "attn_probs"]), (None, _STREAM)])
     _formulas(proof, trial, block, plain, silent)
+    if "router_logits" in plain:
+        _mixture(proof, trial, layer, plain)
     _sums(proof, trial, block, plain, "the layer as it is")
     tried = [name for name in _STREAM if name in plain]
     effects = {name: _effect(name, block, plain) for name in _EFFECTS if name in plain}
@@ -231,6 +236,23 @@ def _formulas(
         proof.holds("attn_probs", _error(plain["z"], mixed), trial.tolerance, "z must be the probabilities times v")
         error = _error(silent["resid_post"], plain["resid_post"])
         proof.holds("attn_probs", error, trial.tolerance, "asking for probabilities must change nothing")
+
+
+def _mixture(proof: Proof, trial: _Trial, layer: int, plain: Mapping[str, Array]) -> None:
+    """With logits that leave each token one expert, another each: it has the largest weight, and the block goes on with it."""
+    n, n_experts = plain["router_logits"].shape
+    own = np.arange(n) % n_experts
+    logits = np.full((n, n_experts), -FORCED, np.float32)
+    logits[np.arange(n), own] = FORCED
+    forced = Hook(f"router_logits.{layer}", edit=Replace(Inline(Tensor.of(logits))))
+    [found] = trial.read(layer, [(forced, ["expert_weights", "mlp_out", "resid_post"])])
+    if "expert_weights" in found:
+        wrong = float((found["expert_weights"].argmax(-1) != own).mean())
+        proof.holds("expert_weights", wrong, 0.0, "the expert that the logits leave must have the largest weight")
+    moved = next(found[name] for name in ("mlp_out", "resid_post") if name in found)
+    before = next(plain[name] for name in ("mlp_out", "resid_post") if name in plain)
+    seen = 0.0 if _error(moved, before) > trial.tolerance else 1.0
+    proof.holds("router_logits", seen, 0.5, "an edit at router_logits must change what the experts give")
 
 
 def _nudge(name: str, layer: int, value: Array) -> Hook:

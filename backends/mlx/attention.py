@@ -128,6 +128,7 @@ class Attention:
                 if slot.error is None:
                     rows = self._one(slot, points, queries, keys, values, cache, scale, sinks)
                     out[slot.batch, :, slot.start : slot.stop] = rows
+            out = self._tap_heads(points["z"], out)
         return out
 
     def _mask(self, cache: RunCache | BatchCache, n: int) -> mx.array | str | None:

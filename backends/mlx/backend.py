@@ -119,7 +119,8 @@ class MlxBackend:
             self._backward_of,
         )
         self._sweeps: MlxSweeps | None = None
-        if family is not None and family.heads and self.ours:
+        everywhere = self.derived is None or self.derived.attention
+        if family is not None and family.heads and everywhere and self.ours:
             self._sweeps = MlxSweeps(self, self.executor, self.taps, self.attention, list(self.model.layers))
         limits, context_note = fitted(limits, config, [(loaded.max_positions, loaded.reason)])
         limits = with_chunk(limits, self)

@@ -42,6 +42,12 @@ def traced(
         leaves=frozenset(path for path, module in modules.items() if not any(module.children())),
     )
 
+    trace.factors = {
+        f"{path}.{i}": tuple(one.clone() for one in (*item.buffers(False), *item.parameters(False)) if one.numel() == 1)
+        for path in trace.lists
+        for i, item in enumerate(modules[path].children())
+    }
+
     def witness(module: nn.Module, q: Any, k: Any, v: Any, out: Any, window: int | None) -> None:
         trace.calls.append(AttentionCall(names[id(module)], q.clone(), k.clone(), v.clone(), out.clone(), window))
 

@@ -17,7 +17,7 @@ from .block import Block, flattened, not_shared, read_by, stream_only
 from .layers import sizes, table
 from .mixture import find_mixture
 from .mlp import find_mlp
-from .sums import UNITY, parallel, sequential, single
+from .sums import UNITY, parallel, sequential, single, unfinished
 from .trace import AttentionCall, Trace
 
 __all__ = ["Anatomy", "Block", "NotUnderstood", "derive"]
@@ -119,6 +119,9 @@ def _block(trace: Trace, base: str, numbers: Sequence[float], activations: Mappi
     if len(calls) == 1:
         find_attention(trace, block, calls[0], x)
     if found is None:
+        more = unfinished(trace, base, x, y, numbers) if alone is None else None
+        if more is not None and (not calls or made_by(trace, base, more[1][0], calls[0].path)):
+            return _unfinished(trace, block, more, calls, activations)
         return _with_one_part(trace, block, calls, alone, activations)
     middle, first, second, block.scales = found
     block.kind = "parallel" if middle is None else "sequential"
@@ -132,8 +135,7 @@ def _block(trace: Trace, base: str, numbers: Sequence[float], activations: Mappi
         )  # its experts' part alone is no contribution
     stream = x if middle is None else trace.get(middle, "input")
     if middle is not None:
-        reader = next((path for path in trace.places(stream, "input") if path in trace.norms), middle)
-        block.taps["resid_mid"] = Tap(reader[len(base) + 1 :], "input", in_place=True)
+        block.taps["resid_mid"] = _middle(trace, base, middle)
     else:
         block.why["resid_mid"] = "attention and MLP read the same rows, so there is no stream between them"
     for name, path, scale in (("attn_out", first, block.scales[0]), ("mlp_out", second, block.scales[1])):
@@ -142,6 +144,41 @@ def _block(trace: Trace, base: str, numbers: Sequence[float], activations: Mappi
         read_by(trace, block, ("attn_resid", "attn_in"), _whole(trace, base, first), x)
     find_mlp(trace, block, second, stream, activations)
     not_shared(block)
+    find_mixture(trace, block)
+    return block
+
+
+def _middle(trace: Trace, base: str, reader: str) -> Tap:
+    stream = trace.get(reader, "input")
+    chosen = next((path for path in trace.places(stream, "input") if path in trace.norms), reader)
+    return Tap(chosen[len(base) + 1 :], "input", in_place=True)
+
+
+def _unfinished(
+    trace: Trace,
+    block: Block,
+    found: tuple[str, tuple[str, float], str],
+    calls: Sequence[AttentionCall],
+    activations: Mapping[str, Any],
+) -> Block:
+    """A layer whose first part is understood, and whose output is not resid_mid and one module's output."""
+    base, x = block.base, trace.get(block.base, "input")
+    reader, (first, scale), second = found
+    block.kind, block.scales = "sequential", (scale, UNITY)
+    block.taps["resid_mid"] = middle = _middle(trace, base, reader)
+    block.taps["attn_out"] = _output(trace, base, first, scale)
+    block.why["mlp_out"] = (
+        "resid_post is more than resid_mid and what the MLP adds: a third term, or a factor of the layer's, follows"
+        if second
+        else "no module gives all that the layer adds to resid_mid"
+    )
+    if not calls:
+        read_by(trace, block, ("attn_resid", "attn_in"), _whole(trace, base, first), x)
+    if second:
+        find_mlp(trace, block, second, trace.get(reader, "input"), activations)
+    elif f"{base}.{middle.path}" in trace.norms:
+        block.taps["mlp_resid"], block.taps["mlp_in"] = Tap(middle.path, "input"), Tap(middle.path, "output")
+        block.why["mlp_act"] = "no one module is the MLP"
     find_mixture(trace, block)
     return block
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from .trace import Trace
 
-__all__ = ["UNITY", "Sum", "parallel", "sequential", "single"]
+__all__ = ["UNITY", "Sum", "parallel", "sequential", "single", "unfinished"]
 
 UNITY = 1.0
 
@@ -50,6 +50,27 @@ def parallel(trace: Trace, base: str, x: Any, y: Any, numbers: Sequence[float]) 
 def single(trace: Trace, base: str, x: Any, y: Any, numbers: Sequence[float]) -> tuple[str, float] | None:
     """The one module whose output, so many times, is all that the layer adds."""
     return _last(_summed(trace, x, y, trace.below(base, "output", x), numbers))
+
+
+def unfinished(
+    trace: Trace, base: str, x: Any, y: Any, numbers: Sequence[float]
+) -> tuple[str, tuple[str, float], str] | None:
+    """The reader of resid_mid, what makes that of the layer's input, and the second module's path or "": where the layer's
+    output is more than their sum. A second is known where another module reads the sum, or a factor of the layer's is behind it."""
+    outs = trace.below(base, "output", x)
+    readers = [(path, r) for path, r in trace.below(base, "input", x) if not trace.equal(r, x)]
+    for index, (reader, r) in enumerate(readers):
+        at = trace.order[reader, "input"]
+        first = _last(_summed(trace, x, r, [one for one in outs if trace.order[one[0], "output"] < at], numbers))
+        if first is None:
+            continue
+        after = [one for one in outs if trace.order[one[0], "output"] > at]
+        for _, total in readers[index + 1 :]:
+            if not trace.equal(total, r) and (found := _last(_summed(trace, r, total, after, [UNITY]))) is not None:
+                return reader, first, found[0]
+        scaled = [path for path, m in after for s in trace.factors.get(base, ()) if trace.equal((r + m) * s, y)]
+        return reader, first, scaled[-1] if scaled else ""
+    return None
 
 
 def _summed(

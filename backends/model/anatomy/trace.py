@@ -78,6 +78,8 @@ class Trace:
     twice: set[Place] = field(default_factory=set[Place])
     flat: set[Place] = field(default_factory=set[Place])
     """Whose rows stand one behind the other, [batch · row, …]; `values` has them as [batch, row, …]."""
+    factors: dict[str, tuple[Any, ...]] = field(default_factory=dict[str, "tuple[Any, ...]"])
+    """Path of a module in a list → its own tensors of one number."""
     experts: list[ExpertsCall] = field(default_factory=list["ExpertsCall"])
     products: dict[str, list[Any]] = field(default_factory=dict[str, list[Any]])
     """Path of a module that is no plain linear one → what its own linear products gave."""
