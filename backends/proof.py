@@ -200,7 +200,8 @@ def _prove_layer(proof: Proof, trial: _Trial, block: Block, layer: int) -> None:
     asked = [(_nudge(name, layer, plain[name]), [*_STREAM]) for name in tried]
     asked += [(_nudge(name, layer, plain[name]), [name, *effects[name], *_STREAM]) for name in effects]
     # Beside them once more without an edit: rows that share a forward share their rounding.
-    *read, plain = trial.read(layer, [*asked, (None, [one for one in plain if one != "next"])])
+    untouched = [one for one in plain if one not in ("next", "attn_probs")]
+    *read, plain = trial.read(layer, [*asked, (None, untouched)])
     for name, found in zip([*tried, *effects], read, strict=True):
         seen = _change(found[name], plain[name])
         proof.holds(name, 0.0 if seen > LEAST_CHANGE else 1.0, 0.5, f"an edit at {name} must be seen there")
@@ -235,7 +236,8 @@ def _formulas(
         mixed = np.einsum("hqk,khd->qhd", plain["attn_probs"], _each_head(plain["v"], plain["z"].shape[1]))
         proof.holds("attn_probs", _error(plain["z"], mixed), trial.tolerance, "z must be the probabilities times v")
         error = _error(silent["resid_post"], plain["resid_post"])
-        proof.holds("attn_probs", error, trial.tolerance, "asking for probabilities must change nothing")
+        for name in ("attn_probs", "attn_scores"):
+            proof.holds(name, error, trial.tolerance, "asking for probabilities must change nothing")
 
 
 def _mixture(proof: Proof, trial: _Trial, layer: int, plain: Mapping[str, Array]) -> None:

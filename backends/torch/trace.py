@@ -59,7 +59,8 @@ def traced(
     running = list[str]()
     handles += [
         one
-        for path in trace.leaves - trace.linear
+        for path in trace.leaves
+        if type(modules[path]).forward not in (nn.Linear.forward, Conv1D.forward)
         for one in (
             modules[path].register_forward_pre_hook(lambda *_, path=path: running.append(path)),
             modules[path].register_forward_hook(lambda *_: _none(running.pop())),
@@ -78,6 +79,8 @@ def traced(
         attention.witness = None
         for handle in handles:
             handle.remove()
+    # A router may be a linear module that gives more than its product.
+    trace.linear -= {path for path in trace.products if len(trace.products[path]) != 1 or path in trace.several}
     for path, module, at, rows, dense, gave in calls:
         # Of a mixture in every layer, the first and the last are tried: each expert is one call.
         tried = path in (calls[0][0], calls[-1][0])
@@ -118,6 +121,8 @@ def _watch(trace: Trace, path: str, module: nn.Module) -> tuple[Any, ...]:
 
     def after(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
         gave = first_of(output)
+        if gave is not output:
+            trace.several.add(path)
         if isinstance(gave, torch.Tensor):
             value, flat = _rows(trace, gave.detach().clone())
             trace.note(path, "output", value, flat=flat)

@@ -78,6 +78,8 @@ class Trace:
     twice: set[Place] = field(default_factory=set[Place])
     flat: set[Place] = field(default_factory=set[Place])
     """Whose rows stand one behind the other, [batch · row, …]; `values` has them as [batch, row, …]."""
+    several: set[str] = field(default_factory=set[str])
+    """Paths of modules that give more than a tensor."""
     factors: dict[str, tuple[Any, ...]] = field(default_factory=dict[str, "tuple[Any, ...]"])
     """Path of a module in a list → its own tensors of one number."""
     experts: list[ExpertsCall] = field(default_factory=list["ExpertsCall"])
