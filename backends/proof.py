@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence as SequenceOf
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from ..protos.edits import Add, Inline, Replace
+from ..protos.edits import Add, Inline, Replace, Scale
+from ..protos.metrics import Logit
 from ..protos.model import Sampling
 from ..protos.spec import Capture, Hook, Plan, Where
 from ..protos.tensors import Array, Tensor
 from .hooks.base import Backend
+from .hooks.bound import Mode
+from .hooks.metrics import bind_metric
 from .hooks.plan import bind
 from .hooks.run_parts import RunParts
 from .hooks.sequence import Sequence
@@ -28,6 +31,8 @@ __all__ = ["TOLERANCE", "Proof", "prove"]
 TOLERANCE = {"float64": 1e-6, "float32": 1e-4, "float16": 2e-2, "bfloat16": 6e-2}
 """Relative: sums made in another order, and once more rounded on their way here."""
 N_TOKENS, CUT = 11, 4
+SHRUNK = 0.5
+"""By which a row of the stream is scaled, where what follows must be seen to change."""
 FORCED = 30.0
 """Logits of either sign between which a router's choice is sure."""
 LEAST_CHANGE = 0.1
@@ -98,10 +103,10 @@ def prove(backend: Backend, anatomy: Anatomy) -> Proof:
             proof.faults |= dict.fromkeys(_LAYER_SITES, f"a run at layer {layer} failed: {error}")
     if backend.cuts_runs:
         try:
-            proof.parts = trial.parts_fault()
+            proof.parts = trial.parts_fault() or trial.sharing_fault()
         except Exception as error:  # noqa: BLE001 - as above
-            proof.parts = f"a run in parts failed: {type(error).__name__}: {error}"
-        proof.checks += 1
+            proof.parts = f"a run in parts, or sharing between plans, failed: {type(error).__name__}: {error}"
+        proof.checks += 2
     return proof
 
 
@@ -150,9 +155,9 @@ class _Trial:
             found.append({name: values[first + index] for index, name in enumerate([*names, *(["next"] * len(after))])})
         return found
 
-    def _sequence(self, plan: Plan, name: str = "proof") -> Sequence:
+    def _sequence(self, plan: Plan, name: str = "proof", mode: Mode = "run") -> Sequence:
         n = len(self.tokens)
-        bound = bind(plan, self.backend, mode="run", input_name="input", tokens=self.tokens, prompt_length=n, n_rows=n)
+        bound = bind(plan, self.backend, mode=mode, input_name="input", tokens=self.tokens, prompt_length=n, n_rows=n)
         self.backend.bind(bound)
         return Sequence(name, list(self.tokens), n, bound, Sampling())
 
@@ -168,6 +173,31 @@ class _Trial:
             np.abs(one - other).max() / np.abs(other).max()
         )  # other kernels: rounding is as large as what is largest
         return "" if error <= self.tolerance else f"a run in parts differs from a whole one by {error:.2g} (relative)"
+
+    def sharing_fault(self) -> str:
+        """Why a sweep's plan that begins at the last layer, or amid the text, does not measure what it does alone, or empty."""
+        n, last = len(self.tokens), self.info.n_layers - 1
+        lengths = {"n_tokens": n, "prompt_length": n}
+        metrics = tuple(
+            bind_metric(Logit(token=token), self.info, **lengths, input_lengths={}, what="proof") for token in range(4)
+        )
+
+        def variant(layer: int | None) -> Sequence:
+            edit = Scale(SHRUNK)
+            hooks = () if layer is None else (Hook(f"resid_pre.{layer}", edit=edit, where=Where(positions=(CUT,))),)
+            sequence = self._sequence(Plan(hooks), f"proof{layer}", "sweep")
+            return replace(sequence, metrics=metrics)
+
+        prefix = self.backend.shared_prefix(variant(None))
+        layers = sorted({last // 2, last})
+        shared, alone = (self.backend.sweep([variant(layer) for layer in layers], one) for one in (prefix, None))
+        for one, other in zip(shared, alone, strict=True):
+            if failed := one.error or other.error:
+                raise failed
+            error = np.abs(np.subtract(one.measured, other.measured)).max() / np.abs(other.measured).max()
+            if not error <= self.tolerance:
+                return f"what a sweep's plans share changes what they measure by {error:.2g} (relative)"
+        return ""
 
 
 def _by_hook(rows: SequenceOf[Any]) -> dict[int, Array]:
