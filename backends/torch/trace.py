@@ -81,10 +81,12 @@ def traced(
             handle.remove()
     # A router may be a linear module that gives more than its product.
     trace.linear -= {path for path in trace.products if len(trace.products[path]) != 1 or path in trace.several}
-    for path, module, at, rows, dense, gave in calls:
-        # Of a mixture in every layer, the first and the last are tried: each expert is one call.
-        tried = path in (calls[0][0], calls[-1][0])
-        faithful = not tried or unfaithful(module, rows, dense, gave) <= TOLERANCES[dtype]
+    # Of mixtures in many layers, the first and the last are tried for all: each expert is a call.
+    faithful = all(
+        unfaithful(module, rows, dense, gave) <= TOLERANCES[dtype]
+        for _, module, _, rows, dense, gave in calls[:1] + calls[1:][-1:]
+    )
+    for path, _, at, _, dense, _ in calls:
         trace.experts.append(ExpertsCall(path, dense.shape[1], at, _rows(trace, dense)[0], faithful))
     return trace
 
