@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
-from probewire.protos.model import ModelInfo, SiteInfo
+from probewire.protos.model import LayerWidths, ModelInfo, SiteInfo
+from probewire.protos.wire.codec import from_proto, to_proto
 
 EDITS = ("add", "scale", "replace", "clamp")
 SITES = (
@@ -59,3 +61,15 @@ def test_names_and_lines_stay_narrow() -> None:
     lines = str(replace(INFO, sites=(*many, *SITES), generate=False, generate_note="because " * 60)).splitlines()
     assert max(map(len, lines)) <= 110
     assert sum(name in line for name in ("site_number_0", "site_number_39") for line in lines) == 2
+
+
+def test_a_site_whose_layers_differ_has_a_row_for_each_size() -> None:
+    alike = SiteInfo("z", ("pos", "head", "d_head"), (4, 16), (0, 1, 3))
+    site = replace(alike, layer_widths=(LayerWidths((0, 1), (4, 16)), LayerWidths((3,), (2, 32))))
+    table = repr(replace(INFO, n_layers=4, sites=(site,)))
+    assert re.search(r"z +0:2 +pos × head 4 × d_head 16", table)
+    assert re.search(r"z +3 +pos × head 2 × d_head 32", table)
+    assert from_proto(SiteInfo, to_proto(site)) == site
+    assert [site.at(layer) for layer in (0, 3)] == [(4, 16), (2, 32)]
+    # Sites that are alike in all layers are on the wire as they were.
+    assert not to_proto(alike).layer_widths
