@@ -168,7 +168,7 @@ class Points:
 
     def attention(self, layer: int) -> dict[str, Point]:
         """The points inside a layer's attention; none where no family says what they are."""
-        nowhere = dict.fromkeys((*ATTENTION_TAPS, "z"), _NOWHERE)
+        nowhere: dict[str, Point] = dict.fromkeys((*ATTENTION_TAPS, "z"), _NOWHERE)
         if self.family is None or not self.family.heads or not self.family.has("q", layer):
             return nowhere
         inside = {name: self.spot(Site(name, layer)).point for name in ATTENTION_TAPS}
