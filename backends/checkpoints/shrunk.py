@@ -103,6 +103,8 @@ def _shrunk(full: Mapping[str, Any]) -> dict[str, Any]:
         small["rotary_dim"] = max(full["rotary_dim"] * d_head // own_head // 2 * 2, 2)
     for name in _per_layer(full):
         small[name] = [full[name][i] for i in kept]
+    if own := {int(layer): changes for layer, changes in (full.get("per_layer_config") or {}).items()}:
+        small["per_layer_config"] = {at: own[layer] for at, layer in enumerate(kept) if layer in own}
     if full.get("rope_parameters"):
         small["rope_parameters"] = _rope(full["rope_parameters"], full, d_head)
     return small

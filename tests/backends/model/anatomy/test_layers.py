@@ -13,11 +13,13 @@ pytest.importorskip("torch")
 
 import torch
 
+from probewire.protos.edits import Add, Scale
 from probewire.protos.errors import InvalidArgument
 from probewire.protos.spec import Capture, Hook, Plan
+from probewire.protos.tensors import Tensor
 from tests.backends.derived import logits_of, write
 from tests.backends.uneven import UNEVEN
-from tests.parity.harness import load, run, sequence
+from tests.parity.harness import assert_same, every_site, generate, load, run, sequence
 
 TOKENS, OTHER = list(range(10, 26)), list(range(30, 60))
 Where = tuple[str, str]
@@ -133,6 +135,29 @@ def test_a_layer_without_the_site_is_refused_by_name(tmp_path: Path) -> None:
     bound = sequence(backend, TOKENS, Plan((Hook("q.*", capture=Capture()),))).plan
     assert [str(site) for site in bound.hooks[0].sites] == ["q.1", "q.3"]
     assert backend.info.n_heads == 4
+    backend.close()
+
+
+GENERATING = ("gemma4_text", "deepseek_v3", "qwen3_next", "jamba", "granite", "opt", "phimoe", "mimo_v2_flash")
+
+
+@pytest.mark.parametrize("kind", GENERATING)
+def test_a_generation_reads_and_edits_what_a_run_does(kind: str, tmp_path: Path) -> None:
+    """Two prompts together, every site captured, with an edit: as a plain forward over the tokens that came of it."""
+    backend = load("torch", write(kind, tmp_path, **UNEVEN[kind]))
+    routed = backend.info.site("router_logits") is not None
+    edit = Add(Tensor.of(np.array([3.0, -3.0, 1.0, 0.0], np.float32))) if routed else Scale(0.5)
+    hooks = (Hook("router_logits.*" if routed else "z.*", edit=edit), *every_site(backend, "generate").hooks)
+    plan = Plan(hooks)
+    prompts = [
+        sequence(backend, tokens, plan, mode="generate", max_new=3, name=f"{len(tokens)}") for tokens in (TOKENS, OTHER)
+    ]
+    for prompt, found in zip((TOKENS, OTHER), generate(backend, prompts), strict=True):
+        forced = run(backend, found.tokens[:-1], plan, prompt_length=len(prompt))
+        assert_same(found.captured, forced, 2e-4)
+        plain = run(backend, found.tokens[:-1], Plan(hooks[-1:]), prompt_length=len(prompt))
+        changed = next(values.values for key, values in forced.items() if key[1] == "logits")
+        assert _error(changed, next(iter(plain.values())).values) > 1e-3
     backend.close()
 
 
