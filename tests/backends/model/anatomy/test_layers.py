@@ -146,7 +146,7 @@ def test_a_generation_reads_and_edits_what_a_run_does(kind: str, tmp_path: Path)
     """Two prompts together, every site captured, with an edit: as a plain forward over the tokens that came of it."""
     backend = load("torch", write(kind, tmp_path, **UNEVEN[kind]))
     routed = backend.info.site("router_logits") is not None
-    edit = Add(Tensor.of(np.array([3.0, -3.0, 1.0, 0.0], np.float32))) if routed else Scale(0.5)
+    edit = Add(Tensor.of(np.array([3.0, -3.0, 1.0, 0.0], np.float32))) if routed else Scale(0.5, heads=(0,))
     hooks = (Hook("router_logits.*" if routed else "z.*", edit=edit), *every_site(backend, "generate").hooks)
     plan = Plan(hooks)
     prompts = [
