@@ -272,14 +272,14 @@ def _formulas(
 
 def _mixture(proof: Proof, trial: _Trial, layer: int, plain: Mapping[str, Array]) -> None:
     """With logits that leave each token one expert, another each: it has the largest weight, and the block goes on with it."""
-    n, n_experts = plain["router_logits"].shape
-    own: Array = np.arange(n) % n_experts
+    n, n_experts = (int(size) for size in plain["router_logits"].shape)
+    own = np.arange(n, dtype=np.int64) % n_experts
     logits = np.full((n, n_experts), -FORCED, np.float32)
     logits[np.arange(n), own] = FORCED
     forced = Hook(f"router_logits.{layer}", edit=Replace(Inline(Tensor.of(logits))))
     [found] = trial.read(layer, [(forced, ["expert_weights", "mlp_out", "resid_post"])])
     if "expert_weights" in found:
-        wrong = float(np.mean(found["expert_weights"].argmax(-1) != own))
+        wrong = float((np.asarray(found["expert_weights"].argmax(-1), dtype=np.int64) != own).mean())
         proof.holds("expert_weights", wrong, 0.0, "the expert that the logits leave must have the largest weight")
     moved = next(found[name] for name in ("mlp_out", "resid_post") if name in found)
     before = next(plain[name] for name in ("mlp_out", "resid_post") if name in plain)
