@@ -194,7 +194,9 @@ def _loaded(
 ) -> tuple[Any, dict[str, Any]]:
     """The library's model and its report. Raises FailedPrecondition where a quantised one needs what is not here."""
     if scheme is not None and scheme.method in _UNPACKED:
-        told: dict[str, Any] = json.loads((folder / "config.json").read_text())  # a tower's own config says nothing of it
+        told: dict[str, Any] = json.loads(
+            (folder / "config.json").read_text()
+        )  # a tower's own config says nothing of it
         told = told.get("quantization_config") or told["text_config"]["quantization_config"]
         config.quantization_config = {**told, "dequantize": True}
     try:
