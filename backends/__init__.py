@@ -14,7 +14,7 @@ from .checkpoints import plain_folder
 from .checkpoints.conversion.record import origin_of
 from .checkpoints.quantised.at_load import hash_as_held
 from .model.limits import Limits
-from .selfcheck import causality_fault, engine_fault, library_fault, prove_derived
+from .selfcheck import causality_fault, engine_fault, library_fault, prove_sites
 
 if TYPE_CHECKING:
     from .hooks.base import Backend
@@ -38,12 +38,14 @@ def load_backend(
     quantize: str = "",
     threads: int = 0,
     check: bool = True,
+    prove_rows: bool = True,
 ) -> Backend:
     """Load a checkpoint folder and let it check itself; generation is refused (`generate_note`) where it fails.
 
     A folder that is no plain checkpoint (packed, pickled, an adapter) is converted once, into the usual cache folder.
 
     `quantize`: int8 or int4, to hold a plain checkpoint's linear layers in so few bits.
+    `prove_rows`: try the sites of a table that was written by hand too; one that was derived is always tried.
     `threads`: that the library computes with on the CPU, for the calling thread; 0: as it chooses.
 
     Raises FailedPrecondition when the backend's extra is not installed.
@@ -90,7 +92,8 @@ def load_backend(
             f"the checkpoint in {folder} is no causal language model on {name}: {not_causal}; probewire serves those only"
         )
     if check:
-        prove_derived(backend)
+        if prove_rows or backend.derived is not None:
+            prove_sites(backend)
         _prove_engine(name, folder, backend, device)
     _tell_origin(backend, folder)
     return backend

@@ -24,7 +24,7 @@ from .hooks.metrics import bind_metric
 from .hooks.plan import bind
 from .hooks.run_parts import RunParts
 from .hooks.sequence import Sequence
-from .model.anatomy.derive import Anatomy, Block
+from .model.anatomy.block import Block
 
 __all__ = ["TOLERANCE", "Proof", "prove"]
 
@@ -91,14 +91,14 @@ class Proof:
             self.faults.setdefault(site, f"{what}, and it is off by {error:.2g} (relative)")
 
 
-def prove(backend: Backend, anatomy: Anatomy) -> Proof:
-    """Try every derived site at one layer of each kind, and at the last."""
+def prove(backend: Backend, blocks: SequenceOf[Block]) -> Proof:
+    """Try every site at one layer of each kind, and at the last."""
     proof, trial = Proof(), _Trial(backend)
-    layers = _one_of_each(anatomy)
+    layers = _one_of_each(blocks)
     proof.layers = len(layers)
     for layer in layers:
         try:
-            _prove_layer(proof, trial, anatomy.blocks[layer], layer)
+            _prove_layer(proof, trial, blocks[layer], layer)
         except Exception as error:  # noqa: BLE001 - what the libraries raise of a model costs its sites, and never the load
             proof.faults |= dict.fromkeys(_LAYER_SITES, f"a run at layer {layer} failed: {error}")
     if backend.cuts_runs:
@@ -110,11 +110,11 @@ def prove(backend: Backend, anatomy: Anatomy) -> Proof:
     return proof
 
 
-def _one_of_each(anatomy: Anatomy) -> list[int]:
+def _one_of_each(blocks: SequenceOf[Block]) -> list[int]:
     kinds: dict[Any, int] = {}
-    for index, block in enumerate(anatomy.blocks):
+    for index, block in enumerate(blocks):
         kinds.setdefault((block.kind, tuple(sorted(block.taps.items(), key=str)), block.window, _sizes(block)), index)
-    return sorted({*kinds.values(), len(anatomy.blocks) - 1})
+    return sorted({*kinds.values(), len(blocks) - 1})
 
 
 def _sizes(block: Block) -> tuple[Any, ...]:

@@ -147,7 +147,7 @@ def proven(backend: Any, family: Family) -> proving.Proof:
     own = backend.points
     _take(backend, Points(family, "torch", own.n_heads, own.seen))
     try:
-        return proving.prove(backend, replace(anatomy, family=family, blocks=blocks))
+        return proving.prove(backend, blocks)
     finally:
         _take(backend, own)
 
