@@ -130,7 +130,8 @@ def main(arguments: list[str]) -> int:
                 if "not supported" in error.message and options.backend == "mlx":  # mlx-lm has no code for it
                     made -= 1
                     continue
-                print(f"| {kind} | refused: {' '.join(error.message.split())[:90]} | | | | | | |", flush=True)
+                told = " ".join(error.message.replace(f"the checkpoint in {scratch} is ", "").split())
+                print(f"| {kind} | refused: {told[:90]} | | | | | | |", flush=True)
                 continue
             except Exception as error:  # noqa: BLE001 - the table says so
                 print(

@@ -64,7 +64,7 @@ def test_its_window_is_checked(backend: str, name: str, tmp_path: Path, monkeypa
         return
     assert small["sliding_window"] == WINDOW
     monkeypatch.setattr(backends, "engine_fault", lambda _: "")  # there is no whole model here
-    loaded: Any = SimpleNamespace(compared=True)
+    loaded: Any = SimpleNamespace(compared=True, engine=None)
     assert backends._found(backend, tmp_path, loaded, "cpu") == ""
 
 
