@@ -163,11 +163,9 @@ def free_bytes(name: str, device: str) -> int | None:
     from .model.footprint import free_bytes as main_memory
 
     if name == "torch":
-        from .torch.load import cuda_free_bytes
+        from .torch.devices.choice import free_on
 
-        on_gpu = cuda_free_bytes(device)
-        if on_gpu is not None:
-            return on_gpu
+        return free_on(device)
     return main_memory()
 
 
@@ -175,9 +173,9 @@ def shrinks_on_the_way(name: str, device: str) -> bool:
     """Whether quantising at load makes smaller what comes to the device, and not only what stays there."""
     if name != "torch":
         return True  # MLX reads a weight when it quantises it
-    from .torch.load import cuda_free_bytes
+    from .torch.devices.choice import choose_device
 
-    return cuda_free_bytes(device) is not None
+    return choose_device(device.split(",")[0]).type == "cuda"
 
 
 def _fault(name: str, folder: Path, backend: Backend, device: str) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,8 +21,25 @@ Index = NDArray[np.int64]
 class Ops(Protocol):
     """Implemented by backends/torch/ops.py and backends/mlx/ops.py."""
 
+    @property
+    def here(self) -> Hashable:
+        """The device that arrays are made on: always the same where a model has but one."""
+        ...
+
+    def near(self, x: T) -> None:
+        """Make arrays on x's device from now on: layers may lie on several."""
+        ...
+
+    def beside(self, x: T, reference: T) -> T:
+        """x on another tensor's device."""
+        ...
+
+    def lasting(self) -> AbstractContextManager[Any]:
+        """Arrays made inside outlast the forward that may be under way, and take part in others."""
+        ...
+
     def device(self, array: Array) -> T:
-        """A float32 tensor on the model's device; float64 stays what it is."""
+        """A float32 tensor `here`; float64 stays what it is."""
         ...
 
     def index(self, array: Index) -> T:
@@ -29,7 +47,7 @@ class Ops(Protocol):
         ...
 
     def exact(self, array: Array) -> T:
-        """A tensor of the array's own dtype on the model's device; it may share the array's memory."""
+        """A tensor of the array's own dtype `here`; it may share the array's memory."""
         ...
 
     def int32(self, x: T) -> T:
@@ -53,7 +71,7 @@ class Ops(Protocol):
         ...
 
     def like(self, x: T, reference: T) -> T:
-        """Cast to another tensor's dtype."""
+        """Cast to another tensor's dtype, on its device."""
         ...
 
     def cast(self, x: T, dtype: str) -> T:
@@ -165,5 +183,5 @@ class Ops(Protocol):
         ...
 
     def to_host(self, tensors: Sequence[T]) -> list[Array]:
-        """Many tensors to numpy, in one copy a dtype."""
+        """Many tensors to numpy, in one copy a device and dtype."""
         ...

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Everything for an NVIDIA GPU in under nine minutes: the tests marked `cuda`, then benchmarks/cuda.py.
+# Everything for an NVIDIA GPU in under nine minutes: the tests marked `cuda` (layers that wait in main memory among them;
+# those for two GPUs where there are two), then benchmarks/cuda.py.
 #
 #   benchmarks/gpu.sh [WHEELS]
 #
@@ -8,7 +9,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 small=(grpcio grpcio-health-checking grpcio-reflection protobuf fastapi uvicorn starlette orjson prometheus_client
-  sentencepiece ml_dtypes gguf pytest pytest-timeout pytest-xdist hypothesis httpx psutil cryptography)
+  sentencepiece ml_dtypes gguf pytest pytest-timeout pytest-xdist hypothesis httpx psutil cryptography
+  accelerate pyyaml)
 if [ "${1:-}" = --wheels ]; then
   python3 -m pip download --quiet --only-binary :all: --python-version "${GPU_PYTHON:-3.12}" \
     --dest wheels --no-deps "${small[@]}" execnet iniconfig pluggy sortedcontainers googleapis-common-protos \

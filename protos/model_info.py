@@ -102,6 +102,9 @@ class ModelInfo:
     quantization: str = ""
     """How the weights are held in few bits, or that they were stored so; empty for plain ones."""
 
+    placement: str = ""
+    """Which layers are on which device, and which wait in main memory; empty where all are on one."""
+
     def site(self, name: str) -> SiteInfo | None:
         """The entry for a kind of site, or None when this model does not offer it."""
         return next((site for site in self.sites if site.name == name), None)
@@ -166,6 +169,8 @@ def _facts(info: ModelInfo) -> list[tuple[str, str]]:
         )
     if info.quantization:
         facts.append(("weights", info.quantization))
+    if info.placement:
+        facts.append(("placed", info.placement))
     if info.context_length:
         facts.append(("context", f"{info.context_length:,} positions a request, prompt and new tokens together"))
     chat = "with a chat template" if info.chat_template else "no chat template"

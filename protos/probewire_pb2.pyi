@@ -389,7 +389,7 @@ class LayerWidths(_message.Message):
     def __init__(self, layers: _Optional[_Iterable[int]] = ..., widths: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("id", "family", "architecture", "backend", "device", "dtype", "attention", "model_hash", "n_layers", "d_model", "n_heads", "n_kv_heads", "d_head", "d_mlp", "vocab_size", "n_experts", "context_length", "generate", "generate_note", "chat_template", "n_slots", "sites", "versions", "rules", "ends", "context_note", "proof", "refused", "batching", "quantization", "tower", "origin")
+    __slots__ = ("id", "family", "architecture", "backend", "device", "dtype", "attention", "model_hash", "n_layers", "d_model", "n_heads", "n_kv_heads", "d_head", "d_mlp", "vocab_size", "n_experts", "context_length", "generate", "generate_note", "chat_template", "n_slots", "sites", "versions", "rules", "ends", "context_note", "proof", "refused", "batching", "quantization", "tower", "origin", "placement")
     class VersionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -436,6 +436,7 @@ class ModelInfo(_message.Message):
     QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
     TOWER_FIELD_NUMBER: _ClassVar[int]
     ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    PLACEMENT_FIELD_NUMBER: _ClassVar[int]
     id: str
     family: str
     architecture: str
@@ -468,7 +469,8 @@ class ModelInfo(_message.Message):
     quantization: str
     tower: str
     origin: str
-    def __init__(self, id: _Optional[str] = ..., family: _Optional[str] = ..., architecture: _Optional[str] = ..., backend: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., attention: _Optional[str] = ..., model_hash: _Optional[str] = ..., n_layers: _Optional[int] = ..., d_model: _Optional[int] = ..., n_heads: _Optional[int] = ..., n_kv_heads: _Optional[int] = ..., d_head: _Optional[int] = ..., d_mlp: _Optional[int] = ..., vocab_size: _Optional[int] = ..., n_experts: _Optional[int] = ..., context_length: _Optional[int] = ..., generate: _Optional[bool] = ..., generate_note: _Optional[str] = ..., chat_template: _Optional[bool] = ..., n_slots: _Optional[int] = ..., sites: _Optional[_Iterable[_Union[SiteInfo, _Mapping]]] = ..., versions: _Optional[_Mapping[str, str]] = ..., rules: _Optional[_Iterable[str]] = ..., ends: _Optional[_Iterable[_Union[EndToken, _Mapping]]] = ..., context_note: _Optional[str] = ..., proof: _Optional[str] = ..., refused: _Optional[_Mapping[str, str]] = ..., batching: _Optional[str] = ..., quantization: _Optional[str] = ..., tower: _Optional[str] = ..., origin: _Optional[str] = ...) -> None: ...
+    placement: str
+    def __init__(self, id: _Optional[str] = ..., family: _Optional[str] = ..., architecture: _Optional[str] = ..., backend: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., attention: _Optional[str] = ..., model_hash: _Optional[str] = ..., n_layers: _Optional[int] = ..., d_model: _Optional[int] = ..., n_heads: _Optional[int] = ..., n_kv_heads: _Optional[int] = ..., d_head: _Optional[int] = ..., d_mlp: _Optional[int] = ..., vocab_size: _Optional[int] = ..., n_experts: _Optional[int] = ..., context_length: _Optional[int] = ..., generate: _Optional[bool] = ..., generate_note: _Optional[str] = ..., chat_template: _Optional[bool] = ..., n_slots: _Optional[int] = ..., sites: _Optional[_Iterable[_Union[SiteInfo, _Mapping]]] = ..., versions: _Optional[_Mapping[str, str]] = ..., rules: _Optional[_Iterable[str]] = ..., ends: _Optional[_Iterable[_Union[EndToken, _Mapping]]] = ..., context_note: _Optional[str] = ..., proof: _Optional[str] = ..., refused: _Optional[_Mapping[str, str]] = ..., batching: _Optional[str] = ..., quantization: _Optional[str] = ..., tower: _Optional[str] = ..., origin: _Optional[str] = ..., placement: _Optional[str] = ...) -> None: ...
 
 class EndToken(_message.Message):
     __slots__ = ("id", "text")

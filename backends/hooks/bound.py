@@ -5,6 +5,7 @@ No array library but numpy: both backends use it as it is, so that both choose t
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -63,8 +64,8 @@ class BoundHook:
     """(input, positions) that `source` must still be taken from, when a `replace` reads another input."""
     row_of: dict[int, int] = field(default_factory=dict[int, int])
     """Absolute position → source row."""
-    device: Any = None
-    """The backend's own tensors for the edit, made once by its executor."""
+    device: dict[Hashable, dict[str, Any]] | None = None
+    """The backend's own tensors for the hook, by device (Ops.here), each made once; None: to be bound again."""
     saes: dict[str, Sae] = field(default_factory=dict[str, Sae])
     """The SAEs that it names."""
     latch: dict[int, Any] = field(default_factory=dict[int, Any])

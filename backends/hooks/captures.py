@@ -18,6 +18,7 @@ from ..ops import Ops
 from ..saes.latent_maths import LatentMaths
 from .alarms import Alarms, beyond
 from .bound import BoundHook, BoundPlan
+from .edits import tensors_of
 from .errors import as_error
 from .latent_reads import LatentReads
 from .sequence import Rows
@@ -80,12 +81,12 @@ class Collector:
         self.together = LatentReads(ops, self.alarms)
         self.entries: list[_Entry] = []
         self.whole: dict[tuple[Any, ...], _Whole] = {}
-        """By (selections, shape, dtype)."""
+        """By (selections, shape, dtype, device)."""
 
     def add_whole(self, value: Any, selections: list[tuple[RowSpan, BoundHook, Site]]) -> None:
         """Take all rows of several sequences at once; they are parted on the host."""
         who = tuple((slot, bound) for slot, bound, _ in selections)
-        whole = self.whole.setdefault((who, tuple(value.shape), value.dtype), _Whole())
+        whole = self.whole.setdefault((who, tuple(value.shape), value.dtype, self.ops.here), _Whole())
         whole.sites.append({slot: site for slot, _, site in selections})
         whole.values.append(value)
 
@@ -160,7 +161,7 @@ class Collector:
         if isinstance(reduce, Last):
             return [("", rows[-1:] if bound.hook.where.when is None else rows)]
         if isinstance(reduce, ReadLatents):
-            on = bound.device["saes"][reduce.sae]
+            on = tensors_of(ops, bound)["saes"][reduce.sae]
             read = self.latents.read
             return read(reduce, on, rows) if encoded is None else self.latents.read_gradient(reduce, on, encoded, rows)
         rows = ops.f32(rows)
@@ -235,7 +236,7 @@ class Collector:
 
     def _parted(self, host: Iterator[Array]) -> dict[RowSpan, list[Rows]]:
         out: dict[RowSpan, list[Rows]] = {}
-        for (selections, _, _), whole in self.whole.items():
+        for (selections, *_), whole in self.whole.items():
             stacked = next(host)
             for slot, bound in selections:
                 sites = tuple(str(names[slot]) for names in whole.sites)

@@ -29,7 +29,7 @@ from ..ops import Ops
 from ..saes.latent_maths import LatentMaths
 from .bound import BoundHook
 
-__all__ = ["Edits"]
+__all__ = ["Edits", "tensors_of"]
 
 
 class Edits:
@@ -39,42 +39,11 @@ class Edits:
         self.ops = ops
         self.latents = LatentMaths(ops)
 
-    def prepare(self, bound: BoundHook) -> None:
-        """Put what an edit and its condition need on the device, once a sequence."""
-        when = bound.hook.where.when
-        tensors: dict[str, Any] = {}
-        if bound.saes:
-            tensors["saes"] = {name: self.latents.prepared(sae, bound.hook) for name, sae in bound.saes.items()}
-        if when is not None and when.direction is not None:
-            tensors["when"] = self.ops.device(when.direction.floats())
-        if bound.hook.edit is not None:
-            tensors.update(self._tensors(bound.hook.edit, bound))
-        bound.device = tensors
-
-    def _tensors(self, edit: Edit, bound: BoundHook) -> dict[str, Any]:
-        ops, out = self.ops, dict[str, Any]()
-        if edit.units is not None:
-            out["units"] = ops.index(np.array(edit.units))
-        if edit.heads is not None:
-            out["heads"] = ops.index(np.array(edit.heads))
-        if isinstance(edit, Add):
-            vector = edit.vector.floats()
-            if edit.norm_match:  # in float64: squares of a number that float32 holds may be none
-                wide = vector.astype(np.float64)
-                norms = np.linalg.norm(wide, axis=-1, keepdims=True)
-                vector = np.divide(wide, norms, out=np.zeros_like(wide), where=norms > 0).astype(np.float32)
-            out["vector"] = ops.device(vector)
-        elif isinstance(edit, ProjectOut):
-            out["basis"] = ops.device(span_basis(edit.directions.floats()))
-        elif isinstance(edit, Clamp) and edit.directions is not None:
-            out["basis"] = ops.device(gram_schmidt(edit.directions.floats()))
-        elif isinstance(edit, LowRank):
-            out["a"], out["b"] = ops.device(edit.a.floats()), ops.device(edit.b.floats())
-        elif isinstance(edit, Replace) and isinstance(edit.source, Constant):
-            out["constant"] = ops.device(edit.source.value.floats())
-        elif bound.source is not None:
-            out["rows"] = ops.device(bound.source)
-        return out
+    def prepare(self, bound: BoundHook, *, later: bool = False) -> None:
+        """Put what an edit and its condition need on the device, once a sequence; `later`: on each when it is reached."""
+        bound.device = {}
+        if not later:
+            tensors_of(self.ops, bound)
 
     def coordinate(self, bound: BoundHook, rows: Any) -> Any:
         """What the hook's condition reads of each row: [row], float32."""
@@ -83,13 +52,13 @@ class Edits:
         rows = self.ops.f32(rows if when.head is None else rows[:, when.head])
         if when.unit is not None:
             return rows[:, when.unit]
-        return (rows * bound.device["when"]).sum(-1)
+        return (rows * tensors_of(self.ops, bound)["when"]).sum(-1)
 
     def apply(
         self, bound: BoundHook, index: int, site: Site, rows: Any, positions: NDArray[np.int64], linear_input: Any
     ) -> Any:
         """The edited rows ([row, …], float32) at the given absolute positions."""
-        edit, device, ops = bound.hook.edit, bound.device, self.ops
+        edit, device, ops = bound.hook.edit, tensors_of(self.ops, bound), self.ops
         assert edit is not None
         if isinstance(edit, LowRank):
             if linear_input is None:
@@ -116,7 +85,7 @@ class Edits:
     def _apply(
         self, edit: Edit, bound: BoundHook, index: int, site: Site, x: Any, rows: Any, positions: NDArray[np.int64]
     ) -> Any:
-        ops, device = self.ops, bound.device
+        ops, device = self.ops, tensors_of(self.ops, bound)
         if isinstance(edit, Add):
             if edit.alpha == 0:
                 return x
@@ -159,7 +128,7 @@ class Edits:
         rows: Any,
         positions: NDArray[np.int64],
     ) -> Any:
-        ops, device = self.ops, bound.device
+        ops, device = self.ops, tensors_of(self.ops, bound)
         if isinstance(edit.source, Zeros):
             return ops.zeros_like(x)
         if isinstance(edit.source, Constant):
@@ -196,6 +165,48 @@ class Edits:
                 f"replace brings {held} keys; a query it reaches at {site} sees more, {last + 1} at position {last}"
             )
         return self.ops.pad_last(taken, n_keys - held, 0.0)
+
+
+def tensors_of(ops: Ops, bound: BoundHook) -> dict[str, Any]:
+    """What a hook, its edit and its condition need, on the device that rows are on: made there once a sequence."""
+    assert bound.device is not None, "its plan was bound"
+    if ops.here not in bound.device:
+        with ops.lasting():
+            bound.device[ops.here] = _tensors(ops, bound)
+    return bound.device[ops.here]
+
+
+def _tensors(ops: Ops, bound: BoundHook) -> dict[str, Any]:
+    when, edit, out = bound.hook.where.when, bound.hook.edit, dict[str, Any]()
+    if bound.saes:
+        maths = LatentMaths(ops)
+        out["saes"] = {name: maths.prepared(sae, bound.hook) for name, sae in bound.saes.items()}
+    if when is not None and when.direction is not None:
+        out["when"] = ops.device(when.direction.floats())
+    if edit is None:
+        return out
+    if edit.units is not None:
+        out["units"] = ops.index(np.array(edit.units))
+    if edit.heads is not None:
+        out["heads"] = ops.index(np.array(edit.heads))
+    if isinstance(edit, Add):
+        vector = edit.vector.floats()
+        if edit.norm_match:  # in float64: squares of a number that float32 holds may be none
+            wide = vector.astype(np.float64)
+            norms = np.linalg.norm(wide, axis=-1, keepdims=True)
+            vector = np.divide(wide, norms, out=np.zeros_like(wide), where=norms > 0).astype(np.float32)
+        out["vector"] = ops.device(vector)
+    elif isinstance(edit, ProjectOut):
+        out["basis"] = ops.device(span_basis(edit.directions.floats()))
+    elif isinstance(edit, Clamp) and edit.directions is not None:
+        out["basis"] = ops.device(gram_schmidt(edit.directions.floats()))
+    elif isinstance(edit, LowRank):
+        out["a"], out["b"] = ops.device(edit.a.floats()), ops.device(edit.b.floats())
+    elif isinstance(edit, Replace) and isinstance(edit.source, Constant):
+        out["constant"] = ops.device(edit.source.value.floats())
+    elif bound.source is not None:
+        out["rows"] = ops.device(bound.source)
+    return out
 
 
 def _below(units: tuple[int, ...], width: int) -> NDArray[np.int64]:

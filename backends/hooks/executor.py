@@ -99,6 +99,7 @@ class Executor:
         """
         self.reached[point] += 1
         start_s = time.perf_counter()
+        self.ops.near(value)
         if self.backward is not None:
             value = self._entered(point, value)
         result, plain, selections = value, list[tuple[RowSpan, BoundHook, Site]](), list[RowSelection]()
@@ -192,6 +193,7 @@ class Executor:
         self.reached[point] += 1
         if slot.error is not None or (acting := slot.plan.at.get(point)) is None:
             return rows
+        self.ops.near(rows)
         rows = self._tap_rows(acting, slot, rows, None)
         if self.backward is None or slot.error is not None:
             return rows
@@ -301,7 +303,7 @@ class Executor:
             return self._evaluate(slot, bound, index, rows)
         if (bound.index, index) not in slot.conditions:
             raise Internal(f"the condition of hook {bound.index} was not evaluated before {site}")
-        return slot.conditions[bound.index, index]
+        return self.ops.beside(slot.conditions[bound.index, index], rows)
 
     def _evaluate(self, slot: RowSpan, bound: BoundHook, index: int, rows: Any) -> Any:
         when = bound.hook.where.when
@@ -332,6 +334,7 @@ class Executor:
 
     def add_gradient(self, site: Site, slot: RowSpan, rows: Any) -> None:
         """Collect the gradient of a slot's rows at a site, for the hooks that ask for it."""
+        self.ops.near(rows)
         for bound, index in slot.plan.by_site.get(site, ()):
             if bound.hook.capture is not None and bound.hook.capture.gradient:
                 chosen = self._chosen(slot, bound, site)

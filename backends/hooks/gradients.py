@@ -90,6 +90,7 @@ def values_of(
             continue
         if metric.site is None:
             rows = head(slot, hidden, [reading.position for reading in metric.readings])
+            ops.near(rows)
             pairs = enumerate(zip(metric.weights, metric.readings, strict=True))
             parts = [weight * measure_logits(ops, part, rows[i : i + 1])[0] for i, (weight, part) in pairs]
             values[index] = ops.stack(parts).sum()

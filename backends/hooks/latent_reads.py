@@ -19,6 +19,7 @@ from ..ops import Ops
 from ..saes.latent_maths import LatentMaths
 from .alarms import Alarms, beyond
 from .bound import BoundHook
+from .edits import tensors_of
 from .points import View
 from .sequence import Rows
 
@@ -79,7 +80,7 @@ class LatentReads:
         at = np.concatenate(chosen)
         flat = value.reshape(-1, *value.shape[2:])
         rows = flat if len(at) == flat.shape[0] and (at == np.arange(len(at))).all() else self._taken(flat, at)
-        parts = self.maths.read(reduce, selections[0].bound.device["saes"][reduce.sae], rows)
+        parts = self.maths.read(reduce, tensors_of(self.ops, selections[0].bound)["saes"][reduce.sae], rows)
         cast = {part: tensor if dtype is None else self.ops.cast(tensor, dtype) for part, tensor in parts}
         starts = np.cumsum([0, *(len(rows) for rows in chosen)]).tolist()
         if dtype is not None:

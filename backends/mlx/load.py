@@ -65,8 +65,13 @@ def choose_device(device: str) -> mx.Device:
     """`auto` is what MLX prefers. Raises FailedPrecondition for a device that is not here."""
     if device == "auto":
         return mx.default_device()
+    if "," in device:
+        raise InvalidArgument(
+            f"device {device!r} names several; a model on MLX lies on one (auto, cpu or gpu): the torch backend places its "
+            "layers over GPUs"
+        )
     if device not in ("cpu", "gpu"):
-        raise InvalidArgument(f"unknown device {device!r}; the mlx backend has auto, cpu and gpu")
+        raise InvalidArgument(f"unknown device {device!r}; the mlx backend has auto, cpu and gpu, one of them")
     chosen = mx.Device(mx.cpu if device == "cpu" else mx.gpu)
     if not mx.is_available(chosen):
         raise FailedPrecondition("device gpu was asked for, but MLX finds none on this machine; use --device cpu")

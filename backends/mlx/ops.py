@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import mlx.core as mx
 import numpy as np
@@ -44,6 +45,20 @@ def to_numpy(arrays: Sequence[mx.array]) -> list[Array]:
 
 class MlxOps:
     """See backends/ops.py for each method."""
+
+    @property
+    def here(self) -> str:
+        return ""  # a process of MLX has one
+
+    def near(self, x: mx.array) -> None:
+        del x
+
+    def beside(self, x: mx.array, reference: mx.array) -> mx.array:
+        del reference
+        return x
+
+    def lasting(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def device(self, array: Array) -> mx.array:
         double = array.dtype == np.float64 and _has_float64()

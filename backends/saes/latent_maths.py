@@ -61,15 +61,14 @@ class LatentMaths:
 
     def device(self, sae: Sae) -> DeviceSae:
         """The SAE's weights on the device, put there once."""
-        if self.ops not in sae.device:
+        where = self.ops, self.ops.here
+        if where not in sae.device:
             tensors = {name: self.ops.exact(array) for name, array in sae.arrays.items() if name != "W_enc"}
             if sae.rescale:
                 norms = np.linalg.norm(sae.arrays["W_dec"].astype(np.float64), axis=-1)
                 tensors["norms"] = self.ops.exact(norms.astype(sae.arrays["W_dec"].dtype))
-            sae.device[self.ops] = DeviceSae(
-                sae, tensors, self.ops.weight(sae.arrays["W_enc"]), {}, WeakValueDictionary()
-            )
-        return sae.device[self.ops]
+            sae.device[where] = DeviceSae(sae, tensors, self.ops.weight(sae.arrays["W_enc"]), {}, WeakValueDictionary())
+        return sae.device[where]
 
     def prepared(self, sae: Sae, hook: Hook) -> DeviceSae:
         """The SAE for one hook, with what it names gathered once.

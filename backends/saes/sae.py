@@ -41,7 +41,7 @@ class Sae:
     """Where its config says that it was trained."""
     hash: str = ""
     device: dict[Any, Any] = field(default_factory=dict[Any, Any])
-    """By a backend's operations: its own tensors, made at first use on the model's thread."""
+    """By a backend's operations and device: its own tensors, made at first use on the model's thread."""
 
     @property
     def n_bytes(self) -> int:

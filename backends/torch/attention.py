@@ -51,6 +51,15 @@ class Attention:
         self._kept: KeptKeys | None = None
         """Where the library's own cache puts earlier keys and values before this forward's."""
 
+    @classmethod
+    def over(cls, model: nn.Module, executor: Executor, *, eager: bool) -> Attention:
+        """One that answers for all attention modules of a model."""
+        attention = cls(executor, eager=eager)
+        for module in model.modules():
+            if hasattr(module, "layer_idx") and "Attention" in type(module).__name__:
+                attention.attach(module)
+        return attention
+
     def attach(self, module: nn.Module) -> None:
         """Answer for an attention module from now on."""
         setattr(module, _MARK, self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence as SequenceOf
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from ..model.anatomy.derive import Anatomy
 from ..model.chunk import with_chunk
 from ..model.context import fitted
 from ..model.families import batching_note, masked_sites, run_only_sites
-from ..model.footprint import footprint, free_bytes
+from ..model.footprint import footprint
 from ..model.limits import Limits
 from ..model.sites import Family, dims_of, family_of, site_infos, without_gradients
 from ..model.tolerances import ENGINE_TOLERANCE
@@ -44,9 +45,12 @@ from ..model.versions import versions_of
 from ..model.weights import CheckpointWeights
 from .anatomy import Found, anatomy_of, head_of
 from .attention import Attention
+from .devices.choice import choose_device, choose_devices, room_on
+from .devices.placed import PlacedLayers
+from .devices.spread_cache import spread_fault
 from .engine import TorchEngine
 from .gradients import TorchBackward, TorchGradients
-from .load import body_of, choose_device, cuda_free_bytes, load_model
+from .load import body_of, load_model
 from .norms import Norms
 from .ops import TorchOps
 from .own_cache import OwnCache
@@ -76,9 +80,12 @@ class TorchBackend:
         limits: Limits,
         quantize: str = "",
     ) -> None:
-        self.device = choose_device(device)
-        cache_bytes = footprint(folder, dtype, limits).cache
-        loaded = load_model(folder, dtype, self.device, cache_bytes=cache_bytes, quantize=quantize)
+        need = footprint(folder, dtype, limits)
+        devices = choose_devices(device, need.total)
+        self.device = choose_device(devices[0])
+        self.placed = PlacedLayers(devices, need) if len(devices) > 1 else None
+        """Its layers, where they lie on several devices; what is no layer is on `device`."""
+        loaded = load_model(folder, dtype, self.device, cache_bytes=need.cache, quantize=quantize, placed=self.placed)
         self.model: Any = loaded.model
         self.body: Any = body_of(self.model)
         self.weights = CheckpointWeights(folder)
@@ -91,7 +98,9 @@ class TorchBackend:
         self.taps = Taps(self.model, self.executor)
         eager = getattr(config, "attn_logit_softcapping", None) is not None or config.model_type == "gpt_oss"
         # Where no row says it, the call does: a softcap and sinks come with it.
-        self.attention = attention = self._own_attention(eager and family is not None)
+        self.attention = attention = Attention.over(self.model, self.executor, eager=eager and family is not None)
+        if self.placed is not None:
+            self.placed.try_out(self.hidden, config.model_type)
         self.activation, norms = activation_name(config), Norms(self.model, self.executor.ops)
         self.derived: Anatomy | None = None
         """The table of a model whose architecture no row describes."""
@@ -123,8 +132,10 @@ class TorchBackend:
         limits, context_note = fitted(limits, config)
         limits = with_chunk(limits, self)
         self.engine: Engine | None = None
+        note = note or ("" if self.placed is None else spread_fault())
         if not note:
-            self.engine = TorchEngine(self.model, self.executor, self.taps, attention, limits, self.logits)
+            where = () if self.placed is None else self.placed.where
+            self.engine = TorchEngine(self.model, self.executor, self.taps, attention, limits, self.logits, where)
         self.limits = limits
         headless = f"{refused['logits']}; use runs" if "logits" in refused else ""
         self.info = ModelInfo(
@@ -132,7 +143,8 @@ class TorchBackend:
             family=family.name if family else "unknown",
             architecture=config.model_type,
             backend="torch",
-            device=str(self.device),
+            device=",".join(devices),
+            placement="" if self.placed is None else str(self.placed.placement),
             dtype=str(self.model.dtype).removeprefix("torch."),
             attention="eager" if eager else "sdpa",
             model_hash=model_hash,
@@ -168,7 +180,7 @@ class TorchBackend:
         if self.engine is not None:
             self.engine.close()
             self.engine = None
-        free = cuda_free_bytes(str(self.device)) if self.device.type == "cuda" else free_bytes()
+        free = room_on(str(self.device))
         try:
             own = OwnCache(self.model, self.attention, self.taps, self.logits, self.device)
             cost = own.cost()
@@ -183,13 +195,6 @@ class TorchBackend:
         sites = tuple(replace(site, generate=site.run, note="") for site in self.info.sites)
         self.info = replace(self.info, batching=why, sites=sites, generate=True, generate_note="")
         return True
-
-    def _own_attention(self, eager: bool) -> Attention:
-        attention = Attention(self.executor, eager=eager)
-        for module in self.model.modules():
-            if hasattr(module, "layer_idx") and "Attention" in type(module).__name__:
-                attention.attach(module)
-        return attention
 
     def _derive(self, config: Any) -> Found:
         """What the model's own forward shows; nothing where even that fails."""
@@ -228,9 +233,9 @@ class TorchBackend:
         return Points(family, "torch", n_heads, seen, fault=fault)
 
     def bind(self, plan: BoundPlan) -> None:
-        """Move the plan's tensors to the device."""
+        """Move the plan's tensors to the device; where layers have their own, to each as it is reached."""
         for bound in plan.hooks:
-            self.executor.edits.prepare(bound)
+            self.executor.edits.prepare(bound, later=self.placed is not None)
 
     @torch.inference_mode()
     def run(self, sequences: SequenceOf[Sequence]) -> list[StepResult]:
@@ -272,7 +277,7 @@ class TorchBackend:
         after = max(known) + 2 if len(known) == len(last) else len(self.layers)
         if after >= len(self.layers):
             return self.hidden(ids, positions)
-        handle = self.layers[after].register_forward_pre_hook(_enough)
+        handle = self.layers[after].register_forward_pre_hook(_enough, prepend=True)  # before its weights are brought
         try:
             return self.hidden(ids, positions)
         except StopForward:
@@ -312,7 +317,8 @@ class TorchBackend:
 
     def gradients(self, sequences: SequenceOf[Sequence]) -> list[StepResult]:
         """See Backend."""
-        return self._gradients(sequences, self.device)
+        with nullcontext() if self.placed is None else self.placed.waiting_weights_saved():
+            return self._gradients(sequences, self.device)
 
     def _backward_of(
         self, how: BoundBackward, slots: list[RowSpan], metrics: list[BoundMetric] | None = None

@@ -6,7 +6,7 @@ when cache for all their tokens is free, so the engine never preempts; prefixes 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence as SequenceOf
 from typing import Any
 
 import numpy as np
@@ -44,12 +44,13 @@ class TorchEngine:
         attention: Attention,
         limits: Limits,
         head: Callable[[torch.Tensor], torch.Tensor],
+        devices: SequenceOf[torch.device] = (),
     ) -> None:
-        """`head`: final-norm rows to logits, as the model gives them."""
+        """`head`: final-norm rows to logits, as the model gives them. `devices`: of its layers, where they are several."""
         self.model, self.executor, self.taps, self.limits, self.head = model, executor, taps, limits, head
         self.attention = attention
         generation = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)
-        self.processor = batch_processor(model, generation, limits)
+        self.processor = batch_processor(model, generation, limits, devices)
         model.config._attn_implementation_internal = "sdpa"  # where our dispatcher sits; runs go there too
         self.processor.model_runner._sample = self._sample
         self._all_free = self._free()

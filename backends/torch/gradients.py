@@ -160,12 +160,18 @@ class TorchGradients:
 
     def _backward(self, backward: TorchBackward, values: dict[int, torch.Tensor]) -> dict[Any, Any]:
         watched = {key: tensor for key, tensor in backward.watched.items() if key[0] in backward.wanted}
-        total = torch.stack(list(values.values())).sum() if values else None
+        total = torch.stack(_together(values)).sum() if values else None
         if total is None or not total.requires_grad or not watched:
             return {key: torch.zeros_like(tensor) for key, tensor in watched.items()}
         found = torch.autograd.grad(total, list(watched.values()), allow_unused=True)
         pairs = zip(watched.items(), found, strict=True)
         return {key: _or_zeros(grad, tensor) for (key, tensor), grad in pairs}
+
+
+def _together(values: dict[int, torch.Tensor]) -> list[torch.Tensor]:
+    """On one device: a coordinate is on its layer's."""
+    first, *_ = values.values()
+    return [value.to(first.device) for value in values.values()]
 
 
 def _or_zeros(grad: torch.Tensor | None, tensor: torch.Tensor) -> torch.Tensor:

@@ -27,11 +27,12 @@ from ..checkpoints.tower import Tower
 from ..model.footprint import free_bytes
 from ..model.sites import family_of
 from ..model.weights import CheckpointWeights
+from .devices.placed import PlacedLayers, loading_over
 from .linear import use_in
 from .ops import torch_dtype
 from .quantised import quantise
 
-__all__ = ["Loaded", "body_of", "choose_device", "class_of", "cuda_free_bytes", "load_model"]
+__all__ = ["Loaded", "body_of", "class_of", "load_model"]
 
 _FOLLOWS_FROM_CONFIG = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")
 """What old checkpoints store though it follows from the config."""
@@ -54,27 +55,6 @@ class Loaded:
     """What was quantised here."""
     kept: str = ""
     """The format of weights that another library computes with as they are packed."""
-
-
-def choose_device(device: str) -> torch.device:
-    """`auto` is CUDA where there is one. Raises FailedPrecondition for a device that is not here."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        raise InvalidArgument(f"unknown device {device!r}; use auto, cpu, cuda or cuda:N") from None
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise FailedPrecondition(
-            f"device {device} was asked for, but this machine has no usable CUDA; use --device cpu"
-        )
-    return chosen
-
-
-def cuda_free_bytes(device: str) -> int | None:
-    """Free memory of the GPU that a device name means; None for the CPU."""
-    chosen = choose_device(device)
-    return torch.cuda.mem_get_info(chosen)[0] if chosen.type == "cuda" else None
 
 
 class _LeftOut(logging.Filter):
@@ -110,10 +90,19 @@ def class_of(config: Any, tower: Tower | None) -> Any:
     return made
 
 
-def load_model(folder: Path, dtype: str, device: torch.device, *, cache_bytes: int = 0, quantize: str = "") -> Loaded:
+def load_model(
+    folder: Path,
+    dtype: str,
+    device: torch.device,
+    *,
+    cache_bytes: int = 0,
+    quantize: str = "",
+    placed: PlacedLayers | None = None,
+) -> Loaded:
     """The model in eval mode. `dtype` is a wire name or "auto" (the checkpoint's own).
 
-    `cache_bytes`: of memory that the model's KV cache will take, and no copy of weights may.
+    `cache_bytes`: of memory that the model's KV cache will take, and no copy of weights may. `placed`: of a model whose
+    layers do not all lie on `device`.
     """
     scheme, tower = scheme_of(folder), CheckpointWeights(folder).tower
     check_runnable(scheme, folder, "torch")
@@ -131,7 +120,9 @@ def load_model(folder: Path, dtype: str, device: torch.device, *, cache_bytes: i
         kwargs["key_mapping"] = {f"^{re.escape(old)}": new for old, new in tower.prefixes.items()}
     if scheme is not None and scheme.method == "fp8":
         _check_whole_blocks(folder, scheme)
-    model, report = _loaded(folder, config, scheme, tower, kwargs)
+    quantised = bool(quantize) or scheme is not None
+    with loading_over(None if placed is None else placed.device_map(config, quantised=quantised)) as over:
+        model, report = _loaded(folder, config, scheme, tower, {**kwargs, **over})
     if scheme is not None and scheme.method == "fp8":
         _one_dtype(model, kwargs["dtype"] if dtype != "auto" else config.get_text_config().dtype)
     missing = sorted(report["missing_keys"])
@@ -154,6 +145,9 @@ def load_model(folder: Path, dtype: str, device: torch.device, *, cache_bytes: i
         # get our own attention there. Classes that we do not know stay eager: many build no mask for sdpa, or drop sinks.
         model.config._attn_implementation_internal = "sdpa"
     model = model.eval().requires_grad_(False)
+    if placed is not None:
+        placed.settle(model, body_of(model))
+        return Loaded(model)
     at_load = quantise(model, quantize) if quantize else None
     kept = scheme.method if scheme is not None and scheme.method not in _UNPACKED else ""
     model = model.to(device)

@@ -55,6 +55,8 @@ def dense_weights(chosen: torch.Tensor, weights: torch.Tensor, n_experts: int) -
 @torch.no_grad()
 def unfaithful(module: nn.Module, rows: torch.Tensor, dense: torch.Tensor, gave: torch.Tensor) -> float:
     """How far what experts gave is from the sum of what each gives alone, by its weight (relative)."""
+    home = next(module.parameters()).device  # whose weights may wait in main memory between forwards
+    rows, dense, gave = rows.to(home), dense.to(home), gave.to(home)
     total = torch.zeros_like(gave, dtype=torch.float64)
     for expert in torch.nonzero(dense.any(0))[:, 0].tolist():
         chosen = torch.full((len(rows), 1), expert, device=rows.device)

@@ -38,7 +38,20 @@ class TorchOps:
     """See backends/ops.py for each method."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
+        self._device = torch.empty(0, device=device).device  # as tensors name it: cuda:0 for cuda
+
+    @property
+    def here(self) -> torch.device:
+        return self._device
+
+    def near(self, x: torch.Tensor) -> None:
+        self._device = x.device
+
+    def beside(self, x: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+        return x.to(reference.device)
+
+    def lasting(self) -> torch.inference_mode:
+        return torch.inference_mode(mode=False)  # what inference mode makes, autograd refuses ever after
 
     def device(self, array: Array) -> torch.Tensor:
         dtype = np.float64 if array.dtype == np.float64 else np.float32
@@ -69,7 +82,7 @@ class TorchOps:
         return x if x.dtype == torch.float64 else x.float()  # float64 models are edited in float64
 
     def like(self, x: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-        return x.to(reference.dtype)
+        return x.to(reference.device, reference.dtype)
 
     def cast(self, x: torch.Tensor, dtype: str) -> torch.Tensor:
         return x.to(_DTYPES[dtype]) if x.is_floating_point() else x
@@ -157,8 +170,8 @@ class TorchOps:
 
     def to_host(self, tensors: Sequence[torch.Tensor]) -> list[Array]:
         out: list[Array | None] = [None] * len(tensors)
-        for dtype in {t.dtype for t in tensors}:
-            picked = [i for i, t in enumerate(tensors) if t.dtype == dtype]
+        for kind in {(t.device, t.dtype) for t in tensors}:
+            picked = [i for i, t in enumerate(tensors) if (t.device, t.dtype) == kind]
             flat = to_numpy(torch.cat([tensors[i].detach().reshape(-1) for i in picked]))
             start = 0
             for i in picked:

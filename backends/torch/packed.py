@@ -36,7 +36,7 @@ class Packed:
         self._n_keys = [stop - start for start, stop in self._keys]
         self._pads = len(slots) * max(self._n_keys) <= MOST_PADDING * sum(self._n_keys)
         self._pads &= all(slot.n == 1 for slot in slots)
-        self._padding: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._padding: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
         self._in_window: dict[int, list[tuple[int, int]]] = {}
 
     def together(
@@ -69,16 +69,19 @@ class Packed:
         """Where each sequence's keys are, its last again and again behind them; and what hides that from its scores,
         [sequence, 1, 1, key].
 
-        The same in every layer. A sequence's own key is the padding, so that nobody's NaN comes near another's.
+        The same in every layer of a device. A sequence's own key is the padding, so that nobody's NaN comes near another's.
         """
-        if self._padding is None:
+        if read_index.device not in self._padding:
             first = torch.tensor([start for start, _ in self._keys], device=read_index.device)[:, None]
             n_keys = torch.tensor(self._n_keys, device=read_index.device)[:, None]
             column = torch.arange(max(self._n_keys), device=read_index.device)[None]
             index = read_index[(first + torch.minimum(column, n_keys - 1)).flatten()]
             mask = torch.zeros(index.numel(), dtype=dtype, device=index.device).view(len(n_keys), 1, 1, -1)
-            self._padding = index, mask.masked_fill_((column >= n_keys)[:, None, None], float("-inf"))
-        return self._padding
+            self._padding[read_index.device] = (
+                index,
+                mask.masked_fill_((column >= n_keys)[:, None, None], float("-inf")),
+            )
+        return self._padding[read_index.device]
 
     def one_by_one(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from functools import cache as memoised
 from inspect import signature
@@ -14,17 +15,29 @@ from transformers.generation.continuous_batching import ContinuousBatchingManage
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..model.limits import Limits
+from .devices.spread_cache import nowhere, spread_over
 
 __all__ = ["batch_processor", "updated"]
 
 
-def batch_processor(model: Any, generation: GenerationConfig, limits: Limits) -> Any:
-    """The engine over a model whose attention is "sdpa"; on transformers 5.17 it is "paged|sdpa" afterwards."""
+def batch_processor(
+    model: Any, generation: GenerationConfig, limits: Limits, devices: Sequence[torch.device] = ()
+) -> Any:
+    """The engine over a model whose attention is "sdpa"; on transformers 5.17 it is "paged|sdpa" afterwards.
+
+    `devices`: of each layer, where they are not all on one.
+    """
     name = "paged|sdpa" if "paged|sdpa" in ALL_ATTENTION_FUNCTIONS else "sdpa"
     model.config._attn_implementation_internal = name
     manager = ContinuousBatchingManager(model, generation, _config(limits))
     # The public `start` would run it on a thread of its own.
-    return manager._create_batch_processor()  # pyright: ignore[reportPrivateUsage] - see above
+    create = manager._create_batch_processor  # pyright: ignore[reportPrivateUsage] - see above
+    if not devices:
+        return create()
+    with nowhere():
+        processor: Any = create()
+    spread_over(processor.cache, devices)
+    return processor
 
 
 def _config(limits: Limits) -> ContinuousBatchingConfig:

@@ -43,19 +43,22 @@ def traced(
     )
 
     trace.factors = {
-        f"{path}.{i}": tuple(one.clone() for one in (*item.buffers(False), *item.parameters(False)) if one.numel() == 1)
+        f"{path}.{i}": tuple(
+            _kept(one, ids.device) for one in (*item.buffers(False), *item.parameters(False)) if one.numel() == 1
+        )
         for path in trace.lists
         for i, item in enumerate(modules[path].children())
     }
 
     def witness(module: nn.Module, q: Any, k: Any, v: Any, out: Any, window: int | None) -> None:
-        trace.calls.append(AttentionCall(names[id(module)], q.clone(), k.clone(), v.clone(), out.clone(), window))
+        q, k, v, out = (_kept(one, ids.device) for one in (q, k, v, out))
+        trace.calls.append(AttentionCall(names[id(module)], q, k, v, out, window))
 
     attention.witness = witness
-    handles = [handle for path, module in modules.items() if path for handle in _watch(trace, path, module)]
+    handles = [handle for path, module in modules.items() if path for handle in _watch(trace, path, module, ids.device)]
     # Its calls, which `twice` must not see, are made when the forward is over.
     calls = list[tuple[str, Any, int, Any, Any, Any]]()
-    handles += [_watch_experts(trace, calls, path, module) for path, module in modules.items()]
+    handles += [_watch_experts(trace, calls, path, module, ids.device) for path, module in modules.items()]
     running = list[str]()
     handles += [
         one
@@ -69,7 +72,7 @@ def traced(
 
     def product(found: Any) -> Any:
         if running and isinstance(found, torch.Tensor):
-            trace.products.setdefault(running[-1], []).append(_rows(trace, found.detach().clone())[0])
+            trace.products.setdefault(running[-1], []).append(_rows(trace, _kept(found, ids.device))[0])
         return found
 
     try:
@@ -91,14 +94,16 @@ def traced(
     return trace
 
 
-def _watch_experts(trace: Trace, calls: list[tuple[str, Any, int, Any, Any, Any]], path: str, module: nn.Module) -> Any:
+def _watch_experts(
+    trace: Trace, calls: list[tuple[str, Any, int, Any, Any, Any]], path: str, module: nn.Module, home: torch.device
+) -> Any:
     def after(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         found, n_experts, rows = given(args, kwargs), n_experts_of(module), args[0] if args else None
         if found is None or not n_experts or not isinstance(rows, torch.Tensor) or not isinstance(output, torch.Tensor):
             return
         if rows.ndim == 2 and output.shape == rows.shape:
             dense = dense_weights(*found, n_experts)
-            calls.append((path, module, len(trace.order), rows.clone(), dense, output.clone()))
+            calls.append((path, module, len(trace.order), _kept(rows, home), _kept(dense, home), _kept(output, home)))
 
     return module.register_forward_hook(after, with_kwargs=True)
 
@@ -114,11 +119,11 @@ def _none(_: object) -> None:
     """Of a hook, which must not give what it does."""
 
 
-def _watch(trace: Trace, path: str, module: nn.Module) -> tuple[Any, ...]:
+def _watch(trace: Trace, path: str, module: nn.Module, home: torch.device) -> tuple[Any, ...]:
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         read = args[0] if args else kwargs.get("hidden_states")
         if isinstance(read, torch.Tensor):
-            value, flat = _rows(trace, read.detach().clone())
+            value, flat = _rows(trace, _kept(read, home))
             trace.note(path, "input", value, flat=flat)
 
     def after(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
@@ -126,10 +131,15 @@ def _watch(trace: Trace, path: str, module: nn.Module) -> tuple[Any, ...]:
         if gave is not output:
             trace.several.add(path)
         if isinstance(gave, torch.Tensor):
-            value, flat = _rows(trace, gave.detach().clone())
+            value, flat = _rows(trace, _kept(gave, home))
             trace.note(path, "output", value, flat=flat)
 
     return module.register_forward_pre_hook(before, with_kwargs=True), module.register_forward_hook(after)
+
+
+def _kept(tensor: torch.Tensor, home: torch.device) -> torch.Tensor:
+    """A copy, on the one device where all are compared."""
+    return tensor.detach().to(home, copy=True)
 
 
 def _distance(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -49,7 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="",
         help="hold the layers' linear weights of plain checkpoints in 8 or 4 bits; served as ID-int8 or ID-int4",
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
+    parser.add_argument(
+        "--device",
+        default="auto",
+        help="auto, cpu, cuda, cuda:1, or a list over which layers are placed: cuda:0,cuda:1; cuda:0,cpu (what does not fit waits in main memory)",
+    )
     parser.add_argument("--revision", default="", help="branch, tag or commit of a Hugging Face model")
     parser.add_argument("--cache-dir", type=Path, default=None, help="where the default model is kept")
     _add_network(parser.add_argument_group("network"))

@@ -23,6 +23,8 @@ TRANSFORMERS = {
     "generation.continuous_batching.model_runner.ModelRunner._sample": ("self", "scores", "output_ids"),
     "generation.continuous_batching.requests.RequestState": ("request_id", "initial_tokens", "max_new_tokens"),
     "integrations.sdpa_attention.sdpa_attention_forward": ("module", "query", "key", "value", "attention_mask"),
+    "generation.continuous_batching.continuous_api.PagedAttentionCache": ("config", "device"),
+    "integrations.accelerate.accelerate_dispatch": ("model", "device_map"),
     "integrations.sdpa_attention.repeat_kv": ("hidden_states", "n_rep"),
 }
 """Of transformers: what is called, and arguments that it must have."""

@@ -80,6 +80,8 @@ def test_devices(tmp_path: Path) -> None:
     arguments: dict[str, Any] = {"model_id": "tiny", "model_hash": "", "dtype": "auto", "limits": Limits()}
     with pytest.raises(InvalidArgument, match="auto, cpu and gpu"):
         MlxBackend(folder, device="cuda:0", **arguments)
+    with pytest.raises(InvalidArgument, match=r"names several; a model on MLX lies on one .*torch backend"):
+        MlxBackend(folder, device="cuda:0,cuda:1", **arguments)
     if not mx.is_available(mx.Device(mx.gpu)):
         with pytest.raises(FailedPrecondition, match="--device cpu"):
             MlxBackend(folder, device="gpu", **arguments)
