@@ -34,7 +34,7 @@ from tests.backends.derived import SIZES, write
 from tests.backends.torch.devices.virtual_devices import VirtualDevices
 from tests.parity.beside import Beside, _worst
 from tests.parity.harness import CHUNKED, TOLERANCE, assert_same, collect, every_site, generate, load, run, sequence
-from tests.parity.opened import OTHER, RULES, TOKENS
+from tests.parity.opened import OTHER, RULES, TOKENS, gap
 from tests.tiny_models import tiny_checkpoint
 
 MODELING: Any = _modeling_utils
@@ -276,8 +276,10 @@ def test_gradients(clients: tuple[Client, Client], rules: tuple[str, ...], direc
 def test_several_targets_of_one_forward(
     clients: tuple[Client, Client], plain: Callable[[str], tuple[Path, Backend]]
 ) -> None:
-    """Against one virtual device: over a batch of gradients torch takes other products for its own tensors."""
+    """Against one virtual device: over a batch of gradients torch takes other products for its own tensors, and
+    (to the bit in gradients alone, above) for weights that come back for a backward pass."""
     _, several = clients
+    exact = TOLERANCE["float32"] if several.describe().architecture == "gemma2" else 0.0
     folder, _ = plain(several.describe().architecture)
     asked = [
         *METRICS[:2],
@@ -296,7 +298,7 @@ def test_several_targets_of_one_forward(
                 here, there = found.inputs[name], wanted.inputs[name]
                 assert here.metric == there.metric
                 for site in there.gradients.sites:
-                    assert_array_equal(here.gradients[site], there.gradients[site])
+                    assert gap(here.gradients[site], there.gradients[site]) <= exact, (name, site)
 
 
 def test_sweeps(clients: tuple[Client, Client]) -> None:
