@@ -80,7 +80,7 @@ class TorchBackend:
         limits: Limits,
         quantize: str = "",
     ) -> None:
-        need = footprint(folder, dtype, limits)
+        need = footprint(folder, dtype, limits, "torch", quantize)
         devices = choose_devices(device, need.total)
         self.device = choose_device(devices[0])
         self.placed = PlacedLayers(devices, need) if len(devices) > 1 else None
@@ -353,7 +353,7 @@ class TorchBackend:
             logits = head(hidden) if columns is None else head(hidden)[..., columns]
         else:
             at = torch.tensor(columns, device=hidden.device)
-            logits = functional.linear(hidden, head.weight[at], _picked(head.bias, at))
+            logits = functional.linear(hidden, head.weight[at], None if head.bias is None else head.bias[at])
         if self.logit_scale != 1.0:
             logits = logits * self.logit_scale
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
@@ -396,7 +396,3 @@ class TorchBackend:
 
 def _enough(*_: Any) -> None:
     raise StopForward
-
-
-def _picked(bias: torch.Tensor | None, at: torch.Tensor) -> torch.Tensor | None:
-    return None if bias is None else bias[at]
