@@ -33,7 +33,9 @@ def mlx_fields(config: Mapping[str, Any], full: Mapping[str, Any]) -> tuple[dict
     model_type = full["model_type"]
     fields = {**_by_other_names(full), **_BUILT_IN.get(model_type, {}), **config, **full}
     if model_type == "exaone4":  # L: within a window; G: to everything
-        fields["sliding_window_pattern"] = "".join("LG"[kind == "full_attention"] for kind in full["layer_types"])
+        fields["sliding_window_pattern"] = full["sliding_window"] and "".join(
+            "LG"[kind == "full_attention"] for kind in full["layer_types"]
+        )
     if model_type == "solar_open":
         fields["intermediate_size"] = full["moe_intermediate_size"]
     if "n_inner" in fields and fields["n_inner"] is None:

@@ -42,6 +42,17 @@ _SIZES = {
 """Sizes of what only some architectures have; each no larger than it was."""
 _LENGTHS = ("original_max_position_embeddings", "attention_chunk_size", "floor_scale")
 """Positions at which something begins to be computed otherwise."""
+_LIMITS: dict[str, Any] = {
+    "clip_qkv": 0.5,
+    "swiglu_limit": 0.5,
+    "attn_logit_softcapping": 1.0,
+    "final_logit_softcapping": 1.0,
+    "logits_soft_cap": 1.0,
+    "index_topk": WINDOW,
+}
+"""What values may be at most: such that small ones reach it too."""
+TIME_STEP = 0.1
+"""The same of a state's time steps."""
 
 
 def full_config(folder: Path) -> dict[str, Any]:
@@ -54,13 +65,16 @@ def plain_json(text: str) -> dict[str, Any]:
     return json.loads(text, object_hook=lambda found: float(found["__float__"]) if "__float__" in found else found)
 
 
-def shrunk(full: Mapping[str, Any]) -> dict[str, Any]:
+def shrunk(full: Mapping[str, Any], *, n_layers: int = 0) -> dict[str, Any]:
     """The same architecture at a small size. `full` has every field written out, as `full_config` gives it.
+
+    `n_layers`: that are kept at least, from the first on: kinds that a number tells (every fourth, from the third on) repeat
+    in no list that could be read.
 
     Equal numbers that mean different things stay apart: sizes are set by what they are, never looked up by what they were.
     """
     other = _other_names(full)
-    small = _shrunk({**full, **{name: full[own] for name, own in other.items()}})
+    small = _shrunk({**full, **{name: full[own] for name, own in other.items()}}, n_layers)
     return {name: value for name, value in small.items() if name not in other} | {
         own: small[name] for name, own in other.items()
     }
@@ -75,12 +89,14 @@ def _other_names(full: Mapping[str, Any]) -> dict[str, str]:
     return {name: own for name, own in pairs.items() if own in full and name not in full}
 
 
-def _shrunk(full: Mapping[str, Any]) -> dict[str, Any]:
+def _shrunk(full: Mapping[str, Any], n_layers: int) -> dict[str, Any]:
     n_heads = full.get("num_attention_heads") or N_HEADS
     n_kv_heads = full.get("num_key_value_heads") or n_heads
     own_head = full.get("head_dim") or full["hidden_size"] // n_heads
     d_head = 16 if n_heads * own_head == full["hidden_size"] else 24
     kept = _kept_layers(full)
+    if n_layers:
+        kept = list(range(min(max(n_layers, len(kept)), full["num_hidden_layers"])))
     small: dict[str, Any] = {
         **{name: value for name, value in full.items() if name not in _PACKED},
         "vocab_size": VOCAB,
@@ -99,6 +115,9 @@ def _shrunk(full: Mapping[str, Any]) -> dict[str, Any]:
         if full.get(name):
             small[name] = min(full[name], MOST_EXPERTS // 2 if name.endswith("tok") else MOST_EXPERTS)
     small |= {name: min(full[name], size) for name, size in _SIZES.items() if isinstance(full.get(name), int)}
+    if full.get("qk_rope_head_dim") and full.get("head_dim") == full["qk_rope_head_dim"]:
+        small["head_dim"] = small["qk_rope_head_dim"]  # one size under two names
+    small |= {name: min(value, len(kept) - 1) for name, value in full.items() if name.endswith("layer_end_index")}
     if full.get("rotary_dim"):
         small["rotary_dim"] = max(full["rotary_dim"] * d_head // own_head // 2 * 2, 2)
     for name in _per_layer(full):
@@ -111,15 +130,20 @@ def _shrunk(full: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def crossed(small: Mapping[str, Any]) -> dict[str, Any]:
-    """With every length at which something changes brought down to the window's, so that a short text is longer."""
-    return {
-        name: crossed(cast("dict[str, Any]", value))
-        if isinstance(value, dict)
-        else WINDOW
-        if name in _LENGTHS and value
-        else value
-        for name, value in small.items()
-    }
+    """With every length and limit at which something changes brought down, so that a short text and small values pass it."""
+    return {name: _lowered(name, value) for name, value in small.items()}
+
+
+def _lowered(name: str, value: Any) -> Any:
+    if isinstance(value, dict):
+        return crossed(cast("dict[str, Any]", value))
+    if name in _LENGTHS and value:
+        return WINDOW
+    if name in _LIMITS and value:
+        return min(value, _LIMITS[name])
+    if name == "time_step_limit" and value and value[1] < math.inf:
+        return [value[0], min(value[1], TIME_STEP)]
+    return value
 
 
 def _per_layer(full: Mapping[str, Any]) -> list[str]:

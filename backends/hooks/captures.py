@@ -81,7 +81,7 @@ class Collector:
         self.together = LatentReads(ops, self.alarms)
         self.entries: list[_Entry] = []
         self.whole: dict[tuple[Any, ...], _Whole] = {}
-        """By (selections, shape, dtype, device)."""
+        """By (selections, shape, dtype, device); of a part also by its number."""
 
     def add_whole(self, value: Any, selections: list[tuple[RowSpan, BoundHook, Site]]) -> None:
         """Take all rows of several sequences at once; they are parted on the host."""
@@ -98,7 +98,8 @@ class Collector:
         part.together = self.together.part(slots)
         for (selections, *kind), whole in self.whole.items():
             if kept := tuple(selection for selection in selections if selection[0] in slots):
-                part.whole[kept, *kind] = whole
+                # Groups that differed in who left alone are alike now, and each has sites of its own.
+                part.whole[kept, *kind, len(part.whole)] = whole
         return part
 
     def add(

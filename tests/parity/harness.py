@@ -195,6 +195,7 @@ def assert_same(found: dict[Key, Captured], expected: dict[Key, Captured], toler
         values = want.values
         if got.positions != want.positions:
             at = [want.positions.index(p) for p in got.positions]
+            assert at == list(range(at[0], at[-1] + 1)), f"{key}: rows are missing between {got.positions}"
             values = values[:, at] if key[1].startswith(("attn_scores", "attn_probs")) else values[at]
         if key[1].startswith(("attn_scores", "attn_probs")):
             values = values[..., : got.values.shape[-1]]

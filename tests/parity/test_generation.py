@@ -104,6 +104,26 @@ def test_neighbours_change_nothing(backend: Backend) -> None:
     assert_same(made.captured, alone.captured, TOLERANCE["float32"])
 
 
+@pytest.mark.parametrize("leaves_after", [1, 4, 7])
+def test_a_neighbour_that_leaves_takes_no_rows_along(backend: Backend, leaves_after: int) -> None:
+    """Neighbours that read some of the same sites leave with a forward pending: each of mine has every row still."""
+    mine = Plan((Hook("resid_post.*", capture=Capture()), Hook("mlp_out.0", capture=Capture())))
+    theirs = [Plan((Hook(site, capture=Capture()),)) for site in ("resid_post.1", "resid_post.0", "mlp_out.*")]
+    short = PROMPT[:6]  # read in one chunk, so that all decode beside each other
+    batch = [
+        sequence(backend, short[i:], plan, mode="generate", max_new=12, name=f"leaves{i}")
+        for i, plan in enumerate(theirs)
+    ]
+    batch.insert(1, sequence(backend, short, mine, mode="generate", max_new=12, name="mine"))
+    made = generate(backend, batch, cancel_after={f"leaves{i}": leaves_after + i for i in range(len(theirs))})[1]
+    [alone] = generate(backend, [sequence(backend, short, mine, mode="generate", max_new=12)])
+    assert made.tokens == alone.tokens
+    assert {key: one.positions for key, one in made.captured.items()} == {
+        key: one.positions for key, one in alone.captured.items()
+    }
+    assert_same(made.captured, alone.captured, TOLERANCE["float32"])
+
+
 def test_prefixes_are_not_shared_between_plans(backend: Backend) -> None:
     """The same prompt, plain right after steered: were blocks shared, the plain one would read steered keys."""
     edit = Hook("resid_pre.0", edit=Add(_direction(4), alpha=5.0))

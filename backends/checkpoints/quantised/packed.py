@@ -41,7 +41,7 @@ class Packed:
 
 def packed_tensors(scheme: Scheme | None, stored: Mapping[str, Stored]) -> dict[str, Packed]:
     """Name → packed weight, for all that a checkpoint holds. Raises InvalidArgument where config and tensors disagree."""
-    if scheme is None:
+    if scheme is None or not stored:  # a config alone contradicts nothing
         return {}
     if scheme.method == "mlx":
         found = _of_mlx(scheme, stored)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..sites import Tap
@@ -49,35 +49,50 @@ def _branches(
     """gate and up: mlp_act = act(gate) · up, or act(gate) where there is one branch."""
     cut = len(block.base) + 1
     block.taps["mlp_act"], block.d_mlp = Tap(down[cut:], "input"), acted.shape[-1]
-    wide = [
-        (path, value)
-        for (path, side), value in trace.values.items()
-        if side == "output" and path.startswith(f"{mlp}.") and path in trace.leaves and path != down
-    ]
-    for name, act in activations.items():
-        for path, value in wide:
-            if value.shape == acted.shape:
-                gate = act(value)
-                if trace.close(gate, acted):
-                    block.taps["mlp_gate"], block.activation = (
-                        Tap(path[cut:], "output", linear=path in trace.linear),
-                        name,
-                    )
-                    return
-                up = next(
-                    (p for p, v in wide if p != path and v.shape == acted.shape and trace.close(gate * v, acted)), None
-                )
-                if up is not None:
-                    block.taps["mlp_gate"] = Tap(path[cut:], "output", linear=path in trace.linear)
-                    block.taps["mlp_up"] = Tap(up[cut:], "output", linear=up in trace.linear)
-                    block.activation = name
-                    return
-            elif value.shape[:-1] == acted.shape[:-1] and value.shape[-1] == 2 * acted.shape[-1]:
-                halves = value[..., : acted.shape[-1]], value[..., acted.shape[-1] :]
-                for first, second in ((0, 1), (1, 0)):
-                    if trace.close(act(halves[first]) * halves[second], acted):
-                        block.taps["mlp_gate"] = Tap(path[cut:], "output", part=(first, 2))
-                        block.taps["mlp_up"] = Tap(path[cut:], "output", part=(second, 2))
-                        block.activation = name
-                        return
+    wide = sorted(
+        (
+            (path, value)
+            for (path, side), value in trace.values.items()
+            if side == "output" and path.startswith(f"{mlp}.") and path in trace.leaves and path != down
+        ),
+        # The first that fits: an activation's own output is a function of itself too (relu of relu squared).
+        key=lambda found: trace.order[found[0], "output"],
+    )
+    for path, value in wide:
+        for name, act in activations.items():
+            if _branches_at(trace, block, cut, (path, value), wide, acted, act):
+                block.activation = name
+                return
     block.why["mlp_gate"] = "mlp_act is no known function of what modules give"
+
+
+def _branches_at(
+    trace: Trace,
+    block: Block,
+    cut: int,
+    found: tuple[str, Any],
+    wide: Sequence[tuple[str, Any]],
+    acted: Any,
+    act: Callable[[Any], Any],
+) -> bool:
+    """Whether what a module gives is the gate, or holds it; the block's taps say so then."""
+    path, value = found
+    if value.shape == acted.shape:
+        gate = act(value)
+        whole = trace.close(gate, acted)
+        others = (p for p, v in wide if p != path and v.shape == acted.shape and trace.close(gate * v, acted))
+        up = None if whole else next(others, None)
+        if not whole and up is None:
+            return False
+        block.taps["mlp_gate"] = Tap(path[cut:], "output", linear=path in trace.linear)
+        if up is not None:
+            block.taps["mlp_up"] = Tap(up[cut:], "output", linear=up in trace.linear)
+        return True
+    if value.shape[:-1] == acted.shape[:-1] and value.shape[-1] == 2 * acted.shape[-1]:
+        halves = value[..., : acted.shape[-1]], value[..., acted.shape[-1] :]
+        for first, second in ((0, 1), (1, 0)):
+            if trace.close(act(halves[first]) * halves[second], acted):
+                block.taps["mlp_gate"] = Tap(path[cut:], "output", part=(first, 2))
+                block.taps["mlp_up"] = Tap(path[cut:], "output", part=(second, 2))
+                return True
+    return False

@@ -60,6 +60,19 @@ def test_a_lost_window_is_seen(tmp_path: Path) -> None:
         refused(folder)
 
 
+def test_a_limit_that_small_values_do_not_reach_is_seen(tmp_path: Path) -> None:
+    """mlx-lm's OLMoE clips nothing: the comparison lowers what checkpoints clip at."""
+    mixture = {**SIZES, "num_key_value_heads": 2, "num_experts": 4, "num_experts_per_tok": 2}
+    refused(write("olmoe", tmp_path, **mixture, clip_qkv=8.0))
+
+
+def test_layers_that_begin_late_are_compared_too(tmp_path: Path) -> None:
+    """A number says from which layer on there are experts, and mlx-lm's code for them differs."""
+    mixture = {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 32, "moe_layer_interval": 1}
+    sizes = {**SIZES, "num_key_value_heads": 2, "num_hidden_layers": 8}
+    refused(write("ernie4_5_moe", tmp_path, **sizes, **mixture, moe_layer_start_index=3))
+
+
 def test_without_torch_nothing_can_be_compared(tmp_path: Path) -> None:
     folder = write("olmo2", tmp_path, **SIZES, num_key_value_heads=2)
     real = builtins.__import__

@@ -127,6 +127,15 @@ def test_an_architecture_without_a_row(library: str, kind: str, tmp_path: Path) 
     backend.close()
 
 
+def test_the_gate_is_before_the_activation(tmp_path: Path) -> None:
+    """relu of what relu squared gives is that again: the module that computes first is the gate."""
+    backend = load("torch", write("arcee", tmp_path, **GROUPED))
+    assert backend.derived is not None
+    assert backend.derived.family.taps["mlp_gate"].path == "mlp.up_proj"
+    assert backend.derived.activation == "relu2"
+    backend.close()
+
+
 PARTLY: dict[str, tuple[dict[str, Any], str]] = {
     "gptj": ({"n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 8}, "eager"),
     "bloom": ({"hidden_size": 64, "n_layer": 2, "n_head": 4}, "eager"),
