@@ -353,7 +353,8 @@ class TorchBackend:
             logits = head(hidden) if columns is None else head(hidden)[..., columns]
         else:
             at = torch.tensor(columns, device=hidden.device)
-            logits = functional.linear(hidden, head.weight[at], _picked(head.bias, at))
+            bias: torch.Tensor | None = head.bias
+            logits = functional.linear(hidden, head.weight[at], bias if bias is None else bias[at])
         if self.logit_scale != 1.0:
             logits = logits * self.logit_scale
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
@@ -396,7 +397,3 @@ class TorchBackend:
 
 def _enough(*_: Any) -> None:
     raise StopForward
-
-
-def _picked(bias: torch.Tensor | None, at: torch.Tensor) -> torch.Tensor | None:
-    return None if bias is None else bias[at]
