@@ -11,7 +11,7 @@ from ..protos.errors import FailedPrecondition, InvalidArgument, ProbewireError
 from .alone_check import alone_fault
 from .alone_engine import AloneEngine
 from .checkpoints import plain_folder
-from .checkpoints.conversion.record import origin_of
+from .checkpoints.origin import origin_of
 from .checkpoints.quantised.at_load import hash_as_held
 from .model.limits import Limits
 from .selfcheck import causality_fault, engine_fault, library_fault, prove_sites
@@ -39,6 +39,7 @@ def load_backend(
     threads: int = 0,
     check: bool = True,
     prove_rows: bool = True,
+    source: str = "",
 ) -> Backend:
     """Load a checkpoint folder and let it check itself; generation is refused (`generate_note`) where it fails.
 
@@ -46,6 +47,7 @@ def load_backend(
 
     `quantize`: int8 or int4, to hold a plain checkpoint's linear layers in so few bits.
     `prove_rows`: try the sites of a table that was written by hand too; one that was derived is always tried.
+    `source`: name or path that the folder was found by, which messages name where it was converted.
     `threads`: that the library computes with on the CPU, for the calling thread; 0: as it chooses.
 
     Raises FailedPrecondition when the backend's extra is not installed.
@@ -61,7 +63,8 @@ def load_backend(
         raise FailedPrecondition(
             f"backend {name} needs {error.name}, which is not installed; pip install 'probewire[{name}]'"
         ) from None
-    folder = plain_folder(folder)
+    given, folder = folder, plain_folder(folder)
+    named = _named(folder, source if given == folder else str(given))
     if threads:
         Chosen.use_threads(threads)
     try:
@@ -77,19 +80,21 @@ def load_backend(
         if check and not backend.compared:
             _compare(folder, backend, device)
         not_causal = causality_fault(backend) if check else ""
-    except ProbewireError:
-        raise
+    except ProbewireError as error:
+        if named == str(folder) or str(folder) not in error.message:
+            raise
+        raise type(error)(error.message.replace(str(folder), named, 1), retry_after_s=error.retry_after_s) from error
     except ImportError as error:  # of a package that the checkpoint's way of storing weights needs
         raise FailedPrecondition(
-            f"the checkpoint in {folder} cannot be loaded on {name} with what is installed: {_in_a_line(error)}"
+            f"the checkpoint in {named} cannot be loaded on {name} with what is installed: {_in_a_line(error)}"
         ) from error
     except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
         # What the libraries say of a bad checkpoint.
-        raise InvalidArgument(f"the checkpoint in {folder} cannot be loaded on {name}: {_in_a_line(error)}") from error
+        raise InvalidArgument(f"the checkpoint in {named} cannot be loaded on {name}: {_in_a_line(error)}") from error
     if not_causal:
         backend.close()
         raise InvalidArgument(
-            f"the checkpoint in {folder} is no causal language model on {name}: {not_causal}; probewire serves those only"
+            f"the checkpoint in {named} is no causal language model on {name}: {not_causal}; probewire serves those only"
         )
     if check:
         if prove_rows or backend.derived is not None:
@@ -97,6 +102,13 @@ def load_backend(
         _prove_engine(name, folder, backend, device)
     _tell_origin(backend, folder)
     return backend
+
+
+def _named(folder: Path, source: str) -> str:
+    """A folder as messages name it: by what it was converted from, which is what a user can mend."""
+    if not source or not origin_of(folder) or Path(source).expanduser().resolve() == folder.resolve():
+        return str(folder)
+    return f"{source} (converted into {folder})"
 
 
 def _tell_origin(backend: Backend, folder: Path) -> None:

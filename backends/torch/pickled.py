@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import warnings
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +17,8 @@ from ...protos.tensors import Array
 
 __all__ = ["array_of", "pickled_tensors"]
 
+_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
+"""Where torch says what a pickle would call."""
 _VIEWS: dict[torch.dtype, tuple[torch.dtype, Any]] = {
     torch.bfloat16: (torch.int16, ml_dtypes.bfloat16),
     torch.float8_e4m3fn: (torch.uint8, ml_dtypes.float8_e4m3fn),
@@ -66,10 +69,12 @@ def _loaded(path: Path) -> Any:
                     raise
                 return torch.load(path, map_location="cpu", weights_only=True)  # written before torch 1.6
     except pickle.UnpicklingError as error:
-        said = " ".join(str(error).split())
+        named = _GLOBAL.search(str(error))  # the rest of torch's text advises to load it all the same
+        what = f"it names {named[1]}, which is no tensor" if named else "it may be damaged"
         raise InvalidArgument(
-            f"{path} holds other things than tensors, or is damaged, and nothing in it was run: {said[:300]}"
-        ) from error
+            f"{path} holds other things than tensors, and nothing in it was run: {what}. Take safetensors of this model, "
+            "or a file of its weights alone"
+        ) from None
     except (AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
         said = " ".join(str(error).split())
         raise InvalidArgument(f"{path} cannot be read as a file of torch.save: {said[:300]}; fetch it again") from error

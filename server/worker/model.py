@@ -73,6 +73,7 @@ class LocalModel:
                 quantize=config.quantize,
                 limits=config.engine,
                 threads=threads,
+                source=config.model,
             )
 
         self.scheduler = Scheduler(build, config.limits, on_death, threads=config.threads)

@@ -21,7 +21,7 @@ from ..json_file import json_object
 from ..progress import Progress, Report
 from .adapter import adapter_weights
 from .bin import bin_paths
-from .gguf import write_gguf_folder
+from .gguf import stored_as, write_gguf_folder
 from .kind import ADAPTER_CONFIG, Kind, kind_of, quantization_of
 from .lora import LoraConfig
 from .packed import write_packed
@@ -207,7 +207,8 @@ def _convert(job: Job, sources: list[Source], out: Path, report: Report) -> None
                 f"{job.source} cannot be converted as {job.kind}: {type(error).__name__}: {error}; "
                 "take the config.json that came with the weights"
             ) from error
-        write_record(making, job.kind, job.dtype, sources)
+        stored = stored_as(job.source) if job.kind == "gguf" else ""
+        write_record(making, job.kind, job.dtype, sources, stored=stored)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from .gguf_header import GgufHeader, gguf_in, read_header
 from .gguf_tokenizer import tokenizer_files
 from .gguf_weights import Weight, weights_of
 
-__all__ = ["gguf_texts", "write_gguf_folder"]
+__all__ = ["gguf_texts", "stored_as", "write_gguf_folder"]
 
 _TYPES: dict[str, tuple[str, np.dtype[Any]]] = {
     "float32": ("F32", np.dtype(np.float32)),
@@ -53,6 +53,11 @@ def write_gguf_folder(
         indent = None if len(content.get("model", {}).get("vocab", ())) > _LARGE_VOCABULARY else 2
         (out / name).write_text(json.dumps(content, ensure_ascii=False, indent=indent) + "\n", encoding="utf-8")
     _write_weights(out / "model.safetensors", weights, dtype, report)
+
+
+def stored_as(source: Path) -> str:
+    """How a GGUF file stores its weights, as in "gguf Q4_K_M"."""
+    return f"gguf {read_header(gguf_in(source)).file_type}"
 
 
 def gguf_texts(header: GgufHeader, changes: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -15,7 +15,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from ....protos.errors import FailedPrecondition, InvalidArgument
+from ....protos.errors import FailedPrecondition, InvalidArgument, ProbewireError
 
 __all__ = ["GgufHeader", "GgufTensor", "gguf_in", "read_header"]
 
@@ -39,6 +39,8 @@ _NUMBERS = {
 _MOST_AXES = 4
 _AT_ONCE_BYTES = 1 << 22
 """Dequantised together: the temporary arrays on the way are several times as large."""
+_SIZE = re.compile(r"_[SML]$")
+"""What names a mixture of a type with wider ones."""
 _SPLIT = re.compile(r"-\d{5}-of-\d{5}$")
 
 
@@ -71,6 +73,23 @@ class GgufHeader:
         if key not in self.values:
             raise FailedPrecondition(f"the GGUF file has no {key}; it was not written for this model")
         return self.values[key]
+
+    @property
+    def file_type(self) -> str:
+        """How the weights are stored, by the name that files go by (Q4_K_M), or where that is not so, by their types."""
+        from gguf import GGMLQuantizationType, LlamaFileType
+
+        n_bytes: dict[str, int] = {}
+        for tensor in self.tensors:
+            if len(tensor.shape) > 1:
+                name = GGMLQuantizationType(tensor.kind).name
+                n_bytes[name] = n_bytes.get(name, 0) + tensor.n_bytes
+        names = {one.value: one.name.removeprefix("MOSTLY_").removeprefix("ALL_") for one in LlamaFileType}
+        number = self.values.get("general.file_type")
+        said = names.get(number, "") if isinstance(number, int) else ""
+        if _SIZE.sub("", said) in n_bytes:
+            return said
+        return ", ".join(sorted(n_bytes, key=lambda name: -n_bytes[name]))
 
     def weight(self, tensor: GgufTensor) -> npt.NDArray[np.float32]:
         """One tensor, dequantised."""
@@ -133,6 +152,8 @@ def read_header(path: Path) -> GgufHeader:
             header = _Reader(path, view).header()
     except (struct.error, UnicodeDecodeError, OverflowError, MemoryError, RecursionError) as error:
         raise InvalidArgument(f"{path} is cut off or damaged in its header ({error}); fetch it again") from error
+    except ProbewireError:  # one of them is a ValueError too
+        raise
     except ValueError as error:  # an empty file cannot be mapped
         raise InvalidArgument(f"{path} is no GGUF file: {error}") from error
     except OSError as error:

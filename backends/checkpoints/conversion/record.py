@@ -34,12 +34,13 @@ def key_of(kind: Kind, dtype: str, sources: list[Source]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def write_record(folder: Path, kind: Kind, dtype: str, sources: list[Source]) -> None:
-    """Write the record of a folder that has all its other files."""
+def write_record(folder: Path, kind: Kind, dtype: str, sources: list[Source], *, stored: str = "") -> None:
+    """Write the record of a folder that has all its other files. `stored`: its kind in more words, for who reads it."""
     content = {
         "made_by": "probewire convert",
         "version": _VERSION,
         "kind": kind,
+        "stored": stored or kind,
         "dtype": dtype,
         "sources": [
             {
@@ -76,8 +77,8 @@ def origin_of(folder: Path) -> str:
     try:
         record = _read(folder)
         names = " on ".join(str(source["name"]) for source in record["sources"])
-        return f"{record['kind']}: {names}"
-    except (KeyError, OSError, TypeError, ValueError):
+        return f"{record.get('stored') or record['kind']}: {names}"
+    except (AttributeError, KeyError, OSError, TypeError, ValueError):
         return ""
 
 

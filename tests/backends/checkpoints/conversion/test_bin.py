@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -27,6 +28,13 @@ class Trap:
 
     def __reduce__(self) -> Any:
         return Path.touch, (RAN,)
+
+
+class Shell:
+    """The same of a module that torch itself blocks."""
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {RAN}",)
 
 
 @pytest.fixture
@@ -81,8 +89,12 @@ def _saved(content: Any) -> Callable[[Path], None]:
 SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
     "cut short": (lambda file: file.write_bytes(file.read_bytes()[:-500]), "cannot be read as a file of torch.save"),
     "cut to nothing": (lambda file: file.write_bytes(b""), "cannot be read as a file of torch.save"),
-    "a trap": (_saved({"w": Trap()}), "holds other things than tensors, or is damaged, and nothing in it was run"),
+    "a trap": (
+        _saved({"w": Trap()}),
+        "holds other things than tensors, and nothing in it was run: it names getattr, which is no tensor",
+    ),
     "a bare pickle": (lambda file: file.write_bytes(pickle.dumps(Trap())), "nothing in it was run"),
+    "a blocked module": (_saved({"w": Shell()}), r"nothing in it was run: it names \w+\.system, which"),
     "no dict": (_saved([torch.zeros(2)]), "holds list, not tensors by name"),
     "more than tensors": (
         _saved({"w": torch.zeros(2), "step": 3}),
@@ -100,10 +112,30 @@ def test_what_is_no_file_of_tensors_is_refused_and_never_run(what: str, pickled:
     RAN.unlink(missing_ok=True)
     spoil, words = SPOILT[what]
     spoil(pickled / "pytorch_model.bin")
-    with pytest.raises(InvalidArgument, match=words):
+    with pytest.raises(InvalidArgument, match=words) as caught:
         resolve_model(str(pickled), cache_dir=cache)
+    assert "weights_only" not in caught.value.message, "torch advises to run it"
     assert not RAN.exists()
     assert [path.name for path in cache.glob("converted/*") if path.suffix != ".lock"] == []
+
+
+@pytest.mark.parametrize("name", ["torch", "mlx"])
+def test_half_a_model_is_refused_under_the_name_of_its_source(
+    name: str, pickled: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its own path where it is converted on the way, and by the name that it was found by where it was before."""
+    monkeypatch.setattr("probewire.backends.checkpoints.checkpoint.default_cache_dir", lambda: cache)
+    weights = torch.load(pickled / "pytorch_model.bin", weights_only=True)
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    torch.save(weights, pickled / "pytorch_model.bin")
+    found = resolve_model(str(pickled), cache_dir=cache)
+    for folder, source in ((pickled, ""), (found.folder, str(pickled)), (found.folder, "org/half")):
+        with pytest.raises(InvalidArgument) as caught:
+            load_backend(name, folder, model_id="tiny", limits=LIMITS, device="cpu", check=False, source=source)
+        assert f"the checkpoint in {source or pickled} (converted into {found.folder}) " in caught.value.message
+    with pytest.raises(InvalidArgument) as caught:
+        load_backend(name, found.folder, model_id="tiny", limits=LIMITS, device="cpu", check=False)
+    assert f"the checkpoint in {found.folder} " in caught.value.message
 
 
 def test_without_torch_it_says_what_is_missing(pickled: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,8 +129,9 @@ def test_a_file_cut_anywhere_is_told(written: Callable[..., Path], tmp_path: Pat
     data = min(tensor.start for tensor in header.tensors)
     for n in [0, 3, 4, 7, 20, *range(24, data, 331), data + 1, len(whole) - 64]:
         cut.write_bytes(whole[:n])
-        with pytest.raises(InvalidArgument, match=r"cut off|no GGUF file"):
+        with pytest.raises(InvalidArgument, match=r"cut off|no GGUF file") as caught:
             write_gguf_folder(cut, tmp_path / "out")
+        assert caught.value.message.count("cut.gguf") == 1, "told once"
     assert not (tmp_path / "out").exists()
 
 
