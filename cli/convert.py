@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what `probewire convert` takes."""
     parser.add_argument(
         "source",
-        help="a local folder or a Hugging Face id: GPTQ, AWQ, compressed-tensors, pytorch_model.bin, or a LoRA adapter",
+        help="a .gguf file, a local folder or a Hugging Face id: GGUF, GPTQ, AWQ, compressed-tensors, pytorch_model.bin, or a LoRA adapter",
     )
     parser.add_argument(
         "--out",
@@ -31,10 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=DTYPES,
         default="auto",
-        help="of the weights written (default: what the checkpoint's config says)",
+        help="of the weights written (default: what the checkpoint's config says; float32 of a GGUF file)",
     )
     parser.add_argument(
-        "--base", default="", help="folder or Hugging Face id of an adapter's base, in place of the one that it names"
+        "--base",
+        default="",
+        help="folder, .gguf file or Hugging Face id of an adapter's base, in place of the one that it names",
     )
     parser.add_argument("--revision", default=None, help="branch, tag or commit of a Hugging Face model")
     parser.add_argument(
@@ -64,6 +67,18 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("probewire convert: stopped; nothing was left behind", file=sys.stderr)
         return 130
-    print(f"{made.model_id} is converted in {made.folder}")
+    written = report.stages & {"convert", "dequantise"}
+    print(f"{made.model_id} {'is' if written else 'was already'} converted in {made.folder}")
     print(f"model hash {made.model_hash}")
+    print(f"next:      {_next(args, made.folder)}")
     return 0
+
+
+def _next(args: argparse.Namespace, folder: Path) -> str:
+    """The command that serves it: by the name that was given, where serve finds the same under it."""
+    if args.out is not None or args.base or args.dtype != "auto":
+        return f"probewire serve {shlex.quote(str(folder))}"
+    words = ["probewire", "serve", args.source]
+    words += ["--revision", args.revision] if args.revision else []
+    words += ["--cache-dir", str(args.cache_dir)] if args.cache_dir else []
+    return shlex.join(words)

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model",
         nargs="?",
         default=None,
-        help="a Hugging Face id, a local folder, or gemma-3-270m, which comes under Gemma's terms "
+        help="a Hugging Face id, a local folder or .gguf file, or gemma-3-270m, which comes under Gemma's terms "
         "(default: SmolLM2-135M-Instruct)",
     )
     parser.add_argument("--revision", default=None, help="branch, tag or commit of a Hugging Face model")
@@ -93,6 +93,11 @@ class _Report:
     def __init__(self, bars: Bars) -> None:
         self._bars = bars
         self._tasks: dict[Stage, TaskID] = {}
+
+    @property
+    def stages(self) -> set[Stage]:
+        """Those that took place."""
+        return set(self._tasks)
 
     def __call__(self, progress: Progress) -> None:
         if progress.stage == "done":

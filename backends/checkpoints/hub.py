@@ -108,7 +108,7 @@ def _in_our_words(error: OSError, repo_id: str, revision: str | None) -> Probewi
 def _unreachable(repo_id: str, reason: str) -> Unavailable:
     return Unavailable(
         f"{repo_id} is not in Hugging Face's cache on this machine, and the hub cannot be reached: {reason.rstrip('. ')}. "
-        "Fetch it on a machine that can, and give the path of the folder here; the default model needs no hub"
+        "Fetch it on a machine that can, and give the path of the folder here"
     )
 
 

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "models",
         nargs="*",
         metavar="[ID=]MODEL[@BACKEND]",
-        help="a Hugging Face id or a local folder; with none, SmolLM2-135M-Instruct, fetched when it is not there. "
+        help="a Hugging Face id, a local folder or a .gguf file; with none, SmolLM2-135M-Instruct, fetched when it is not there. "
         "ID is the name it is served under. The same model on two backends: NAME@torch NAME@mlx, served as such",
     )
     parser.add_argument("--backend", choices=BACKENDS, default="auto", help="for models that name none")

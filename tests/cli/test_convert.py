@@ -36,6 +36,7 @@ def test_into_a_folder(pickled: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     out, err = capsys.readouterr()
     assert out.splitlines()[0] == f"pickled is converted in {tmp_path / 'out'}"
     assert out.splitlines()[1].startswith("model hash ")
+    assert out.splitlines()[2] == f"next:      probewire serve {tmp_path / 'out'}"
     assert "Converting …" in err
     assert load_file(tmp_path / "out" / "model.safetensors")["model.norm.weight"].dtype == torch.bfloat16
 
@@ -45,7 +46,27 @@ def test_into_the_cache(pickled: Path, tmp_path: Path, capsys: pytest.CaptureFix
     first = capsys.readouterr().out
     assert str(tmp_path / "cache" / "converted" / "pickled-") in first
     assert convert_with(str(pickled)) == 0
-    assert capsys.readouterr().out == first
+    second = capsys.readouterr().out
+    assert "pickled is converted in" in first
+    assert second == first.replace("is converted", "was already converted")
+    assert second.splitlines()[2] == f"next:      probewire serve {pickled}"
+    assert convert_with(str(pickled), "--dtype", "float16", "--cache-dir", str(tmp_path / "a cache")) == 0
+    assert f"next:      probewire serve '{tmp_path}/a cache/converted/pickled-" in capsys.readouterr().out
+    assert convert_with(str(pickled), "--cache-dir", str(tmp_path / "a cache")) == 0
+    assert f"next:      probewire serve {pickled} --cache-dir '{tmp_path}/a cache'" in capsys.readouterr().out
+
+
+def test_what_is_plain_is_told_how_to_have_another_dtype(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = tiny_checkpoint("llama", tmp_path)
+    assert convert_with(str(plain), "--dtype", "bfloat16", "--cache-dir", str(tmp_path / "cache")) == 1
+    assert f"nothing was written; `probewire serve {plain} --dtype bfloat16`" in capsys.readouterr().err
+
+
+def test_a_missing_file_is_no_model_of_the_hub(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert convert_with("tiny.Q4_0.gguf", "--cache-dir", str(tmp_path)) == 1
+    assert capsys.readouterr().err == (
+        "probewire convert: there is no file or folder 'tiny.Q4_0.gguf'; check the path\n"
+    )
 
 
 def test_an_error_is_one_line(pickled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

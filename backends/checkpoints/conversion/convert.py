@@ -6,6 +6,7 @@ name, once all of it is there.
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -36,8 +37,8 @@ __all__ = ["BaseFinder", "Job", "convert_into_cache", "convert_to", "not_convert
 MOST_OF_A_NAME = 100
 """Letters; file systems hold 255."""
 
-BaseFinder = Callable[[str, str | None, Path], Path]
-"""Name of an adapter's base, its revision, the adapter's folder -> the base as a plain folder on this machine."""
+BaseFinder = Callable[[str, str | None], Path]
+"""Name or path of an adapter's base, its revision -> the base as a plain folder on this machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +112,16 @@ def convert_to(
     return out
 
 
-def not_converted(source: Path) -> InvalidArgument:
+def not_converted(source: Path, dtype: str = "auto") -> InvalidArgument:
     """Why a folder is not among the kinds that are."""
     file = source / "config.json"
     config = json_object(file) if file.is_file() else {}
     stored = quantization_of(source, config) or config.get("quantization")
     if not stored:
-        return InvalidArgument(f"{source} needs no converting: nothing was written; serve it as it is")
+        served = "serve it as it is"
+        if dtype != "auto":
+            served = f"`probewire serve {shlex.quote(str(source))} --dtype {dtype}` computes in another dtype"
+        return InvalidArgument(f"{source} needs no converting: nothing was written; {served}")
     return InvalidArgument(
         f"{source} is quantised ({stored.get('quant_method', 'by mlx')}) in a way that is not converted; {', '.join(WRITERS)} are. "
         "Nothing was written; some load as they are: try to serve it"
@@ -147,15 +151,27 @@ def _found_base(source: Path, find_base: BaseFinder, base: str) -> tuple[Path, s
         raise InvalidArgument(
             f"{source / ADAPTER_CONFIG} names no base (base_model_name_or_path); `probewire convert {source} --base …` says it"
         )
+    here = _local(wanted, source, (Path(),) if base else (source, Path(), source.parent))
     try:
-        found = find_base(wanted, None if base else config.revision, source)
+        found = find_base(str(here or wanted), None if base or here else config.revision)
     except ProbewireError as error:
         raise type(error)(
-            f"the adapter in {source} needs its base {wanted!r}: {error.message} (`probewire convert {source} --base …` "
+            f"the adapter in {source} needs its base {wanted!r}: {error.message} (it was looked for "
+            f"{'in' if base else 'in the adapter, beside it and in'} the working folder; `probewire convert {source} --base …` "
             "merges with another copy of it)"
         ) from error
-    local = (source / wanted).is_dir() or Path(wanted).expanduser().is_dir()
-    return found, (source / wanted).resolve().name if local else wanted
+    return found, here.resolve().name if here else wanted
+
+
+def _local(wanted: str, adapter: Path, places: tuple[Path, ...]) -> Path | None:
+    """The first file or folder of a name, relative to some folders; None where there is none, as for a hub id."""
+    try:
+        found = [place / Path(wanted).expanduser() for place in places]
+        # An adapter may be called as its base is: beside itself it would find itself.
+        found = [path for path in found if path.exists() and (wanted == "." or path.resolve() != adapter.resolve())]
+    except (OSError, RuntimeError, ValueError):
+        return None
+    return found[0] if found else None
 
 
 def _base_of(job: Job) -> Path:

@@ -4,7 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from probewire.backends.checkpoints import DEFAULT_ID, Progress, checkpoint, inspect_folder, resolve_model
+from probewire.backends.checkpoints import (
+    DEFAULT_ID,
+    Progress,
+    checkpoint,
+    convert_model,
+    inspect_folder,
+    resolve_model,
+)
 from probewire.protos.errors import InvalidArgument, NotFound
 
 
@@ -44,12 +51,43 @@ def test_a_hub_id(name, hub_calls, tmp_path):
     assert hub_calls == [(name, "main")]
 
 
-@pytest.mark.parametrize("name", ["/no/such/folder", "./absent", "~/absent", "a/b/c", "two words", "x\0y", "~nobody/x"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("/no/such/folder", "./absent", "~/absent", "a/b/c", "two words", "x\0y", "~nobody/x"),
+        *("tiny.gguf", "models/tiny.Q4_K_M.GGUF", "org/pytorch_model.bin", "model.safetensors"),
+    ],
+)
 def test_neither_folder_nor_id(name, hub_calls, tmp_path):
-    with pytest.raises(NotFound, match="leave it out for the default model") as caught:
+    with pytest.raises(NotFound, match="with no name at all it is the default model") as caught:
         resolve_model(name, cache_dir=tmp_path)
     assert repr(name) in caught.value.message
     assert hub_calls == []
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("gemma-3-270", "asked the hub; did you mean gemma-3-270m?"),
+        ("Gemma3-270m", "asked the hub; did you mean gemma-3-270m?"),
+        ("SmolLM2-135M-Instrct", "asked the hub; did you mean SmolLM2-135M-Instruct?"),
+        ("gpt2", "asked the hub; with no name at all it is the default model, which needs no hub"),
+        (
+            "models/tiny",
+            "asked the hub; there is no tiny in the folder models here either; with no name at all it is the default model, which needs no hub",
+        ),
+    ],
+)
+def test_what_the_hub_does_not_have_may_be_ours_or_here(name, words, hub_calls, tmp_path, monkeypatch):
+    (tmp_path / "models").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(NotFound) as caught:
+        resolve_model(name, cache_dir=tmp_path / "cache")
+    assert caught.value.message == words
+    with pytest.raises(NotFound) as caught:
+        convert_model(name, cache_dir=tmp_path / "cache")
+    assert "default model" not in caught.value.message, "that one is nothing to convert"
+    assert len(hub_calls) == 2
 
 
 def test_revision_where_there_is_none(sound_folder, tmp_path, hub_calls):

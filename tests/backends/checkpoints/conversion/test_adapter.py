@@ -257,7 +257,11 @@ def _field(**fields: Any) -> Callable[[Path], None]:
 _Q = "base_model.model.model.layers.0.self_attn.q_proj"
 
 MISFITS: dict[str, tuple[Callable[[Path], Any], type[ProbewireError], str]] = {
-    "no base": (_field(base_model_name_or_path="./gone"), NotFound, r"needs its base './gone': there is no folder"),
+    "no base": (
+        _field(base_model_name_or_path="./gone"),
+        NotFound,
+        r"needs its base './gone': there is no file or folder '\./gone'; check the path \(it was looked for in the adapter, beside",
+    ),
     "no base named": (_field(base_model_name_or_path=None), InvalidArgument, "names no base .*--base"),
     "its own base": (_field(base_model_name_or_path="."), InvalidArgument, "would be its own base"),
     "other modules": (
@@ -326,6 +330,54 @@ def test_what_does_not_fit_is_refused(name: str, plain: Path, tmp_path: Path, ca
         resolve_model(str(tmp_path / "adapter"), cache_dir=cache)
     assert "Error: " not in caught.value.message or words.startswith("cannot be")
     assert [path.name for path in cache.glob("converted/*") if path.suffix != ".lock"] == []
+
+
+@pytest.mark.parametrize(
+    ("named", "place"),
+    [
+        ("inner", "adapter/inner"),
+        ("org/base", "org/base"),
+        ("base", "base"),
+        ("adapter", "adapter/adapter"),
+        ("base", "cwd/base"),
+    ],
+)
+def test_a_base_is_looked_for_in_the_adapter_beside_it_and_here(
+    named: str, place: str, plain: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Adapter(plain, tmp_path / "adapter", ("q_proj",))
+    _edit(tmp_path / "adapter", base_model_name_or_path=named)
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    shutil.copytree(plain, tmp_path / place)
+    folder = resolve_model(str(tmp_path / "adapter"), cache_dir=cache).folder
+    record = json.loads((folder / "probewire.json").read_text())
+    assert [source["name"] for source in record["sources"]] == ["adapter", Path(place).name]
+
+
+def test_an_adapter_that_is_called_as_its_base_is_not_its_own(
+    plain: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hub_folder(name: str, *_: object) -> Path:
+        assert name == "gpt2"
+        return plain
+
+    monkeypatch.setattr("probewire.backends.checkpoints.checkpoint.hub_folder", hub_folder)
+    Adapter(plain, tmp_path / "gpt2", ("q_proj",))
+    _edit(tmp_path / "gpt2", base_model_name_or_path="gpt2")
+    assert resolve_model(str(tmp_path / "gpt2"), cache_dir=cache).folder.is_dir()
+
+
+def test_a_base_that_is_given_is_looked_for_here_alone(
+    plain: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Adapter(plain, tmp_path / "adapter", ("q_proj",))
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    shutil.copytree(plain, tmp_path / "base")
+    with pytest.raises(NotFound, match=r"there is no file or folder '\./base'; .*looked for in the working folder"):
+        convert_model(str(tmp_path / "adapter"), base="./base", cache_dir=cache)
+    assert convert_model(str(tmp_path / "adapter"), base="../base", cache_dir=cache).folder.is_dir()
 
 
 def test_a_base_that_stays_quantised_is_refused(plain: Path, tmp_path: Path, cache: Path) -> None:
