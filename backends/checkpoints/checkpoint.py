@@ -151,9 +151,11 @@ def _from_hub(name: str, revision: str | None, report: Report, offered: str) -> 
     except (NotFound, Unavailable) as error:
         parent, _, last = name.rpartition("/")
         here = f"; there is no {last} in the folder {parent} here either" if parent and Path(parent).is_dir() else ""
-        likely = _meant(name)
-        meant = f"; did you mean {likely}?" if likely else offered
-        raise type(error)(f"{error.message}{here}{meant}", retry_after_s=error.retry_after_s) from error
+        if likely := _meant(name):
+            told = f"did you mean {likely}? As {name!r}: {error.message}{here}"
+        else:
+            told = f"{error.message}{here}{offered}"
+        raise type(error)(told, retry_after_s=error.retry_after_s) from error
 
 
 def _meant(name: str) -> str:

@@ -41,7 +41,7 @@ def inspect_folder(path: Path) -> CheckpointFolder:
     Raises NotFound when there is no such folder, InvalidArgument when it cannot be loaded as it is.
     """
     if not path.exists():
-        raise NotFound(f"there is no folder {path}; give a checkpoint folder, a Hugging Face id, or no name at all")
+        raise NotFound(f"there is no file or folder {path}; check the path")
     if not path.is_dir():
         raise InvalidArgument(
             f"{path} is a file; give the folder that holds config.json, the safetensors weights and the tokenizer"

@@ -68,9 +68,9 @@ def test_neither_folder_nor_id(name, hub_calls, tmp_path):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("gemma-3-270", "asked the hub; did you mean gemma-3-270m?"),
-        ("Gemma3-270m", "asked the hub; did you mean gemma-3-270m?"),
-        ("SmolLM2-135M-Instrct", "asked the hub; did you mean SmolLM2-135M-Instruct?"),
+        ("gemma-3-270", "did you mean gemma-3-270m? As 'gemma-3-270': asked the hub"),
+        ("Gemma3-270m", "did you mean gemma-3-270m? As 'Gemma3-270m': asked the hub"),
+        ("SmolLM2-135M-Instrct", "did you mean SmolLM2-135M-Instruct? As 'SmolLM2-135M-Instrct': asked the hub"),
         ("gpt2", "asked the hub; with no name at all it is the default model, which needs no hub"),
         (
             "models/tiny",

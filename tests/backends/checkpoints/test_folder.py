@@ -44,7 +44,7 @@ def test_a_sound_folder_of_shards(sound_folder):
 
 
 def test_no_such_folder(tmp_path):
-    with pytest.raises(NotFound, match="there is no folder"):
+    with pytest.raises(NotFound, match="there is no file or folder"):
         inspect_folder(tmp_path / "absent")
 
 
