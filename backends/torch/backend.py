@@ -353,7 +353,7 @@ class TorchBackend:
             logits = head(hidden) if columns is None else head(hidden)[..., columns]
         else:
             at = torch.tensor(columns, device=hidden.device)
-            bias: torch.Tensor | None = head.bias
+            bias: Any = head.bias
             logits = functional.linear(hidden, head.weight[at], bias if bias is None else bias[at])
         if self.logit_scale != 1.0:
             logits = logits * self.logit_scale
