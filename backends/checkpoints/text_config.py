@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
 from ...protos.errors import InvalidArgument
+from .refusals import contradicts_itself, unknown_type
 from .tower import Tower, is_wrapper
 
 __all__ = ["PROVEN", "text_config"]
@@ -53,6 +55,8 @@ With each, what its class has built in and the other's reads from the config.
 """
 _OF_PICTURES = ("mrope_section", "mrope_interleaved")
 _STORED = ("quantization_config", "quantization")
+_NO_CODE = ("does not recognize this architecture", "trust_remote_code")
+"""What transformers says of an architecture that it does not have, or that comes as code beside the weights."""
 
 
 def text_config(folder: Path) -> Any:
@@ -60,12 +64,10 @@ def text_config(folder: Path) -> Any:
 
     Raises InvalidArgument for a wrapper that has no causal text model, or whose text model was not compared with the whole.
     """
-    from transformers import AutoConfig
-
     from ..model.weights import CheckpointWeights  # which itself begins with this package
 
     written: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    whole: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    whole = _whole(folder, written)
     tower = CheckpointWeights(folder).tower
     if tower is None:
         _check_whole(whole, written)
@@ -86,6 +88,21 @@ def text_config(folder: Path) -> Any:
         if stored:
             setattr(text, name, _renamed(stored, tower))
     return text
+
+
+def _whole(folder: Path, written: dict[str, Any]) -> Any:
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    kind = str(written.get("model_type") or "")
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except StrictDataclassError as error:
+        raise contradicts_itself(folder, kind, error) from error
+    except ValueError as error:
+        if kind and any(said in str(error) for said in _NO_CODE):
+            raise unknown_type(kind, version("transformers")) from error
+        raise
 
 
 def _check_whole(whole: Any, written: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import importlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..checkpoints.mlx_recipe import MLX_FAMILIES, mlx_recipe
 from ..checkpoints.mlx_weights import mlx_weights
 from ..checkpoints.quantised import Scheme, check_runnable
 from ..checkpoints.quantised.at_load import AtLoad, check_plain
+from ..checkpoints.refusals import in_our_words, not_causal
 from ..checkpoints.shrunk import plain_json
 from ..checkpoints.text_config import text_config
 from ..checkpoints.tower import Tower
@@ -116,13 +118,30 @@ def _loaded(folder: Path, config: Any, for_mlx: dict[str, Any], weights: Checkpo
     if fp8 is not None:
         for_mlx = for_mlx | {"quantization_config": None}  # unpacked when it is read
     try:
+        _check_known(for_mlx, config)
         classes = _classes_for(weights.tower, fp8)
         model, _ = mlx_lm_utils.load_model(folder, lazy=True, model_config=for_mlx, get_model_classes=classes)
     except SystemExit as error:  # so one of mlx-lm's files misses a package
         raise FailedPrecondition(
             f"mlx-lm's code for {config.model_type} needs a package that is not installed; use the torch backend"
         ) from error
+    except ValueError as error:
+        if (ours := in_our_words(folder, config.model_type, error)) is None:
+            raise
+        raise ours from error
     return model
+
+
+def _check_known(for_mlx: dict[str, Any], config: Any) -> None:
+    """Raise InvalidArgument for an architecture that mlx-lm has no code for."""
+    try:
+        library_classes(for_mlx)
+    except ValueError:
+        if getattr(config, "is_encoder_decoder", False):
+            raise not_causal(config.model_type, encoder_decoder=True) from None
+        raise InvalidArgument(
+            f"mlx-lm {version('mlx-lm')} has no code for {config.model_type}; load it with the torch backend"
+        ) from None
 
 
 def library_classes(config: dict[str, Any]) -> tuple[Any, Any]:

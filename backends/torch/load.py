@@ -10,7 +10,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -22,6 +22,7 @@ from ...protos.errors import FailedPrecondition, InvalidArgument
 from ..checkpoints.quantised import Scheme, check_runnable, scheme_of
 from ..checkpoints.quantised.at_load import AtLoad, check_plain
 from ..checkpoints.quantised.scheme import way_out
+from ..checkpoints.refusals import lacks, no_place, not_causal, wrong_shape
 from ..checkpoints.text_config import text_config
 from ..checkpoints.tower import Tower
 from ..model.footprint import free_bytes
@@ -113,6 +114,8 @@ def load_model(
             f"the checkpoint in {folder} attends in both directions (use_bidirectional_attention), as embedding models do; "
             "probewire serves causal language models only"
         )
+    if type(config) not in cast("Any", MODEL_FOR_CAUSAL_LM_MAPPING):
+        raise not_causal(config.model_type, encoder_decoder=bool(getattr(config, "is_encoder_decoder", False)))
     kwargs: dict[str, Any] = {"dtype": "auto" if dtype == "auto" else torch_dtype(dtype)}
     if torch.float64 in (kwargs["dtype"], config.get_text_config().dtype):
         kwargs["experts_implementation"] = "eager"  # the usual one, a grouped product, knows no float64
@@ -125,21 +128,18 @@ def load_model(
         model, report = _loaded(folder, config, scheme, tower, {**kwargs, **over})
     if scheme is not None and scheme.method == "fp8":
         _one_dtype(model, kwargs["dtype"] if dtype != "auto" else config.get_text_config().dtype)
+    if misfits := sorted(report["mismatched_keys"]):
+        raise wrong_shape(folder, *misfits[0], n=len(misfits))
     missing = sorted(report["missing_keys"])
     if missing:  # transformers would leave them random
-        raise InvalidArgument(
-            f"the checkpoint in {folder} lacks {len(missing)} weights of its architecture, for example {missing[:3]}"
-        )
+        raise lacks(folder, missing)
     unexpected = sorted(
         name
         for name in report["unexpected_keys"]
         if not _FOLLOWS_FROM_CONFIG.search(name) and not (tower and tower.leaves_out(name))
     )
     if unexpected:  # transformers would leave them out without a word
-        raise InvalidArgument(
-            f"the checkpoint in {folder} holds {len(unexpected)} weights that {config.model_type} has no place for under "
-            f"its config.json, for example {unexpected[:3]}; take the config.json that came with them"
-        )
+        raise no_place(folder, config.model_type, unexpected)
     if family_of(config.get_text_config().model_type) is not None:
         # "sdpa" is where our dispatcher sits; set directly, because families that refuse the stock sdpa (softcap, sinks)
         # get our own attention there. Classes that we do not know stay eager: many build no mask for sdpa, or drop sinks.
@@ -203,6 +203,7 @@ def _loaded(
                 trust_remote_code=False,
                 attn_implementation="eager",
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # it is the report that names them
                 **kwargs,
             )
     except (AttributeError, ImportError, RuntimeError, TypeError, ValueError) as error:
