@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from ..protos.errors import Internal
+from ..protos.errors import Internal, InvalidArgument
 from ..protos.loading import LoadProgress, LoadRequest
 from ..protos.model import ModelInfo, Tokenized, TokenizeRequest
 from ..protos.operations import Operation
@@ -92,7 +92,12 @@ def token(client: Caller, text: str, *, model: str = "") -> Steps[int]:
 
 
 def weights(client: Caller, name: str, *, model: str = "", progress: bool = True) -> Steps[Array]:
-    """One weight, named and shaped as in the checkpoint. Raises NotFound."""
+    """One weight, named and shaped as in the checkpoint. Raises NotFound, InvalidArgument for what is no name."""
+    if not isinstance(cast("object", name), str):
+        raise InvalidArgument(
+            f"weights takes one name, such as 'model.norm.weight', not {type(name).__name__}; for several: "
+            "{name: client.weights(name) for name in names}"
+        )
     with progress_bar(f"fetching {name}", "bytes", show=progress) as bar:
         return _read_only((yield from ask(Watched.weights, name, model, bar)))
 

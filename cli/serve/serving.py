@@ -138,6 +138,8 @@ def _announce(models: list[ModelInfo], http_url: str, grpc_url: str, *, has_user
     width = max(len(info.id) for info in models)
     key = ', api_key="pw_…"' if has_users else ""
     bearer = " -H 'authorization: Bearer pw_…'" if has_users else ""
+    model = f', model="{models[0].id}"' if len(models) > 1 else ""
+    option = f" --model {models[0].id}" if len(models) > 1 else ""
     chat = {"model": models[0].id, "messages": [{"role": "user", "content": "Hello"}]}
     lines = [
         f"probewire {VERSION} is ready",
@@ -148,11 +150,11 @@ def _announce(models: list[ModelInfo], http_url: str, grpc_url: str, *, has_user
         f"  gRPC             {grpc_url}",
         "",
         "Try, in another terminal:",
-        f"  probewire chat --url {http_url}",
+        f"  probewire chat --url {http_url}{option}",
         f"  curl {http_url}/v1/chat/completions{bearer} -H 'content-type: application/json' -d '{orjson.dumps(chat).decode()}'",
         "or, in Python:",
         "  from probewire.clients import Client",
-        f'  print(Client("{grpc_url}"{key}).generate("The capital of France is"))',
+        f'  print(Client("{grpc_url}"{key}).generate("The capital of France is"{model}))',
     ]
     print("\n".join(lines), flush=True)
 

@@ -285,6 +285,14 @@ class BySite:
         """The captured sites."""
         return self.captures.sites
 
+    def values(self) -> Iterator[Array]:
+        """The array of each site. Raises InvalidArgument at one that holds several tensors."""
+        return self.captures.values()
+
+    def items(self) -> Iterator[tuple[str, Array]]:
+        """Each site with its array, as of `values`."""
+        return self.captures.items()
+
     def positions(self, site: str) -> tuple[int, ...]:
         """Absolute position of each row."""
         return self.captures.positions(site)

@@ -182,6 +182,14 @@ class Result:
         """As `sites`."""
         return self.sites
 
+    def values(self) -> Iterator[Array]:
+        """The one input's array of each site. Raises InvalidArgument at one that holds several tensors."""
+        return (self[site] for site in self.sites)
+
+    def items(self) -> Iterator[tuple[str, Array]]:
+        """Each site with its array, as of `values`."""
+        return ((site, self[site]) for site in self.sites)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.sites)
 

@@ -78,6 +78,23 @@ def test_raw_modules_show_what_transformers_computes(kind: str, tmp_path: Path) 
     backend.close()
 
 
+@pytest.mark.parametrize("kind", ["mamba", "falcon_mamba"])
+def test_hidden_states_of_mamba_begin_behind_the_first_layer(kind: str, tmp_path: Path) -> None:
+    """As docs/defaults.md says of transformers' own."""
+    folder = write(kind, tmp_path, hidden_size=64, num_hidden_layers=3, state_size=8)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    with torch.no_grad():
+        own = model(torch.tensor([TOKENS]), use_cache=False, output_hidden_states=True).hidden_states
+    backend = _load(folder)
+    names = ["resid_post.0", "resid_post.1", "resid_post.2", "final_norm"]
+    rows = run(backend, TOKENS, Plan(tuple(Hook(name, capture=Capture()) for name in names)))
+    assert len(own) == len(names)
+    for index, (name, expected) in enumerate(zip(names, own, strict=True)):
+        found = rows[index, name, ""].values
+        assert np.abs(found - expected[0].numpy()).max() <= 1e-5 * np.abs(found).max(), name
+    backend.close()
+
+
 @pytest.mark.parametrize("beside", [{}, {"use_bidirectional_attention": True}])
 def test_what_is_not_causal_is_refused(beside: dict[str, Any], tmp_path: Path) -> None:
     if beside:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any, cast
 
 import ml_dtypes
 import numpy as np
@@ -139,6 +140,8 @@ def test_weights(client: Client) -> None:
     assert not big.flags.writeable
     with pytest.raises(NotFound, match="no weight 'nope'"):
         client.weights("nope")
+    with pytest.raises(InvalidArgument, match=r"weights takes one name, .* not list; for several"):
+        client.weights(cast("Any", ["embed.weight"]))
     with pytest.raises(NotFound, match="weight_names"):
         client.weights("")
 

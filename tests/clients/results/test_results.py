@@ -46,6 +46,11 @@ def test_what_was_not_captured(fake: Client) -> None:
     assert run.sites == ("embed", "resid_post.0", "resid_post.1", "resid_post.2")
     assert list(run.captures) == list(run.sites)
     assert len(run.captures) == 4
+    item = run.inputs[run.answered[0]]
+    for read in (run, item):
+        assert [site for site, _ in read.items()] == list(read.keys())
+        assert all(array is run[site] for site, array in read.items())
+        assert all(one is other for one, (_, other) in zip(read.values(), read.items(), strict=True))
 
 
 def test_a_hook_of_several_sites_is_no_single_array(fake: Client) -> None:
