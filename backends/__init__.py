@@ -24,6 +24,8 @@ __all__ = ["BACKENDS", "free_bytes", "load_backend", "shrinks_on_the_way"]
 BACKENDS = ("torch", "mlx")
 MOST_OF_AN_ERROR = 600
 """Letters of what a library says of a checkpoint."""
+_SAID_OF_A_CHECKPOINT = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+"""What the libraries raise of a bad one."""
 
 
 def load_backend(
@@ -55,6 +57,8 @@ def load_backend(
     if name not in BACKENDS:
         raise InvalidArgument(f"unknown backend {name!r}; allowed: {', '.join(BACKENDS)}")
     try:
+        from huggingface_hub.errors import StrictDataclassError
+
         if name == "torch":
             from .torch.backend import TorchBackend as Chosen
         else:
@@ -88,8 +92,7 @@ def load_backend(
         raise FailedPrecondition(
             f"the checkpoint in {named} cannot be loaded on {name} with what is installed: {_in_a_line(error)}"
         ) from error
-    except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
-        # What the libraries say of a bad checkpoint.
+    except (*_SAID_OF_A_CHECKPOINT, StrictDataclassError) as error:
         raise InvalidArgument(f"the checkpoint in {named} cannot be loaded on {name}: {_in_a_line(error)}") from error
     if not_causal:
         backend.close()
@@ -100,6 +103,8 @@ def load_backend(
         if prove_rows or backend.derived is not None:
             prove_sites(backend)
         _prove_engine(name, folder, backend, device)
+    if not backend.cuts_runs:
+        _tell_no_sweeps(backend)
     _tell_origin(backend, folder)
     return backend
 
@@ -109,6 +114,16 @@ def _named(folder: Path, source: str) -> str:
     if not source or not origin_of(folder) or Path(source).expanduser().resolve() == folder.resolve():
         return str(folder)
     return f"{source} (converted into {folder})"
+
+
+def _tell_no_sweeps(backend: Backend) -> None:
+    """Where trials at load have not said why already."""
+    info = backend.info
+    if backend.points.family is None:
+        why = f"how {info.architecture} is built is not known"
+    else:
+        why = "its plans share keys and values, and not every layer calls the attention function that keeps them"
+    backend.info = replace(info, refused={"sweeps": why, **info.refused})
 
 
 def _tell_origin(backend: Backend, folder: Path) -> None:

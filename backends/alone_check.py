@@ -51,10 +51,13 @@ def alone_fault(backend: Backend, window: int = 0) -> str:
         trial.worst = 0.0
         if fault := trial.fault((*LENGTHS, *long), 0):
             return fault
-        why = f"{backend.info.batching}; prompts are read whole, as in pieces {in_pieces}"
+        why = f"{backend.info.batching}; each prompt is read whole, in one forward: tried in pieces, {in_pieces}"
         backend.info = replace(backend.info, batching=why)
     if trial.worst > ROUNDING.get(backend.info.dtype, np.inf):
-        why = f"{backend.info.batching}; tokens differ from a run by {trial.worst:.1g} (relative), more than rounding does"
+        why = (
+            f"{backend.info.batching}; logits while generating were seen to differ from a run's by {trial.worst:.1g} of the "
+            "largest, more than rounding explains: where two tokens are nearly as likely, the other may come"
+        )
         backend.info = replace(backend.info, batching=why)
     _leave_to_runs(backend, trial.sites_that_fail())
     return ""
@@ -93,7 +96,10 @@ class _Trial:
             except ProbewireError as failed:
                 return f"generation fails: {failed.message}"
             if not error <= self.tolerance:
-                return f"generation differs from a plain forward by {error:.2g} (relative)"
+                return (
+                    f"its logits differ from those of one forward over the same tokens by {error:.2g} of the largest "
+                    f"({self.tolerance:.0e} is allowed)"
+                )
             self.worst = max(self.worst, error)
         return ""
 

@@ -75,6 +75,7 @@ def prove_sites(backend: Backend) -> None:
     if proof.parts:
         backend.keep_whole()
         told += f"; runs are not cut: {proof.parts}"
+        info = replace(info, refused={**info.refused, "sweeps": f"tried at load, {proof.parts}"})
     faults = dict(proof.faults)
     if "resid_pre" in faults:  # the same tensor, at the first layer
         faults["embed"] = faults["resid_pre"]

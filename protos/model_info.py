@@ -52,7 +52,12 @@ class SiteInfo:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ModelInfo:
-    """What `Describe` says of a loaded model."""
+    """What `Describe` says of a loaded model; `print` shows it as a table.
+
+    Sites are tried at load at one layer of each kind and at the last (`proof`): layers of a kind have the same modules and
+    sizes, so they run the same code with other weights. What is not offered is in `refused`, with the reason; `batching`
+    says why generations take turns, `tower`, `origin`, `quantization` and `placement` what is special about the weights.
+    """
 
     id: str
     family: str
@@ -94,7 +99,7 @@ class ModelInfo:
     proof: str = ""
     """What of the sites was tried on this model at load, where they were derived; empty for families that tests hold."""
     refused: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Site → why this model does not offer it."""
+    """Site → why this model does not offer it; under `sweeps`, why it takes none of these."""
     batching: str = ""
     """Why generations go forward one after another; empty where they share a forward."""
     origin: str = ""
@@ -174,10 +179,11 @@ def _facts(info: ModelInfo) -> list[tuple[str, str]]:
     if info.context_length:
         facts.append(("context", f"{info.context_length:,} positions a request, prompt and new tokens together"))
     chat = "with a chat template" if info.chat_template else "no chat template"
-    slots = f"{info.n_slots} at once, " if info.n_slots else ""
+    turns = " (in turns, each with forwards of its own)" if info.batching else ""
+    slots = f"{info.n_slots} at once{turns}, " if info.n_slots else ""
     facts.append(("generate", f"{slots}{chat}" if info.generate else f"no: {info.generate_note}"))
     if info.batching:
-        facts.append(("batching", f"none: {info.batching}"))
+        facts.append(("in turns", f"because {info.batching}"))
     facts.append(("rules", f"{', '.join(info.rules)} (of gradients)" if info.rules else "none (gradients as they are)"))
     if info.proof:
         facts.append(("proof", info.proof))

@@ -104,8 +104,9 @@ def _offered(sites: tuple[Site, ...], model: Bindable, mode: str, where: str) ->
     offered = info.site(name)
     if offered is None:
         allowed = ", ".join(site.name for site in info.sites) or "raw module sites only"
+        why = f" ({info.refused[name]})" if name in info.refused else ""
         raise InvalidArgument(
-            f"{where}: this model ({info.architecture} on {info.backend}) has no site {name}; allowed: {allowed}"
+            f"{where}: this model ({info.architecture} on {info.backend}) has no site {name}{why}; allowed: {allowed}"
         )
     if not (offered.generate if mode == "generate" else offered.run):
         raise InvalidArgument(f"{where}: {name} is not offered in {mode}: {offered.note}")

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...protos.errors import Unsupported
+from ...protos.model import ModelInfo
 from ...protos.sites import Site
 from ..ops import Ops
 from .bound import BoundPlan, chosen_positions
@@ -25,9 +27,18 @@ from .overflow import not_measured
 from .row_span import RowSpan
 from .sequence import Sequence, StepResult
 
-__all__ = ["WHOLE", "SharedPrefix", "Start", "Sweeps", "grouped", "hooks_in", "start_of"]
+__all__ = ["WHOLE", "SharedPrefix", "Start", "Sweeps", "grouped", "hooks_in", "no_sweeps", "start_of"]
 
 _LOGITS = Site("logits")
+
+
+def no_sweeps(info: ModelInfo) -> Unsupported:
+    """Of a model whose sequences can share nothing, or must not."""
+    why = info.refused.get("sweeps", "a sweep's plans share keys and values, which not every layer has")
+    return Unsupported(
+        f"{info.architecture} on {info.backend} takes no sweeps: {why}; send each plan as a run of its own, with the logits captured"
+    )
+
 
 NOWHERE = 1 << 30
 """The layer and position of a plan that edits nothing."""

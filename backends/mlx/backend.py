@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from ...protos.errors import InvalidArgument, Unsupported
+from ...protos.errors import InvalidArgument
 from ...protos.model import ModelInfo
 from ...protos.sites import Site
 from ...protos.tensors import Array
@@ -29,11 +29,11 @@ from ..hooks.rules import ACTIVATIONS, activation_name
 from ..hooks.run_parts import RunParts, joined
 from ..hooks.sequence import Sequence, StepResult
 from ..hooks.stepping import result_of
-from ..hooks.sweeps import SharedPrefix
+from ..hooks.sweeps import SharedPrefix, no_sweeps
 from ..model.anatomy.derive import Anatomy
 from ..model.chunk import with_chunk
 from ..model.context import fitted
-from ..model.families import generation_note, run_only_sites
+from ..model.families import generation_note, kernel_of, run_only_sites
 from ..model.footprint import free_bytes
 from ..model.limits import Limits
 from ..model.sites import ATTENTION_TAPS, Family, dims_of, family_of, site_infos
@@ -133,7 +133,7 @@ class MlxBackend:
             backend="mlx",
             device="gpu" if self.device.type == mx.gpu else "cpu",
             dtype=dtype_name(loaded.dtype),
-            attention="eager" if self.attention.eager else "sdpa",
+            attention=kernel_of(config, eager=self.attention.eager),
             model_hash=model_hash,
             n_layers=dims.n_layers,
             d_model=dims.d_model,
@@ -246,7 +246,7 @@ class MlxBackend:
     @property
     def _sweeper(self) -> MlxSweeps:
         if self._sweeps is None:
-            raise Unsupported(f"sweeps need a known family of models; this one is {self.info.architecture}; use runs")
+            raise no_sweeps(self.info)
         return self._sweeps
 
     @property

@@ -9,7 +9,7 @@ from ...protos.sites import ATTENTION_SITES
 from ..checkpoints.shrunk import WINDOWS
 from .anatomy.derive import Anatomy
 
-__all__ = ["batching_note", "generation_note", "masked_sites", "run_only_sites", "window_in"]
+__all__ = ["batching_note", "generation_note", "kernel_of", "masked_sites", "run_only_sites", "window_in"]
 
 PROVEN: dict[str, frozenset[str]] = {
     "torch": frozenset(
@@ -42,6 +42,13 @@ def batching_note(anatomy: Anatomy | None, config: Any) -> str:
     if has_window(config) and windows != {config.sliding_window}:
         return "the model's attention does not say which layers have a window"
     return ""
+
+
+def kernel_of(config: Any, *, eager: bool) -> str:
+    """The attention kernel of plain requests; `none` for a model whose config names no heads, such as Mamba."""
+    if not getattr(config, "num_attention_heads", None):
+        return "none"
+    return "eager" if eager else "sdpa"
 
 
 def has_window(config: Any) -> bool:

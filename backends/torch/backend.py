@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from ...protos.errors import Unsupported
 from ...protos.model import ModelInfo
 from ...protos.sites import Site
 from ...protos.tensors import Array
@@ -32,11 +31,11 @@ from ..hooks.rules import ACTIVATIONS, activation_name
 from ..hooks.run_parts import RunParts, joined
 from ..hooks.sequence import Sequence, StepResult
 from ..hooks.stepping import result_of
-from ..hooks.sweeps import SharedPrefix
+from ..hooks.sweeps import SharedPrefix, no_sweeps
 from ..model.anatomy.derive import Anatomy
 from ..model.chunk import with_chunk
 from ..model.context import fitted
-from ..model.families import batching_note, masked_sites, run_only_sites
+from ..model.families import batching_note, kernel_of, masked_sites, run_only_sites
 from ..model.footprint import footprint
 from ..model.limits import Limits
 from ..model.sites import Family, dims_of, family_of, site_infos, without_gradients
@@ -146,7 +145,7 @@ class TorchBackend:
             device=",".join(devices),
             placement="" if self.placed is None else str(self.placed.placement),
             dtype=str(self.model.dtype).removeprefix("torch."),
-            attention="eager" if eager else "sdpa",
+            attention=kernel_of(config, eager=eager),
             model_hash=model_hash,
             n_layers=dims.n_layers,
             d_model=dims.d_model,
@@ -338,7 +337,7 @@ class TorchBackend:
     @property
     def _sweeper(self) -> TorchSweeps:
         if self._sweeps is None:
-            raise Unsupported(f"sweeps need a known family of models; this one is {self.info.architecture}; use runs")
+            raise no_sweeps(self.info)
         return self._sweeps
 
     def hidden(self, ids: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:

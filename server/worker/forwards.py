@@ -82,7 +82,8 @@ class Forwards:
             with self.pace.timed(kind, job, sum(map(_rows, sequences))):
                 results = backend.run(sequences) if sequence.backward is None else backend.gradients(sequences)
         except Exception as error:  # the whole forward failed: say so to each, and live on
-            log.exception("a run failed")
+            if not isinstance(error, ProbewireError):
+                log.exception("a run failed")
             for each, _, _ in batch:
                 self._drop(each, as_internal("run", error))
             return True

@@ -6,7 +6,7 @@ from itertools import chain
 
 from ....backends.hooks.bound import BoundPlan
 from ....backends.hooks.sequence import Sequence
-from ....backends.hooks.sweeps import hooks_in, start_of
+from ....backends.hooks.sweeps import hooks_in, no_sweeps, start_of
 from ....protos.depth import request_at_depth
 from ....protos.errors import InvalidArgument, ResourceExhausted
 from ....protos.spec import Plan
@@ -26,6 +26,8 @@ MAX_FORWARDS = 1 << 15
 def prepare_sweep(request: SweepRequest, binding: Binding) -> Prepared:
     """Check a sweep, every plan of it. Raises before anything runs."""
     info, request_id = binding.info, binding.request_id
+    if "sweeps" in info.refused:
+        raise no_sweeps(info)
     measured = sum(not item.source_only for item in request.inputs)
     if len(request.plans) * measured > MAX_FORWARDS:
         raise ResourceExhausted(
