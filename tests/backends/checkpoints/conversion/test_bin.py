@@ -94,7 +94,7 @@ SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
         "holds other things than tensors, and nothing in it was run: it names getattr, which is no tensor",
     ),
     "a bare pickle": (lambda file: file.write_bytes(pickle.dumps(Trap())), "nothing in it was run"),
-    "a blocked module": (_saved({"w": Shell()}), r"nothing in it was run: it names subprocess.call, which"),
+    "a blocked module": (_saved({"w": Shell()}), r"nothing in it was run: it names \w+\.call, which"),
     "no dict": (_saved([torch.zeros(2)]), "holds list, not tensors by name"),
     "more than tensors": (
         _saved({"w": torch.zeros(2), "step": 3}),
