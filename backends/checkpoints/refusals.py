@@ -57,11 +57,11 @@ def lacks(folder: Path, names: Sequence[str]) -> InvalidArgument:
     )
 
 
-def no_place(folder: Path, kind: str, names: Sequence[str]) -> InvalidArgument:
+def no_place(folder: Path, kind: str, names: Sequence[str], otherwise: str = "") -> InvalidArgument:
     """Of weights that no part of the model takes."""
     return InvalidArgument(
         f"the checkpoint in {folder} holds {len(names)} weights that {kind} has no place for under its config.json, for "
-        f"example {sorted(names)[:3]}; take the config.json that came with them"
+        f"example {sorted(names)[:3]}; take the config.json that came with them{otherwise}"
     )
 
 
@@ -72,7 +72,8 @@ def in_our_words(folder: Path, kind: str, error: Exception) -> InvalidArgument |
         expected, received = ([int(n) for n in found[i].split(",") if n.strip()] for i in (1, 2))
         return wrong_shape(folder, found[3].rstrip("."), received, expected)
     if found := _MORE.search(said):
-        return no_place(folder, kind, found[1].replace(",", " ").split())
+        otherwise = f", or load it with the torch backend: mlx-lm may not have all of {kind}"
+        return no_place(folder, kind, found[1].replace(",", " ").split(), otherwise)
     if found := _FEWER.search(said):
         return lacks(folder, found[1].replace(",", " ").split())
     return None

@@ -140,7 +140,7 @@ PARTLY: dict[str, tuple[dict[str, Any], str]] = {
     "gptj": ({"n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 8}, "eager"),
     "bloom": ({"hidden_size": 64, "n_layer": 2, "n_head": 4}, "eager"),
     "falcon": ({"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}, "sdpa"),
-    "mamba": ({"hidden_size": 64, "num_hidden_layers": 2, "state_size": 8}, "sdpa"),
+    "mamba": ({"hidden_size": 64, "num_hidden_layers": 2, "state_size": 8}, "none"),
 }
 
 
