@@ -55,10 +55,10 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "pickles": (
         _pickle_only,
         "INVALID_ARGUMENT",
-        "holds other things than tensors, or is damaged, and nothing in it was run",
+        "holds other things than tensors, and nothing in it was run",
     ),
     "missing": (_missing, "NOT_FOUND", "there is no"),
-    "unknown architecture": (_unknown_type, "INVALID_ARGUMENT", "cannot be loaded on"),
+    "unknown architecture": (_unknown_type, "INVALID_ARGUMENT", "is not known to the installed transformers"),
 }
 """What is done to a good checkpoint, and the refusal."""
 

@@ -152,7 +152,7 @@ def test_an_admin_loads_model_folders_and_nothing_else(box: Box) -> None:
         str(box.scratch / "secret.txt"): "is a file",
         "../" * 12 + "etc": "no config.json",
         str(odd): "not valid JSON",
-        "/nonexistent/\0": "no folder",
+        "/nonexistent/\0": "no file or folder",
     }
 
     def load(item: tuple[str, str]) -> None:
