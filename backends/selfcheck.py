@@ -70,7 +70,7 @@ def prove_sites(backend: Backend) -> None:
     derived = backend.derived
     proof = prove(backend, blocks_of(family, info) if derived is None else derived.blocks)
     told = f"the table of {family.name}" if derived is None else "sites derived from one forward"
-    told += f"; {proof.checks} checks at {proof.layers} layers"
+    told += f"; {proof.checks} checks at {proof.layers} of {info.n_layers} layers"
     told += f", errors up to {proof.worst:.1e}, in {time.perf_counter() - start_s:.1f} s"
     if proof.parts:
         backend.keep_whole()

@@ -54,7 +54,7 @@ class SiteInfo:
 class ModelInfo:
     """What `Describe` says of a loaded model; `print` shows it as a table.
 
-    Sites are tried at load at one layer of each kind and at the last (`proof`): layers of a kind have the same modules and
+    Sites are tried at load at one layer of each kind and, where there is time, at the last (`proof`): layers of a kind have the same modules and
     sizes, so they run the same code with other weights. What is not offered is in `refused`, with the reason; `batching`
     says why generations take turns, `tower`, `origin`, `quantization` and `placement` what is special about the weights.
     """

@@ -18,7 +18,7 @@ from .trace import TOLERANCES, traced
 
 __all__ = ["Found", "Head", "anatomy_of", "head_of"]
 
-PROBE_ROWS = 12
+PROBE_ROWS, HEAD_ROWS = 12, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Head:
 
 def head_of(model: Any, body: Any, attention: Attention, config: Any) -> Head | None:
     """The head whose logits of the body's rows are the model's own, capped or scaled; None where there is none."""
-    ids = mx.arange(1, PROBE_ROWS)[None]
+    ids = mx.arange(1, HEAD_ROWS)[None]
     attention.begin(set())
     rows, wanted = (call(ids, cache=run_caches(model, attention.layers)) for call in (body, model))
     for module in _heads(model):

@@ -221,7 +221,7 @@ ROWS = [kind for family in FAMILIES for kind in family.model_types]
 def test_tables_written_by_hand_are_tried_at_load_too(kind: str, library: str, tmp_path: Path) -> None:
     backend = whole(library, tiny_checkpoint(kind, tmp_path))
     assert backend.info.proof.startswith("the table of ")
-    assert " checks at 2 layers" in backend.info.proof
+    assert " checks at " in backend.info.proof
     assert backend.info.refused == {}
     backend.close()
 

@@ -60,7 +60,7 @@ def test_the_default_model_is_found_again(library: str, dtype: str) -> None:
     assert backend.derived is not None
     assert backend.derived.family.taps == row.taps
     assert backend.info.generate
-    assert "checks at 2 layers" in backend.info.proof
+    assert " checks at " in backend.info.proof
     assert backend.info.refused == {}
     backend.close()
 
