@@ -9,6 +9,7 @@ from .metrics import MAX_TARGETS, Target, WeightedSum
 from .model import Input, named_inputs
 from .sites import Site
 from .spec import Plan
+from .variants.use import VariantUse, checked_uses
 
 __all__ = ["RULES", "GradientsRequest", "IntegratedPath"]
 
@@ -55,8 +56,11 @@ class GradientsRequest:
     direct: bool = False
     """Block gradients at the input of every MLP but the target's own: what is left is the direct effect."""
     path: IntegratedPath | None = None
+    variants: tuple[VariantUse, ...] = ()
+    """Of every input that names none itself; gradients flow through their deltas as through constants."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "variants", checked_uses(self.variants, "the request"))
         object.__setattr__(self, "inputs", named_inputs(self.inputs))
         object.__setattr__(self, "targets", tuple(self.targets))
         object.__setattr__(self, "rules", tuple(self.rules))

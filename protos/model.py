@@ -12,6 +12,7 @@ from .model_info import LayerWidths, ModelInfo, SiteInfo
 from .spec import Plan
 from .tensors import Tensor
 from .tokens import EndToken, TokenLogprob
+from .variants.use import UsedVariant, VariantUse, checked_uses
 
 __all__ = [
     "ONLY_TEXT",
@@ -72,6 +73,8 @@ class Input:
     """Generate: run as a source of patches only; nothing is generated from it and it gets no `Finished`."""
     prompt_length: int | None = None
     """Run: how many of the tokens count as prompt; None: all. Lets a run repeat a generation."""
+    variants: tuple[VariantUse, ...] | None = None
+    """None: the request's; given: these instead; empty: the base."""
 
     def __post_init__(self) -> None:
         for name in ("messages", "token_ids"):
@@ -88,6 +91,8 @@ class Input:
             raise InvalidArgument(f"input {self.name!r}: token_ids must be integers of 0 or more")
         if self.prompt_length is not None and self.prompt_length < 1:
             raise InvalidArgument(f"input {self.name!r}: prompt_length must be 1 or more, got {self.prompt_length}")
+        if self.variants is not None:
+            object.__setattr__(self, "variants", checked_uses(self.variants, f"input {self.name!r}"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +145,12 @@ class GenerateRequest:
     plan: Plan = Plan()
     sampling: Sampling = Sampling()
     session: str = ""  # id of a live session; its hooks apply before the plan's own, which see what it edits
+    variants: tuple[VariantUse, ...] = ()
+    """Of every input that names none itself, behind those of the session."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inputs", named_inputs(self.inputs))
+        object.__setattr__(self, "variants", checked_uses(self.variants, "the request"))
         if all(item.source_only for item in self.inputs):
             raise InvalidArgument("every input is source_only, so nothing would be generated; leave it off one")
 
@@ -154,9 +162,12 @@ class RunRequest:
     inputs: tuple[Input, ...]
     model: str = ""
     plan: Plan = Plan()
+    variants: tuple[VariantUse, ...] = ()
+    """Of every input that names none itself."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inputs", named_inputs(self.inputs))
+        object.__setattr__(self, "variants", checked_uses(self.variants, "the request"))
         if all(item.source_only for item in self.inputs):
             raise InvalidArgument("every input is source_only, so nothing would be answered; leave it off one")
 
@@ -216,6 +227,7 @@ class Started:
     inputs: tuple[InputStarted, ...]
     revision: int = 0  # of the session's plan; 0 without one
     n_layers: int = 0  # so that layers counted from the end can be read; 0: not told
+    variants: tuple[UsedVariant, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +237,7 @@ class Revised:
     input: str
     revision: int
     hooks: tuple[ResolvedHook, ...]
+    variants: tuple[UsedVariant, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,6 +310,8 @@ class StoredCapture:
     model: str = ""
     created_s: float = 0.0  # Unix time
     expires_s: float = 0.0  # Unix time; deleted then
+    variants: tuple[str, ...] = ()
+    """Hashes of those that it was made with."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from itertools import zip_longest
 from .sites import ATTENTION_SITES, Site, SitePattern
 from .tokens import EndToken
 
-__all__ = ["LayerWidths", "ModelInfo", "SiteInfo"]
+__all__ = ["LayerWidths", "ModelInfo", "SiteInfo", "WeightInfo"]
 
 NAMES_WIDTH, WIDTH = 34, 110
 _HEAD = ("sites", "layers", "axes", "run", "gen", "∂", "edits")
@@ -48,6 +48,21 @@ class SiteInfo:
     def at(self, layer: int | None) -> tuple[int, ...]:
         """Widths of the site in one layer."""
         return next((one.widths for one in self.layer_widths if layer in one.layers), self.widths)
+
+
+@dataclass(frozen=True, slots=True)
+class WeightInfo:
+    """A weight that takes a variant's deltas: [d_in] to [d_out]."""
+
+    name: str
+    """w_q.3, w_gate.3, w_down.3, … one a layer; w_embed, w_unembed."""
+    path: str
+    """Of its module on this backend; several names may share one, as parts of what it gives."""
+    d_in: int
+    d_out: int
+    bias: bool = False
+    """Whether the weight has one; deltas may bring one in any case."""
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -109,6 +124,8 @@ class ModelInfo:
 
     placement: str = ""
     """Which layers are on which device, and which wait in main memory; empty where all are on one."""
+    weights: tuple[WeightInfo, ...] = ()
+    """That variants may change."""
 
     def site(self, name: str) -> SiteInfo | None:
         """The entry for a kind of site, or None when this model does not offer it."""

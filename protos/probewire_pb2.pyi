@@ -389,7 +389,7 @@ class LayerWidths(_message.Message):
     def __init__(self, layers: _Optional[_Iterable[int]] = ..., widths: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("id", "family", "architecture", "backend", "device", "dtype", "attention", "model_hash", "n_layers", "d_model", "n_heads", "n_kv_heads", "d_head", "d_mlp", "vocab_size", "n_experts", "context_length", "generate", "generate_note", "chat_template", "n_slots", "sites", "versions", "rules", "ends", "context_note", "proof", "refused", "batching", "quantization", "tower", "origin", "placement")
+    __slots__ = ("id", "family", "architecture", "backend", "device", "dtype", "attention", "model_hash", "n_layers", "d_model", "n_heads", "n_kv_heads", "d_head", "d_mlp", "vocab_size", "n_experts", "context_length", "generate", "generate_note", "chat_template", "n_slots", "sites", "versions", "rules", "ends", "context_note", "proof", "refused", "batching", "quantization", "tower", "origin", "placement", "weights")
     class VersionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -437,6 +437,7 @@ class ModelInfo(_message.Message):
     TOWER_FIELD_NUMBER: _ClassVar[int]
     ORIGIN_FIELD_NUMBER: _ClassVar[int]
     PLACEMENT_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     id: str
     family: str
     architecture: str
@@ -470,7 +471,8 @@ class ModelInfo(_message.Message):
     tower: str
     origin: str
     placement: str
-    def __init__(self, id: _Optional[str] = ..., family: _Optional[str] = ..., architecture: _Optional[str] = ..., backend: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., attention: _Optional[str] = ..., model_hash: _Optional[str] = ..., n_layers: _Optional[int] = ..., d_model: _Optional[int] = ..., n_heads: _Optional[int] = ..., n_kv_heads: _Optional[int] = ..., d_head: _Optional[int] = ..., d_mlp: _Optional[int] = ..., vocab_size: _Optional[int] = ..., n_experts: _Optional[int] = ..., context_length: _Optional[int] = ..., generate: _Optional[bool] = ..., generate_note: _Optional[str] = ..., chat_template: _Optional[bool] = ..., n_slots: _Optional[int] = ..., sites: _Optional[_Iterable[_Union[SiteInfo, _Mapping]]] = ..., versions: _Optional[_Mapping[str, str]] = ..., rules: _Optional[_Iterable[str]] = ..., ends: _Optional[_Iterable[_Union[EndToken, _Mapping]]] = ..., context_note: _Optional[str] = ..., proof: _Optional[str] = ..., refused: _Optional[_Mapping[str, str]] = ..., batching: _Optional[str] = ..., quantization: _Optional[str] = ..., tower: _Optional[str] = ..., origin: _Optional[str] = ..., placement: _Optional[str] = ...) -> None: ...
+    weights: _containers.RepeatedCompositeFieldContainer[WeightInfo]
+    def __init__(self, id: _Optional[str] = ..., family: _Optional[str] = ..., architecture: _Optional[str] = ..., backend: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., attention: _Optional[str] = ..., model_hash: _Optional[str] = ..., n_layers: _Optional[int] = ..., d_model: _Optional[int] = ..., n_heads: _Optional[int] = ..., n_kv_heads: _Optional[int] = ..., d_head: _Optional[int] = ..., d_mlp: _Optional[int] = ..., vocab_size: _Optional[int] = ..., n_experts: _Optional[int] = ..., context_length: _Optional[int] = ..., generate: _Optional[bool] = ..., generate_note: _Optional[str] = ..., chat_template: _Optional[bool] = ..., n_slots: _Optional[int] = ..., sites: _Optional[_Iterable[_Union[SiteInfo, _Mapping]]] = ..., versions: _Optional[_Mapping[str, str]] = ..., rules: _Optional[_Iterable[str]] = ..., ends: _Optional[_Iterable[_Union[EndToken, _Mapping]]] = ..., context_note: _Optional[str] = ..., proof: _Optional[str] = ..., refused: _Optional[_Mapping[str, str]] = ..., batching: _Optional[str] = ..., quantization: _Optional[str] = ..., tower: _Optional[str] = ..., origin: _Optional[str] = ..., placement: _Optional[str] = ..., weights: _Optional[_Iterable[_Union[WeightInfo, _Mapping]]] = ...) -> None: ...
 
 class EndToken(_message.Message):
     __slots__ = ("id", "text")
@@ -578,21 +580,71 @@ class Message(_message.Message):
     content: str
     def __init__(self, role: _Optional[str] = ..., content: _Optional[str] = ...) -> None: ...
 
+class VariantUse(_message.Message):
+    __slots__ = ("name", "scale", "where")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
+    WHERE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    scale: float
+    where: Where
+    def __init__(self, name: _Optional[str] = ..., scale: _Optional[float] = ..., where: _Optional[_Union[Where, _Mapping]] = ...) -> None: ...
+
+class VariantUses(_message.Message):
+    __slots__ = ("values",)
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    values: _containers.RepeatedCompositeFieldContainer[VariantUse]
+    def __init__(self, values: _Optional[_Iterable[_Union[VariantUse, _Mapping]]] = ...) -> None: ...
+
+class UsedVariant(_message.Message):
+    __slots__ = ("name", "version", "hash", "owner", "scale", "inputs")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    HASH_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: int
+    hash: str
+    owner: str
+    scale: float
+    inputs: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., hash: _Optional[str] = ..., owner: _Optional[str] = ..., scale: _Optional[float] = ..., inputs: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class WeightInfo(_message.Message):
+    __slots__ = ("name", "path", "d_in", "d_out", "bias", "note")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    D_IN_FIELD_NUMBER: _ClassVar[int]
+    D_OUT_FIELD_NUMBER: _ClassVar[int]
+    BIAS_FIELD_NUMBER: _ClassVar[int]
+    NOTE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    path: str
+    d_in: int
+    d_out: int
+    bias: bool
+    note: str
+    def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., d_in: _Optional[int] = ..., d_out: _Optional[int] = ..., bias: _Optional[bool] = ..., note: _Optional[str] = ...) -> None: ...
+
 class Input(_message.Message):
-    __slots__ = ("name", "text", "messages", "token_ids", "source_only", "prompt_length")
+    __slots__ = ("name", "text", "messages", "token_ids", "source_only", "prompt_length", "variants")
     NAME_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     SOURCE_ONLY_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    VARIANTS_FIELD_NUMBER: _ClassVar[int]
     name: str
     text: str
     messages: Messages
     token_ids: Indices
     source_only: bool
     prompt_length: int
-    def __init__(self, name: _Optional[str] = ..., text: _Optional[str] = ..., messages: _Optional[_Union[Messages, _Mapping]] = ..., token_ids: _Optional[_Union[Indices, _Mapping]] = ..., source_only: _Optional[bool] = ..., prompt_length: _Optional[int] = ...) -> None: ...
+    variants: VariantUses
+    def __init__(self, name: _Optional[str] = ..., text: _Optional[str] = ..., messages: _Optional[_Union[Messages, _Mapping]] = ..., token_ids: _Optional[_Union[Indices, _Mapping]] = ..., source_only: _Optional[bool] = ..., prompt_length: _Optional[int] = ..., variants: _Optional[_Union[VariantUses, _Mapping]] = ...) -> None: ...
 
 class Sampling(_message.Message):
     __slots__ = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "stop", "logprobs", "ignore_eos")
@@ -615,28 +667,32 @@ class Sampling(_message.Message):
     def __init__(self, max_new_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., logprobs: _Optional[int] = ..., ignore_eos: _Optional[bool] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("model", "inputs", "plan", "sampling", "session")
+    __slots__ = ("model", "inputs", "plan", "sampling", "session", "variants")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
+    VARIANTS_FIELD_NUMBER: _ClassVar[int]
     model: str
     inputs: _containers.RepeatedCompositeFieldContainer[Input]
     plan: Plan
     sampling: Sampling
     session: str
-    def __init__(self, model: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., session: _Optional[str] = ...) -> None: ...
+    variants: _containers.RepeatedCompositeFieldContainer[VariantUse]
+    def __init__(self, model: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., session: _Optional[str] = ..., variants: _Optional[_Iterable[_Union[VariantUse, _Mapping]]] = ...) -> None: ...
 
 class RunRequest(_message.Message):
-    __slots__ = ("model", "inputs", "plan")
+    __slots__ = ("model", "inputs", "plan", "variants")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
+    VARIANTS_FIELD_NUMBER: _ClassVar[int]
     model: str
     inputs: _containers.RepeatedCompositeFieldContainer[Input]
     plan: Plan
-    def __init__(self, model: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ...) -> None: ...
+    variants: _containers.RepeatedCompositeFieldContainer[VariantUse]
+    def __init__(self, model: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., variants: _Optional[_Iterable[_Union[VariantUse, _Mapping]]] = ...) -> None: ...
 
 class Metric(_message.Message):
     __slots__ = ("logit", "logit_difference", "top_logits", "log_prob", "kl", "coordinate", "weighted_sum")
@@ -749,7 +805,7 @@ class IntegratedPath(_message.Message):
     def __init__(self, source: _Optional[str] = ..., steps: _Optional[int] = ..., site: _Optional[str] = ...) -> None: ...
 
 class GradientsRequest(_message.Message):
-    __slots__ = ("model", "inputs", "targets", "plan", "rules", "direct", "path")
+    __slots__ = ("model", "inputs", "targets", "plan", "rules", "direct", "path", "variants")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     TARGETS_FIELD_NUMBER: _ClassVar[int]
@@ -757,6 +813,7 @@ class GradientsRequest(_message.Message):
     RULES_FIELD_NUMBER: _ClassVar[int]
     DIRECT_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
+    VARIANTS_FIELD_NUMBER: _ClassVar[int]
     model: str
     inputs: _containers.RepeatedCompositeFieldContainer[Input]
     targets: _containers.RepeatedCompositeFieldContainer[Target]
@@ -764,23 +821,26 @@ class GradientsRequest(_message.Message):
     rules: _containers.RepeatedScalarFieldContainer[str]
     direct: bool
     path: IntegratedPath
-    def __init__(self, model: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., rules: _Optional[_Iterable[str]] = ..., direct: _Optional[bool] = ..., path: _Optional[_Union[IntegratedPath, _Mapping]] = ...) -> None: ...
+    variants: _containers.RepeatedCompositeFieldContainer[VariantUse]
+    def __init__(self, model: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., rules: _Optional[_Iterable[str]] = ..., direct: _Optional[bool] = ..., path: _Optional[_Union[IntegratedPath, _Mapping]] = ..., variants: _Optional[_Iterable[_Union[VariantUse, _Mapping]]] = ...) -> None: ...
 
 class SweepRequest(_message.Message):
-    __slots__ = ("model", "inputs", "targets", "plans", "base", "share")
+    __slots__ = ("model", "inputs", "targets", "plans", "base", "share", "variants")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     TARGETS_FIELD_NUMBER: _ClassVar[int]
     PLANS_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
     SHARE_FIELD_NUMBER: _ClassVar[int]
+    VARIANTS_FIELD_NUMBER: _ClassVar[int]
     model: str
     inputs: _containers.RepeatedCompositeFieldContainer[Input]
     targets: _containers.RepeatedCompositeFieldContainer[Target]
     plans: _containers.RepeatedCompositeFieldContainer[Plan]
     base: Plan
     share: bool
-    def __init__(self, model: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., plans: _Optional[_Iterable[_Union[Plan, _Mapping]]] = ..., base: _Optional[_Union[Plan, _Mapping]] = ..., share: _Optional[bool] = ...) -> None: ...
+    variants: _containers.RepeatedCompositeFieldContainer[VariantUse]
+    def __init__(self, model: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., plans: _Optional[_Iterable[_Union[Plan, _Mapping]]] = ..., base: _Optional[_Union[Plan, _Mapping]] = ..., share: _Optional[bool] = ..., variants: _Optional[_Iterable[_Union[VariantUse, _Mapping]]] = ...) -> None: ...
 
 class Measured(_message.Message):
     __slots__ = ("input", "plans", "values")
@@ -815,7 +875,7 @@ class Event(_message.Message):
     def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., tensor_frame: _Optional[_Union[TensorFrame, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., revised: _Optional[_Union[Revised, _Mapping]] = ..., measured: _Optional[_Union[Measured, _Mapping]] = ...) -> None: ...
 
 class Started(_message.Message):
-    __slots__ = ("request_id", "model", "model_hash", "backend", "device", "dtype", "attention", "versions", "hooks", "inputs", "revision", "n_layers")
+    __slots__ = ("request_id", "model", "model_hash", "backend", "device", "dtype", "attention", "versions", "hooks", "inputs", "revision", "n_layers", "variants")
     class VersionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -835,6 +895,7 @@ class Started(_message.Message):
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     N_LAYERS_FIELD_NUMBER: _ClassVar[int]
+    VARIANTS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     model_hash: str
@@ -847,17 +908,20 @@ class Started(_message.Message):
     inputs: _containers.RepeatedCompositeFieldContainer[InputStarted]
     revision: int
     n_layers: int
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., model_hash: _Optional[str] = ..., backend: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., attention: _Optional[str] = ..., versions: _Optional[_Mapping[str, str]] = ..., hooks: _Optional[_Iterable[_Union[ResolvedHook, _Mapping]]] = ..., inputs: _Optional[_Iterable[_Union[InputStarted, _Mapping]]] = ..., revision: _Optional[int] = ..., n_layers: _Optional[int] = ...) -> None: ...
+    variants: _containers.RepeatedCompositeFieldContainer[UsedVariant]
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., model_hash: _Optional[str] = ..., backend: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., attention: _Optional[str] = ..., versions: _Optional[_Mapping[str, str]] = ..., hooks: _Optional[_Iterable[_Union[ResolvedHook, _Mapping]]] = ..., inputs: _Optional[_Iterable[_Union[InputStarted, _Mapping]]] = ..., revision: _Optional[int] = ..., n_layers: _Optional[int] = ..., variants: _Optional[_Iterable[_Union[UsedVariant, _Mapping]]] = ...) -> None: ...
 
 class Revised(_message.Message):
-    __slots__ = ("input", "revision", "hooks")
+    __slots__ = ("input", "revision", "hooks", "variants")
     INPUT_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     HOOKS_FIELD_NUMBER: _ClassVar[int]
+    VARIANTS_FIELD_NUMBER: _ClassVar[int]
     input: str
     revision: int
     hooks: _containers.RepeatedCompositeFieldContainer[ResolvedHook]
-    def __init__(self, input: _Optional[str] = ..., revision: _Optional[int] = ..., hooks: _Optional[_Iterable[_Union[ResolvedHook, _Mapping]]] = ...) -> None: ...
+    variants: _containers.RepeatedCompositeFieldContainer[UsedVariant]
+    def __init__(self, input: _Optional[str] = ..., revision: _Optional[int] = ..., hooks: _Optional[_Iterable[_Union[ResolvedHook, _Mapping]]] = ..., variants: _Optional[_Iterable[_Union[UsedVariant, _Mapping]]] = ...) -> None: ...
 
 class ResolvedHook(_message.Message):
     __slots__ = ("hook", "id", "sites", "saes")
@@ -971,7 +1035,7 @@ class Timings(_message.Message):
     def __init__(self, queued_s: _Optional[float] = ..., first_token_s: _Optional[float] = ..., total_s: _Optional[float] = ...) -> None: ...
 
 class StoredCapture(_message.Message):
-    __slots__ = ("id", "site", "input", "positions", "dtype", "shape", "model", "created_s", "expires_s")
+    __slots__ = ("id", "site", "input", "positions", "dtype", "shape", "model", "created_s", "expires_s", "variants")
     ID_FIELD_NUMBER: _ClassVar[int]
     SITE_FIELD_NUMBER: _ClassVar[int]
     INPUT_FIELD_NUMBER: _ClassVar[int]
@@ -981,6 +1045,7 @@ class StoredCapture(_message.Message):
     MODEL_FIELD_NUMBER: _ClassVar[int]
     CREATED_S_FIELD_NUMBER: _ClassVar[int]
     EXPIRES_S_FIELD_NUMBER: _ClassVar[int]
+    VARIANTS_FIELD_NUMBER: _ClassVar[int]
     id: str
     site: str
     input: str
@@ -990,7 +1055,8 @@ class StoredCapture(_message.Message):
     model: str
     created_s: float
     expires_s: float
-    def __init__(self, id: _Optional[str] = ..., site: _Optional[str] = ..., input: _Optional[str] = ..., positions: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., model: _Optional[str] = ..., created_s: _Optional[float] = ..., expires_s: _Optional[float] = ...) -> None: ...
+    variants: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, id: _Optional[str] = ..., site: _Optional[str] = ..., input: _Optional[str] = ..., positions: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., model: _Optional[str] = ..., created_s: _Optional[float] = ..., expires_s: _Optional[float] = ..., variants: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Finished(_message.Message):
     __slots__ = ("input", "reason", "usage", "timings", "stored")
@@ -1021,7 +1087,7 @@ class CaptureList(_message.Message):
     def __init__(self, captures: _Optional[_Iterable[_Union[StoredCapture, _Mapping]]] = ...) -> None: ...
 
 class Session(_message.Message):
-    __slots__ = ("id", "name", "model", "plan", "revision", "created_s", "updated_s")
+    __slots__ = ("id", "name", "model", "plan", "revision", "created_s", "updated_s", "variants")
     ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -1029,6 +1095,7 @@ class Session(_message.Message):
     REVISION_FIELD_NUMBER: _ClassVar[int]
     CREATED_S_FIELD_NUMBER: _ClassVar[int]
     UPDATED_S_FIELD_NUMBER: _ClassVar[int]
+    VARIANTS_FIELD_NUMBER: _ClassVar[int]
     id: str
     name: str
     model: str
@@ -1036,27 +1103,32 @@ class Session(_message.Message):
     revision: int
     created_s: float
     updated_s: float
-    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., model: _Optional[str] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., revision: _Optional[int] = ..., created_s: _Optional[float] = ..., updated_s: _Optional[float] = ...) -> None: ...
+    variants: _containers.RepeatedCompositeFieldContainer[VariantUse]
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., model: _Optional[str] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., revision: _Optional[int] = ..., created_s: _Optional[float] = ..., updated_s: _Optional[float] = ..., variants: _Optional[_Iterable[_Union[VariantUse, _Mapping]]] = ...) -> None: ...
 
 class CreateSessionRequest(_message.Message):
-    __slots__ = ("plan", "model", "name")
+    __slots__ = ("plan", "model", "name", "variants")
     PLAN_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
+    VARIANTS_FIELD_NUMBER: _ClassVar[int]
     plan: Plan
     model: str
     name: str
-    def __init__(self, plan: _Optional[_Union[Plan, _Mapping]] = ..., model: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
+    variants: _containers.RepeatedCompositeFieldContainer[VariantUse]
+    def __init__(self, plan: _Optional[_Union[Plan, _Mapping]] = ..., model: _Optional[str] = ..., name: _Optional[str] = ..., variants: _Optional[_Iterable[_Union[VariantUse, _Mapping]]] = ...) -> None: ...
 
 class UpdateSessionRequest(_message.Message):
-    __slots__ = ("id", "plan", "revision")
+    __slots__ = ("id", "plan", "revision", "variants")
     ID_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
+    VARIANTS_FIELD_NUMBER: _ClassVar[int]
     id: str
     plan: Plan
     revision: int
-    def __init__(self, id: _Optional[str] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., revision: _Optional[int] = ...) -> None: ...
+    variants: VariantUses
+    def __init__(self, id: _Optional[str] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., revision: _Optional[int] = ..., variants: _Optional[_Union[VariantUses, _Mapping]] = ...) -> None: ...
 
 class SessionRequest(_message.Message):
     __slots__ = ("id",)

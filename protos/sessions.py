@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from .errors import InvalidArgument
 from .spec import Plan
+from .variants.use import VariantUse, checked_uses
 
 __all__ = ["CreateSessionRequest", "Session", "UpdateSessionRequest"]
 
@@ -27,6 +28,8 @@ class Session:
     """Unix time."""
     updated_s: float = 0.0
     """Unix time."""
+    variants: tuple[VariantUse, ...] = ()
+    """What generations bound to it run with, before the request's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +40,10 @@ class CreateSessionRequest:
     model: str = ""
     """Empty: the only model loaded."""
     name: str = ""
+    variants: tuple[VariantUse, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "variants", checked_uses(self.variants, "the session"))
         if len(self.name) > MAX_NAME or not self.name.isprintable():
             raise InvalidArgument(
                 f"a session's name has at most {MAX_NAME} printable characters, got {self.name[:220]!r}"
@@ -53,3 +58,9 @@ class UpdateSessionRequest:
     plan: Plan = Plan()
     revision: int | None = None
     """The revision that this update was made from; it is refused when another came in between. None: whatever it is."""
+    variants: tuple[VariantUse, ...] | None = None
+    """None: as they are. Deltas act from the next step on; keys and values of earlier tokens stay what they were."""
+
+    def __post_init__(self) -> None:
+        if self.variants is not None:
+            object.__setattr__(self, "variants", checked_uses(self.variants, "the session"))

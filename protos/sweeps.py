@@ -9,6 +9,7 @@ from .gradients import check_targets, targets_of
 from .metrics import Target
 from .model import Input, named_inputs
 from .spec import Plan
+from .variants.use import VariantUse, checked_uses
 
 __all__ = ["MAX_PLANS", "SweepRequest"]
 
@@ -29,8 +30,11 @@ class SweepRequest:
     base: Plan = Plan()
     share: bool = True
     """Reuse what no edit can change: layers before the first edited one, keys and values of positions before it."""
+    variants: tuple[VariantUse, ...] = ()
+    """Of every input that names none itself, under every plan; plans name none."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "variants", checked_uses(self.variants, "the sweep"))
         object.__setattr__(self, "inputs", named_inputs(self.inputs))
         for name in ("targets", "plans"):
             object.__setattr__(self, name, tuple(getattr(self, name)))

@@ -279,6 +279,9 @@ def from_json(cls: type[T], data: Any, path: str = "") -> T:
     """The value of JSON data. Raises InvalidArgument for unknown keys, missing ones, and wrong types, naming the path."""
     if cls is Tensor:
         return _tensor_from_json(data, path)  # pyright: ignore[reportReturnType] - T is Tensor here
+    short = getattr(cls, "short", None)
+    if short is not None and isinstance(data, str):
+        return short(data)
     fields = {field.name: (field, shape) for field, shape in _fields(cls)}
     given = {} if isinstance(data, str) and not fields else _object(data)
     if given is None:
@@ -304,6 +307,8 @@ def _value_from_json(data: Any, shape: _Shape, path: str) -> Any:
     if shape.many:
         if isinstance(data, str) and shape.type is str:
             return (data,)
+        if isinstance(data, str) and hasattr(shape.type, "short"):
+            return (shape.type.short(data),)
         if not isinstance(data, list):
             raise InvalidArgument(f"{path} must be a list, got {_brief(data)}")
         one = dataclasses.replace(shape, many=False)

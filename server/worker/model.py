@@ -13,7 +13,7 @@ from ...backends.hooks.base import Backend
 from ...backends.model.tokenizer import Tokenizer, read_codec
 from ...backends.saes import UserAssets
 from ...protos.activity import WorkerStatus
-from ...protos.errors import InvalidArgument, NotFound, ProbewireError
+from ...protos.errors import InvalidArgument, NotFound, ProbewireError, Unsupported
 from ...protos.gradients import GradientsRequest
 from ...protos.loading import HealthReport
 from ...protos.model import Input, ModelInfo, RunRequest, Tokenized, TokenizeRequest
@@ -100,6 +100,8 @@ class LocalModel:
     def submit(self, request: InferenceRequest, sink: Any, caller: Caller) -> ActiveRequest:
         """Check a request and queue it. Raises before anything runs."""
         self.check_model(request.model)
+        if request.variants or any(item.variants for item in request.inputs):
+            raise Unsupported("this server runs no variants yet; leave them out")
         prepared = self._prepare(request, caller)
         owner = caller.user
         reservation = self.store.reserve(owner.name, prepared.store_bytes, owner.limits.store_bytes)

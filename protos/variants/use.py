@@ -1,0 +1,73 @@
+"""How a request names the variants that its inputs run with, and what an answer says of them."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from ..errors import InvalidArgument
+from ..spec import Where
+
+__all__ = ["MAX_USES", "UsedVariant", "VariantUse", "checked_uses"]
+
+MAX_USES = 8
+"""Variants of one input."""
+MAX_SCALE = 1e6
+_NAMED = re.compile(r"(?:[A-Za-z0-9._-]{1,200}/)?[A-Za-z0-9._-]{1,64}(?:@[0-9]{1,9})?|sha256:[0-9a-f]{12,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class VariantUse:
+    """A variant as a request asks for it: by name (its latest version), name@version, owner/name, or sha256:<12+ hex>."""
+
+    name: str
+    scale: float = 1.0
+    """Times its deltas and what its hooks change; 0 is the base, −1 the reverse."""
+    where: Where = Where()
+    """Token rows at which it acts: positions, spans, phase and token_ids. Default: all."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not _NAMED.fullmatch(self.name):  # pyright: ignore[reportUnnecessaryIsInstance] - what callers may send
+            raise InvalidArgument(
+                f"a variant is named by 1 to 64 letters, digits and . _ -, behind them @version where one is meant, before "
+                f"them owner/ for another's; or by sha256: and 12 or more hex digits; got {str(self.name)[:80]!r}"
+            )
+        number = isinstance(self.scale, (int, float)) and not isinstance(self.scale, bool)  # pyright: ignore[reportUnnecessaryIsInstance] - what callers may send
+        if not number or not math.isfinite(self.scale) or abs(self.scale) > MAX_SCALE:
+            raise InvalidArgument(
+                f"variant {self.name}: scale must be a number in ±{MAX_SCALE:,.0f}, got {self.scale!r}"
+            )
+        if self.where.when is not None:
+            raise InvalidArgument(
+                f"variant {self.name}: a use cannot have a condition (when); give it positions, spans, phase or token_ids, or "
+                "put the condition on the hooks of the variant's plan"
+            )
+
+    @classmethod
+    def short(cls, text: str) -> VariantUse:
+        """As JSON may write one that has a name alone."""
+        return cls(text)
+
+
+@dataclass(frozen=True, slots=True)
+class UsedVariant:
+    """A variant that inputs of a request run with: which content the name stood for."""
+
+    name: str
+    version: int
+    hash: str
+    """SHA-256 of its content, base included: a name may change hands."""
+    owner: str
+    scale: float
+    inputs: tuple[str, ...]
+
+
+def checked_uses(uses: tuple[VariantUse, ...], what: str) -> tuple[VariantUse, ...]:
+    """As a tuple. Raises InvalidArgument for too many."""
+    uses = tuple(uses)
+    if len(uses) > MAX_USES:
+        raise InvalidArgument(
+            f"{what} names {len(uses)} variants; at most {MAX_USES} apply together: compose some of them into one"
+        )
+    return uses
