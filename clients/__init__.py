@@ -50,6 +50,9 @@ from ..protos.spec import (
     Where,
 )
 from ..protos.tensors import Tensor
+from ..protos.variants.delta import Delta
+from ..protos.variants.manifest import Base, Manifest
+from ..protos.variants.variant import Variant
 from .async_client import AsyncClient
 from .async_session import AsyncLiveSession
 from .async_stream import AsyncStream
@@ -74,6 +77,7 @@ __all__ = [
     "AsyncClient",
     "AsyncLiveSession",
     "AsyncStream",
+    "Base",
     "Cancelled",
     "Capture",
     "Captures",
@@ -83,6 +87,7 @@ __all__ = [
     "Constant",
     "Coordinate",
     "DeadlineExceeded",
+    "Delta",
     "FailedPrecondition",
     "FromInput",
     "Gather",
@@ -105,6 +110,7 @@ __all__ = [
     "Logit",
     "LogitDifference",
     "LowRank",
+    "Manifest",
     "Mean",
     "Message",
     "ModelInfo",
@@ -139,6 +145,7 @@ __all__ = [
     "Unauthenticated",
     "Unavailable",
     "Unsupported",
+    "Variant",
     "WeightedSum",
     "Where",
     "Zeros",
