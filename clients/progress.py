@@ -19,7 +19,7 @@ class Bar(Protocol):
 
 @contextmanager
 def progress_bar(
-    label: str, unit: Literal["bytes", "tokens", "plans", "prompts"], *, show: bool = True
+    label: str, unit: Literal["bytes", "tokens", "plans", "prompts", "steps"], *, show: bool = True
 ) -> Generator[Bar]:
     """A bar that is drawn only in a terminal or a notebook, and is gone when the work is done."""
     from rich.console import Console

@@ -36,17 +36,24 @@ STARTS = {"server/worker/main.py": "server/api"}
 HOMES: dict[str, tuple[str, ...]] = {
     "mlx": ("backends/mlx",),
     "mlx_lm": ("backends/mlx",),
-    "torch": ("backends/torch", "analysis/sae"),
+    "torch": ("backends/torch", "analysis/sae", "analysis/tuning"),
+    "peft": ("analysis/tuning",),
     # In backends/mlx for AutoConfig alone, which fills in what a config.json leaves to defaults (mlx-lm requires it).
-    "transformers": ("backends/torch", "backends/mlx", "backends/model/tokenizer", "backends/checkpoints"),
+    "transformers": (
+        "backends/torch",
+        "backends/mlx",
+        "backends/model/tokenizer",
+        "backends/checkpoints",
+        "analysis/tuning",
+    ),
     "tokenizers": ("backends/torch", "backends/mlx", "backends/model/tokenizer", "backends/checkpoints"),
 }
-"""Library -> the only folders and files that may import it. analysis/sae trains, and imports it late."""
+"""Library -> the only folders and files that may import it. analysis/sae and analysis/tuning train, and import it late."""
 
-ANY_TRANSFORMERS = ("backends/torch",)
+ANY_TRANSFORMERS = ("backends/torch", "analysis/tuning")
 """Where transformers' models may be imported; elsewhere only its tokenizers and configurations."""
 
-HEAVY = {"mlx", "mlx_lm", "torch", "transformers"}
+HEAVY = {"mlx", "mlx_lm", "peft", "torch", "transformers"}
 
 LIGHT = ("protos", "server", "clients", "analysis", "cli")
 """Folders whose modules load no tensor library when imported (the worker process loads one when it starts)."""

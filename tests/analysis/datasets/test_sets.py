@@ -35,3 +35,15 @@ def test_general_has_64_beginnings_no_two_alike() -> None:
     texts = load_set("general").data["texts"]
     assert len({item["text"] for item in texts}) == 64
     assert min(Counter(item["kind"] for item in texts).values()) >= 8
+
+
+def test_topics_have_halves_that_share_no_question() -> None:
+    data = load_set("topics").data
+    assert {topic: [len(half) for half in data[topic].values()] for topic in data} == {
+        "chess": [24, 24],
+        "other": [24, 24],
+        "sailing": [12, 12],
+    }
+    questions = [question for topic in data.values() for half in topic.values() for question in half]
+    assert len(set(questions)) == len(questions)
+    assert not any("chess" in question.lower() for half in data["other"].values() for question in half)

@@ -1,0 +1,1 @@
+"""Fine-tuning on the client with peft and transformers' Trainer; results are variants. Needs the extra: probewire[tune]."""
