@@ -1,9 +1,11 @@
 """Circuits: finding, scoring and saving them."""
 
 from .ablated import ABLATIONS, Ablated, Ablation, ablated
+from .card import Card, Claim, Edge
 from .circuit import Circuit, Origin
 from .discovery import Dropped, Pruned, acdc_nodes, prune_ranking
-from .edge_circuits import EdgeModel, EdgeSpace, acdc_edges, edge_circuits
+from .edge_circuits import EdgeModel, acdc_edges, edge_circuits
+from .edge_space import EdgeSpace
 from .faithfulness import (
     FRACTIONS,
     Curve,
@@ -32,6 +34,7 @@ from .heads import (
     previous_token,
     repeated_tokens,
 )
+from .joined import AnySpace, JoinedSpace, node_space
 from .space import Mask, Space, Unit, head_space, make_space, neuron_space
 
 __all__ = [
@@ -39,12 +42,17 @@ __all__ = [
     "FRACTIONS",
     "Ablated",
     "Ablation",
+    "AnySpace",
+    "Card",
     "Circuit",
+    "Claim",
     "Curve",
     "Dropped",
+    "Edge",
     "EdgeModel",
     "EdgeSpace",
     "HeadRoles",
+    "JoinedSpace",
     "Mask",
     "Mib",
     "Minimality",
@@ -75,6 +83,7 @@ __all__ = [
     "minimality",
     "name_movers",
     "neuron_space",
+    "node_space",
     "previous_token",
     "prune_ranking",
     "random_control",

@@ -20,6 +20,7 @@ from ...protos.spec import MAX_HOOKS
 from ..ablation.reference import Reference, measure
 from ..attribution.pairs import Pair, make_pairs
 from ..attribution.taylor import patterns
+from .joined import AnySpace, JoinedSpace
 from .space import Mask, Scores, Space
 
 __all__ = ["ABLATIONS", "Ablated", "Ablation", "Judged", "Ranked", "ablated", "ablation_hooks"]
@@ -92,7 +93,7 @@ class Ablated:
 
     client: Client
     pairs: tuple[Pair, ...]
-    space: Space
+    space: AnySpace
     ablation: Ablation
     reference: Reference | None
     model: str
@@ -148,7 +149,7 @@ def ablated(
     clean: Prompts,
     corrupt: Prompts,
     metric: Metric | Sequence[Metric],
-    space: Space,
+    space: AnySpace,
     *,
     ablation: Ablation = "patch",
     reference: Reference | Prompts | None = None,
@@ -181,11 +182,22 @@ def ablated(
     )
 
 
-def ablation_hooks(space: Space, mask: Mask, source: MakeSource | Source) -> list[Hook]:
+def ablation_hooks(space: AnySpace, mask: Mask, source: MakeSource | Source) -> list[Hook]:
     """Hooks that replace every unit outside a mask. Raises InvalidArgument when they are more than a plan may hold.
 
     Positions of a layer that lose the same parts share a hook, and so do layers that lose whole rows.
     """
+    parts = space.split(mask) if isinstance(space, JoinedSpace) else [(space, mask)]
+    hooks = [one for part, kept in parts for one in _hooks_of(part, kept, source)]
+    if len(hooks) > MAX_HOOKS:
+        raise InvalidArgument(
+            f"this circuit needs {len(hooks)} hooks (one for each layer and position that loses other units), and a plan "
+            f"takes {MAX_HOOKS}; use a shorter prompt, fewer sites, or units that are not told apart by position"
+        )
+    return hooks
+
+
+def _hooks_of(space: Space, mask: Mask, source: MakeSource | Source) -> list[Hook]:
     kept = space.cells(mask)
     groups: dict[tuple[tuple[int, ...] | None, Outside], list[str]] = {}
     for index, site in enumerate(space.sites):
@@ -199,11 +211,6 @@ def ablation_hooks(space: Space, mask: Mask, source: MakeSource | Source) -> lis
             hooks += [hook(s, Replace(source(s, positions, outside), **part), **options) for s in sites]
         else:
             hooks += [hook(name, Replace(source, **part), **options) for name in patterns(sites)]
-    if len(hooks) > MAX_HOOKS:
-        raise InvalidArgument(
-            f"this circuit needs {len(hooks)} hooks (one for each layer and position that loses other units), and a plan "
-            f"takes {MAX_HOOKS}; use a shorter prompt, fewer sites, or units that are not told apart by position"
-        )
     return hooks
 
 

@@ -17,6 +17,7 @@ from ...protos.sites import Site
 from .ablated import Ablated
 from .circuit import Circuit, Origin
 from .faithfulness import judge
+from .joined import JoinedSpace
 from .space import Mask, Scores
 
 __all__ = ["Dropped", "Pruned", "acdc_nodes", "prune_ranking"]
@@ -100,6 +101,8 @@ def acdc_nodes(model: Ablated, *, tau: float = 0.01) -> Dropped:
     if not tau > 0:
         raise InvalidArgument(f"tau must be above 0 (nats), got {tau}")
     space = model.space
+    if isinstance(space, JoinedSpace):
+        raise InvalidArgument("ACDC's order is that of one space; take its parts one by one, or prune_ranking")
     kept = np.ones(space.shape, dtype=bool)
     rise = np.zeros(space.size)
     current = float(model.means([kept])[0])

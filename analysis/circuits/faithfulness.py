@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...protos.errors import InvalidArgument
-from .ablated import Ablated, Judged
+from .ablated import Ablated, Judged, Ranked
 from .circuit import Circuit
-from .space import Mask, Scores
+from .edge_space import EdgeSpace
+from .joined import JoinedSpace
+from .space import Mask, Scores, Space
 
 __all__ = [
     "FRACTIONS",
@@ -138,10 +140,22 @@ def random_control(
     if n < 1:
         raise InvalidArgument(f"n must be 1 or more draws, got {n}")
     kept, rng = _mask(model, circuit), np.random.default_rng(seed)
-    rows = kept.reshape(len(kept), -1) if by_site else kept.reshape(1, -1)
-    masks = [rng.permuted(rows, axis=1).reshape(kept.shape) for _ in range(n)]
+    masks = [_drawn(model.space, kept, rng, by_site) for _ in range(n)]
     found = _scaled(model, [kept, *masks])
     return RandomControl(float(found[0]), found[1:])
+
+
+def _drawn(space: Ranked, kept: Mask, rng: np.random.Generator, by_site: bool) -> Mask:
+    """As many units at random, of each site or of all; edges among those there are, of each sender or of all."""
+    flat = kept.ravel()
+    there = space.exists.ravel() if isinstance(space, EdgeSpace) else np.ones(flat.size, dtype=bool)
+    named = isinstance(space, Space | JoinedSpace)
+    groups = space.site_of if named else np.arange(flat.size, dtype=np.int64) // (flat.size // len(kept))
+    drawn = np.zeros(flat.size, dtype=bool)
+    for group in np.unique(groups).tolist() if by_site else (None,):
+        places = np.flatnonzero(there if group is None else there & (groups == group))
+        drawn[rng.choice(places, int(flat[places].sum()), replace=False)] = True
+    return drawn.reshape(kept.shape)
 
 
 def incompleteness(model: Judged, circuit: Circuit | Mask, *, n: int = 20, seed: int = 0) -> float:
@@ -206,6 +220,8 @@ def minimality(
 def _mask(model: Judged, circuit: Circuit | Mask) -> Mask:
     if not isinstance(circuit, Circuit):
         return model.space.checked(circuit)
+    if isinstance(model.space, EdgeSpace):
+        return circuit.edge_mask(model.space)
     if circuit.space != model.space:
         raise InvalidArgument(f"the circuit is of {circuit.space!r}, and this is {model.space!r}")
     return circuit.mask

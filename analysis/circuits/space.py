@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -17,6 +18,7 @@ from ..attribution.grid import expand_sites, n_heads
 __all__ = ["Mask", "Part", "Scores", "Space", "Unit", "head_space", "make_space", "neuron_space"]
 
 Part = Literal["unit", "head"]
+_UNIT = re.compile(r"(?P<site>\S+)(?: #(?P<unit>\d+)| head (?P<head>\d+))?(?: @(?P<position>\d+))?")
 Mask = NDArray[np.bool_]
 """Of a space's shape: what a circuit keeps."""
 Scores = Any
@@ -38,6 +40,17 @@ class Unit:
         object.__setattr__(self, "site", str(Site.parse(self.site)))
         if self.unit is not None and self.head is not None:
             raise InvalidArgument(f"a circuit's unit at {self.site} is one of a head and a coordinate, not both")
+
+    @classmethod
+    def parse(cls, name: str) -> Unit:
+        """What `name` writes. Raises InvalidArgument for anything else."""
+        found = _UNIT.fullmatch(name)
+        if found is None:
+            raise InvalidArgument(
+                f'{name!r} names no unit; write "z.9 head 6", "mlp_act.3 #812" or "mlp_out.4", and " @5" for a position'
+            )
+        numbers = {key: None if found[key] is None else int(found[key]) for key in ("position", "unit", "head")}
+        return cls(found["site"], **numbers)
 
     @property
     def name(self) -> str:
@@ -76,6 +89,11 @@ class Space:
     def size(self) -> int:
         """How many units there are."""
         return int(np.prod(self.shape))
+
+    @property
+    def site_of(self) -> NDArray[np.int64]:
+        """[unit]: index of its site."""
+        return np.repeat(np.arange(len(self.sites)), self.size // len(self.sites))
 
     def cells(self, mask: Mask) -> Mask:
         """A mask as [site, position, part], with axes of length 1 where the space has none."""

@@ -23,7 +23,7 @@ REFERENCE = {
     "clients": ("What a notebook imports", ("probewire.clients",)),
     "analysis": (
         "Analyses",
-        tuple(f"probewire.analysis.{name}" for name in ("tasks", "attribution", "ablation", "circuits", "plots")),
+        tuple(f"probewire.analysis.{name}" for name in ("tasks", "attribution", "ablation", "circuits", "library", "plots")),
     ),
     "saes": ("Sparse autoencoders", ("probewire.analysis.sae",)),
     "contract": (

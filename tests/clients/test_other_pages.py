@@ -42,7 +42,9 @@ def blocks(page: str, *languages: str) -> list[str]:
     return [text for language, text in fenced if language in languages]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/attribution.md", "docs/saes.md", "docs/sharing.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/attribution.md", "docs/circuits.md", "docs/saes.md", "docs/sharing.md"]
+)
 def test_every_block_of_python_runs(
     page: str, box: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
