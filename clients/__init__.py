@@ -2,6 +2,7 @@
 
 from ..protos.edits import (
     Add,
+    Affine,
     Clamp,
     Constant,
     FromInput,
@@ -35,6 +36,8 @@ from ..protos.model import Input, Message, ModelInfo, Sampling
 from ..protos.saes import SaeInfo
 from ..protos.sites import Site
 from ..protos.spec import (
+    AllOf,
+    AnyOf,
     Capture,
     Condition,
     Gather,
@@ -72,7 +75,10 @@ from .stream import Step, Stream
 
 __all__ = [
     "Add",
+    "Affine",
     "Alignment",
+    "AllOf",
+    "AnyOf",
     "Asked",
     "AsyncClient",
     "AsyncLiveSession",

@@ -13,7 +13,7 @@ from .gradients import GradientsRequest
 from .metrics import Coordinate, Target
 from .model import GenerateRequest, RunRequest
 from .sites import Site, SitePattern
-from .spec import Hook, Plan
+from .spec import Condition, Hook, Plan
 from .sweeps import SweepRequest
 
 __all__ = ["plan_at_depth", "request_at_depth"]
@@ -43,10 +43,12 @@ def plan_at_depth(plan: Plan, n_layers: int, where: str = "") -> Plan:
 
 def _hook(where: str, hook: Hook, n_layers: int) -> Hook:
     when = hook.where.when
-    if when is None or not when.site or not SitePattern.parse(when.site).from_end:
+    if when is None or not any(one.site and SitePattern.parse(one.site).from_end for one in when.parts):
         return hook
-    when = replace(when, site=_resolved(f"{where} ({hook.site}): when", when.site, n_layers))
-    return replace(hook, where=replace(hook.where, when=when))
+    told = f"{where} ({hook.site}): when"
+    parts = tuple(replace(one, site=one.site and _resolved(told, one.site, n_layers)) for one in when.parts)
+    resolved = parts[0] if isinstance(when, Condition) else replace(when, conditions=parts)
+    return replace(hook, where=replace(hook.where, when=resolved))
 
 
 def _target(index: int, target: Target, n_layers: int) -> Target:

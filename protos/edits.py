@@ -18,6 +18,7 @@ from .tensors import FLOAT_DTYPES, Tensor, narrowed, require_finite
 
 __all__ = [
     "Add",
+    "Affine",
     "Clamp",
     "Constant",
     "Edit",
@@ -34,6 +35,9 @@ __all__ = [
     "Zeros",
     "float_tensor",
 ]
+
+
+MAX_AFFINE_RANK = 512
 
 
 def float_tensor(value: Tensor, what: str, ndim: int | tuple[int, ...] | None = None) -> Tensor:
@@ -257,4 +261,37 @@ class LowRank(_Part):
             raise InvalidArgument("low_rank edits the whole output; leave out units and heads (zero columns of b)")
 
 
-Edit = Add | Scale | Replace | ProjectOut | Clamp | Noise | LowRank | Latents
+@dataclass(frozen=True, slots=True)
+class Affine(_Part):
+    """h + alpha·((h·A + c)·B): an affine map of rank r that the row itself is put through; at head sites head by head.
+
+    Erasers (LEACE), representation fine-tuning (LoReFT, DiReFT) and affine steering are of this form.
+    """
+
+    a: Tensor
+    """[width, r]."""
+    b: Tensor
+    """[r, width]."""
+    c: Tensor | None = None
+    """[r]; None: zeros."""
+    alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        _Part.__post_init__(self)
+        object.__setattr__(self, "a", float_tensor(self.a, "affine.a", 2))
+        object.__setattr__(self, "b", float_tensor(self.b, "affine.b", 2))
+        object.__setattr__(self, "alpha", finite(self.alpha, "affine.alpha"))
+        rank = self.a.shape[1]
+        if self.b.shape != self.a.shape[::-1]:
+            raise InvalidArgument(
+                f"affine: a is {list(self.a.shape)} and b is {list(self.b.shape)}; a is [width, r], b [r, width]"
+            )
+        if rank > MAX_AFFINE_RANK:
+            raise InvalidArgument(f"affine has rank {rank}; at most {MAX_AFFINE_RANK}: split it into several hooks")
+        if self.c is not None:
+            object.__setattr__(self, "c", float_tensor(self.c, "affine.c", 1))
+            if self.c.shape != (rank,):
+                raise InvalidArgument(f"affine.c is {list(self.c.shape)}; of rank {rank} it is [{rank}]")
+
+
+Edit = Add | Scale | Replace | ProjectOut | Clamp | Noise | LowRank | Latents | Affine

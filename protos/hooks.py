@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from .conditions import AllOf, AnyOf, Condition, When, bounded, one_of
 from .edits import Edit, Replace, float_tensor
 from .errors import InvalidArgument
 from .latents import ReadLatents
-from .numbers import finite, indices
-from .sites import Site, SitePattern
+from .numbers import indices
+from .sites import SitePattern
 from .tensors import FLOAT_DTYPES, Tensor
 
 __all__ = [
+    "AllOf",
+    "AnyOf",
     "Capture",
     "Condition",
     "Gather",
@@ -25,25 +28,13 @@ __all__ = [
     "Reduction",
     "Span",
     "TopK",
+    "When",
     "Where",
 ]
 
 MAY_BE_OUT = ("attn_scores", "logits", "router_logits")
 """Sites before a softmax: −inf there takes a key, a token or an expert out."""
 MAX_TOP_K = 4096
-MAX_NAME = 500
-"""Letters of a site's name, which is remembered once parsed, and of a hook's id, which comes back with each tensor."""
-
-
-def _bounded(name: str, what: str) -> str:
-    if isinstance(name, str) and len(name) > MAX_NAME:  # pyright: ignore[reportUnnecessaryIsInstance] - JSON can hold anything
-        raise InvalidArgument(f"{what} has at most {MAX_NAME} characters, got {len(name):,}: {name[:60]!r}…")
-    return name
-
-
-def _one_of(value: object, allowed: tuple[object, ...], what: str) -> None:
-    if value not in allowed:
-        raise InvalidArgument(f"{what} {value!r}; allowed: {', '.join(str(a) for a in allowed if a is not None)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,41 +118,6 @@ class Capture:
 
 
 @dataclass(frozen=True, slots=True)
-class Condition:
-    """A row takes part only where a coordinate at `site` compares true with `threshold`.
-
-    The coordinate is a unit (of one head, at head sites) or the dot product with a direction. `site` is the hook's
-    own or an earlier one; values are read after earlier edits. Without `latch` each row decides for itself. With it,
-    the prompt decides once (its last row, or the mean over its rows) and the answer holds for generated tokens.
-    """
-
-    threshold: float
-    site: str = ""
-    """Empty: the hook's own site, whatever its layer."""
-    op: Literal["gt", "ge", "lt", "le"] = "gt"
-    unit: int | None = None
-    head: int | None = None
-    direction: Tensor | None = None
-    """[width]."""
-    latch: Literal["last", "mean"] | None = None
-
-    def __post_init__(self) -> None:
-        if self.site:
-            object.__setattr__(self, "site", Site.canonical(_bounded(self.site, "when.site")))
-        object.__setattr__(self, "threshold", finite(self.threshold, "when.threshold"))
-        _one_of(self.op, ("gt", "ge", "lt", "le"), "when.op")
-        _one_of(self.latch, (None, "last", "mean"), "when.latch")
-        if (self.unit is None) == (self.direction is None):
-            raise InvalidArgument("when needs exactly one of unit and direction")
-        for name in ("unit", "head"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-                raise InvalidArgument(f"when.{name} must be an integer of 0 or more, got {value!r}")
-        if self.direction is not None:
-            object.__setattr__(self, "direction", float_tensor(self.direction, "when.direction", 1))
-
-
-@dataclass(frozen=True, slots=True)
 class Span:
     """Half-open span of absolute positions; negative numbers count from the prompt's end."""
 
@@ -180,19 +136,19 @@ class Where:
     phase: Literal["all", "prompt", "generated"] = "all"
     token_ids: tuple[int, ...] | None = None
     """Only rows whose input token is one of these."""
-    when: Condition | None = None
+    when: When | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "positions", indices(self.positions, "where.positions", negative=True))
         object.__setattr__(self, "token_ids", indices(self.token_ids, "where.token_ids"))
-        _one_of(self.phase, ("all", "prompt", "generated"), "where.phase")
+        one_of(self.phase, ("all", "prompt", "generated"), "where.phase")
         if self.spans is not None:
             object.__setattr__(self, "spans", tuple(self.spans))
             if not self.spans:
                 raise InvalidArgument("where.spans is empty; leave it out to mean all positions")
         if self.positions is not None and self.spans is not None:
             raise InvalidArgument("where: give positions or spans, not both")
-        if self.when is not None and self.when.latch is not None and self.phase == "prompt":
+        if self.when is not None and self.when.latched and self.phase == "prompt":
             raise InvalidArgument("where: a latched condition is decided by the prompt, so it cannot apply to it")
 
 
@@ -211,9 +167,9 @@ class Hook:
     """A label that comes back with the tensors."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "site", str(SitePattern.parse(_bounded(self.site, "hook.site"))))
+        object.__setattr__(self, "site", str(SitePattern.parse(bounded(self.site, "hook.site"))))
         if self.id is not None:
-            _bounded(self.id, "hook.id")
+            bounded(self.id, "hook.id")
         if self.inputs is not None:
             object.__setattr__(self, "inputs", tuple(self.inputs))
             if not self.inputs:

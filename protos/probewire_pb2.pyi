@@ -71,21 +71,25 @@ class Span(_message.Message):
     def __init__(self, start: _Optional[int] = ..., stop: _Optional[int] = ...) -> None: ...
 
 class Where(_message.Message):
-    __slots__ = ("positions", "spans", "phase", "token_ids", "when")
+    __slots__ = ("positions", "spans", "phase", "token_ids", "when", "all_of", "any_of")
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
     SPANS_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     WHEN_FIELD_NUMBER: _ClassVar[int]
+    ALL_OF_FIELD_NUMBER: _ClassVar[int]
+    ANY_OF_FIELD_NUMBER: _ClassVar[int]
     positions: Indices
     spans: Spans
     phase: str
     token_ids: Indices
     when: Condition
-    def __init__(self, positions: _Optional[_Union[Indices, _Mapping]] = ..., spans: _Optional[_Union[Spans, _Mapping]] = ..., phase: _Optional[str] = ..., token_ids: _Optional[_Union[Indices, _Mapping]] = ..., when: _Optional[_Union[Condition, _Mapping]] = ...) -> None: ...
+    all_of: AllOf
+    any_of: AnyOf
+    def __init__(self, positions: _Optional[_Union[Indices, _Mapping]] = ..., spans: _Optional[_Union[Spans, _Mapping]] = ..., phase: _Optional[str] = ..., token_ids: _Optional[_Union[Indices, _Mapping]] = ..., when: _Optional[_Union[Condition, _Mapping]] = ..., all_of: _Optional[_Union[AllOf, _Mapping]] = ..., any_of: _Optional[_Union[AnyOf, _Mapping]] = ...) -> None: ...
 
 class Condition(_message.Message):
-    __slots__ = ("threshold", "site", "op", "unit", "head", "direction", "latch")
+    __slots__ = ("threshold", "site", "op", "unit", "head", "direction", "latch", "normalise")
     THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     SITE_FIELD_NUMBER: _ClassVar[int]
     OP_FIELD_NUMBER: _ClassVar[int]
@@ -93,6 +97,7 @@ class Condition(_message.Message):
     HEAD_FIELD_NUMBER: _ClassVar[int]
     DIRECTION_FIELD_NUMBER: _ClassVar[int]
     LATCH_FIELD_NUMBER: _ClassVar[int]
+    NORMALISE_FIELD_NUMBER: _ClassVar[int]
     threshold: float
     site: str
     op: str
@@ -100,10 +105,23 @@ class Condition(_message.Message):
     head: int
     direction: Tensor
     latch: str
-    def __init__(self, threshold: _Optional[float] = ..., site: _Optional[str] = ..., op: _Optional[str] = ..., unit: _Optional[int] = ..., head: _Optional[int] = ..., direction: _Optional[_Union[Tensor, _Mapping]] = ..., latch: _Optional[str] = ...) -> None: ...
+    normalise: bool
+    def __init__(self, threshold: _Optional[float] = ..., site: _Optional[str] = ..., op: _Optional[str] = ..., unit: _Optional[int] = ..., head: _Optional[int] = ..., direction: _Optional[_Union[Tensor, _Mapping]] = ..., latch: _Optional[str] = ..., normalise: _Optional[bool] = ...) -> None: ...
+
+class AllOf(_message.Message):
+    __slots__ = ("conditions",)
+    CONDITIONS_FIELD_NUMBER: _ClassVar[int]
+    conditions: _containers.RepeatedCompositeFieldContainer[Condition]
+    def __init__(self, conditions: _Optional[_Iterable[_Union[Condition, _Mapping]]] = ...) -> None: ...
+
+class AnyOf(_message.Message):
+    __slots__ = ("conditions",)
+    CONDITIONS_FIELD_NUMBER: _ClassVar[int]
+    conditions: _containers.RepeatedCompositeFieldContainer[Condition]
+    def __init__(self, conditions: _Optional[_Iterable[_Union[Condition, _Mapping]]] = ...) -> None: ...
 
 class Edit(_message.Message):
-    __slots__ = ("add", "scale", "replace", "project_out", "clamp", "noise", "low_rank", "latents")
+    __slots__ = ("add", "scale", "replace", "project_out", "clamp", "noise", "low_rank", "latents", "affine")
     ADD_FIELD_NUMBER: _ClassVar[int]
     SCALE_FIELD_NUMBER: _ClassVar[int]
     REPLACE_FIELD_NUMBER: _ClassVar[int]
@@ -112,6 +130,7 @@ class Edit(_message.Message):
     NOISE_FIELD_NUMBER: _ClassVar[int]
     LOW_RANK_FIELD_NUMBER: _ClassVar[int]
     LATENTS_FIELD_NUMBER: _ClassVar[int]
+    AFFINE_FIELD_NUMBER: _ClassVar[int]
     add: Add
     scale: Scale
     replace: Replace
@@ -120,7 +139,8 @@ class Edit(_message.Message):
     noise: Noise
     low_rank: LowRank
     latents: Latents
-    def __init__(self, add: _Optional[_Union[Add, _Mapping]] = ..., scale: _Optional[_Union[Scale, _Mapping]] = ..., replace: _Optional[_Union[Replace, _Mapping]] = ..., project_out: _Optional[_Union[ProjectOut, _Mapping]] = ..., clamp: _Optional[_Union[Clamp, _Mapping]] = ..., noise: _Optional[_Union[Noise, _Mapping]] = ..., low_rank: _Optional[_Union[LowRank, _Mapping]] = ..., latents: _Optional[_Union[Latents, _Mapping]] = ...) -> None: ...
+    affine: Affine
+    def __init__(self, add: _Optional[_Union[Add, _Mapping]] = ..., scale: _Optional[_Union[Scale, _Mapping]] = ..., replace: _Optional[_Union[Replace, _Mapping]] = ..., project_out: _Optional[_Union[ProjectOut, _Mapping]] = ..., clamp: _Optional[_Union[Clamp, _Mapping]] = ..., noise: _Optional[_Union[Noise, _Mapping]] = ..., low_rank: _Optional[_Union[LowRank, _Mapping]] = ..., latents: _Optional[_Union[Latents, _Mapping]] = ..., affine: _Optional[_Union[Affine, _Mapping]] = ...) -> None: ...
 
 class Add(_message.Message):
     __slots__ = ("vector", "alpha", "norm_match", "units", "heads")
@@ -249,6 +269,22 @@ class LowRank(_message.Message):
     units: Indices
     heads: Indices
     def __init__(self, a: _Optional[_Union[Tensor, _Mapping]] = ..., b: _Optional[_Union[Tensor, _Mapping]] = ..., alpha: _Optional[float] = ..., units: _Optional[_Union[Indices, _Mapping]] = ..., heads: _Optional[_Union[Indices, _Mapping]] = ...) -> None: ...
+
+class Affine(_message.Message):
+    __slots__ = ("a", "b", "c", "alpha", "units", "heads")
+    A_FIELD_NUMBER: _ClassVar[int]
+    B_FIELD_NUMBER: _ClassVar[int]
+    C_FIELD_NUMBER: _ClassVar[int]
+    ALPHA_FIELD_NUMBER: _ClassVar[int]
+    UNITS_FIELD_NUMBER: _ClassVar[int]
+    HEADS_FIELD_NUMBER: _ClassVar[int]
+    a: Tensor
+    b: Tensor
+    c: Tensor
+    alpha: float
+    units: Indices
+    heads: Indices
+    def __init__(self, a: _Optional[_Union[Tensor, _Mapping]] = ..., b: _Optional[_Union[Tensor, _Mapping]] = ..., c: _Optional[_Union[Tensor, _Mapping]] = ..., alpha: _Optional[float] = ..., units: _Optional[_Union[Indices, _Mapping]] = ..., heads: _Optional[_Union[Indices, _Mapping]] = ...) -> None: ...
 
 class Latents(_message.Message):
     __slots__ = ("sae", "changes", "error")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from .edits import (
     Add,
+    Affine,
     Clamp,
     Constant,
     Edit,
@@ -22,6 +23,8 @@ from .edits import (
 )
 from .errors import InvalidArgument
 from .hooks import (
+    AllOf,
+    AnyOf,
     Capture,
     Condition,
     Gather,
@@ -34,6 +37,7 @@ from .hooks import (
     Reduction,
     Span,
     TopK,
+    When,
     Where,
 )
 from .latents import LatentChange, Latents, ReadLatents
@@ -44,6 +48,9 @@ from .tensors import Tensor
 __all__ = [
     "AXES",
     "Add",
+    "Affine",
+    "AllOf",
+    "AnyOf",
     "Capture",
     "Clamp",
     "Condition",
@@ -75,6 +82,7 @@ __all__ = [
     "Stored",
     "Tensor",
     "TopK",
+    "When",
     "Where",
     "Zeros",
 ]

@@ -8,6 +8,7 @@ import numpy as np
 
 from .edits import (
     Add,
+    Affine,
     Clamp,
     Constant,
     Edit,
@@ -21,7 +22,7 @@ from .edits import (
     Source,
     Stored,
 )
-from .hooks import Capture, Condition, Gather, Hook, Project, Reduction, TopK, Where
+from .hooks import AllOf, Capture, Condition, Gather, Hook, Project, Reduction, TopK, When, Where
 from .latents import LatentChange, Latents, ReadLatents
 from .tensors import Tensor
 
@@ -76,6 +77,8 @@ def _what(edit: Edit) -> str:
         return f"noise of std {edit.std:g}, seed {edit.seed}"
     if isinstance(edit, LowRank):
         return f"low-rank edit of rank {edit.a.shape[1]}, alpha {edit.alpha:g}"
+    if isinstance(edit, Affine):
+        return f"affine map of rank {edit.a.shape[1]}, alpha {edit.alpha:g}"
     return _told_latents(edit)
 
 
@@ -136,8 +139,13 @@ def _told_where(where: Where) -> list[str]:
     if where.token_ids is not None:
         parts.append(f"token ids {_few(where.token_ids)}")
     if where.when is not None:
-        parts.append(_told_condition(where.when))
+        parts.append(_told_when(where.when))
     return parts
+
+
+def _told_when(when: When) -> str:
+    between = " and " if isinstance(when, AllOf) else " or "
+    return f"when {between.join(_told_condition(one) for one in when.parts)}"
 
 
 def _told_condition(when: Condition) -> str:
@@ -145,7 +153,8 @@ def _told_condition(when: Condition) -> str:
     head = "" if when.head is None else f" of head {when.head}"
     site = f" of {when.site}" if when.site else ""
     latch = "" if when.latch is None else f", latched by the prompt's {when.latch}"
-    return f"when {what}{head}{site} {_OPS[when.op]} {when.threshold:g}{latch}"
+    cosine = "the cosine of " if when.normalise else ""
+    return f"{cosine}{what}{head}{site} {_OPS[when.op]} {when.threshold:g}{latch}"
 
 
 def _norm(tensor: Tensor) -> str:

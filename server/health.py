@@ -16,7 +16,8 @@ from grpc_health.v1 import health_pb2
 
 from ..protos.errors import NotFound
 from ..protos.loading import HealthReport
-from ..protos.wire.codec import from_json, parse, to_json
+from ..protos.wire.codec import from_json, to_json
+from ..protos.wire.parsing import parse
 from .grpc_answer import write
 from .service import Answering
 

@@ -11,8 +11,8 @@ from ..protos import probewire_pb2 as pb
 from ..protos.model import StoredCapture, TensorFrame
 from ..protos.operations import Operation
 from ..protos.tensors import Tensor
-from ..protos.wire.codec import parse
 from ..protos.wire.events import MAX_CHUNK_BYTES, encode_events
+from ..protos.wire.parsing import parse
 from .service import Answering
 
 __all__ = ["EncodedStreams", "Streams", "closing", "off_the_loop"]

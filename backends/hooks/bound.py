@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ...protos.gradients import IntegratedPath
 from ...protos.model import ModelInfo
 from ...protos.sites import Site
-from ...protos.spec import Hook, NextLogprob, Where
+from ...protos.spec import Condition, Hook, NextLogprob, Where
 from ...protos.tensors import Array
 from ..saes.sae import Sae
 from .points import Point, Points, View
@@ -68,14 +68,18 @@ class BoundHook:
     """The backend's own tensors for the hook, by device (Ops.here), each made once; None: to be bound again."""
     saes: dict[str, Sae] = field(default_factory=dict[str, Sae])
     """The SAEs that it names."""
-    latch: dict[int, Any] = field(default_factory=dict[int, Any])
-    """Site index → what the prompt has decided so far (device scalars)."""
+    latch: dict[tuple[int, int], Any] = field(default_factory=dict[tuple[int, int], Any])
+    """(site index, condition's index) → what the prompt has decided so far (device scalars)."""
 
-    def condition_site(self, site: Site) -> Site:
-        """Where this hook's condition reads, when it acts at `site`."""
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """What must hold of a row, each by itself or all or any of them."""
         when = self.hook.where.when
-        assert when is not None
-        return Site.parse(when.site) if when.site else site
+        return () if when is None else when.parts
+
+    def condition_sites(self, site: Site) -> tuple[Site, ...]:
+        """Where each of this hook's conditions reads, when it acts at `site`."""
+        return tuple(Site.parse(one.site) if one.site else site for one in self.conditions)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,7 +91,8 @@ class Acting:
     """Of the site among the hook's."""
     site: Site
     view: View
-    condition_only: bool = False
+    reads: int | None = None
+    """Index of the condition of which this is the reading; None: the hook itself."""
     first: bool = False
     """Of those that act on what the site names: what comes before it is the value before any edit."""
 
@@ -203,7 +208,7 @@ def choose(
         mask &= inside
     if where.phase == "prompt":
         mask &= positions < prompt
-    elif where.phase == "generated" or (where.when is not None and where.when.latch is not None):
+    elif where.phase == "generated" or (where.when is not None and where.when.latched):
         mask &= positions >= prompt
     if where.token_ids is not None and tokens is not None:
         mask &= np.isin(tokens, where.token_ids)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ...protos.edits import (
     Add,
+    Affine,
     Clamp,
     Constant,
     Edit,
@@ -60,8 +61,8 @@ def check_hook(
     info = model.info
     offered = _offered(sites, model, mode, where)
     _check_where(hook.where, prompt_length, n_rows, where)
-    if hook.where.when is not None:
-        _check_condition(hook.where.when, sites, model, mode, where)
+    for condition in () if hook.where.when is None else hook.where.when.parts:
+        _check_condition(condition, sites, model, mode, where)
     if hook.edit is not None:
         check_numbers(hook.edit, info.dtype, where)
         if isinstance(hook.edit, LowRank):
@@ -233,6 +234,11 @@ def _check_widths(edit: Edit, width: int, n_heads: int | None, widths: tuple[int
         if isinstance(edit, Clamp) and len(edit.directions.shape) == 2 and edit.directions.shape[0] > width:
             raise InvalidArgument(
                 f"{where}: {edit.directions.shape[0]} directions in a space of {width}; send at most {width}"
+            )
+    elif isinstance(edit, Affine):
+        if edit.a.shape[0] != width:
+            raise InvalidArgument(
+                f"{where}: affine.a takes rows {edit.a.shape[0]} wide, the site's part is {width} wide"
             )
     elif isinstance(edit, LowRank):
         flat = widths[0] * widths[1] if len(widths) == 2 else widths[0]

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from ...protos.edits import (
     Add,
+    Affine,
     Clamp,
     Constant,
     Edit,
@@ -23,6 +24,7 @@ from ...protos.edits import (
 )
 from ...protos.errors import InvalidArgument
 from ...protos.sites import ATTENTION_SITES, Site
+from ...protos.spec import Condition
 from ..bases import gram_schmidt, span_basis
 from ..noise import noise_row
 from ..ops import Ops
@@ -45,14 +47,22 @@ class Edits:
         if not later:
             tensors_of(self.ops, bound)
 
-    def coordinate(self, bound: BoundHook, rows: Any) -> Any:
-        """What the hook's condition reads of each row: [row], float32."""
-        when = bound.hook.where.when
-        assert when is not None
-        rows = self.ops.f32(rows if when.head is None else rows[:, when.head])
-        if when.unit is not None:
-            return rows[:, when.unit]
-        return (rows * tensors_of(self.ops, bound)["when"]).sum(-1)
+    def coordinate(self, bound: BoundHook, number: int, rows: Any) -> Any:
+        """What one of the hook's conditions reads of each row: [row], float32."""
+        ops, when = self.ops, bound.conditions[number]
+        rows = ops.f32(rows if when.head is None else rows[:, when.head])
+        direction = tensors_of(ops, bound)["when"][number]
+        if when.normalise:
+            rows = self._of_length_one(rows)
+        return rows[:, when.unit] if direction is None else (rows * direction).sum(-1)
+
+    def _of_length_one(self, rows: Any) -> Any:
+        """Rows over their norms; rows of zeros stay. The largest number comes out first: squares of large ones overflow."""
+        ops = self.ops
+        largest = ops.max_last(abs(rows))
+        rows = rows / ops.where(largest > 0, largest, ops.zeros_like(largest) + 1)
+        length = ops.norm(rows)
+        return rows / ops.where(length > 0, length, ops.zeros_like(length) + 1)
 
     def apply(
         self, bound: BoundHook, index: int, site: Site, rows: Any, positions: NDArray[np.int64], linear_input: Any
@@ -106,6 +116,10 @@ class Edits:
             return x + (ops.clip(coordinates, edit.min, edit.max) - coordinates) @ basis
         if isinstance(edit, Noise):
             return x + edit.std * self._noise(edit, site, rows, positions)
+        if isinstance(edit, Affine):
+            inner = x @ ops.like(device["a"], x)
+            inner = inner if edit.c is None else inner + ops.like(device["c"], x)
+            return x + edit.alpha * (inner @ ops.like(device["b"], x))
         assert isinstance(edit, Replace)
         return self._replace(edit, bound, index, site, x, rows, positions)
 
@@ -177,12 +191,12 @@ def tensors_of(ops: Ops, bound: BoundHook) -> dict[str, Any]:
 
 
 def _tensors(ops: Ops, bound: BoundHook) -> dict[str, Any]:
-    when, edit, out = bound.hook.where.when, bound.hook.edit, dict[str, Any]()
+    edit, out = bound.hook.edit, dict[str, Any]()
     if bound.saes:
         maths = LatentMaths(ops)
         out["saes"] = {name: maths.prepared(sae, bound.hook) for name, sae in bound.saes.items()}
-    if when is not None and when.direction is not None:
-        out["when"] = ops.device(when.direction.floats())
+    if bound.conditions:
+        out["when"] = [_direction(ops, one) for one in bound.conditions]
     if edit is None:
         return out
     if edit.units is not None:
@@ -200,13 +214,26 @@ def _tensors(ops: Ops, bound: BoundHook) -> dict[str, Any]:
         out["basis"] = ops.device(span_basis(edit.directions.floats()))
     elif isinstance(edit, Clamp) and edit.directions is not None:
         out["basis"] = ops.device(gram_schmidt(edit.directions.floats()))
-    elif isinstance(edit, LowRank):
+    elif isinstance(edit, (LowRank, Affine)):
         out["a"], out["b"] = ops.device(edit.a.floats()), ops.device(edit.b.floats())
+        if isinstance(edit, Affine) and edit.c is not None:
+            out["c"] = ops.device(edit.c.floats())
     elif isinstance(edit, Replace) and isinstance(edit.source, Constant):
         out["constant"] = ops.device(edit.source.value.floats())
     elif bound.source is not None:
         out["rows"] = ops.device(bound.source)
     return out
+
+
+def _direction(ops: Ops, condition: Condition) -> Any:
+    """A condition's direction on the device, of length 1 where its coordinate is a cosine."""
+    if condition.direction is None:
+        return None
+    direction = condition.direction.floats()
+    if condition.normalise:
+        wide = direction.astype(np.float64)
+        direction = (wide / np.linalg.norm(wide)).astype(np.float32)
+    return ops.device(direction)
 
 
 def _below(units: tuple[int, ...], width: int) -> NDArray[np.int64]:

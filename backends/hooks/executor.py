@@ -19,6 +19,7 @@ from ...protos.edits import Replace
 from ...protos.errors import Internal, InvalidArgument
 from ...protos.latents import ReadLatents
 from ...protos.sites import ATTENTION_SITES, Site
+from ...protos.spec import AnyOf
 from ..ops import Ops
 from .alarms import no_key_left
 from .bound import Acting, BoundHook, choose
@@ -221,8 +222,9 @@ class Executor:
         for one in acting:
             try:
                 shown = one.view.of(current)
-                if one.condition_only:
-                    slot.conditions[one.bound.index, one.index] = self._evaluate(slot, one.bound, one.index, shown)
+                if one.reads is not None:
+                    found = self._evaluate(slot, one.bound, one.index, one.reads, shown)
+                    slot.conditions[one.bound.index, one.index, one.reads] = found
                     continue
                 if one.first:
                     raw = current
@@ -296,30 +298,31 @@ class Executor:
         return new if picked is None else ops.put(rows, picked, 0, new)
 
     def _condition(self, slot: RowSpan, bound: BoundHook, index: int, site: Site, rows: Any) -> Any:
-        """Boolean row mask of a hook's condition, or None when it has none."""
-        if bound.hook.where.when is None:
-            return None
-        if bound.condition_site(site) == site:
-            return self._evaluate(slot, bound, index, rows)
-        if (bound.index, index) not in slot.conditions:
-            raise Internal(f"the condition of hook {bound.index} was not evaluated before {site}")
-        return self.ops.beside(slot.conditions[bound.index, index], rows)
+        """Boolean row mask of a hook's conditions, or None when it has none."""
+        mask, either = None, isinstance(bound.hook.where.when, AnyOf)
+        for number, read in enumerate(bound.condition_sites(site)):
+            if read == site:
+                found = self._evaluate(slot, bound, index, number, rows)
+            elif (found := slot.conditions.get((bound.index, index, number))) is None:
+                raise Internal(f"condition {number} of hook {bound.index} was not evaluated before {site}")
+            else:
+                found = self.ops.beside(found, rows)
+            mask = found if mask is None else mask | found if either else mask & found
+        return mask
 
-    def _evaluate(self, slot: RowSpan, bound: BoundHook, index: int, rows: Any) -> Any:
-        when = bound.hook.where.when
-        assert when is not None
-        coordinate = self.edits.coordinate(bound, rows)
+    def _evaluate(self, slot: RowSpan, bound: BoundHook, index: int, number: int, rows: Any) -> Any:
+        when = bound.conditions[number]
+        coordinate = self.edits.coordinate(bound, number, rows)
         if tuple(coordinate.shape) != (len(rows),):  # as a mask it would be spread over rows, or not fit them
             raise Internal(f"a condition gives {list(coordinate.shape)} for {len(rows)} rows")
         if when.latch is not None:
-            coordinate = self._latched(slot, bound, index, coordinate)
+            coordinate = self._latched(slot, bound, (index, number), coordinate)
         compare = {"gt": "__gt__", "ge": "__ge__", "lt": "__lt__", "le": "__le__"}[when.op]
         return getattr(coordinate, compare)(when.threshold)
 
-    def _latched(self, slot: RowSpan, bound: BoundHook, index: int, coordinate: Any) -> Any:
+    def _latched(self, slot: RowSpan, bound: BoundHook, index: tuple[int, int], coordinate: Any) -> Any:
         """The prompt's one coordinate, for every row; prompt rows seen in this forward are taken in first."""
-        when = bound.hook.where.when
-        assert when is not None
+        when = bound.conditions[index[1]]
         n_prompt = min(max(slot.plan.prompt_length - slot.position, 0), slot.n)
         if n_prompt:
             part = coordinate[:n_prompt]

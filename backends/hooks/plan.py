@@ -59,7 +59,7 @@ def bind(
         for i, site in enumerate(bound.sites):
             by_site.setdefault(site, []).append((bound, i))
     at = _by_point(in_order, model.points)
-    alone = {point: acting[0] for point, acting in at.items() if len(acting) == 1 and not acting[0].condition_only}
+    alone = {point: acting[0] for point, acting in at.items() if len(acting) == 1 and acting[0].reads is None}
     plain = {point: one for point, one in alone.items() if _is_plain(one.bound.hook, one.site)}
     latents = {point: one for point, one in alone.items() if _only_reads_latents(one.bound.hook)}
     sites = frozenset(one.site for acting in at.values() for one in acting)
@@ -78,9 +78,10 @@ def _by_point(hooks: list[BoundHook], points: Points) -> dict[Point, list[Acting
         for i, site in enumerate(bound.sites):
             spot = points.spot(site)
             found.setdefault(spot.point, []).append(Acting(bound, i, site, spot.view))
-            if bound.hook.where.when is not None and (read := bound.condition_site(site)) != site:
-                spot = points.spot(read)
-                reading.setdefault(spot.point, []).append(Acting(bound, i, read, spot.view, condition_only=True))
+            for number, read in enumerate(bound.condition_sites(site)):
+                if read != site:
+                    spot = points.spot(read)
+                    reading.setdefault(spot.point, []).append(Acting(bound, i, read, spot.view, reads=number))
     return {
         point: _ordered(found.get(point, []), reading.get(point, [])) for point in dict.fromkeys((*found, *reading))
     }
@@ -104,7 +105,11 @@ def _ordered(acting: list[Acting], reading: list[Acting]) -> list[Acting]:
         after = max(
             (i for i, other in enumerate(out) if other.site == one.site or other.site.name == "module"), default=-1
         )
-        own = next((i for i, other in enumerate(out) if other.bound is one.bound and other.index == one.index), None)
+        itself = (one.bound.index, one.index)
+        own = next(
+            (i for i, o in enumerate(out) if o.reads is None and (o.bound.index, o.index) == itself),
+            None,
+        )
         if own is not None and own <= after:
             raise InvalidArgument(
                 f"hook {one.bound.index} ({one.bound.hook.site}): its condition reads {one.site}, which a later hook at "
@@ -137,7 +142,7 @@ def succeed(old: BoundPlan, new: BoundPlan) -> None:
     known = [(bound.hook, bound.latch) for bound in old.hooks]
     for bound in new.hooks:
         when = bound.hook.where.when
-        if when is None or when.latch is None:
+        if when is None or not when.latched:
             continue
         latch = next((latch for hook, latch in known if hook == bound.hook), None)
         if latch is None:

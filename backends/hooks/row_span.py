@@ -35,8 +35,8 @@ class RowSpan:
     """At attn_*: which keys each row cannot see, [row, 1 or head, key]."""
     error: ProbewireError | None = None
     """Set when a hook of this sequence failed; its later hooks are skipped."""
-    conditions: dict[tuple[int, int], Any] = field(default_factory=dict[tuple[int, int], Any])
-    """(hook, site index) → boolean row mask, read at an earlier site."""
+    conditions: dict[tuple[int, int, int], Any] = field(default_factory=dict[tuple[int, int, int], Any])
+    """(hook, site index, condition's index) → boolean row mask, read at an earlier site."""
     encoded: dict[tuple[int, int], Any] = field(default_factory=dict[tuple[int, int], Any])
     """(hook, site index) → the rows whose latents' gradients are asked for."""
     choices: dict[tuple[int, str], Any] = field(default_factory=dict[tuple[int, str], Any])

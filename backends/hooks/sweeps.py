@@ -94,9 +94,11 @@ def start_of(plan: BoundPlan, base: frozenset[int], tokens: list[int], n_layers:
     for bound in plan.hooks:  # conditions of any hook must be seen where they read
         when = bound.hook.where.when
         if when is not None:
-            if when.latch is not None:
+            if when.latched:
                 return Start(0, 0)
-            layer = min(layer, *(_layer(bound.condition_site(site), n_layers) for site in bound.sites))
+            layer = min(
+                layer, *(_layer(read, n_layers) for site in bound.sites for read in bound.condition_sites(site))
+            )
     return Start(position, layer)
 
 

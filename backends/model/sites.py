@@ -147,7 +147,7 @@ FAMILIES: tuple[Family, ...] = (
 ATTENTION_TAPS = ("q", "k", "v", "attn_scores", "attn_probs")
 """Sites reached through the attention function; `z` is the output projection's input."""
 
-ROW_EDITS = ("add", "scale", "replace", "project_out", "clamp", "noise")
+ROW_EDITS = ("add", "scale", "replace", "project_out", "clamp", "noise", "affine")
 NO_GRADIENTS = ("router_logits", "expert_weights")
 """Which experts are chosen is no smooth function, and the dense weights are made beside the forward."""
 KEY_EDITS = ("add", "scale", "replace", "clamp")

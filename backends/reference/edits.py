@@ -9,6 +9,7 @@ import numpy as np
 
 from ...protos.edits import (
     Add,
+    Affine,
     Clamp,
     Constant,
     Edit,
@@ -154,6 +155,11 @@ def _edit(edit: Edit, x: Array, part: _Part, h: Array, around: Around) -> Array:
     if isinstance(edit, Noise):
         draws = [noise_row(edit.seed, around.site, int(p), h.shape[1:]) for p in around.positions]
         return x + edit.std * np.reshape(draws, h.shape)[part.at].astype(x.dtype)
+    if isinstance(edit, Affine):
+        if edit.a.shape[0] != x.shape[-1]:
+            raise InvalidArgument(f"affine.a takes rows {edit.a.shape[0]} wide, the part is {x.shape[-1]} wide")
+        inner = x @ _floats(edit.a, x) + (0 if edit.c is None else _floats(edit.c, x))
+        return x + edit.alpha * (inner @ _floats(edit.b, x))
     assert isinstance(edit, Replace)
     if isinstance(edit.source, Zeros):
         return np.zeros_like(x)

@@ -39,7 +39,7 @@ def chosen_positions(where: Where, tokens: Sequence[int], prompt_length: int) ->
             named += range(max(_absolute(span.start, prompt_length), 0), min(stop, n))
     else:
         named = list(range(n))
-    latched = where.when is not None and where.when.latch is not None
+    latched = where.when is not None and where.when.latched
     phases = {"all": range(n), "prompt": range(prompt_length), "generated": range(prompt_length, n)}
     phase = phases["generated" if latched else where.phase]
     return [p for p in dict.fromkeys(named) if p in phase and (where.token_ids is None or tokens[p] in where.token_ids)]
@@ -65,7 +65,11 @@ def holds(when: Condition, value: Array, prompt_length: int) -> Array:
         raise InvalidArgument(f"the condition's unit {when.unit} is outside 0 … {width - 1}")
     if when.direction is not None and when.direction.shape != (width,):
         raise InvalidArgument(f"the condition's direction is {list(when.direction.shape)}, its site is {width} wide")
-    coordinate = rows[:, when.unit] if when.direction is None else rows @ when.direction.floats().astype(rows.dtype)
+    direction = np.eye(width)[when.unit or 0] if when.direction is None else when.direction.floats()
+    coordinate = rows @ direction.astype(rows.dtype)
+    if when.normalise:
+        lengths = np.linalg.norm(rows, axis=-1) * np.linalg.norm(direction)
+        coordinate = np.divide(coordinate, lengths, out=np.zeros_like(coordinate), where=lengths > 0)
     prompt = coordinate[:prompt_length]
     if when.latch == "last":
         coordinate = np.broadcast_to(prompt[-1], coordinate.shape)

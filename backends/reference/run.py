@@ -10,7 +10,7 @@ import numpy as np
 from ...protos.edits import Edit, FromInput, Inline, Replace, Stored
 from ...protos.errors import InvalidArgument, NotFound
 from ...protos.sites import ATTENTION_SITES, Site, SitePattern
-from ...protos.spec import Capture, Hook, Plan
+from ...protos.spec import AnyOf, Capture, Condition, Hook, Plan
 from ...protos.tensors import Array
 from ..saes.sae import Sae
 from .attention import visible_keys
@@ -141,17 +141,21 @@ class _Input:
         return captured_rows(capture, site, rows, sorted(positions), self.tokens, self.request.saes)
 
     def _reached(self, bound: _Bound, site: Site, value: Array) -> list[int]:
-        """The chosen positions where the hook's condition holds too."""
+        """The chosen positions where the hook's condition holds too: all of several, or any."""
         when = bound.hook.where.when
         if when is None:
             return bound.positions
+        true_at = [self._true_at(one, site, value) for one in when.parts]
+        together = any if isinstance(when, AnyOf) else all
+        return [p for p in bound.positions if together(one[p] for one in true_at)]
+
+    def _true_at(self, when: Condition, site: Site, value: Array) -> Array:
         read = Site.parse(when.site, len(self.request.model.layers)) if when.site else site
         if read.name in ATTENTION_SITES:
             raise InvalidArgument(f"a condition cannot read {read}")
         if read != site and read not in self.finals:
             raise InvalidArgument(f"the condition reads {read}, which {site} does not follow")
-        true_at = holds(when, value if read == site else self.finals[read], self.prompt_length)
-        return [p for p in bound.positions if true_at[p]]
+        return holds(when, value if read == site else self.finals[read], self.prompt_length)
 
     def _edited(
         self, bound: _Bound, edit: Edit, site: Site, value: Array, positions: list[int], linear_input: Array | None

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypedDict, Unpack, cast, overload
 from ...protos.edits import Add, Constant, Edit, FromInput, Inline, ProjectOut, Replace, Source, Stored, Zeros
 from ...protos.errors import InvalidArgument
 from ...protos.latents import LatentChange, Latents, ReadLatents
-from ...protos.spec import Capture, Condition, Hook, Last, Mean, NextLogprob, Norm, Plan, Reduction, Span, Where
+from ...protos.spec import Capture, Hook, Last, Mean, NextLogprob, Norm, Plan, Reduction, Span, When, Where
 from ...protos.tensors import Array, Tensor
 from ...protos.wire.codec import from_json, to_json
 from ..steering import SteeringVector
@@ -51,7 +51,7 @@ class Options(TypedDict, total=False):
     phase: Literal["all", "prompt", "generated"]
     token_ids: Sequence[int]
     """Only rows whose input token is one of these."""
-    when: Condition | Mapping[str, Any]
+    when: When | Mapping[str, Any]
     inputs: str | Sequence[str]
     """Names of the inputs it applies to."""
     id: str
@@ -292,7 +292,7 @@ def _where(options: Options) -> Where:
         spans=None if spans is None else tuple(s if isinstance(s, Span) else Span(*s) for s in spans),
         phase=options.get("phase", "all"),
         token_ids=_indices(options.get("token_ids")),
-        when=from_json(Condition, _plain(when)) if isinstance(when, Mapping) else when,
+        when=from_json(Where, {"when": _plain(when)}).when if isinstance(when, Mapping) else when,
     )
 
 

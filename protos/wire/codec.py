@@ -15,15 +15,13 @@ from functools import lru_cache, partial
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
-from google.protobuf.message import DecodeError, Message as ProtoMessage
-from google.protobuf.unknown_fields import UnknownFieldSet
 
 from .. import probewire_pb2 as pb
 from ..errors import InvalidArgument
 from ..model import ONLY_TEXT
 from ..tensors import FLOAT_DTYPES, Array, Tensor, narrowed, numpy_dtype
 
-__all__ = ["from_json", "from_proto", "parse", "snake", "to_json", "to_proto"]
+__all__ = ["from_json", "from_proto", "snake", "to_json", "to_proto"]
 
 T = TypeVar("T")
 _MISSING: Any = dataclasses.MISSING
@@ -31,8 +29,6 @@ MAX_EXACT_INT = 1 << 1000
 """Integers beyond overflow a float."""
 MIN_INT, MAX_INT = -(1 << 63), (1 << 63) - 1
 """What the contract's int64 holds."""
-MAX_PARTS = 1 << 17
-"""Messages inside one request, at any depth: an empty one takes two bytes to send, and a microsecond to look at."""
 _NAMED = ("NaN", "Infinity", "-Infinity")
 """What JSON has no numbers for; none is the base64 of one number."""
 _PB: Any = pb  # generated messages are looked up by the value class's name
@@ -49,6 +45,12 @@ class _Shape:
     """A tuple of it."""
     optional: bool
     """None is allowed."""
+
+    @property
+    def plain(self) -> Any:
+        """The class of a union that is written without its name: its field's own; the others are beside it."""
+        members = self.type if self.kind == "union" else ()
+        return next((cls for cls in members if getattr(cls, "wire_plain", False)), None)
 
 
 @lru_cache(maxsize=256)
@@ -126,6 +128,8 @@ def _put(message: Any, name: str, item: Any, shape: _Shape) -> None:
         _put_scalar(name, partial(setattr, message, name), item)
     elif shape.kind == "map":
         getattr(message, name).update(item)
+    elif shape.plain is not None:
+        _fill_member(message, item, shape, name)
     else:
         _fill_member(getattr(message, name), item, shape)
 
@@ -137,42 +141,9 @@ def _put_scalar(name: str, put: Callable[[Any], None], item: Any) -> None:
         raise InvalidArgument(f"{name} cannot be sent: {error}") from None
 
 
-def _fill_member(message: Any, item: object, shape: _Shape) -> None:
-    _fill(getattr(message, snake(type(item))) if shape.kind == "union" else message, item)
-
-
-def parse(message_type: Callable[[], Any], data: bytes) -> Any:
-    """Decode bytes from a stranger. Raises InvalidArgument for garbage and for fields this version does not know."""
-    message = message_type()
-    try:
-        message.ParseFromString(data)
-    except DecodeError as error:
-        raise InvalidArgument(f"not a {message.DESCRIPTOR.name} message: {error}") from None
-    refuse_unknown(message)
-    return message
-
-
-def refuse_unknown(message: ProtoMessage, path: str = "", left: int = MAX_PARTS) -> int:
-    """Raise InvalidArgument when the message, at any depth, holds a field that the contract does not have.
-
-    Or more than `left` messages; gives how many of these are left.
-    """
-    unknown = UnknownFieldSet(message)
-    if len(unknown):
-        numbers = sorted({field.field_number for field in unknown})
-        where = path or message.DESCRIPTOR.name
-        known = ", ".join(f.name for f in message.DESCRIPTOR.fields)
-        raise InvalidArgument(f"{where} has unknown field numbers {numbers}; it has only {known}")
-    for field, value in message.ListFields():
-        if field.message_type is None or field.message_type.GetOptions().map_entry:
-            continue
-        items: Any = value if field.is_repeated else (value,)
-        left -= len(items)
-        if left < 0:
-            raise InvalidArgument(f"the request holds more than {MAX_PARTS:,} messages, most of them in {field.name}")
-        for item in items:
-            left = refuse_unknown(item, f"{path}.{field.name}" if path else field.name, left)
-    return left
+def _fill_member(message: Any, item: object, shape: _Shape, plain_name: str = "") -> None:
+    name = plain_name if type(item) is shape.plain else snake(type(item))
+    _fill(getattr(message, name) if shape.kind == "union" else message, item)
 
 
 def from_proto(cls: type[T], message: Any) -> T:
@@ -205,6 +176,11 @@ def _require_default(field: dataclasses.Field[Any], cls: type) -> None:
 
 
 def _get(message: Any, name: str, shape: _Shape) -> Any:
+    if shape.plain is not None:
+        named = {name if cls is shape.plain else snake(cls): cls for cls in shape.type}
+        return next(
+            (from_proto(cls, getattr(message, key)) for key, cls in named.items() if message.HasField(key)), _MISSING
+        )
     descriptor = message.DESCRIPTOR.fields_by_name[name]
     if descriptor.has_presence and not message.HasField(name):
         return _MISSING
@@ -258,7 +234,8 @@ def _json_item(item: Any, shape: _Shape, tensors: Literal["base64", "list"]) -> 
 
 def _json_value(item: object, shape: _Shape, tensors: Literal["base64", "list"]) -> Any:
     encoded = to_json(item, tensors=tensors)
-    return {snake(type(item)): encoded} if shape.kind == "union" else encoded
+    named = shape.kind == "union" and type(item) is not shape.plain
+    return {snake(type(item)): encoded} if named else encoded
 
 
 def _jsonable(tensor: Tensor) -> Any:
@@ -324,8 +301,10 @@ def _value_from_json(data: Any, shape: _Shape, path: str) -> Any:
 
 
 def _union_from_json(data: Any, shape: _Shape, path: str) -> Any:
-    by_name = {snake(cls): cls for cls in shape.type}
+    by_name = {snake(cls): cls for cls in shape.type if cls is not shape.plain}
     given: dict[str, Any] | None = {data: {}} if isinstance(data, str) else _object(data)
+    if shape.plain is not None and given is not None and by_name.keys().isdisjoint(given):
+        return from_json(shape.plain, data, path)
     if given is None or len(given) != 1 or next(iter(given)) not in by_name:
         raise InvalidArgument(f"{path} must be an object with one key of {', '.join(by_name)}; got {_brief(data)}")
     [(name, body)] = given.items()

@@ -10,7 +10,7 @@ from typing import Any
 from ...protos import probewire_pb2 as pb
 from ...protos.operations import Operation
 from ...protos.spec import Plan
-from ...protos.wire.codec import parse
+from ...protos.wire.parsing import parse
 from ..auth.audit import prompt_of
 from ..service import Operations
 from ..streams import EncodedStreams, closing, off_the_loop

@@ -150,7 +150,7 @@ def change(d: Dice) -> pb.LatentChange:
 def edit(d: Dice, widths: Widths) -> pb.Edit:
     part: dict[str, Any] = {"units": d.maybe(d.integers, 6), "heads": d.maybe(d.integers, 2 * 6 // len(widths))}
     flat = math.prod(widths)
-    kind = d.of(("add", "scale", "replace", "project_out", "clamp", "noise", "low_rank", "latents"))
+    kind = d.of(("add", "scale", "replace", "project_out", "clamp", "noise", "low_rank", "latents", "affine"))
     if kind == "add":
         width = (len(part["units"].values),) if part["units"] else widths
         made: Any = pb.Add(vector=vector(d, width), alpha=d.maybe(d.number), norm_match=not d.below(3), **part)
@@ -169,6 +169,16 @@ def edit(d: Dice, widths: Widths) -> pb.Edit:
     elif kind == "latents":
         made = pb.Latents(
             sae=d.of(SAES), changes=[change(d) for _ in range(d.below(4))], error=d.maybe(lambda: bool(d.below(2)))
+        )
+    elif kind == "affine":
+        width = len(part["units"].values) if part["units"] else widths[-1]
+        rank = d.odd((1, 3), (0, 513))
+        made = pb.Affine(
+            a=tensor(d, (width, rank)),
+            b=tensor(d, (rank, width)),
+            c=d.maybe(lambda: tensor(d, (rank,))),
+            alpha=d.maybe(d.number),
+            **part,
         )
     else:
         made = pb.LowRank(a=tensor(d, (64, 2), (96, 2)), b=tensor(d, (2, flat)), alpha=d.maybe(d.number))
@@ -222,7 +232,17 @@ def condition(d: Dice, own: tuple[str, Widths]) -> pb.Condition:
         head=d.integer() if d.odd((has_heads,), (not has_heads,)) else None,
         direction=None if by_unit else vector(d, widths[-1:]),
         latch=d.maybe(lambda: d.odd(("last", "mean"), ("first", "")), 4),
+        normalise=not d.below(3),
     )
+
+
+def when(d: Dice, own: tuple[str, Widths]) -> dict[str, Any]:
+    """One condition, or several; none now and then."""
+    kind = d.of(("when", "when", "all_of", "any_of"))
+    if kind == "when":
+        return {"when": d.maybe(lambda: condition(d, own), 2)}
+    listed = [condition(d, own) for _ in range(d.odd((1, 2, 8), (0, 9)))]
+    return {kind: (pb.AllOf if kind == "all_of" else pb.AnyOf)(conditions=listed)}
 
 
 def where(d: Dice, own: tuple[str, Widths]) -> pb.Where:
@@ -232,7 +252,7 @@ def where(d: Dice, own: tuple[str, Widths]) -> pb.Where:
         spans=pb.Spans(values=[span] * d.odd((1,), (0, 3))) if span else None,
         phase=d.maybe(lambda: d.odd(("prompt", "generated", "all"), ("never", ""))),
         token_ids=d.maybe(d.integers, 8),
-        when=d.maybe(lambda: condition(d, own), 2),
+        **when(d, own),
     )
 
 

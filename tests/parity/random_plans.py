@@ -15,6 +15,7 @@ from probewire.backends.hooks.plan import bind
 from probewire.backends.saes import Sae, UserAssets
 from probewire.protos.edits import (
     Add,
+    Affine,
     Clamp,
     Constant,
     Edit,
@@ -30,6 +31,8 @@ from probewire.protos.errors import InvalidArgument
 from probewire.protos.latents import LatentChange, Latents, ReadLatents
 from probewire.protos.sites import ATTENTION_SITES, HEAD_SITES, Site
 from probewire.protos.spec import (
+    AllOf,
+    AnyOf,
     Capture,
     Condition,
     Gather,
@@ -43,6 +46,7 @@ from probewire.protos.spec import (
     Reduction,
     Span,
     TopK,
+    When,
     Where,
 )
 from probewire.protos.tensors import Tensor
@@ -150,20 +154,27 @@ class RandomPlans:
         if kind == "span":
             start = int(rng.integers(0, n_prompt))
             return Where(spans=(Span(start, int(rng.integers(start + 1, n_rows + 1))),), when=when)
-        if kind == "phase" and mode == "generate" and (when is None or when.latch is None):
+        if kind == "phase" and mode == "generate" and (when is None or not when.latched):
             return Where(phase=("prompt", "generated")[int(rng.integers(2))], when=when)
         if kind == "tokens":
             return Where(token_ids=tuple(int(t) for t in rng.choice(261, size=40, replace=False)), when=when)
         return Where(when=when)
 
-    def _when(self, rng: Rng, site: Site, widths: tuple[int, ...]) -> Condition | None:
+    def _when(self, rng: Rng, site: Site, widths: tuple[int, ...]) -> When | None:
         if site.name in ATTENTION_SITES:
             return None
+        if rng.random() < 0.6:
+            return self._condition(rng, site, widths)
+        several = tuple(self._condition(rng, site, widths) for _ in range(2))
+        return AllOf(several) if rng.random() < 0.5 else AnyOf(several)
+
+    def _condition(self, rng: Rng, site: Site, widths: tuple[int, ...]) -> Condition:
         head = int(rng.integers(widths[0])) if site.name in HEAD_SITES else None
         latch = ("last", "mean", None, None)[int(rng.integers(4))]
         if rng.random() < 0.5:
             return Condition(0.05, unit=int(rng.integers(widths[-1])), head=head, latch=latch)
-        return Condition(0.05, direction=_vector(rng, widths[-1]), head=head, op="lt", latch=latch)
+        cosine = bool(rng.random() < 0.5)
+        return Condition(0.05, direction=_vector(rng, widths[-1]), head=head, op="lt", latch=latch, normalise=cosine)
 
     def _edits(
         self, rng: Rng, name: str, site: Site, widths: tuple[int, ...], where: Where, n_prompt: int, n_rows: int
@@ -196,6 +207,7 @@ class RandomPlans:
             lambda: Clamp(None, -0.2, 0.3, **part),
             lambda: Clamp(_vector(rng, n, rows=1), min=-0.1, **part),
             lambda: Noise(0.3, int(rng.integers(1 << 30)), **part),
+            lambda: Affine(_vector(rng, 2, rows=n), _vector(rng, n, rows=2), _vector(rng, 2), 0.1, **part),
         ]
         if positions is not None and units is None and heads is None:
             rows = (len(positions), *widths)

@@ -11,7 +11,7 @@ import pytest
 from probewire.backends.hooks.base import Backend
 from probewire.protos.edits import Add, Scale
 from probewire.protos.model import Sampling
-from probewire.protos.spec import Capture, Condition, Hook, NextLogprob, Plan, Where
+from probewire.protos.spec import AllOf, AnyOf, Capture, Condition, Hook, NextLogprob, Plan, Where
 from tests.parity.harness import TOLERANCE, assert_same, every_site, generate, load, run, sequence
 from tests.tiny_models import tiny_checkpoint
 
@@ -63,7 +63,19 @@ def _latched(backend: Backend) -> Plan:
     )
 
 
-@pytest.mark.parametrize("make_plan", [_every_generated_site, _steered, _latched])
+def _together(backend: Backend) -> Plan:
+    """Each with two latches or one, beside a condition that each row decides for itself."""
+    cosine = Condition(0.02, site="resid_pre.0", direction=_direction(6), latch="mean", normalise=True, op="lt")
+    last, own = Condition(0.0, site="embed", unit=2, latch="last"), Condition(0.0, unit=3)
+    whens = [AllOf((cosine, own)), AnyOf((last, own)), AnyOf((last, cosine))]
+    hooks = [
+        Hook(f"resid_post.{layer}", edit=Add(_direction(layer), alpha=0.7), capture=Capture(), where=Where(when=when))
+        for layer, when in enumerate(whens)
+    ]
+    return Plan((*hooks, *every_site(backend, "generate").hooks))
+
+
+@pytest.mark.parametrize("make_plan", [_every_generated_site, _steered, _latched, _together])
 def test_equals_teacher_forcing(backend: Backend, make_plan: Any) -> None:
     plan = make_plan(backend)
     [made] = generate(backend, [sequence(backend, PROMPT, plan, mode="generate", max_new=10)])
@@ -72,6 +84,23 @@ def test_equals_teacher_forcing(backend: Backend, make_plan: Any) -> None:
     assert_same(made.captured, forced, TOLERANCE["float32"])
     [rows] = [found for (_, site, _), found in made.captured.items() if site == "embed"]
     assert rows.positions == tuple(range(len(PROMPT) + 9)), "a row for every token but the last sampled one"
+
+
+def test_each_prompt_of_a_batch_decides_its_own_conditions(backend: Backend) -> None:
+    plan = _together(backend)
+    prompts = [PROMPT, *OTHERS]
+    batch = [sequence(backend, p, plan, mode="generate", max_new=6, name=str(i)) for i, p in enumerate(prompts)]
+    reached: set[tuple[int, ...]] = set()
+    for prompt, made in zip(prompts, generate(backend, batch), strict=True):
+        assert_same(
+            made.captured, run(backend, made.tokens[:-1], plan, prompt_length=len(prompt)), TOLERANCE["float32"]
+        )
+        reached |= {
+            tuple(p - len(prompt) for p in found.positions)
+            for (hook, _, _), found in made.captured.items()
+            if hook < len(plan.hooks) - len(every_site(backend, "generate").hooks)
+        }
+    assert len(reached) >= 4, "the prompts decide alike: nothing was told apart"
 
 
 def test_steering_steers(backend: Backend) -> None:

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from probewire.clients import Client, ablate, capture, hook, patch, steer
-from probewire.protos.edits import Add, Clamp, Edit, LowRank, Noise, ProjectOut, Scale
+from probewire.protos.edits import Add, Affine, Clamp, Edit, LowRank, Noise, ProjectOut, Scale
 from probewire.protos.metrics import Coordinate, Kl, Logit, LogitDifference, LogProb, Metric, TopLogits, WeightedSum
 from probewire.protos.model import Input, ModelInfo, SiteInfo
 from probewire.protos.sites import ATTENTION_SITES
-from probewire.protos.spec import Hook
+from probewire.protos.spec import AllOf, Condition, Hook
 from probewire.protos.tensors import Tensor
 from tests.parity.opened import OTHER, TOKENS, Opened, at_all, both, gap, sites_with_gradients
 
@@ -119,6 +119,13 @@ EDITS: dict[str, Hook] = {
     "patch": patch("attn_out.0", from_input="other", positions=[4, 5, 8]),
     "attention": hook("attn_probs.0", Scale(0.5, heads=(0, 3)), positions=[6, 13]),
     "logits": hook("logits", Scale(2.0), positions=[9, 11]),
+    "affine": hook("resid_post.0", Affine(Tensor.of(WIDE[:, None]), Tensor.of(WIDE[None]), Tensor.of([0.5]), 0.01)),
+    "affine of a head": hook("q.1", Affine(Tensor.of(WIDE.reshape(16, 4)), Tensor.of(WIDE.reshape(4, 16)), heads=(2,))),
+    "affine of some rows": hook(
+        "resid_mid.1",
+        Affine(Tensor.of(WIDE[:3, None]), Tensor.of(WIDE[None, 3:6]), units=(5, 9, 60)),
+        when=AllOf((Condition(0.0, site="embed", unit=3), Condition(-0.3, unit=7, normalise=True))),
+    ),
 }
 
 
@@ -152,6 +159,7 @@ LINEAR: dict[str, Edit] = {
     "clamp": Clamp(min=-0.1, max=0.2),
     "units": Scale(0.0, units=(3, 60)),
     "noise": Noise(0.3, 1),
+    "affine": Affine(Tensor.of(A), Tensor.of(B), Tensor.of([1.0, -2.0]), 0.3),
 }
 
 
@@ -173,6 +181,8 @@ def test_a_gradient_passes_an_edit_as_its_transpose(opened: Opened, backend: str
         expected = after * ((raw >= -0.1) & (raw <= 0.2))
     elif name == "units":
         expected[:, [3, 60]] = 0.0
+    elif name == "affine":
+        expected = after + 0.3 * after @ (A.astype(np.float64) @ B).T
     assert gap(found.gradients["mlp_out.0"], expected) <= EDITED
 
 

@@ -11,10 +11,25 @@ import pytest
 from probewire.backends import reference
 from probewire.backends.hooks.base import Backend
 from probewire.backends.hooks.checks import edit_name
-from probewire.protos.edits import Add, Clamp, Constant, Edit, Inline, LowRank, Noise, ProjectOut, Replace, Scale, Zeros
+from probewire.protos.edits import (
+    Add,
+    Affine,
+    Clamp,
+    Constant,
+    Edit,
+    Inline,
+    LowRank,
+    Noise,
+    ProjectOut,
+    Replace,
+    Scale,
+    Zeros,
+)
 from probewire.protos.model import SiteInfo
 from probewire.protos.sites import ATTENTION_SITES, HEAD_SITES
 from probewire.protos.spec import (
+    AllOf,
+    AnyOf,
     Capture,
     Condition,
     Gather,
@@ -121,6 +136,7 @@ def _edits(site: SiteInfo, d_in: dict[str, int]) -> list[Edit]:
         Clamp(_vector(2, width), min=-0.1, max=0.2),
         Clamp(min=-0.2),
         Noise(0.3, seed=5),
+        Affine(_vector(width, 2), _vector(2, width), _vector(2), 0.3),
     ]
     if heads is not None:
         edits += [
@@ -128,6 +144,7 @@ def _edits(site: SiteInfo, d_in: dict[str, int]) -> list[Edit]:
             Scale(0.0, heads=(1,)),
             Noise(0.2, heads=(0,), units=(1, 2)),
             ProjectOut(_vector(1, width), heads=(1,)),
+            Affine(_vector(2, 3), _vector(3, 2), heads=(1,), units=(3, 0)),
         ]
     if "low_rank" in site.edits:
         edits.append(LowRank(_vector(d_in[site.name], 2), _vector(2, width), 0.2))
@@ -161,7 +178,7 @@ def test_every_edit_at_every_site(backend: Backend, meaning: reference.Reference
             _same_as_reference(backend, meaning, Plan((Hook(name, edit=edit, capture=Capture()), *end)))
             seen.add(edit_name(edit))
     linear = {"low_rank"} if any("low_rank" in s.edits for s in backend.info.sites) else set[str]()
-    assert seen == {"add", "scale", "replace", "project_out", "clamp", "noise"} | linear
+    assert seen == {"add", "scale", "replace", "project_out", "clamp", "noise", "affine"} | linear
 
 
 WHERES = [
@@ -176,6 +193,11 @@ WHERES = [
     Where(when=Condition(0.0, site="mlp_in.1", direction=np.ones(64, dtype=np.float32), op="ge")),
     Where(when=Condition(0.0, unit=7, latch="last")),
     Where(when=Condition(0.0, site="attn_out.0", unit=7, latch="mean", op="lt")),
+    Where(when=Condition(0.1, unit=3, normalise=True)),
+    Where(when=Condition(0.02, site="z.0", unit=4, head=2, op="lt", normalise=True, latch="mean")),
+    Where(when=AllOf((Condition(0.0, unit=3), Condition(0.0, site="resid_pre.0", unit=5)))),
+    Where(when=AnyOf((Condition(0.0, unit=3), Condition(0.0, site="embed", unit=5), Condition(0.5, unit=0)))),
+    Where(when=AnyOf((Condition(0.5, unit=3), Condition(-9.0, site="attn_out.0", unit=7, latch="last")))),
 ]
 
 

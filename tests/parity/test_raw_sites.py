@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from probewire.backends.hooks.base import Backend
-from probewire.protos.edits import Add, Replace, Scale, Zeros
+from probewire.protos.edits import Add, Affine, Replace, Scale, Zeros
 from probewire.protos.errors import InvalidArgument
 from probewire.protos.sites import Site
 from probewire.protos.spec import Capture, Condition, Hook, Plan, Where
@@ -65,6 +65,19 @@ def test_an_edit_does_the_same_on_both_backends(pair: tuple[Backend, Backend]) -
         assert _error(mlx, torch) <= TOLERANCE["float32"], name
         changed += _error(torch, plain) > 1e-3
     assert changed >= 10
+
+
+def test_an_affine_map_at_a_raw_module_is_that_of_its_numbers(pair: tuple[Backend, Backend]) -> None:
+    """What reads the module's rows once more sees h + alpha·((h·A + c)·B)."""
+    rng = np.random.default_rng(2)
+    for name in _shared(*pair):
+        before = run(pair[0], TOKENS, Plan((Hook(name, capture=Capture()),)))[0, name, ""].values
+        width = before.shape[-1]
+        a, b, c = (rng.normal(size=shape).astype(np.float32) / 4 for shape in ((width, 2), (2, width), (2,)))
+        plan = Plan((Hook(name, edit=Affine(Tensor.of(a), Tensor.of(b), Tensor.of(c), 0.7), capture=Capture()),))
+        for backend in pair:
+            found = run(backend, TOKENS, plan)[0, name, ""].values
+            assert _error(found, before + 0.7 * ((before @ a + c) @ b)) <= TOLERANCE["float32"], name
 
 
 def test_what_is_kept_of_a_module_is_its_own_output_in_generations_too(pair: tuple[Backend, Backend]) -> None:

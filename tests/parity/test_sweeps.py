@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from probewire.clients import Client, capture, hook, patch, steer
-from probewire.protos.edits import Add, Edit, Noise, ProjectOut, Replace, Scale, Zeros
+from probewire.protos.edits import Add, Affine, Edit, Noise, ProjectOut, Replace, Scale, Zeros
 from probewire.protos.metrics import Kl, Logit, LogitDifference, LogProb, Metric, Target, TopLogits, WeightedSum
 from probewire.protos.model import Input, SiteInfo
 from probewire.protos.sites import ATTENTION_SITES, HEAD_SITES
-from probewire.protos.spec import Condition, Hook
+from probewire.protos.spec import AllOf, AnyOf, Condition, Hook
 from probewire.protos.tensors import Tensor
 from tests.parity.opened import OTHER, TOKENS, Opened, both
 
@@ -123,6 +123,7 @@ def _edit(site: SiteInfo, rng: np.random.Generator, n: int) -> Edit | None:
         Noise(0.5, int(rng.integers(100))),
         Add(vector, 0.5, norm_match=True),
         ProjectOut(vector),
+        Affine(Tensor.of(0.05 * vector.floats()[:, None]), Tensor.of(vector.floats()[None]), Tensor.of([0.3])),
         Replace(Zeros(), units=(0, 3)),
         None,
     ]
@@ -274,6 +275,19 @@ def test_conditions(opened: Opened, backend: str, name: str) -> None:
     found = _require_same(client, plans, inputs=_inputs(prompt_length=6), metrics=[*METRICS[1:], Logit(5, 13)])
     assert np.array_equal(found[len(sites)], found[-1]), "never true: nothing changes"
     assert np.abs(found[len(sites) + 1] - found[-1]).max() > 1e-2
+
+
+@both
+@pytest.mark.parametrize("kind", [AllOf, AnyOf])
+def test_conditions_together(opened: Opened, backend: str, kind: type[AllOf | AnyOf]) -> None:
+    """A plan begins where the earliest of its conditions reads; one that latches makes it begin at the start."""
+    client = opened("llama", backend, "float32")
+    own, early, head, last = (CONDITIONS[name] for name in ("own site", "the embedding", "a head", "latched, last"))
+    whens = [kind((own, early)), kind((head, own, early)), kind((own, last))]
+    plans = [[hook(site, Scale(0.3), when=when)] for site in ("resid_post.1", "mlp_in.2") for when in whens]
+    plans += [[hook("resid_post.2", Scale(0.5), positions=[11], when=whens[1])], []]
+    found = _require_same(client, plans, inputs=_inputs(prompt_length=6), metrics=[*METRICS[1:], Logit(5, 13)])
+    assert (np.abs(found[:6] - found[-1]).max(axis=1) > 1e-4).sum() >= 4
 
 
 @both

@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from probewire.protos.edits import (
     Add,
+    Affine,
     Clamp,
     Constant,
     FromInput,
@@ -39,6 +40,8 @@ from probewire.protos.metrics import (
 from probewire.protos.model import Input
 from probewire.protos.sites import GLOBAL_SITES, LAYER_SITES
 from probewire.protos.spec import (
+    AllOf,
+    AnyOf,
     Capture,
     Condition,
     Gather,
@@ -107,6 +110,16 @@ edits = st.one_of(
             numbers,
         )
     ),
+    st.integers(1, 3).flatmap(
+        lambda r: st.builds(
+            Affine,
+            st.just(Tensor.of(np.ones((4, r), dtype=np.float32))),
+            st.just(Tensor.of(np.ones((r, 4), dtype=np.float32))),
+            st.none() | st.just(Tensor.of(np.ones(r, dtype=np.float32))),
+            numbers,
+            **parts,
+        )
+    ),
     st.builds(
         Latents,
         st.just("sae"),
@@ -146,13 +159,19 @@ conditions = st.builds(
     unit=positive,
     head=st.none() | positive,
     latch=st.none(),
-) | st.builds(Condition, numbers, direction=tensors(1), latch=st.sampled_from([None, "last", "mean"]))
+) | st.builds(
+    Condition,
+    numbers,
+    direction=tensors(1),
+    latch=st.sampled_from([None, "last", "mean"]),
+    normalise=st.booleans(),
+)
+several = st.lists(conditions, min_size=1, max_size=8).map(tuple)
+whens = st.one_of(st.none(), conditions, st.builds(AllOf, several), st.builds(AnyOf, several))
 spans = st.lists(st.builds(Span, st.integers(-9, 9), st.none() | st.integers(-9, 9)), min_size=1, max_size=3).map(tuple)
 wheres = st.one_of(
-    st.builds(
-        Where, positions=distinct(st.integers(-50, 50)), token_ids=distinct(positive), when=st.none() | conditions
-    ),
-    st.builds(Where, spans=spans, phase=st.sampled_from(["all", "generated"]), when=st.none() | conditions),
+    st.builds(Where, positions=distinct(st.integers(-50, 50)), token_ids=distinct(positive), when=whens),
+    st.builds(Where, spans=spans, phase=st.sampled_from(["all", "generated"]), when=whens),
 )
 hooks = st.builds(
     Hook,

@@ -19,7 +19,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from ....protos import probewire_pb2 as pb
 from ....protos.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument
 from ....protos.operations import BY_NAME, Operation
-from ....protos.wire.codec import parse
+from ....protos.wire.parsing import parse
 from ...auth.access import Access
 from ...auth.callers import CALLER, Caller, caller_from_metadata
 from ...auth.proxies import FORWARDED_FOR, NO_PROXIES, Proxies, host_of

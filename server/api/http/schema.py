@@ -109,8 +109,10 @@ class Schemas:
         return dict(_SCALARS[hint]) if hint in _SCALARS else self.ref(hint)
 
     def _union(self, members: list[type]) -> Schema:
-        """An object with one key, the class's name in snake case; its bare name too where it has no fields."""
-        choices = [object_schema({snake(m): self.ref(m)}, (snake(m),)) for m in members]
+        """An object with one key, the class's name in snake case, or the one plain class itself; the bare name too where it has no fields."""
+        plain = [m for m in members if getattr(m, "wire_plain", False)]
+        named = [m for m in members if m not in plain]
+        choices = [self.ref(m) for m in plain] + [object_schema({snake(m): self.ref(m)}, (snake(m),)) for m in named]
         bare = [snake(member) for member in members if not dataclasses.fields(member)]
         return {"oneOf": [*choices, {"type": "string", "enum": bare}] if bare else choices}
 

@@ -15,7 +15,7 @@ from probewire.backends.model.sites import FAMILIES, Dims, site_infos
 from probewire.clients import hook
 from probewire.protos.edits import Scale
 from probewire.protos.model import ModelInfo
-from probewire.protos.spec import Condition, Hook, Plan
+from probewire.protos.spec import AllOf, AnyOf, Condition, Hook, Plan
 
 N_LAYERS = 4
 TOKENS = [7, 99, 12, 200, 31, 64]
@@ -71,17 +71,15 @@ LATCHED = Condition(0.0, unit=3, latch="last")
         ([edit("mlp_out.3", when=BELOW)], Start(2, 1)),
         ([edit("mlp_out.3"), edit("z.3", 4, when=BELOW)], Start(2, 1)),
         ([hook("mlp_out.3", Scale(0.5), when=LATCHED)], Start(0, 0)),
+        ([edit("mlp_out.3", when=AnyOf((Condition(0.0, unit=3), BELOW)))], Start(2, 1)),
+        ([hook("mlp_out.3", Scale(0.5), when=AllOf((BELOW, LATCHED)))], Start(0, 0)),
         ([edit("module:model.layers.2.mlp:output")], WHOLE),
         ([edit("mlp_out.3"), edit("module:model.layers.2.mlp:output", 5)], WHOLE),
     ],
 )
 def test_where_a_plan_begins(hooks: list[Hook], expected: Start) -> None:
-    assert (
-        start_of(
-            bound(*hooks, prompt=4 if hooks and hooks[0].where.when == LATCHED else 6), frozenset(), TOKENS, N_LAYERS
-        )
-        == expected
-    )
+    latched = bool(hooks) and (when := hooks[0].where.when) is not None and when.latched
+    assert start_of(bound(*hooks, prompt=4 if latched else 6), frozenset(), TOKENS, N_LAYERS) == expected
 
 
 def test_hooks_in_common_begin_nothing() -> None:

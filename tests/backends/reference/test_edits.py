@@ -11,6 +11,7 @@ from probewire.backends.noise import noise_row
 from probewire.backends.reference.edits import Around, edit_rows
 from probewire.protos.edits import (
     Add,
+    Affine,
     Clamp,
     Constant,
     Edit,
@@ -71,6 +72,10 @@ def edited(edit: Edit, rows: Array = ROWS, site: str = "resid_post.0", **around:
         (Clamp(vector([6, 8, 0]), min=1.0), [[3, 4, 0], [0.12, 1.16, 2]]),
         # (1, 0, 0), then (1, 1, 0) made orthogonal to it: (0, 1, 0)
         (Clamp(vector([2, 0, 0], [1, 1, 0]), min=-1.0, max=1.0), [[1, 1, 0], [0, 1, 2]]),
+        # (3 + 2·0) + 1 and (0 + 2·2) + 1, twice along (0, 1, −1)
+        (Affine(vector([1], [0], [2]), vector([0, 1, -1]), vector(1), 2.0), [[3, 12, -8], [0, 11, -8]]),
+        # rank 2 on the part (0, 3) and (2, 0): its halves change places
+        (Affine(vector([-1, 1], [1, -1]), vector([1, 0], [0, 1]), units=(2, 0)), [[0, 4, 3], [2, 1, 0]]),
     ],
 )
 def test_edit_of_rows(edit: Edit, expected: list[list[float]]) -> None:
@@ -129,6 +134,28 @@ def test_low_rank_reads_what_the_linear_module_read() -> None:
     np.testing.assert_array_equal(edited(edit, linear_input=read), [[3, 5.5, 15], [0, 3, 22]])
 
 
+def test_leace_is_an_affine_edit() -> None:
+    """x − L R (x − μ) with R x = x₀/2, L = (2, 0, 1), μ = (1, 1, 0): unit 0 becomes its mean in every row."""
+    left, right, mean = np.array([[2.0], [0.0], [1.0]]), np.array([[0.5, 0.0, 0.0]]), np.array([1.0, 1.0, 0.0])
+    edit = Affine(Tensor.of(right.T), Tensor.of(-left.T), Tensor.of(-right @ mean))
+    np.testing.assert_allclose(edited(edit), [[1, 4, -1], [1, 1, 2.5]])
+    np.testing.assert_allclose(edited(edit), ROWS - (ROWS - mean) @ right.T @ left.T)
+
+
+def test_loreft_is_an_affine_edit() -> None:
+    """h + Rᵀ(W h + b − R h), R = (0.6, 0.8, 0), W = (1, 0, 0), b = 2: 3 + 2 − 5 = 0 and 0 + 2 − 0.8 = 1.2."""
+    rotation, weight, bias = np.array([[0.6, 0.8, 0.0]]), np.array([[1.0, 0.0, 0.0]]), np.array([2.0])
+    edit = Affine(Tensor.of((weight - rotation).T), Tensor.of(rotation), Tensor.of(bias))
+    np.testing.assert_allclose(edited(edit), [[3, 4, 0], [0.72, 1.96, 2]], rtol=1e-7)
+
+
+def test_an_affine_map_goes_head_by_head() -> None:
+    edit = Affine(vector([1], [1]), vector([1, 0]))
+    np.testing.assert_array_equal(edited(edit, HEADS, "z.0"), [[[10, 4], [2, 0]]])
+    one = Affine(vector([1], [1]), vector([1, 0]), heads=(0,))
+    np.testing.assert_array_equal(edited(one, HEADS, "z.0"), [[[10, 4], [1, 0]]])
+
+
 VISIBLE = np.array([[True, False, False], [True, True, False]])
 
 
@@ -163,6 +190,7 @@ def test_edits_never_reach_masked_probabilities() -> None:
         Noise(1.0),
         ProjectOut(vector([1, 0, 0])),
         LowRank(vector([1], [1]), vector([1, 1, 1])),
+        Affine(vector([1], [1], [1]), vector([1, 1, 1])),
         Replace(Constant(vector(1, 1, 1))),
     ],
 )
@@ -181,6 +209,7 @@ def test_what_spans_the_key_axis_is_refused_there(edit: Edit) -> None:
         (Clamp(vector([1, 1, 0], [2, 2, 0]), max=1.0), "resid_post.0", "dependent"),
         (Clamp(vector(*np.eye(3), [1, 1, 1]), max=1.0), "resid_post.0", "at most 3"),
         (LowRank(vector([1], [1]), vector([1, 1, 1])), "resid_post.0", "no single linear module"),
+        (Affine(vector([1], [1]), vector([1, 1])), "resid_post.0", "3 wide"),
         (Scale(2.0), "expert_weights.0", "captured, not edited"),
     ],
 )

@@ -62,10 +62,22 @@ VALUE = np.array([[1.0, 0.0], [2.0, 3.0], [6.0, -3.0], [0.0, 4.0]])
         (Condition(1.7, unit=0, latch="last"), [True] * 4),
         (Condition(1.7, unit=0, latch="mean"), [False] * 4),
         (Condition(1.4, unit=0, latch="mean"), [True] * 4),
+        # cosines with (3, 4): 0.6, 18 / (5 √13) = 0.998, 6 / (5 √45) = 0.18, 0.8
+        (Condition(0.7, direction=Tensor.of([3.0, 4.0]), normalise=True), [False, True, False, True]),
+        # units over norms: 1, 2 / √13 = 0.555, 6 / √45 = 0.894, 0; the prompt's mean is 0.777
+        (Condition(0.6, unit=0, normalise=True), [True, False, True, False]),
+        (Condition(0.77, unit=0, normalise=True, latch="mean"), [True] * 4),
+        (Condition(0.78, unit=0, normalise=True, latch="mean"), [False] * 4),
     ],
 )
 def test_condition(when: Condition, expected: list[bool]) -> None:
     assert holds(when, VALUE, 2).tolist() == expected
+
+
+def test_the_cosine_of_a_row_of_zeros_is_zero() -> None:
+    rows = np.array([[0.0, 0.0], [3.0, 4.0]])
+    for op, expected in (("ge", [True, True]), ("gt", [False, True])):
+        assert holds(Condition(0.0, unit=1, op=op, normalise=True), rows, 2).tolist() == expected
 
 
 def test_condition_of_one_head() -> None:

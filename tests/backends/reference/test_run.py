@@ -10,7 +10,7 @@ import pytest
 from probewire.backends.reference.run import run
 from probewire.protos.edits import Add, FromInput, Inline, Replace, Scale, Stored, Zeros
 from probewire.protos.errors import InvalidArgument, NotFound
-from probewire.protos.spec import Capture, Condition, Hook, LowRank, Mean, NextLogprob, Plan, Span, Where
+from probewire.protos.spec import AllOf, AnyOf, Capture, Condition, Hook, LowRank, Mean, NextLogprob, Plan, Span, Where
 from probewire.protos.tensors import Tensor
 from tests.backends.reference.toy import A, B, C, D, averaging_model, capture_after, captured
 
@@ -141,6 +141,38 @@ def test_latched_condition_is_decided_by_the_prompt_and_holds_for_generated_rows
     # unit 0 over the prompt: 1, 1, −1
     where = Where(when=Condition(0.0, unit=0, latch=latch))
     result = captured([A, B, C, D, A], Hook("embed", capture=Capture(), where=where), prompt_length=3)
+    assert result.captures[0, "embed", ""].positions == reached
+
+
+@pytest.mark.parametrize(
+    ("when", "reached"),
+    [
+        # A (1, 1), B (1, −1), C (−1, 1), D (−1, −1): unit 0 is + + − −, unit 1 + − + −
+        (AllOf((Condition(0.0, unit=0), Condition(0.0, unit=1))), (0,)),
+        (AnyOf((Condition(0.0, unit=0), Condition(0.0, unit=1))), (0, 1, 2)),
+        (AllOf((Condition(0.0, unit=0, op="lt"), Condition(0.0, unit=1))), (2,)),
+        (AnyOf((Condition(0.0, unit=0, op="lt"), Condition(0.0, unit=1))), (0, 2, 3)),
+        (AllOf((Condition(5.0, unit=0), Condition(0.0, unit=1))), ()),
+        (AnyOf((Condition(5.0, unit=0), Condition(5.0, unit=1))), ()),
+        (AllOf((Condition(0.0, site="embed", unit=0), Condition(2.5, unit=0), Condition(0.0, unit=1))), (0,)),
+        (AnyOf((Condition(0.0, unit=0),)), (0, 1)),
+    ],
+)
+def test_the_truth_table_of_conditions_together(when: AllOf | AnyOf, reached: tuple[int, ...]) -> None:
+    tripled = Hook("resid_pre.0", Scale(3.0))
+    result = captured([A, B, C, D], tripled, Hook("resid_pre.0", capture=Capture(), where=Where(when=when)))
+    assert result.captures[1, "resid_pre.0", ""].positions == reached
+
+
+@pytest.mark.parametrize(
+    ("kind", "reached"),
+    [(AllOf, (3, 4)), (AnyOf, (3, 4, 5))],
+)
+def test_each_condition_has_its_own_latch(kind: type[AllOf | AnyOf], reached: tuple[int, ...]) -> None:
+    """Unit 0 over the prompt A, B, C: mean 1/3, so true for all that is generated; unit 1 each row for itself."""
+    latched, own = Condition(0.0, unit=0, latch="mean"), Condition(0.0, unit=1)
+    where = Where(when=kind((latched, own)))
+    result = captured([A, B, C, A, C, D], Hook("embed", capture=Capture(), where=where), prompt_length=3)
     assert result.captures[0, "embed", ""].positions == reached
 
 

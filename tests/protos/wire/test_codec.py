@@ -16,10 +16,11 @@ from probewire.protos.errors import InvalidArgument
 from probewire.protos.gradients import GradientsRequest
 from probewire.protos.metrics import Logit, Measured, Target
 from probewire.protos.model import ONLY_TEXT, GenerateRequest, Input, Message, RunRequest, Sampling
-from probewire.protos.spec import Capture, Hook, Plan, Where
+from probewire.protos.spec import AllOf, Capture, Condition, Hook, Plan, Where
 from probewire.protos.sweeps import SweepRequest
 from probewire.protos.tensors import DTYPES, Tensor
-from probewire.protos.wire.codec import from_json, from_proto, parse, to_json, to_proto
+from probewire.protos.wire.codec import from_json, from_proto, to_json, to_proto
+from probewire.protos.wire.parsing import parse
 from tests.protos.plans import gradients_requests, measured, plans, sweep_requests, tensors
 
 
@@ -218,3 +219,17 @@ def test_where_wants_positions_or_spans() -> None:
 
     with pytest.raises(InvalidArgument, match="not both"):
         Where(positions=(1,), spans=(Span(0, 2),))
+
+
+def test_conditions_are_written_as_before_and_in_company_by_name() -> None:
+    one, two = {"threshold": 1.0, "unit": 2}, {"threshold": 0, "unit": 3, "normalise": True, "latch": "last"}
+    found = from_json(Where, {"when": one})
+    assert found == Where(when=Condition(1.0, unit=2))
+    found = from_json(Where, {"when": {"all_of": {"conditions": [one, two]}}})
+    assert found.when == AllOf((Condition(1.0, unit=2), Condition(0.0, unit=3, normalise=True, latch="last")))
+    assert to_proto(found).WhichOneof("condition") == "all_of"
+    assert to_proto(Where(when=Condition(1.0, unit=2))).WhichOneof("condition") == "when"
+    with pytest.raises(InvalidArgument, match=r"when.any_of.conditions\[0\] has unknown fields \['any_of'\]"):
+        from_json(Where, {"when": {"any_of": {"conditions": [{"any_of": {"conditions": [one]}}]}}})
+    with pytest.raises(InvalidArgument, match="one key of all_of, any_of"):
+        from_json(Where, {"when": {"any_of": {"conditions": [one]}, "unit": 3}})

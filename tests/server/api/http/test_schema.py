@@ -9,6 +9,7 @@ from typing import Any, Literal
 import pytest
 
 from probewire.protos.operations import OPERATIONS
+from probewire.protos.spec import Where
 from probewire.protos.tensors import DTYPES, Tensor
 from probewire.server.api.http.schema import Schemas, field_docs, object_schema
 
@@ -120,6 +121,14 @@ def test_a_union_is_an_object_with_one_key_and_a_bare_name_where_that_says_all()
     assert bare == object_schema({"bare": {"$ref": "#/components/schemas/Bare"}}, ("bare",))
     assert tensor == object_schema({"low_rank": {"$ref": "#/components/schemas/LowRank"}}, ("low_rank",))
     assert name == {"type": "string", "enum": ["bare"]}
+
+
+def test_the_plain_class_of_a_union_is_written_without_its_name() -> None:
+    """Conditions alone were there before their combinations."""
+    one, everything, either = of(Where)["Where"]["properties"]["when"]["oneOf"]
+    assert one == {"$ref": "#/components/schemas/Condition"}
+    assert everything == object_schema({"all_of": {"$ref": "#/components/schemas/AllOf"}}, ("all_of",))
+    assert either == object_schema({"any_of": {"$ref": "#/components/schemas/AnyOf"}}, ("any_of",))
 
 
 def test_a_mapping_is_an_object_of_texts() -> None:
