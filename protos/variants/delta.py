@@ -31,7 +31,7 @@ class Delta:
     b: Array
     """[r, d_out], float32."""
     bias: Array | None = None
-    """[d_out], float32."""
+    """[d_out], float32; zeros are none."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "a", _array(self.a, "a", 2))
@@ -41,9 +41,10 @@ class Delta:
                 f"delta: a is {list(self.a.shape)} and b is {list(self.b.shape)}; a is [d_in, r] and b is [r, d_out] with one r"
             )
         if self.bias is not None:
-            object.__setattr__(self, "bias", _array(self.bias, "bias", 1))
-            if self.bias.shape != (self.d_out,):
-                raise InvalidArgument(f"delta: the bias has {self.bias.shape[0]} numbers and b {self.d_out} columns")
+            bias = _array(self.bias, "bias", 1)
+            if bias.shape != (self.d_out,):
+                raise InvalidArgument(f"delta: the bias has {bias.shape[0]} numbers and b {self.d_out} columns")
+            object.__setattr__(self, "bias", bias if bias.any() else None)
 
     @property
     def d_in(self) -> int:

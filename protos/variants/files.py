@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,16 +15,26 @@ from ..spec import Plan
 from ..tensors import Array, Tensor
 from ..wire.codec import from_json, to_json
 from .delta import Delta
-from .manifest import Manifest
+from .json_file import json_object, json_text
+from .manifest import Base, Manifest
+from .mlx_lm import MLX_WEIGHTS, read_mlx_lm
+from .peft import CONFIG, EMBEDDINGS, WEIGHTS, read_peft, written_peft
+from .placing import RAW, by_module, checkpoint_path, gathered
 from .tensor_file import read_tensors, written_tensors
 
-__all__ = ["FILES", "Parts", "from_files", "read_folder", "to_files", "write_folder"]
+__all__ = ["FILES", "Parts", "as_modules", "folder_files", "from_files", "read_folder", "to_files", "write_folder"]
 
-MANIFEST, PLAN, PLAN_TENSORS, DELTAS = "variant.json", "plan.json", "plan.safetensors", "deltas.safetensors"
-FILES = (MANIFEST, PLAN, PLAN_TENSORS, DELTAS)
+MANIFEST, PLAN, PLAN_TENSORS, DELTAS, CARD = (
+    "variant.json",
+    "plan.json",
+    "plan.safetensors",
+    "deltas.safetensors",
+    "README.md",
+)
+FILES = (MANIFEST, PLAN, PLAN_TENSORS, DELTAS, CONFIG, WEIGHTS, MLX_WEIGHTS)
 """What is read of a folder; others are left alone."""
-MAX_JSON_BYTES = 4 << 20
 FORMAT, VERSION = "probewire.variant", 1
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".npz", ".ckpt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,36 +49,85 @@ class Parts:
 
 
 def to_files(deltas: Mapping[str, Delta], plan: Plan, manifest: Manifest, content: str) -> dict[str, bytes]:
-    """The files by name."""
-    told = {"format": FORMAT, "version": VERSION, "hash": content, **manifest.to_json()}
-    files = {MANIFEST: _text(told)}
-    if deltas:
+    """The files by name: a PEFT adapter wherever PEFT has such a one, and our own where that does not give the same back."""
+    peft, same = _as_peft(deltas, manifest.base)
+    told = {"format": FORMAT, "version": VERSION, "hash": content, "complete_in_peft": bool(peft) and not plan.hooks}
+    files = {MANIFEST: json_text(told | manifest.to_json()), **peft}
+    if deltas and not (peft and same):
         arrays = {f"{name}.{part}": array for name, delta in deltas.items() for part, array in _factors(delta).items()}
         files[DELTAS] = written_tensors(arrays, {"format": FORMAT})
     if plan.hooks:
         tensors: dict[str, Array] = {}
-        files[PLAN] = _text(_parted(to_json(plan), tensors))
+        files[PLAN] = json_text(_parted(to_json(plan), tensors))
         if tensors:
             files[PLAN_TENSORS] = written_tensors(tensors)
     return files
 
 
 def from_files(files: Mapping[str, bytes], where: str) -> Parts:
-    """What the files hold. Raises InvalidArgument for what they must not hold."""
-    if MANIFEST not in files:
-        raise InvalidArgument(f"{where} has no {MANIFEST}; give a folder that Variant.save wrote")
-    told = _json(files[MANIFEST], f"{where}/{MANIFEST}")
-    if not isinstance(told, dict) or cast("dict[str, Any]", told).get("format") != FORMAT:
+    """What the files hold: ours, PEFT's or mlx-lm's. Raises InvalidArgument for what they must not hold."""
+    if MANIFEST in files:
+        return _ours(files, where)
+    if CONFIG in files and MLX_WEIGHTS in files and WEIGHTS not in files:
+        return Parts(*_found(read_mlx_lm(files, where)))
+    if CONFIG in files:
+        return Parts(*_found(read_peft(files, where)))
+    raise InvalidArgument(
+        f"{where} has neither {MANIFEST} (of Variant.save) nor {CONFIG} with {WEIGHTS} (PEFT) or {MLX_WEIGHTS} (mlx-lm)"
+    )
+
+
+def _found(read: tuple[dict[str, Delta], Manifest]) -> tuple[dict[str, Delta], Plan, Manifest]:
+    return read[0], Plan(), read[1]
+
+
+def _ours(files: Mapping[str, bytes], where: str) -> Parts:
+    given = json_object(files[MANIFEST], f"{where}/{MANIFEST}")
+    if given.pop("format", None) != FORMAT:
         raise InvalidArgument(f"{where}/{MANIFEST} is no manifest of a variant: its format is not {FORMAT!r}")
-    given = cast("dict[str, Any]", told)
     if given.pop("version", None) != VERSION:
         raise InvalidArgument(f"{where}/{MANIFEST} is of another version; this one reads version {VERSION}")
     content = given.pop("hash", "")
-    if not isinstance(content, str):
-        raise InvalidArgument(f"{where}/{MANIFEST}: hash is a text, got {str(content)[:60]!r}")
-    del given["format"]
+    if not isinstance(content, str) or not isinstance(given.pop("complete_in_peft", True), bool):
+        raise InvalidArgument(f"{where}/{MANIFEST}: hash is a text, and complete_in_peft true or false")
     manifest = Manifest.from_json(given)
-    return Parts(_deltas(files, where), _plan(files, where), manifest, content)
+    if DELTAS in files or CONFIG not in files:
+        deltas = _deltas(files, where)
+    else:
+        names = {checkpoint_path(weight.path): weight.name for weight in manifest.base.weights}
+        deltas = {_own(name, names): delta for name, delta in read_peft(files, where)[0].items()}
+    return Parts(deltas, _plan(files, where), manifest, content)
+
+
+def as_modules(deltas: Mapping[str, Delta], base: Base) -> tuple[dict[str, Delta], str | None] | None:
+    """The deltas by path in a checkpoint, and which of them is a lookup's; None where a weight's path is not known."""
+    whole = gathered(deltas, base.weights)
+    if not whole:
+        return None
+    paths = {checkpoint_path(path): delta for path, delta in whole.items()}
+    lookups = [path for path in paths if path.rpartition(".")[2] in EMBEDDINGS]
+    return paths, (lookups[0] if lookups else None)
+
+
+def _as_peft(deltas: Mapping[str, Delta], base: Base) -> tuple[dict[str, bytes], bool]:
+    """PEFT's files, empty where it has no such adapter; and whether reading them gives the same deltas."""
+    found = as_modules(deltas, base)
+    if found is None:
+        return {}, False
+    paths, lookup = found
+    try:
+        files = written_peft(paths, lookup, base.id)
+    except InvalidArgument:
+        return {}, False
+    alone = {
+        checkpoint_path(parts[0].path): parts[0].name for parts in by_module(base.weights).values() if len(parts) == 1
+    }
+    back = {"w_embed" if path == lookup else _own(f"{RAW}{path}", alone) for path in paths}
+    return files, back == set(deltas)
+
+
+def _own(name: str, names: Mapping[str, str]) -> str:
+    return names.get(name.removeprefix(RAW), name)
 
 
 def read_folder(folder: Path) -> Parts:
@@ -80,11 +138,16 @@ def read_folder(folder: Path) -> Parts:
 
 
 def folder_files(folder: Path) -> dict[str, bytes]:
-    """The bytes of the files that matter."""
+    """The bytes of the files that matter. Raises InvalidArgument for a folder that has pickles in their place."""
     try:
-        return {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
+        files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
+        names = sorted(path.name for path in folder.iterdir())
     except OSError as error:
         raise InvalidArgument(f"{folder} cannot be read: {error}") from None
+    pickles = [name for name in names if name.endswith(_PICKLES)]
+    if pickles and MANIFEST not in files and not any(name.endswith(".safetensors") for name in files):
+        raise InvalidArgument(f"{folder} holds {pickles[0]}, a pickle, which is never opened; save it as safetensors")
+    return files
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> Path:
@@ -131,25 +194,8 @@ def _plan(files: Mapping[str, bytes], where: str) -> Plan:
     if PLAN not in files:
         return Plan()
     tensors = read_tensors(files[PLAN_TENSORS], f"{where}/{PLAN_TENSORS}") if PLAN_TENSORS in files else {}
-    data = _json(files[PLAN], f"{where}/{PLAN}")
+    data = json_object(files[PLAN], f"{where}/{PLAN}")
     return from_json(Plan, _rejoined(data, tensors, where), "plan")
-
-
-def _text(data: Any) -> bytes:
-    return (json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
-
-
-def _json(data: bytes, what: str) -> Any:
-    if len(data) > MAX_JSON_BYTES:
-        raise InvalidArgument(f"{what} has {len(data):,} bytes; at most {MAX_JSON_BYTES:,} are allowed")
-    try:
-        return json.loads(data.decode("utf-8"), parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise InvalidArgument(f"{what} is no JSON: {error}") from None
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")
 
 
 def _parted(data: Any, tensors: dict[str, Array]) -> Any:

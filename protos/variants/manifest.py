@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, cast
 
 from ..errors import InvalidArgument
-from ..model_info import ModelInfo
+from ..model_info import ModelInfo, WeightInfo
+from ..wire.codec import from_json, to_json
 
 __all__ = ["Base", "Manifest", "checked_name", "jsonable"]
 
@@ -38,11 +39,28 @@ class Base:
     vocab_size: int = 0
     dtype: str = ""
     """In which it was made."""
+    weights: tuple[WeightInfo, ...] = ()
+    """Of the model's table those that the deltas are at, and the other parts of their modules: where they lie in a checkpoint."""
 
     @classmethod
     def of(cls, info: ModelInfo) -> Base:
         """Of a loaded model, as `client.describe()` gives it."""
         return cls(**{one.name: getattr(info, one.name) for one in fields(cls)})
+
+    def trimmed(self, names: Collection[str]) -> Base:
+        """With those weights alone that share a module with one of these names."""
+        paths = {weight.path for weight in self.weights if weight.name in names}
+        return replace(self, weights=tuple(weight for weight in self.weights if weight.path in paths))
+
+    def to_json(self) -> dict[str, Any]:
+        """As `variant.json` holds it."""
+        told = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "weights"}
+        return told | {"weights": [to_json(weight) for weight in self.weights]}
+
+    @classmethod
+    def from_json(cls, data: Any) -> Base:
+        """Of what a stranger wrote. Raises InvalidArgument for unknown fields and wrong kinds."""
+        return from_json(cls, data, "base")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +103,7 @@ class Manifest:
         told = {
             one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("base", "method", "options")
         }
-        told["base"] = {one.name: getattr(self.base, one.name) for one in fields(Base)}
+        told["base"] = self.base.to_json()
         told["method"] = {"name": self.method, "options": self.options}
         return json.loads(json.dumps(told))
 
@@ -100,7 +118,7 @@ class Manifest:
         known = {one.name: one for one in fields(cls)}
         if unknown := sorted(set(given) - set(known)):
             raise InvalidArgument(f"the manifest has unknown fields {unknown[:8]}; it has {', '.join(known)}")
-        given["base"] = _base(given.get("base", {}))
+        given["base"] = Base.from_json(given.get("base", {}))
         for name in ("name", "method", "description", "licence"):
             if not isinstance(given.get(name, ""), str):
                 raise InvalidArgument(f"the manifest's {name} is a text, got {str(given[name])[:60]!r}")
@@ -113,17 +131,6 @@ class Manifest:
                     f"the manifest's {name} is a list of {kind.__name__}, got {str(cast('Any', items))[:60]!r}"
                 )
         return cls(**given)
-
-
-def _base(data: Any) -> Base:
-    given = _object(data, "base")
-    known: dict[str, type] = {one.name: type(cast("Any", one.default)) for one in fields(Base)}
-    for name, value in given.items():
-        if name not in known or not isinstance(value, known[name]) or isinstance(value, bool):
-            raise InvalidArgument(
-                f"the manifest's base has {name[:60]!r}: {str(value)[:60]!r}; it has {', '.join(known)}"
-            )
-    return Base(**given)
 
 
 def _object(data: Any, what: str) -> Mapping[str, Any]:

@@ -7,15 +7,19 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import FailedPrecondition, InvalidArgument
+from ..model_info import ModelInfo
 from ..numbers import finite
 from ..spec import Plan
 from .delta import Delta, Float32
-from .files import read_folder, to_files, write_folder
+from .files import Parts, as_modules, from_files, read_folder, to_files, write_folder
 from .hashing import content_hash
-from .manifest import Manifest
+from .manifest import Base, Manifest
+from .mlx_lm import written_mlx_lm
+from .peft import written_peft
+from .placing import matched, require_shapes
 from .plans import checked_plan, joined_plans, scaled_plan
 from .weight_names import checked_weight, matching
 
@@ -45,15 +49,28 @@ class Variant:
         checked_plan(self.plan)
         if not deltas and not self.plan.hooks:
             raise InvalidArgument("a variant has deltas, hooks, or both; this one changes nothing")
+        object.__setattr__(self, "manifest", replace(self.manifest, base=self.manifest.base.trimmed(deltas.keys())))
         object.__setattr__(self, "deltas", MappingProxyType(deltas))
         object.__setattr__(self, "hash", content_hash(self.manifest.base.model_hash, deltas, self.plan))
 
     @classmethod
     def load(cls, folder: str | Path) -> Variant:
-        """Read a folder. Raises NotFound without one, InvalidArgument for what it must not hold or another hash than it says."""
-        parts = read_folder(Path(folder))
+        """Read a folder of ours, of PEFT or of mlx-lm. Raises NotFound without one, InvalidArgument for what it must not hold."""
+        return cls._of(read_folder(Path(folder)), str(folder))
+
+    @classmethod
+    def of_files(cls, files: Mapping[str, bytes], where: str) -> Variant:
+        """Of the files of a folder, by name. Raises as `load`."""
+        return cls._of(from_files(files, where), where)
+
+    @classmethod
+    def _of(cls, parts: Parts, where: str) -> Variant:
         variant = cls(parts.deltas, parts.plan, parts.manifest)
-        variant.require(parts.hash, str(folder))
+        if parts.hash and parts.hash != variant.hash:
+            raise InvalidArgument(
+                f"{where} says that its content is {parts.hash[:16]}… and it is {variant.hash[:16]}…; it is damaged or was changed "
+                "by hand"
+            )
         return variant
 
     def save(self, folder: str | Path) -> Path:
@@ -64,12 +81,47 @@ class Variant:
         """The files of its folder, by name."""
         return to_files(self.deltas, self.plan, self.manifest, self.hash)
 
-    def require(self, said: str, where: str) -> None:
-        """Raise InvalidArgument when the content's hash is not the one that was said ("": nothing was)."""
-        if said and said != self.hash:
+    def export(
+        self,
+        folder: str | Path,
+        format: Literal["peft", "mlx-lm"] = "peft",  # noqa: A002 - the field's word
+        *,
+        drop_hooks: bool = False,
+    ) -> Path:
+        """Write an adapter of another library alone; gives its path. Raises InvalidArgument for what that has no place for."""
+        if self.plan.hooks and not drop_hooks:
             raise InvalidArgument(
-                f"{where} says that its content is {said[:16]}… and it is {self.hash[:16]}…; it is damaged or was changed by hand"
+                f"{self._told()} has {len(self.plan.hooks)} hooks, which {format} knows nothing of; turn those that can be into "
+                "deltas (analysis.variants.bake), or give drop_hooks=True"
             )
+        found = as_modules(self.deltas, self.manifest.base)
+        if found is None:
+            raise InvalidArgument(
+                f"{self._told()} does not say where its weights lie in a checkpoint; bind it first: variant.bound(client.describe())"
+            )
+        written = {"peft": written_peft, "mlx-lm": written_mlx_lm}.get(format)
+        if written is None:
+            raise InvalidArgument(f"format is {format!r}; allowed: peft, mlx-lm")
+        return write_folder(Path(folder), written(*found, self.manifest.base.id))
+
+    def bound(self, info: ModelInfo, *, rebase: bool = False) -> Variant:
+        """The same as a variant of this model: its names for modules, its hash, every shape held against it.
+
+        Raises FailedPrecondition for a variant of another model (unless `rebase`, which notes the old one in the manifest),
+        InvalidArgument for weights that this model does not take deltas at.
+        """
+        old = self.manifest.base.model_hash
+        if old and old != info.model_hash and not rebase:
+            raise FailedPrecondition(
+                f"{self._told()} is of model {old[:16]}… ({self.manifest.base.id}), and {info.id} is {info.model_hash[:16]}…; give "
+                "rebase=True to use it here all the same, where its shapes fit"
+            )
+        deltas = matched(self.deltas, info.weights)
+        require_shapes(deltas, info.weights)
+        made_of = self.manifest.made_of
+        if old and old != info.model_hash:
+            made_of = (*made_of, self._parent() | {"rebased_from": old})
+        return Variant(deltas, self.plan, replace(self.manifest, base=Base.of(info), made_of=made_of))
 
     @property
     def n_bytes(self) -> int:

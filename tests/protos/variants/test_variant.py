@@ -121,7 +121,7 @@ class TestVariant:
         assert replace(one, manifest=replace(one.manifest, name="other", description="x")).hash == one.hash
         assert Variant(dict(reversed(list(one.deltas.items()))), one.plan, one.manifest).hash == one.hash
         other_base = replace(one.manifest, base=Base(model_hash="cd" * 32))
-        bias = Delta(one.deltas["w_o.0"].a, one.deltas["w_o.0"].b, np.zeros(4))
+        bias = Delta(one.deltas["w_o.0"].a, one.deltas["w_o.0"].b, np.ones(4))
         moved = {"w_down.1": one.deltas["w_down.1"], "w_o.1": one.deltas["w_o.0"]}
         others = [
             replace(one, manifest=other_base),
