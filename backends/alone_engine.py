@@ -195,7 +195,7 @@ class AloneEngine:
             return None
         sequence = slot.sequence
         token = choose_token(row, sequence.sampling, sequence.seed, sequence.n_generated)
-        return logprobs_of(row, token, sequence.sampling.logprobs or 0) if slot.wants_logprobs else Choice(token)
+        return logprobs_of(row, token, slot.n_top) if slot.wants_logprobs else Choice(token)
 
     def _result(self, slot: RowSpan, choice: Choice | None) -> StepResult:
         sequence = slot.sequence

@@ -40,13 +40,19 @@ def _log_probability(ops: Ops, rows: Any, tokens: Sequence[int]) -> Any:
     return found - ops.stop(above)  # two sums may round past each other
 
 
-def next_log_probability(ops: Ops, rows: Any, tokens: NDArray[np.int64]) -> Any:
-    """[row], wide: the log-probability of one token each, from [row, vocab] logits."""
-    found: list[Any] = []
+def next_log_probability(ops: Ops, rows: Any, tokens: NDArray[np.int64], top: int = 0) -> list[Any]:
+    """[row], wide: the log-probability of one token each, from [row, vocab] logits.
+
+    With `top`, those of the n likeliest [row, n], wide and largest first, and which tokens they are [row, n].
+    """
+    found: list[list[Any]] = []
     for part in _parts(rows):
         shifted, log_total = _shifted(ops, rows[part])
-        found.append(ops.gather_last(shifted, ops.index(tokens[part])) - log_total)
-    return _joined(ops, found)
+        found.append([ops.gather_last(shifted, ops.index(tokens[part])) - log_total])
+        if top:
+            _, index = ops.top_k(ops.f32(rows[part]), top)
+            found[-1] += [ops.take_last(shifted, index) - log_total[:, None], index]
+    return [_joined(ops, list(parts)) for parts in zip(*found, strict=True)]
 
 
 def _shifted(ops: Ops, rows: Any) -> tuple[Any, Any]:

@@ -98,6 +98,7 @@ class AsyncClient(Connected[AsyncTransport]):
     load = awaits(server_calls.load)
     unload = awaits(server_calls.unload)
     tokenize = awaits(server_calls.tokenize)
+    tokenizer_info = awaits(server_calls.tokenizer_info)
     weight_names = awaits(server_calls.weight_names)
     weights = awaits(server_calls.weights)
 

@@ -93,6 +93,7 @@ class Client(Connected[Transport]):
     load = waits(server_calls.load)
     unload = waits(server_calls.unload)
     tokenize = waits(server_calls.tokenize)
+    tokenizer_info = waits(server_calls.tokenizer_info)
     weight_names = waits(server_calls.weight_names)
     weights = waits(server_calls.weights)
 

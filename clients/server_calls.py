@@ -34,6 +34,7 @@ __all__ = [
     "saes",
     "token",
     "tokenize",
+    "tokenizer_info",
     "unload",
     "unload_sae",
     "weight_names",
@@ -42,6 +43,7 @@ __all__ = [
 
 models = asking(Service.models)
 describe = asking(Service.describe)
+tokenizer_info = asking(Service.tokenizer_info)
 unload = asking(Service.unload)
 weight_names = asking(Service.weight_names)
 captures = asking(Service.captures)
@@ -81,9 +83,11 @@ def load(
     return info
 
 
-def tokenize(client: Caller, prompt: Prompt, *, model: str = "") -> Steps[Tokenized]:
-    """Token ids and texts of a prompt, as a request would use them."""
-    return ask(Service.tokenize, TokenizeRequest(to_input(prompt), model))
+def tokenize(
+    client: Caller, prompt: Prompt, *, add_special_tokens: bool = True, model: str = ""
+) -> Steps[Tokenized]:
+    """Token ids and texts of a prompt, as a request would use them; a text without special tokens around it if not wanted."""
+    return ask(Service.tokenize, TokenizeRequest(to_input(prompt), model, add_special_tokens=add_special_tokens))
 
 
 def token(client: Caller, text: str, *, model: str = "") -> Steps[int]:

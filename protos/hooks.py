@@ -90,6 +90,14 @@ class Gather:
 class NextLogprob:
     """At `logits`: the float32 log-probability of the token that follows; absent for the last row of a run."""
 
+    top: int = 0
+    """Beside it, those of the n likeliest tokens, largest first: parts `value` and `index`. The token's own is the same
+    float where it is among them."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.top <= MAX_TOP_K:
+            raise InvalidArgument(f"next_logprob.top must be in 0 … {MAX_TOP_K}, got {self.top}")
+
 
 Reduction = Last | Mean | Norm | TopK | Project | Gather | NextLogprob | ReadLatents
 

@@ -337,6 +337,8 @@ class TokenizeRequest:
     model: str = ""
     at_most: int = 0
     """More tokens are refused, and known by the text's length where it tells; 0: any number."""
+    add_special_tokens: bool = True
+    """Around a text, as a request has them; a chat template writes its own."""
 
     def __post_init__(self) -> None:
         _within(self.at_most, 0, 1 << 40, "at_most", integer=True)
@@ -351,3 +353,15 @@ class Tokenized:
     """Each token's own text, as it stands behind others."""
     text: str
     """The whole prompt as text, special tokens included."""
+    raw: tuple[bytes, ...] = ()
+    """The bytes each token adds to a text that has begun; of half a character, its half."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerInfo:
+    """What the checkpoint calls its special tokens, as texts, and its chat template; None: it has none."""
+
+    bos_token: str | None = None
+    eos_token: str | None = None
+    pad_token: str | None = None
+    chat_template: str | None = None

@@ -14,7 +14,16 @@ from . import probewire_pb2 as pb
 from .activity import ActivityReport, WorkerStatus
 from .gradients import GradientsRequest
 from .loading import LoadProgress, LoadRequest
-from .model import Event, GenerateRequest, ModelInfo, RunRequest, StoredCapture, Tokenized, TokenizeRequest
+from .model import (
+    Event,
+    GenerateRequest,
+    ModelInfo,
+    RunRequest,
+    StoredCapture,
+    Tokenized,
+    TokenizeRequest,
+    TokenizerInfo,
+)
 from .saes import LoadSaeRequest, SaeInfo, SaePart, SaeReceived
 from .sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from .sweeps import SweepRequest
@@ -135,6 +144,10 @@ OPERATIONS: tuple[Operation, ...] = (
               role="viewer", route="GET /v1/models/{model:path}"),
     Operation(name="Models.Tokenize", call="tokenize", request=TokenizeRequest, answer=Tokenized, role="viewer",
               route="POST /v1/tokenize"),
+    Operation(name="Models.Tokenizer", call="tokenizer_info", request="ModelRequest", fields=_MODEL,
+              answer=TokenizerInfo, role="viewer", route="GET /tokenizer_info",
+              summary="Names of special tokens, and the chat template (as vLLM's route of the name)",
+              returns="The tokenizer"),
     Operation(name="Models.Weights", call="weights", request="WeightsRequest", fields=_SAE, kind="chunks",
               route="GET /v1/weights/{name:path}"),
     _inference("Generate", GenerateRequest, "Sample a continuation, reading and editing on the way"),

@@ -379,8 +379,10 @@ class Gather(_message.Message):
     def __init__(self, ids: _Optional[_Union[Indices, _Mapping]] = ...) -> None: ...
 
 class NextLogprob(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("top",)
+    TOP_FIELD_NUMBER: _ClassVar[int]
+    top: int
+    def __init__(self, top: _Optional[int] = ...) -> None: ...
 
 class ReadLatents(_message.Message):
     __slots__ = ("sae", "top_k", "ids")
@@ -567,24 +569,40 @@ class LoadProgress(_message.Message):
     def __init__(self, stage: _Optional[str] = ..., done: _Optional[int] = ..., total: _Optional[int] = ..., info: _Optional[_Union[ModelInfo, _Mapping]] = ...) -> None: ...
 
 class TokenizeRequest(_message.Message):
-    __slots__ = ("input", "model", "at_most")
+    __slots__ = ("input", "model", "at_most", "add_special_tokens")
     INPUT_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     AT_MOST_FIELD_NUMBER: _ClassVar[int]
+    ADD_SPECIAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     input: Input
     model: str
     at_most: int
-    def __init__(self, input: _Optional[_Union[Input, _Mapping]] = ..., model: _Optional[str] = ..., at_most: _Optional[int] = ...) -> None: ...
+    add_special_tokens: bool
+    def __init__(self, input: _Optional[_Union[Input, _Mapping]] = ..., model: _Optional[str] = ..., at_most: _Optional[int] = ..., add_special_tokens: _Optional[bool] = ...) -> None: ...
 
 class Tokenized(_message.Message):
-    __slots__ = ("token_ids", "tokens", "text")
+    __slots__ = ("token_ids", "tokens", "text", "raw")
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
+    RAW_FIELD_NUMBER: _ClassVar[int]
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     tokens: _containers.RepeatedScalarFieldContainer[str]
     text: str
-    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., tokens: _Optional[_Iterable[str]] = ..., text: _Optional[str] = ...) -> None: ...
+    raw: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., tokens: _Optional[_Iterable[str]] = ..., text: _Optional[str] = ..., raw: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class TokenizerInfo(_message.Message):
+    __slots__ = ("bos_token", "eos_token", "pad_token", "chat_template")
+    BOS_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    EOS_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    PAD_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    CHAT_TEMPLATE_FIELD_NUMBER: _ClassVar[int]
+    bos_token: str
+    eos_token: str
+    pad_token: str
+    chat_template: str
+    def __init__(self, bos_token: _Optional[str] = ..., eos_token: _Optional[str] = ..., pad_token: _Optional[str] = ..., chat_template: _Optional[str] = ...) -> None: ...
 
 class WeightsRequest(_message.Message):
     __slots__ = ("model", "name")

@@ -59,6 +59,11 @@ class ModelsStub:
                 request_serializer=probewire_dot_protos_dot_probewire__pb2.TokenizeRequest.SerializeToString,
                 response_deserializer=probewire_dot_protos_dot_probewire__pb2.Tokenized.FromString,
                 _registered_method=True)
+        self.Tokenizer = channel.unary_unary(
+                '/probewire.v1.Models/Tokenizer',
+                request_serializer=probewire_dot_protos_dot_probewire__pb2.ModelRequest.SerializeToString,
+                response_deserializer=probewire_dot_protos_dot_probewire__pb2.TokenizerInfo.FromString,
+                _registered_method=True)
         self.Weights = channel.unary_stream(
                 '/probewire.v1.Models/Weights',
                 request_serializer=probewire_dot_protos_dot_probewire__pb2.WeightsRequest.SerializeToString,
@@ -99,6 +104,12 @@ class ModelsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Tokenizer(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Weights(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -132,6 +143,11 @@ def add_ModelsServicer_to_server(servicer, server):
                     servicer.Tokenize,
                     request_deserializer=probewire_dot_protos_dot_probewire__pb2.TokenizeRequest.FromString,
                     response_serializer=probewire_dot_protos_dot_probewire__pb2.Tokenized.SerializeToString,
+            ),
+            'Tokenizer': grpc.unary_unary_rpc_method_handler(
+                    servicer.Tokenizer,
+                    request_deserializer=probewire_dot_protos_dot_probewire__pb2.ModelRequest.FromString,
+                    response_serializer=probewire_dot_protos_dot_probewire__pb2.TokenizerInfo.SerializeToString,
             ),
             'Weights': grpc.unary_stream_rpc_method_handler(
                     servicer.Weights,
@@ -274,6 +290,33 @@ class Models:
             '/probewire.v1.Models/Tokenize',
             probewire_dot_protos_dot_probewire__pb2.TokenizeRequest.SerializeToString,
             probewire_dot_protos_dot_probewire__pb2.Tokenized.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Tokenizer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/probewire.v1.Models/Tokenizer',
+            probewire_dot_protos_dot_probewire__pb2.ModelRequest.SerializeToString,
+            probewire_dot_protos_dot_probewire__pb2.TokenizerInfo.FromString,
             options,
             channel_credentials,
             insecure,

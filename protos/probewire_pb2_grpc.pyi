@@ -38,6 +38,7 @@ class ModelsStub:
     Unload: _grpc.UnaryUnaryMultiCallable[_probewire_pb2.ModelRequest, _probewire_pb2.Empty]
     Describe: _grpc.UnaryUnaryMultiCallable[_probewire_pb2.ModelRequest, _probewire_pb2.ModelInfo]
     Tokenize: _grpc.UnaryUnaryMultiCallable[_probewire_pb2.TokenizeRequest, _probewire_pb2.Tokenized]
+    Tokenizer: _grpc.UnaryUnaryMultiCallable[_probewire_pb2.ModelRequest, _probewire_pb2.TokenizerInfo]
     Weights: _grpc.UnaryStreamMultiCallable[_probewire_pb2.WeightsRequest, _probewire_pb2.WeightChunk]
 
 @_typing.type_check_only
@@ -48,6 +49,7 @@ class ModelsAsyncStub(ModelsStub):
     Unload: _aio.UnaryUnaryMultiCallable[_probewire_pb2.ModelRequest, _probewire_pb2.Empty]  # type: ignore[assignment]
     Describe: _aio.UnaryUnaryMultiCallable[_probewire_pb2.ModelRequest, _probewire_pb2.ModelInfo]  # type: ignore[assignment]
     Tokenize: _aio.UnaryUnaryMultiCallable[_probewire_pb2.TokenizeRequest, _probewire_pb2.Tokenized]  # type: ignore[assignment]
+    Tokenizer: _aio.UnaryUnaryMultiCallable[_probewire_pb2.ModelRequest, _probewire_pb2.TokenizerInfo]  # type: ignore[assignment]
     Weights: _aio.UnaryStreamMultiCallable[_probewire_pb2.WeightsRequest, _probewire_pb2.WeightChunk]  # type: ignore[assignment]
 
 class ModelsServicer(metaclass=_abc_1.ABCMeta):
@@ -85,6 +87,13 @@ class ModelsServicer(metaclass=_abc_1.ABCMeta):
         request: _probewire_pb2.TokenizeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_probewire_pb2.Tokenized, _abc.Awaitable[_probewire_pb2.Tokenized]]: ...
+
+    @_abc_1.abstractmethod
+    def Tokenizer(
+        self,
+        request: _probewire_pb2.ModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_probewire_pb2.TokenizerInfo, _abc.Awaitable[_probewire_pb2.TokenizerInfo]]: ...
 
     @_abc_1.abstractmethod
     def Weights(

@@ -8,7 +8,16 @@ from typing import Protocol, runtime_checkable
 from .activity import ActivityReport
 from .gradients import GradientsRequest
 from .loading import HealthReport, LoadProgress, LoadRequest
-from .model import Event, GenerateRequest, ModelInfo, RunRequest, StoredCapture, Tokenized, TokenizeRequest
+from .model import (
+    Event,
+    GenerateRequest,
+    ModelInfo,
+    RunRequest,
+    StoredCapture,
+    Tokenized,
+    TokenizeRequest,
+    TokenizerInfo,
+)
 from .saes import LoadSaeRequest, SaeInfo, SaePart, SaeReceived
 from .sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from .sweeps import SweepRequest
@@ -58,6 +67,10 @@ class Service(Protocol):
 
     def tokenize(self, request: TokenizeRequest) -> Tokenized:
         """Token ids and texts of an input."""
+        ...
+
+    def tokenizer_info(self, model: str = "") -> TokenizerInfo:
+        """What a model's special tokens are called, and its chat template."""
         ...
 
     def weights(self, name: str, model: str = "") -> Array:

@@ -142,9 +142,10 @@ class BoundPlan:
         )
 
     @property
-    def wants_next_logprob(self) -> bool:
-        """Some hook asks for the log-probability of the token that follows."""
-        return any(b.hook.capture is not None and isinstance(b.hook.capture.reduce, NextLogprob) for b in self.hooks)
+    def next_logprobs(self) -> list[NextLogprob]:
+        """What hooks ask for of the log-probability of the token that follows."""
+        asked = [b.hook.capture.reduce for b in self.hooks if b.hook.capture is not None]
+        return [reduce for reduce in asked if isinstance(reduce, NextLogprob)]
 
 
 @dataclass(eq=False, slots=True)

@@ -196,10 +196,13 @@ class Collector:
             return
         picked = ops.index(local)
         taken, following = ops.take(rows, picked, 0), np.array([tokens[slot.position + int(i) + 1] for i in local])
-        found = next_log_probability(ops, taken, following)
         capture = bound.hook.capture
         assert capture is not None
-        parts = {"": ops.like(found, ops.f32(taken[:1])) if capture.dtype is None else found}
+        assert isinstance(capture.reduce, NextLogprob)
+        found = next_log_probability(ops, taken, following, capture.reduce.top)
+        if capture.dtype is None:
+            found[:2] = [ops.like(part, ops.f32(taken[:1])) for part in found[:2]]
+        parts: dict[str, Any] = dict(zip(("", "value", "index"), found, strict=False))
         mask = None if mask is None else ops.take(mask, picked, 0)
         self._enter(slot, bound, index, site, slot.positions[local], parts, mask)
 

@@ -296,8 +296,9 @@ def _check_capture(
     if isinstance(reduce, Gather) and max(reduce.ids) >= widths[-1]:
         what = "token id" if site.name == "logits" else "unit"
         raise InvalidArgument(f"{where}: {what} {max(reduce.ids)} is outside 0 … {widths[-1] - 1}")
-    if isinstance(reduce, TopK) and reduce.k > widths[-1]:
-        raise InvalidArgument(f"{where}: top_k of {reduce.k} at a site {widths[-1]} wide; at most {widths[-1]}")
+    asked = reduce.k if isinstance(reduce, TopK) else reduce.top if isinstance(reduce, NextLogprob) else 0
+    if asked > widths[-1]:
+        raise InvalidArgument(f"{where}: the top {asked} at a site {widths[-1]} wide; at most {widths[-1]}")
     if isinstance(reduce, Project) and reduce.directions.shape[-1] != widths[-1]:
         raise InvalidArgument(
             f"{where}: project directions are {reduce.directions.shape[-1]} wide, the site is {widths[-1]} wide"

@@ -49,7 +49,12 @@ class RowSpan:
     @property
     def wants_logprobs(self) -> bool:
         """Whether the log-probability of the token sampled from it is asked for."""
-        return self.sequence.sampling.logprobs is not None or self.plan.wants_next_logprob
+        return self.sequence.sampling.logprobs is not None or bool(self.plan.next_logprobs)
+
+    @property
+    def n_top(self) -> int:
+        """How many of the likeliest tokens are asked for beside the sampled one."""
+        return max([self.sequence.sampling.logprobs or 0, *(reduce.top for reduce in self.plan.next_logprobs)])
 
     @property
     def n(self) -> int:

@@ -6,7 +6,7 @@ import numpy as np
 
 from ...protos.sites import Site
 from ...protos.spec import NextLogprob
-from ...protos.tensors import numpy_dtype
+from ...protos.tensors import Array, numpy_dtype
 from .bound import choose
 from .overflow import NotFinite
 from .row_span import RowSpan
@@ -25,7 +25,8 @@ def result_of(slot: RowSpan, rows: list[Rows], choice: Choice | None) -> StepRes
         return StepResult(sequence, error=slot.error, revision=revision)
     if choice is None:
         return StepResult(sequence, tuple(rows), revision=revision)
-    return StepResult(sequence, tuple(rows), choice.token, choice.logprob, choice.top, revision)
+    top = choice.top[: sequence.sampling.logprobs or 0]  # a hook may have asked for more
+    return StepResult(sequence, tuple(rows), choice.token, choice.logprob, top, revision)
 
 
 def not_finite(slot: RowSpan) -> NotFinite:
@@ -46,6 +47,19 @@ def sampled_logprob_rows(slot: RowSpan, choice: Choice) -> list[Rows]:
             continue
         tokens = None if slot.tokens is None else slot.tokens[-1:]
         if choose(bound, slot.plan, _LOGITS, np.array([position]), tokens).all():
-            value = np.array([[choice.logprob]], dtype=numpy_dtype(capture.dtype or "float32"))
-            rows.append(Rows(bound.index, ("logits",), (position,), value))
+            own, *top = _parts(choice, capture.reduce.top, capture.dtype or "float32")
+            rows.append(Rows(bound.index, ("logits",), (position,), own))
+            rows += [
+                Rows(bound.index, ("logits",), (position,), values, part)
+                for part, values in zip(("value", "index"), top, strict=bool(top))
+            ]
     return rows
+
+
+def _parts(choice: Choice, n_top: int, dtype: str) -> list[Array]:
+    """The token's own [site, row]; where they are asked for, the likeliest ones' and which they are, [site, row, n]."""
+    found = [np.array([[choice.logprob]], dtype=numpy_dtype(dtype))]
+    if n_top:
+        index, values = zip(*choice.top[:n_top], strict=True)
+        found += [np.array([[values]], dtype=numpy_dtype(dtype)), np.array([[index]], dtype=np.int64)]
+    return found

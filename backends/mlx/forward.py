@@ -61,4 +61,4 @@ class Forward:
             return Choice(token)
         assert self.logits is not None
         [row] = to_numpy([self.logits[slot.batch]])
-        return logprobs_of(row, token, slot.sequence.sampling.logprobs or 0)
+        return logprobs_of(row, token, slot.n_top)

@@ -67,17 +67,24 @@ def captured_rows(
         return {part: _captured(at, values, floats[part]) for part, values in parts.items()}
     if isinstance(reduce, Gather):
         return {"": _captured(at, rows[:, list(reduce.ids)], computed)}
-    return {"": _next_logprob(rows, at, tokens, computed)}
+    return _next_logprob(rows, at, tokens, computed, reduce.top)
 
 
-def _next_logprob(rows: Array, positions: tuple[int, ...], tokens: Sequence[int], dtype: str) -> Captured:
+def _next_logprob(
+    rows: Array, positions: tuple[int, ...], tokens: Sequence[int], dtype: str, top: int
+) -> dict[str, Captured]:
     kept = [i for i, p in enumerate(positions) if p + 1 < len(tokens)]
     at = tuple(positions[i] for i in kept)
     logits = rows[kept].astype(np.float64)
     shifted = logits - logits.max(axis=-1, keepdims=True)
     logprobs = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     following = np.array([tokens[p + 1] for p in at], dtype=np.int64)
-    return _captured(at, np.take_along_axis(logprobs, following[:, None], axis=-1)[:, 0], dtype)
+    found = {"": _captured(at, np.take_along_axis(logprobs, following[:, None], axis=-1)[:, 0], dtype)}
+    if top:
+        index = np.argsort(-logits, axis=-1, kind="stable")[:, :top]
+        found["value"] = _captured(at, np.take_along_axis(logprobs, index, axis=-1), dtype)
+        found["index"] = _captured(at, index, "int64")
+    return found
 
 
 def _captured(positions: tuple[int, ...], values: Array, dtype: str) -> Captured:

@@ -181,7 +181,7 @@ class TorchEngine:
                 token = choose_token(row, sequence.sampling, sequence.seed, sequence.n_generated)
             choice = Choice(token)
             if row is not None and slot.wants_logprobs:
-                choice = logprobs_of(row, token, sequence.sampling.logprobs or 0)
+                choice = logprobs_of(row, token, slot.n_top)
             self.choices[sequence.id] = choice
             best[i] = token
         return best

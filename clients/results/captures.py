@@ -47,7 +47,7 @@ class Captures:
         return self.array(site)
 
     def array(self, site: str, part: str | None = None) -> Array:
-        """As `[site]`; `part` chooses between the two tensors of a top_k, "value" and "index"."""
+        """As `[site]`; `part` chooses between the tensors of a top_k, "value" and "index", and next_logprob's own, ""."""
         return self.entry(site, part).array
 
     def positions(self, site: str) -> tuple[int, ...]:
@@ -58,7 +58,7 @@ class Captures:
         return self.entry(site, None).positions
 
     def top_k(self, site: str) -> tuple[Array, Array]:
-        """(values, indices), each [pos, k] ([pos, head, k] at head sites)."""
+        """(values, indices), each [pos, k] ([pos, head, k] at head sites); of next_logprob with `top`, log-probabilities."""
         return self.array(site, "value"), self.array(site, "index")
 
     def latents(self, site: str) -> LatentRows:
@@ -207,6 +207,8 @@ class Captures:
         if len(sites) > 1:
             raise InvalidArgument(f"hook {name!r} read {len(sites)} sites; choose one: .hook({name!r})[{sites[0]!r}]")
         parts = [entry.key.part for entry in found]
+        if "" in parts:  # next_logprob's own, beside the likeliest tokens'
+            return found[parts.index("")]
         if "count" in parts:
             raise InvalidArgument(f"{name} holds sparse latents; write .latents({name!r})")
         raise InvalidArgument(

@@ -224,7 +224,8 @@ def to_json(value: object, *, tensors: Literal["base64", "list"] = "base64") -> 
 def _json_item(item: Any, shape: _Shape, tensors: Literal["base64", "list"]) -> Any:
     if shape.many:
         one = dataclasses.replace(shape, many=False)
-        return list(item) if shape.kind == "scalar" else [_json_item(i, one, tensors) for i in item]
+        plain = shape.kind == "scalar" and shape.type is not bytes
+        return list(item) if plain else [_json_item(i, one, tensors) for i in item]
     if shape.kind == "scalar":
         return base64.b64encode(item).decode() if shape.type is bytes else item
     if shape.kind == "map":

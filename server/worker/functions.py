@@ -10,7 +10,7 @@ from typing import Any
 
 from ...protos.activity import ActivityReport, ModelActivity, WorkerStatus
 from ...protos.errors import Unsupported
-from ...protos.model import ModelInfo, StoredCapture, Tokenized, TokenizeRequest
+from ...protos.model import ModelInfo, StoredCapture, Tokenized, TokenizeRequest, TokenizerInfo
 from ...protos.saes import LoadSaeRequest, SaeInfo, SaePart, SaeReceived
 from ...protos.sessions import Session
 from ...protos.tensors import Array, Tensor
@@ -34,6 +34,12 @@ def describe(here: LocalModel, caller: Caller, model: str = "") -> ModelInfo:
 def tokenize(here: LocalModel, caller: Caller, request: TokenizeRequest) -> Tokenized:
     """Token ids and texts of an input."""
     return here.tokenize(request)
+
+
+def tokenizer_info(here: LocalModel, caller: Caller, model: str = "") -> TokenizerInfo:
+    """What its special tokens are called, and its chat template."""
+    here.check_model(model)
+    return here.tokenizer.named()
 
 
 def weight_names(here: LocalModel, caller: Caller, model: str = "") -> dict[str, tuple[int, ...]]:
@@ -124,7 +130,7 @@ def _elsewhere(why: str) -> Callable[..., Any]:
 _OF_SESSIONS = ("create_session", "update_session", "sessions", "delete_session")
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
-    **{f.__name__: f for f in (models, describe, tokenize, captures, delete_capture)},
+    **{f.__name__: f for f in (models, describe, tokenize, tokenizer_info, captures, delete_capture)},
     **{f.__name__: f for f in (send_sae, saes, unload_sae, session, put_session, drop_session, status, activity)},
     **dict.fromkeys(_OF_SESSIONS, _elsewhere("sessions are kept by the gateway; ask there")),
     "unload": _elsewhere("a worker ends with its gateway; unload through the gateway"),

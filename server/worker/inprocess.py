@@ -101,6 +101,7 @@ class InProcessService:
     models = _answers(functions.models)
     describe = _answers(functions.describe)
     tokenize = _answers(functions.tokenize)
+    tokenizer_info = _answers(functions.tokenizer_info)
     weights = _answers(functions.weights)
     weight_names = _answers(functions.weight_names)
     captures = _answers(functions.captures)

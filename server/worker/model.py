@@ -170,8 +170,10 @@ class LocalModel:
         length = len(request.input.text or "") + sum(len(message.content) for message in messages)
         if length > MAX_TOKENIZE_CHARS and not request.at_most:
             raise InvalidArgument(f"a text to tokenize has at most {MAX_TOKENIZE_CHARS:,} characters, got {length:,}")
-        ids = self.tokenizer.encode(request.input, at_most=request.at_most)
-        return Tokenized(tuple(ids), tuple(self.tokenizer.tokens(ids)), self.tokenizer.decode(ids))
+        ids = self.tokenizer.encode(request.input, at_most=request.at_most, special=request.add_special_tokens)
+        tokenizer = self.tokenizer
+        raw = tuple(map(tokenizer.raw, ids))
+        return Tokenized(tuple(ids), tuple(tokenizer.tokens(ids)), tokenizer.decode(ids), raw)
 
     def probe(self) -> HealthReport:
         """Run a real forward between two steps; while a step or run is under way, that it moves is the answer."""

@@ -193,7 +193,7 @@ def capture(d: Dice, widths: Widths) -> pb.Capture:
         "top_k": lambda: pb.TopK(k=d.odd((1, 5, widths[-1]), INTEGERS)),
         "project": lambda: pb.Project(directions=matrix(d, widths)),
         "gather": lambda: pb.Gather(ids=d.integers()),
-        "next_logprob": pb.NextLogprob,
+        "next_logprob": lambda: pb.NextLogprob(top=d.odd((0, 1, 5), INTEGERS)),
         "latents": lambda: pb.ReadLatents(
             sae=d.of(SAES), top_k=d.maybe(lambda: d.odd((1, 6, 96), INTEGERS)), ids=d.maybe(d.integers, 3)
         ),

@@ -184,6 +184,7 @@ METHODS = (
     "Models/Unload",
     "Models/Describe",
     "Models/Tokenize",
+    "Models/Tokenizer",
     "Models/Weights",
     "Captures/Get",
     "Captures/List",

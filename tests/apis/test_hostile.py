@@ -100,6 +100,7 @@ VALID: dict[str, Any] = {
     "Models/Unload": pb.ModelRequest(model="torch"),
     "Models/Describe": pb.ModelRequest(model="torch"),
     "Models/Tokenize": pb.TokenizeRequest(model="torch", input=_INPUT),
+    "Models/Tokenizer": pb.ModelRequest(model="torch"),
     "Models/Weights": pb.WeightsRequest(model="torch", name="model.norm.weight"),
     "Inference/Generate": pb.GenerateRequest(inputs=[_INPUT], plan=_PLAN, sampling=pb.Sampling(max_new_tokens=2)),
     "Inference/Run": pb.RunRequest(inputs=[_INPUT], plan=_PLAN),

@@ -94,6 +94,7 @@ def ways_to_ask(name: str) -> dict[str, bytes]:
         "Sessions/Delete": pb.SessionRequest(id=name),
         "Models/Describe": pb.ModelRequest(model=name),
         "Models/Weights": pb.WeightsRequest(model="torch", name=name),
+        "Models/Tokenizer": pb.ModelRequest(model=name),
         "Models/Tokenize": pb.TokenizeRequest(model=name, input=inputs[0]),
         "Inference/Generate": pb.GenerateRequest(inputs=inputs, sampling=sampling, session=name),
         "Inference/Run": pb.RunRequest(inputs=inputs, plan=pb.Plan(hooks=hooks)),

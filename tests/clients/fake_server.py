@@ -61,6 +61,9 @@ class FakeOperations:
     async def tokenize(self, request: Any) -> Any:
         return self.service.tokenize(request)
 
+    async def tokenizer_info(self, model: str) -> Any:
+        return self.service.tokenizer_info(model)
+
     async def weight_names(self, model: str) -> Any:
         return self.service.weight_names(model)
 

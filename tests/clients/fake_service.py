@@ -42,6 +42,7 @@ from probewire.protos.model import (
     Token,
     Tokenized,
     TokenizeRequest,
+    TokenizerInfo,
     TokenLogprob,
     Usage,
 )
@@ -263,6 +264,9 @@ class FakeService:
     def tokenize(self, request: TokenizeRequest) -> Tokenized:
         ids = prompt_ids(request.input)
         return Tokenized(ids, tuple(chr(i) for i in ids), "".join(chr(i) for i in ids))
+
+    def tokenizer_info(self, model: str = "") -> TokenizerInfo:
+        return TokenizerInfo(eos_token="e")
 
     def weights(self, name: str, model: str = "") -> Array:
         shape = self.weight_names(model).get(name)

@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from probewire.clients import Client, capture, patch
+from probewire.clients import Client, NextLogprob, capture, patch
 from probewire.protos.errors import InvalidArgument
 from probewire.protos.metrics import Coordinate, Kl, Logit, LogProb, Metric, OfLogits, WeightedSum
 from probewire.protos.model import Input
@@ -192,3 +192,47 @@ def test_what_no_sum_holds() -> None:
     ):
         with pytest.raises(InvalidArgument, match=why):
             made()
+
+
+@both
+def test_the_likeliest_beside_the_token_that_follows(opened: Opened, backend: str) -> None:
+    """Log-probabilities of float64's own order; the token's own is the same float where it is the likeliest."""
+    client = opened("llama", backend, "float32")
+    rows = _rows(client, spread=2.0)
+    rows[::2][range(len(rows[:-1:2])), TOKENS[1::2]] = 30.0
+    expected = _log_softmax(rows)[:-1]
+    read = client.run(
+        TOKENS, hooks=[patch("logits", value=rows)], capture=capture("logits", reduce=NextLogprob(top=3))
+    ).captures
+    values, index = read.top_k("logits")
+    order = np.argsort(-expected, axis=-1)[:, :3]
+    assert index.tolist() == order.tolist()
+    assert np.abs(values - np.take_along_axis(expected, order, -1)).max() <= FLOAT32
+    own = read["logits"]
+    assert (own[::2] == values[::2, 0]).all(), "to the bit"
+    assert (own[1::2] < values[1::2, 0]).all()
+    plain = client.run(TOKENS, hooks=[patch("logits", value=rows)], capture=capture("logits", reduce="next_logprob"))
+    assert (plain["logits"] == own).all()
+
+
+@both
+def test_the_likeliest_of_a_generation(opened: Opened, backend: str) -> None:
+    """Rows of the prompt and of every sampled token; a request that asks for fewer in its tokens gets so many there."""
+    client = opened("llama", backend, "float32")
+    read = capture("logits", reduce=NextLogprob(top=4), phase="prompt", id="prompt")
+    later = capture("logits", reduce=NextLogprob(top=3), phase="generated", id="new")
+    made = client.generate(TOKENS, capture=[read, later], max_new_tokens=3, logprobs=2)
+    new = made.inputs["input"].new
+    [values, index], [more, more_index] = (made.captures.hook(name).top_k("logits") for name in ("prompt", "new"))
+    whole = client.run([*TOKENS, *(token.id for token in new)], capture=capture("logits", reduce=NextLogprob(top=4)))
+    forced, forced_index = whole.captures.top_k("logits")
+    assert (values.shape, more.shape) == ((N, 4), (2, 3))
+    assert index.tolist() == forced_index[:N].tolist()
+    assert more_index.tolist() == forced_index[N:, :3].tolist()
+    assert np.abs(np.concatenate([values[:, :3], more]) - forced[:, :3]).max() <= 1e-5
+    assert [[top.id for top in token.top][:2] for token in new] == [index[-1, :2].tolist(), *more_index[:, :2].tolist()]
+    assert max(len(token.top) for token in new) <= 3, "two, and the sampled one where it is not among them"
+    silent = client.generate(TOKENS, capture=read, max_new_tokens=3).inputs["input"].new
+    assert [(token.logprob, token.top) for token in silent] == [(None, ())] * 3
+    with pytest.raises(InvalidArgument, match="the top 4000"):
+        client.run(TOKENS, capture=capture("logits", reduce=NextLogprob(top=4000)))

@@ -135,7 +135,7 @@ reductions = st.one_of(
     st.builds(TopK, st.integers(1, 100)),
     st.builds(Project, tensors(1, 2)),
     st.builds(Gather, st.lists(positive, min_size=1, max_size=3, unique=True).map(tuple)),
-    st.builds(NextLogprob),
+    st.builds(NextLogprob, st.integers(0, 20)),
     st.builds(ReadLatents, st.just("sae"), st.none() | st.integers(1, 64)),
     st.builds(ReadLatents, st.just("sae"), ids=distinct(positive)),
 )

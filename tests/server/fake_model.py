@@ -35,6 +35,7 @@ from probewire.protos.model import (
     Token,
     Tokenized,
     TokenizeRequest,
+    TokenizerInfo,
     TokenLogprob,
     Usage,
 )
@@ -271,7 +272,12 @@ class FakeOperations(FakeSaes):
 
     async def tokenize(self, request: TokenizeRequest) -> Tokenized:
         ids = render(request.input)
-        return Tokenized(tuple(ids), tuple(map(chr, ids)), "".join(map(chr, ids)))
+        raw = tuple(chr(i).encode() for i in ids)
+        return Tokenized(tuple(ids), tuple(map(chr, ids)), "".join(map(chr, ids)), raw)
+
+    async def tokenizer_info(self, model: str) -> TokenizerInfo:
+        self._info(model)
+        return TokenizerInfo(eos_token="z", chat_template="{{ messages }}")
 
     # ---- tensors ----
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from ....protos.errors import InvalidArgument
-from ....protos.model import Input, ModelInfo
+from ....protos.model import Input, ModelInfo, TokenizerInfo
 from ....protos.tokens import EndToken
 from .chat import rendered, takes_parts
 from .codec import Codec
@@ -36,8 +37,8 @@ class Tokenizer:
         self._parts = takes_parts(self.codec.chat)
         self.token = cache(self._token)
 
-    def encode(self, item: Input, *, at_most: int = 0, why: str = "") -> list[int]:
-        """Token ids of an input; `at_most` 0: any number, `why` says why not more.
+    def encode(self, item: Input, *, at_most: int = 0, why: str = "", special: bool = True) -> list[int]:
+        """Token ids of an input; `at_most` 0: any number, `why` says why not more. `special`: tokens around a text.
 
         Raises InvalidArgument for an empty prompt, ids outside the vocabulary, or more than `at_most` tokens.
         """
@@ -47,7 +48,7 @@ class Tokenizer:
             ids = self._ids(item, self._render(item), at_most)  # the template wrote the special tokens
         else:
             ids = self._ids(item, item.text or "", at_most)
-            ids = self._wrap(ids) if ids else ids
+            ids = self._wrap(ids) if ids and special else ids
         if not ids:
             raise InvalidArgument(f"input {item.name!r} has no tokens; send a prompt of at least one token")
         if at_most and len(ids) > at_most:
@@ -105,6 +106,13 @@ class Tokenizer:
         """A model's description with what its tokenizer adds to it."""
         ends = tuple(EndToken(i, self.token(i)) for i in self.end_ids)
         return replace(info, chat_template=self.has_chat_template, ends=ends)
+
+    def named(self) -> TokenizerInfo:
+        """What the checkpoint's files call its special tokens, and the chat template."""
+        chat = self.codec.chat
+        tokens: list[Any] = [getattr(chat, name, None) for name in ("bos_token", "eos_token", "pad_token")]
+        bos, eos, pad = (None if token is None else str(token) for token in tokens)
+        return TokenizerInfo(bos, eos, pad, chat.chat_template if isinstance(chat.chat_template, str) else None)
 
     @property
     def hidden_texts(self) -> frozenset[str]:

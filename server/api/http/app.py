@@ -14,6 +14,7 @@ from ...metrics import Metrics
 from ...service import Operations
 from ..neuroscope.routes import neuroscope_router
 from ..openai.routes import openai_router
+from ..openai.tokens import tokens_router
 from .auth import AuthMiddleware
 from .context import Api
 from .cors import Cors
@@ -59,6 +60,7 @@ def create_app(
         regular_router(api),
         health_router(api),
         openai_router(api),
+        tokens_router(api),
         neuroscope_router(api),
         docs_router(),
     )

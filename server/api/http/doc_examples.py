@@ -31,6 +31,8 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("put", "/v1/sessions/{id}"): {"hooks": [_CAPTURE]},
     ("post", "/v1/chat/completions"): {"messages": _MESSAGES, "max_tokens": 16},
     ("post", "/v1/completions"): {"prompt": _TEXT, "max_tokens": 8},
+    ("post", "/tokenize"): {"prompt": _TEXT},
+    ("post", "/detokenize"): {"tokens": [1, 2, 3]},
     ("post", "/v1/chat/completions/with_activations"): {
         "messages": _MESSAGES,
         "max_tokens": 8,

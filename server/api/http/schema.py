@@ -12,6 +12,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
+from ....protos.errors import InvalidArgument
 from ....protos.tensors import DTYPES, Tensor
 from ....protos.wire.codec import snake
 
@@ -109,12 +110,21 @@ class Schemas:
         return dict(_SCALARS[hint]) if hint in _SCALARS else self.ref(hint)
 
     def _union(self, members: list[type]) -> Schema:
-        """An object with one key, the class's name in snake case, or the one plain class itself; the bare name too where it has no fields."""
+        """An object with one key, the class's name in snake case, or the one plain class itself; the bare name too where it says all."""
         plain = [m for m in members if getattr(m, "wire_plain", False)]
         named = [m for m in members if m not in plain]
         choices = [self.ref(m) for m in plain] + [object_schema({snake(m): self.ref(m)}, (snake(m),)) for m in named]
-        bare = [snake(member) for member in members if not dataclasses.fields(member)]
+        bare = [snake(member) for member in named if _needs_nothing(member)]
         return {"oneOf": [*choices, {"type": "string", "enum": bare}] if bare else choices}
+
+
+def _needs_nothing(cls: type) -> bool:
+    """Whether a value can be made without a field."""
+    try:
+        cls()
+    except (TypeError, InvalidArgument):
+        return False
+    return True
 
 
 @lru_cache(maxsize=256)

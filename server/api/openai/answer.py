@@ -14,6 +14,7 @@ from ....protos.wire.error_body import error_to_json
 from ..http.answer import Answer
 from ..http.formats import dumps
 from ..http.tensors import Style, capture_json
+from .echo import Echo
 from .logprobs import ChatLogprobs, TextLogprobs
 from .request import Completion
 
@@ -25,8 +26,8 @@ def _logprobs(completion: Completion) -> ChatLogprobs | TextLogprobs:
 
 
 def choice_reason(finished: Finished) -> str:
-    """OpenAI knows `stop`, whatever stopped it, and `length`."""
-    return "length" if finished.reason == "length" else "stop"
+    """OpenAI knows `stop`, whatever stopped it, and `length`, also of nothing at all."""
+    return "length" if finished.reason in ("length", "run") else "stop"
 
 
 def usage_json(prompts: Iterable[Usage], all_inputs: Iterable[Usage]) -> dict[str, int]:
@@ -56,13 +57,13 @@ def _head(completion: Completion, started: Started, kind: str) -> dict[str, Any]
     }
 
 
-def whole_answer(completion: Completion, answer: Answer) -> dict[str, Any]:
-    """A ChatCompletion or a Completion."""
+def whole_answer(completion: Completion, answer: Answer, echo: Echo | None = None) -> dict[str, Any]:
+    """A ChatCompletion or a Completion; `echo`: what stands before each choice."""
     finished = {event.input: event for event in answer.finished}
     out = {
         **_head(completion, answer.started, "chat.completion" if completion.chat else "text_completion"),
         "choices": [
-            _choice(completion, index, answer, finished[item.name])
+            _choice(completion, index, answer, finished[item.name], echo)
             for index, item in enumerate(completion.request.inputs)
         ],
         "usage": _usage(completion, finished),
@@ -77,10 +78,20 @@ def whole_answer(completion: Completion, answer: Answer) -> dict[str, Any]:
     return out
 
 
-def _choice(completion: Completion, index: int, answer: Answer, finished: Finished) -> dict[str, Any]:
+def _choice(
+    completion: Completion, index: int, answer: Answer, finished: Finished, echo: Echo | None
+) -> dict[str, Any]:
     text = answer.text(finished.input)
-    logprobs = _logprobs(completion)
-    told = logprobs.of([t for t in answer.tokens if t.input == finished.input]) if completion.logprobs else None
+    tokens = [token for token in answer.tokens if token.input == finished.input]
+    told = None
+    if echo is not None:
+        before = echo.prompt(index // completion.n)
+        text = before.text + text
+        if completion.logprobs:
+            after = TextLogprobs(len(before.text)).of(tokens)
+            told = {name: [*before.logprobs[name], *values] for name, values in after.items()}
+    elif completion.logprobs:
+        told = _logprobs(completion).of(tokens)
     said = {"message": {"role": "assistant", "content": text, "refusal": None}} if completion.chat else {"text": text}
     return {"index": index, **said, "logprobs": told, "finish_reason": choice_reason(finished)}
 

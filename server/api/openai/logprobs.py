@@ -10,7 +10,7 @@ from typing import Any
 
 from ....protos.model import Token, TokenLogprob
 
-__all__ = ["ChatLogprobs", "TextLogprobs"]
+__all__ = ["ChatLogprobs", "TextLogprobs", "completion_text", "largest"]
 
 
 def _sampled(token: Token) -> TokenLogprob:
@@ -54,19 +54,32 @@ def _entry(told: TokenLogprob, logprob: float | None) -> dict[str, Any]:
 class TextLogprobs:
     """`{"tokens", "token_logprobs", "top_logprobs", "text_offset"}`."""
 
-    def __init__(self) -> None:
-        self._offset = 0
+    def __init__(self, offset: int = 0) -> None:
+        """`offset`: characters before the first token."""
+        self._offset = offset
 
     def of(self, tokens: Iterable[Token]) -> dict[str, Any]:
         """The lists of the choice's next tokens."""
         found: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         for token in tokens:
-            text = _text(_sampled(token), "bytes:")
-            # Likeliest first, so where two tokens read alike the likelier one stays.
-            top = {_text(t, "bytes:"): t.logprob for t in reversed(token.top)}
+            text = completion_text(_sampled(token))
             found["tokens"].append(text)
             found["token_logprobs"].append(token.logprob)
-            found["top_logprobs"].append({**top, text: token.logprob})
+            own = [] if token.logprob is None else [(text, token.logprob)]
+            found["top_logprobs"].append(largest([*((completion_text(t), t.logprob) for t in token.top), *own]))
             found["text_offset"].append(self._offset)
             self._offset += len(token.text)
         return found
+
+
+def completion_text(told: TokenLogprob) -> str:
+    """A token's text as /v1/completions writes it."""
+    return _text(told, "bytes:")
+
+
+def largest(told: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Text → log-probability; of tokens that read alike the likeliest: the lesser one must not look like the best."""
+    found: dict[str, float] = {}
+    for text, logprob in told:
+        found[text] = max(logprob, found.get(text, logprob))
+    return found

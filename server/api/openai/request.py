@@ -32,7 +32,6 @@ _HARMLESS = (
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "best_of": (1,),
-    "echo": (False,),
     "frequency_penalty": (0, 0.0),
     "function_call": ("none", "auto"),
     "functions": ([],),
@@ -69,6 +68,10 @@ class Completion:
     """How tensors stand in the answer's `probewire` field; None: the request has no such field, nor has the answer."""
     capped: bool
     """The caller said how many tokens at most."""
+    echo: bool = False
+    """The prompt stands before what is generated, and its tokens' log-probabilities before the new ones'."""
+    silent: bool = False
+    """Nothing is generated: `max_tokens` is 0."""
 
 
 def chat_completion(body: dict[str, Any]) -> Completion:
@@ -78,20 +81,25 @@ def chat_completion(body: dict[str, Any]) -> Completion:
     logprobs, top = fields.take("logprobs", bool, False), fields.optional("top_logprobs", int)
     if top is not None and not logprobs:
         raise InvalidArgument("top_logprobs needs logprobs: true")
+    fields.only("echo", False)
     return _completion(fields, [item], chat=True, logprobs=(top or 0) if logprobs else None)
 
 
 def text_completion(body: dict[str, Any]) -> Completion:
     """POST /v1/completions."""
     fields = Fields(body)
-    return _completion(fields, _prompts(fields), chat=False, logprobs=fields.optional("logprobs", int))
+    logprobs, echo = fields.optional("logprobs", int), fields.take("echo", bool, False)
+    return _completion(fields, _prompts(fields), chat=False, logprobs=logprobs, echo=echo)
 
 
-def _completion(fields: Fields, prompts: Sequence[Input], *, chat: bool, logprobs: int | None) -> Completion:
+def _completion(
+    fields: Fields, prompts: Sequence[Input], *, chat: bool, logprobs: int | None, echo: bool = False
+) -> Completion:
     n = fields.take("n", int, 1)
     if not 1 <= n * len(prompts) <= MAX_INPUTS:
         raise InvalidArgument(f"n choices of {len(prompts)} prompts: 1 to {MAX_INPUTS} together, got n = {n}")
-    sampling, capped = sampling_of(fields, logprobs=logprobs, max_tokens=None if chat else COMPLETION_TOKENS)
+    default = None if chat else COMPLETION_TOKENS
+    sampling, limit = sampling_of(fields, logprobs=logprobs, max_tokens=default, may_be_none=echo)
     plan, style, session = _extra(fields)
     raw_options = fields.raw("stream_options")
     options = Fields({} if raw_options is None else raw_options, "stream_options")
@@ -101,6 +109,12 @@ def _completion(fields: Fields, prompts: Sequence[Input], *, chat: bool, logprob
     model, stream = fields.take("model", str, ""), fields.take("stream", bool, False)
     untouched(fields)
     fields.done()
+    if echo and stream:
+        raise InvalidArgument("echo comes with whole answers; leave out stream, or echo")
+    if limit == 0 and session:
+        raise InvalidArgument(
+            "max_tokens 0 is one forward, which follows no session; give max_tokens 1, or leave it out"
+        )
     inputs = [item for item in prompts for _ in range(n)]
     return Completion(
         GenerateRequest(_numbered(inputs), model, plan, sampling, session),
@@ -110,7 +124,9 @@ def _completion(fields: Fields, prompts: Sequence[Input], *, chat: bool, logprob
         include_usage=include_usage,
         logprobs=logprobs is not None,
         style=style,
-        capped=capped,
+        capped=not chat or limit is not None,
+        echo=echo,
+        silent=limit == 0,
     )
 
 
@@ -131,14 +147,16 @@ def sampling_of(
     max_tokens: int | None = None,
     temperature: float = 1.0,
     top_p: float = 1.0,
-) -> tuple[Sampling, bool]:
-    """Sampling with a dialect's own defaults, and whether the caller bounded the number of tokens."""
+    may_be_none: bool = False,
+) -> tuple[Sampling, int | None]:
+    """Sampling with a dialect's own defaults, and how many tokens at most the caller said, who `may_be_none` at all want."""
     asked = {
         name: v for name in ("max_completion_tokens", "max_tokens") if (v := fields.optional(name, int)) is not None
     }
     if len(set(asked.values())) > 1:
         raise InvalidArgument(f"max_tokens and max_completion_tokens mean the same; give one, got {asked}")
-    limit = next(iter(asked.values()), max_tokens)
+    said = next(iter(asked.values()), None)
+    limit = max_tokens if said is None else 1 if said == 0 and may_be_none else said
     sampling = Sampling(
         max_new_tokens=Sampling().max_new_tokens if limit is None else limit,
         temperature=fields.take("temperature", float, temperature),
@@ -147,7 +165,7 @@ def sampling_of(
         stop=fields.strings("stop"),
         logprobs=logprobs,
     )
-    return sampling, limit is not None
+    return sampling, said
 
 
 def untouched(fields: Fields) -> None:

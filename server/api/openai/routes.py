@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from ....protos.model import Sampling, TokenizeRequest
+from ....protos.model import Input, RunRequest, Sampling, TokenizeRequest
 from ....protos.spec import Hook
 from ...service import Operations, answer
 from ..http.answer import Answer
@@ -18,6 +18,7 @@ from ..http.errors import JsonResponse
 from ..http.schema import Schema, object_schema
 from ..http.stream import CompletenessCheck, StreamResponse, begun, gathered, step_bytes, unless_gone
 from .answer import Chunks, whole_answer
+from .echo import Echo, Reading, reading
 from .request import COMPLETION_TOKENS, Completion, chat_completion, text_completion
 
 __all__ = ["openai_router"]
@@ -25,6 +26,7 @@ __all__ = ["openai_router"]
 CHAT_TOKENS = 1024
 """Most new tokens of a chat that gives no max_tokens, where the context has that much room left. OpenAI fills the whole
 context; we reserve cache to the last token before a request starts, so that would crowd out everyone else."""
+_ECHO = "The prompt before what is generated, its tokens' log-probabilities too. With it max_tokens may be 0."
 
 
 def openai_router(api: Api) -> APIRouter:
@@ -73,13 +75,25 @@ async def _bounded(operations: Operations, completion: Completion) -> Completion
 
 async def _answered(request: Request, api: Api, completion: Completion) -> Response:
     asked = completion.request
-    events = CompletenessCheck(api.operations.generate(asked), asked.inputs)
+    if completion.echo:
+        asked = reading(asked, completion.n)
+    events = CompletenessCheck(
+        api.operations.run(RunRequest(asked.inputs, asked.model, asked.plan, asked.variants))
+        if completion.silent
+        else api.operations.generate(asked),
+        asked.inputs,
+    )
     if completion.stream:
         return StreamResponse(await begun(request, events), Chunks(completion), step_bytes)
     batches = await gathered(request, events)
+    found, echo = Answer.of(batches), None
+    if completion.echo:
+        read = Reading.of(found)
+        found, pieces = read.rest, TokenizeRequest(Input(token_ids=read.ids), asked.model)
+        echo = Echo(read, completion, await unless_gone(request.receive, api.ask("tokenize", pieces)))
 
     def response() -> Response:
-        return JsonResponse(whole_answer(completion, Answer.of(batches)))
+        return JsonResponse(whole_answer(completion, found, echo))
 
     return await offload(sum(map(step_bytes, batches)), response)
 
@@ -95,7 +109,7 @@ def _schema(api: Api, *, chat: bool) -> Schema:
     own: dict[str, Schema] = (
         {"messages": {"type": "array", "items": message}, "logprobs": flag, "top_logprobs": integer}
         if chat
-        else {"prompt": prompt, "logprobs": integer}
+        else {"prompt": prompt, "logprobs": integer, "echo": {**flag, "description": _ECHO}}
     )
     extra = object_schema(
         {

@@ -60,7 +60,9 @@ def _row_bytes(bound: BoundHook, site: Site, capture: Capture, model: Bindable, 
         return -(-row * item // max(plan.n_rows, 1))
     if isinstance(reduce, TopK):
         return reduce.k * 12 * (widths[0] if len(widths) == 2 else 1)
-    if isinstance(reduce, (Norm, NextLogprob)):
+    if isinstance(reduce, NextLogprob):
+        return 4 + 12 * reduce.top
+    if isinstance(reduce, Norm):
         return 4 * (widths[0] if len(widths) == 2 else 1)
     if isinstance(reduce, Project):
         return 4 * (reduce.directions.shape[0] if len(reduce.directions.shape) == 2 else 1)

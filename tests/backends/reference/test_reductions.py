@@ -56,6 +56,18 @@ def test_next_logprob_is_of_the_token_that_follows() -> None:
     np.testing.assert_allclose(sent.values, expected, rtol=1e-6)
 
 
+def test_next_logprob_with_the_likeliest() -> None:
+    """Equals go by index; the token's own is the same number where it is among them."""
+    sent = send(NextLogprob(top=2))
+    assert {part: found.positions for part, found in sent.items()} == dict.fromkeys(("", "value", "index"), (4, 6))
+    logs = [np.log(np.exp([3, -4, 0]).sum()), np.log(np.exp([1, 2, 2]).sum())]
+    np.testing.assert_array_equal(sent["index"].values, [[0, 2], [1, 2]])
+    np.testing.assert_allclose(
+        sent["value"].values, [[3 - logs[0], 0 - logs[0]], [2 - logs[1], 2 - logs[1]]], rtol=1e-6
+    )
+    assert sent[""].values.tolist() == sent["value"].values[:, [1, 0]].diagonal().tolist()
+
+
 def test_the_last_row_has_no_token_that_follows() -> None:
     sent = captured_rows(Capture(reduce=NextLogprob()), Site.parse("logits"), ROWS, [4, 7], TOKENS)[""]
     assert sent.positions == (4,)

@@ -168,6 +168,7 @@ def test_a_bug_is_internal_logged_and_not_told(caplog: pytest.LogCaptureFixture)
         ("Models/Unload", pb.ModelRequest),
         ("Models/Describe", pb.ModelRequest),
         ("Models/Tokenize", pb.TokenizeRequest),
+        ("Models/Tokenizer", pb.ModelRequest),
         ("Captures/List", pb.ModelRequest),
         ("Captures/Delete", pb.CaptureRequest),
         ("Models/Load", pb.LoadRequest),

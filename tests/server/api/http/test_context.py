@@ -32,7 +32,7 @@ def api() -> Api:
 
 
 def test_an_operation_is_asked_for_by_its_call(api: Api) -> None:
-    assert asyncio.run(api.ask("tokenize", TokenizeRequest(Input("a")))) == Tokenized((97,), ("a",), "a")
+    assert asyncio.run(api.ask("tokenize", TokenizeRequest(Input("a")))) == Tokenized((97,), ("a",), "a", (b"a",))
     assert asyncio.run(api.ask("session", "ses-1")) == "Sessions.Get('ses-1',)"
     with pytest.raises(NotFound, match="no model 'x'"):
         asyncio.run(api.ask("describe", "x"))
