@@ -23,6 +23,7 @@ COMMANDS = {
     "backup": "copy what a server keeps (users, sessions, captures, SAEs), while it runs or not",
     "restore": "put such a copy back, into an empty state folder",
     "sae": "collect activations, train sparse autoencoders on them, and look at their latents",
+    "tune": "fine-tune a model on this machine: a variant comes of it",
     "top": "see who is running what on a server, live",
     "bench": "measure this machine against plain inference and against peers (needs a checkout)",
 }

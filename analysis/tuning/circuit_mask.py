@@ -14,7 +14,7 @@ from ...protos.sites import Site
 from ..circuits.circuit import Circuit
 from .base import Base
 
-__all__ = ["WeightPart", "circuit_parts", "outside_of", "random_parts"]
+__all__ = ["WeightPart", "circuit_parts", "outside_of", "random_circuit"]
 
 Side = Literal["rows", "columns"]
 OF_NEURONS: Mapping[str, Side] = {"w_gate": "rows", "w_up": "rows", "w_down": "columns"}
@@ -71,20 +71,21 @@ def circuit_parts(base: Base, circuit: Circuit) -> dict[str, WeightPart]:
     return {weight: parts[weight] for weight in base.paths if weight in parts}
 
 
-def random_parts(base: Base, circuit: Circuit, seed: int) -> Circuit:
+def random_circuit(circuit: Circuit, seed: int) -> Circuit:
     """A control: as many units in each site, drawn from those that the circuit has not (from all, where too few are left)."""
     rng = np.random.default_rng([seed, 7])
-    cells = circuit.space.cells(circuit.mask)
-    drawn = np.zeros_like(cells)
-    for site in range(cells.shape[0]):
-        taken, n = cells[site].ravel(), int(cells[site].sum())
-        free: NDArray[np.intp] = np.flatnonzero(~taken)
-        pool: NDArray[np.intp] = free if len(free) >= n else np.arange(taken.size, dtype=np.intp)
-        flat = drawn[site].reshape(-1)
-        flat[rng.choice(pool, size=n, replace=False)] = True
-        drawn[site] = flat.reshape(drawn[site].shape)
-    mask = drawn.reshape(circuit.space.shape)
-    return Circuit.of(circuit.space, mask, mask.astype(np.float64), None)
+    taken = {circuit.space.index_of(unit) for unit in circuit.units}
+    at: dict[tuple[str, int | None], list[int]] = {}
+    for index in range(circuit.space.size):
+        unit = circuit.space.unit_at(index)
+        at.setdefault((unit.site, unit.position), []).append(index)
+    drawn: list[int] = []
+    for members in at.values():
+        free = [index for index in members if index not in taken]
+        n = len(members) - len(free)
+        drawn += rng.choice(free if len(free) >= n else members, size=n, replace=False).tolist()
+    units = tuple(circuit.space.unit_at(index) for index in sorted(drawn))
+    return Circuit(circuit.space, units, (0.0,) * len(units))
 
 
 def outside_of(base: Base, circuit: Circuit) -> dict[str, NDArray[np.bool_]]:

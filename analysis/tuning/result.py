@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from ...clients import Delta, Plan
+from ...clients import Affine, Delta, Hook, Plan, Tensor, Where
 from ...protos.variants.manifest import Base as BaseModel, Manifest
 from .config import TuneConfig
 from .objective import Objective
@@ -23,9 +23,22 @@ def deltas_of(objective: Objective) -> dict[str, Delta]:
 
 
 def hooks_of(objective: Objective) -> Plan:
-    """Nothing yet: what is served of a run is its deltas."""
-    del objective
-    return Plan()
+    """ReFT's: `affine` at resid_post, at the first and last tokens of the prompt; none of other methods."""
+    reft = objective.reft
+    if reft is None:
+        return Plan()
+    first, last = objective.config.positions
+    positions = (*range(first), *range(-last, 0))
+    return Plan(
+        tuple(
+            Hook(
+                f"resid_post.{layer}",
+                Affine(Tensor.of(a), Tensor.of(b), Tensor.of(c)),
+                where=Where(positions=positions, phase="prompt"),
+            )
+            for layer, (a, c, b) in reft.affine().items()
+        )
+    )
 
 
 def manifest_of(config: TuneConfig, base: BaseModel, run: TuneRun, name: str, metrics: Mapping[str, Any]) -> Manifest:

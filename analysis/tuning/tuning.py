@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from ...clients import Variant
 from ...clients.progress import progress_bar
-from ...protos.errors import FailedPrecondition, InvalidArgument, Unsupported
+from ...protos.errors import FailedPrecondition, InvalidArgument
 from ...protos.model import ModelInfo
 from ...protos.variants.manifest import Base as BaseModel
 from ..circuits.circuit import Circuit
@@ -207,8 +207,6 @@ def _require(
 ) -> None:
     """Raises InvalidArgument before anything is loaded."""
     method = config.method
-    if method == "reft":
-        raise Unsupported("ReFT becomes hooks of the edit `affine`, which servers do not take yet")
     if not train:
         raise InvalidArgument("there is nothing to train on; give examples")
     if (method == "steered") != bool(pushes):
