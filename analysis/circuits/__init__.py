@@ -3,6 +3,7 @@
 from .ablated import ABLATIONS, Ablated, Ablation, ablated
 from .card import Card, Claim, Edge
 from .circuit import Circuit, Origin
+from .composition import compose_circuits, lifted
 from .discovery import Dropped, Pruned, acdc_nodes, prune_ranking
 from .edge_circuits import EdgeModel, acdc_edges, edge_circuits
 from .edge_space import EdgeSpace
@@ -22,6 +23,7 @@ from .faithfulness import (
     mib,
     minimality,
     random_control,
+    random_masks,
 )
 from .heads import (
     HeadRoles,
@@ -34,8 +36,12 @@ from .heads import (
     previous_token,
     repeated_tokens,
 )
+from .installed import install
+from .interference import Interference, interference
 from .joined import AnySpace, JoinedSpace, node_space
+from .ranking import rank_units
 from .space import Mask, Space, Unit, head_space, make_space, neuron_space
+from .weights import WeightMask, WeightPart, circuit_weights
 
 __all__ = [
     "ABLATIONS",
@@ -52,6 +58,7 @@ __all__ = [
     "EdgeModel",
     "EdgeSpace",
     "HeadRoles",
+    "Interference",
     "JoinedSpace",
     "Mask",
     "Mib",
@@ -62,12 +69,16 @@ __all__ = [
     "RandomControl",
     "Space",
     "Unit",
+    "WeightMask",
+    "WeightPart",
     "ablated",
     "acdc_edges",
     "acdc_nodes",
     "area_from_one",
     "area_under",
+    "circuit_weights",
     "completeness",
+    "compose_circuits",
     "copy_effects",
     "curve",
     "duplicate_token",
@@ -77,7 +88,10 @@ __all__ = [
     "head_space",
     "incompleteness",
     "induction",
+    "install",
+    "interference",
     "judge",
+    "lifted",
     "make_space",
     "mib",
     "minimality",
@@ -87,5 +101,7 @@ __all__ = [
     "previous_token",
     "prune_ranking",
     "random_control",
+    "random_masks",
+    "rank_units",
     "repeated_tokens",
 ]

@@ -23,7 +23,17 @@ from ..attribution.taylor import patterns
 from .joined import AnySpace, JoinedSpace
 from .space import Mask, Scores, Space
 
-__all__ = ["ABLATIONS", "Ablated", "Ablation", "Judged", "Ranked", "ablated", "ablation_hooks"]
+__all__ = [
+    "ABLATIONS",
+    "Ablated",
+    "Ablation",
+    "Judged",
+    "MakeSource",
+    "Ranked",
+    "ablated",
+    "ablation_hooks",
+    "mean_source",
+]
 
 Ablation = Literal["patch", "mean", "zero"]
 ABLATIONS: tuple[Ablation, ...] = ("patch", "mean", "zero")
@@ -137,7 +147,7 @@ class Ablated:
         if self.ablation == "zero":
             return Zeros()
         assert self.reference is not None
-        return _mean_source(self.reference, len(pair))
+        return mean_source(self.reference, len(pair))
 
 
 MakeSource = Callable[[str, tuple[int, ...] | None, Outside], Source]
@@ -229,7 +239,9 @@ def _groups(space: Space, kept: Mask) -> list[tuple[tuple[int, ...] | None, Outs
     return groups
 
 
-def _mean_source(reference: Reference, n_tokens: int) -> MakeSource:
+def mean_source(reference: Reference, n_tokens: int) -> MakeSource:
+    """Means of a reference as sources, for prompts of so many tokens (where the reference tells positions apart)."""
+
     def make(site: str, positions: tuple[int, ...] | None, outside: Outside) -> Source:
         mean = reference.mean(site)
         if outside is not None:

@@ -35,6 +35,7 @@ __all__ = [
     "mib",
     "minimality",
     "random_control",
+    "random_masks",
 ]
 
 Floats = NDArray[np.float64]
@@ -139,10 +140,16 @@ def random_control(
     """Circuits with as many units (`by_site`: as many at each site), drawn at random."""
     if n < 1:
         raise InvalidArgument(f"n must be 1 or more draws, got {n}")
-    kept, rng = _mask(model, circuit), np.random.default_rng(seed)
-    masks = [_drawn(model.space, kept, rng, by_site) for _ in range(n)]
+    kept = _mask(model, circuit)
+    masks = random_masks(model.space, kept, n=n, seed=seed, by_site=by_site)
     found = _scaled(model, [kept, *masks])
     return RandomControl(float(found[0]), found[1:])
+
+
+def random_masks(space: Ranked, mask: Mask, *, n: int = 20, seed: int = 0, by_site: bool = True) -> list[Mask]:
+    """Masks with as many units as one (`by_site`: as many at each site), drawn at random."""
+    rng = np.random.default_rng(seed)
+    return [_drawn(space, mask, rng, by_site) for _ in range(n)]
 
 
 def _drawn(space: Ranked, kept: Mask, rng: np.random.Generator, by_site: bool) -> Mask:
