@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from ..protos.errors import FailedPrecondition, InvalidArgument, ProbewireError
 from .alone_check import alone_fault
 from .alone_engine import AloneEngine
+from .batch_check import batch_fault
+from .batch_engine import BatchEngine
 from .checkpoints import plain_folder
 from .checkpoints.origin import origin_of
 from .checkpoints.quantised.at_load import hash_as_held
@@ -140,6 +142,25 @@ def _prove_engine(name: str, folder: Path, backend: Backend, device: str) -> Non
         fault = f"{fault}; one sequence after another, {alone}" if alone else ""
     if fault:
         _refuse_generation(backend, fault)
+    elif isinstance(backend.engine, BatchEngine):
+        _share_forwards(name, folder, backend, device)
+
+
+def _share_forwards(name: str, folder: Path, backend: Backend, device: str) -> None:
+    """Let sequences that each have the library's own cache share forwards, where that changes nothing."""
+    from .checkpoints.shrunk import full_config
+    from .torch.tiny import write_tiny
+
+    try:
+        fault = batch_fault(backend, _small(name, device), write_tiny, full_config(folder))
+    except Exception as error:  # noqa: BLE001 - as in `_fault`
+        fault = f"the check of sequences that share forwards failed: {_in_a_line(error)}"
+    why, noted = backend.info.batching, backend.info.generate_note
+    if fault:
+        backend.info = replace(backend.info, batching=f"{why}; {fault}")
+    else:
+        how = f"batches are of the library's own caches, stacked ({why})"
+        backend.info = replace(backend.info, batching="", generate_note=f"{how}; {noted}" if noted else how)
 
 
 def _refuse_generation(backend: Backend, fault: str) -> None:

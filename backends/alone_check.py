@@ -23,7 +23,7 @@ from .hooks.plan import bind
 from .hooks.sequence import Rows, Sequence
 from .model.tolerances import ENGINE_TOLERANCE
 
-__all__ = ["alone_fault"]
+__all__ = ["N_NEW", "ROUNDING", "Found", "Trial", "alone_fault", "errors_of"]
 
 LENGTHS, N_NEW, SMALL_CHUNK = (5, 11), 3, 4
 BEYOND_A_CHUNK = 17
@@ -43,7 +43,7 @@ def alone_fault(backend: Backend, window: int = 0) -> str:
     """
     engine = backend.engine
     assert isinstance(engine, AloneEngine)
-    trial = _Trial(backend, engine)
+    trial = Trial(backend, engine)
     asked = backend.limits.chunk_tokens
     long = (*trial.longer(asked), *(trial.longer(window) if window else ()))
     in_pieces = trial.fault(LENGTHS, SMALL_CHUNK) or trial.fault(long, asked)
@@ -51,16 +51,20 @@ def alone_fault(backend: Backend, window: int = 0) -> str:
         trial.worst = 0.0
         if fault := trial.fault((*LENGTHS, *long), 0):
             return fault
-        why = f"{backend.info.batching}; each prompt is read whole, in one forward: tried in pieces, {in_pieces}"
-        backend.info = replace(backend.info, batching=why)
+        _remark(backend, f"each prompt is read whole, in one forward: tried in pieces, {in_pieces}")
     if trial.worst > ROUNDING.get(backend.info.dtype, np.inf):
-        why = (
-            f"{backend.info.batching}; logits while generating were seen to differ from a run's by {trial.worst:.1g} of the "
-            "largest, more than rounding explains: where two tokens are nearly as likely, the other may come"
+        _remark(
+            backend,
+            f"logits while generating were seen to differ from a run's by {trial.worst:.1g} of the largest, more than "
+            "rounding explains: where two tokens are nearly as likely, the other may come",
         )
-        backend.info = replace(backend.info, batching=why)
     _leave_to_runs(backend, trial.sites_that_fail())
     return ""
+
+
+def _remark(backend: Backend, what: str) -> None:
+    noted = backend.info.generate_note
+    backend.info = replace(backend.info, generate_note=f"{noted}; {what}" if noted else what)
 
 
 def _leave_to_runs(backend: Backend, faults: dict[str, str]) -> None:
@@ -70,7 +74,7 @@ def _leave_to_runs(backend: Backend, faults: dict[str, str]) -> None:
     backend.info = replace(backend.info, sites=tuple(map(told, backend.info.sites)))
 
 
-class _Trial:
+class Trial:
     """Generations beside each other, each held against one plain forward over its tokens."""
 
     def __init__(self, backend: Backend, engine: AloneEngine) -> None:
@@ -89,7 +93,7 @@ class _Trial:
         """What differs, of one plain and one edited generation of each length, or empty. Leaves the engine with the chunk."""
         self.engine.turns.chunk_rows = chunk_rows
         logits = Hook("logits", capture=Capture())
-        plans = [Plan((logits,)), *([Plan((edit, logits))] if (edit := self._edit()) else [])]
+        plans = [Plan((logits,)), *([Plan((edit, logits))] if (edit := self.edit()) else [])]
         for n in lengths:
             try:
                 error = self.error([(n, plan) for plan in plans])["logits"]
@@ -116,7 +120,7 @@ class _Trial:
         return faults
 
     def _read(self, names: list[str]) -> dict[str, str]:
-        plan = Plan(tuple(Hook(site, capture=Capture()) for name in names for site in self._all(name)))
+        plan = Plan(tuple(Hook(site, capture=Capture()) for name in names for site in self.all_of(name)))
         faults = self._differs([(LENGTHS[1], plan)], names)
         if len(names) > 1 and set(faults) == set(names):  # one may have failed the whole request
             return {site: why for name in names for site, why in self._read([name]).items()}
@@ -135,18 +139,19 @@ class _Trial:
             if not errors.get(name, np.inf) <= self.tolerance
         }
 
-    def _edit(self) -> Hook | None:
+    def edit(self) -> Hook | None:
         """Of every row, in the middle of the model: what it changes must be carried on."""
         site = next((site for site in self.info.sites if site.name in ("resid_pre", "resid_post")), None)
         return None if site is None else Hook(f"{site.name}.{self.info.n_layers // 2}", edit=Scale(0.5))
 
-    def _all(self, name: str) -> list[str]:
+    def all_of(self, name: str) -> list[str]:
+        """A site at every layer that has it."""
         site = self.info.site(name)
         assert site is not None
         return [name] if site.layers is None else [f"{name}.{layer}" for layer in site.layers]
 
     def _ends(self, name: str) -> list[str]:
-        every = self._all(name)
+        every = self.all_of(name)
         return list(dict.fromkeys((every[0], every[-1])))
 
     def error(self, asked: SequenceOf[tuple[int, Plan]]) -> dict[str, float]:
@@ -154,22 +159,21 @@ class _Trial:
         vocab = min(self.info.vocab_size, 1000)
         prompts = [self.rng.integers(1, vocab, size=n).tolist() for n, _ in asked]
         plans = [plan for _, plan in asked]
-        made = [
-            self._sequence(f"check{i}", *each, new=N_NEW) for i, each in enumerate(zip(prompts, plans, strict=True))
-        ]
+        made = [self.sequence(f"check{i}", *each, new=N_NEW) for i, each in enumerate(zip(prompts, plans, strict=True))]
         worst = dict[str, float]()
-        for sequence, found, plan in zip(made, self._generated(made), plans, strict=True):
-            forced = self._sequence("forced", sequence.tokens[:-1], plan, sequence.prompt_length)
+        for sequence, found, plan in zip(made, self.generated(made), plans, strict=True):
+            forced = self.sequence("forced", sequence.tokens[:-1], plan, sequence.prompt_length)
             [result] = self.backend.run([forced])
             if result.error is not None:
                 raise result.error
-            for kind, error in _errors(found, _rows(result.rows), len(forced.tokens), sequence.prompt_length).items():
+            for kind, error in errors_of(found, _rows(result.rows), len(forced.tokens), sequence.prompt_length).items():
                 worst[kind] = max(worst.get(kind, 0.0), error)
         return worst
 
-    def _sequence(
+    def sequence(
         self, name: str, tokens: list[int], plan: Plan, prompt_length: int | None = None, *, new: int = 0
     ) -> Sequence:
+        """Bound: to be run, or to generate so many new tokens."""
         length = prompt_length or len(tokens)
         bound = bind(
             plan,
@@ -183,7 +187,7 @@ class _Trial:
         self.backend.bind(bound)
         return Sequence(name, list(tokens), length, bound, Sampling(max_new_tokens=max(new, 1)))
 
-    def _generated(self, sequences: list[Sequence]) -> list[Found]:
+    def generated(self, sequences: list[Sequence]) -> list[Found]:
         """A few tokens of each, beside each other as far as there are slots."""
         waiting, rows = list(sequences), {sequence.id: list[Rows]() for sequence in sequences}
         left = set(rows)
@@ -194,7 +198,7 @@ class _Trial:
                     if result.error is not None:
                         raise result.error
                     rows[result.sequence.id] += result.rows
-                    if result.sequence.n_generated >= N_NEW:
+                    if result.sequence.n_generated >= result.sequence.sampling.max_new_tokens:
                         self.engine.remove(result.sequence)
                         left.discard(result.sequence.id)
         finally:
@@ -211,7 +215,7 @@ def _rows(rows: Iterable[Rows]) -> Found:
     return out
 
 
-def _errors(found: Found, expected: Found, n_rows: int, prompt_length: int) -> dict[str, float]:
+def errors_of(found: Found, expected: Found, n_rows: int, prompt_length: int) -> dict[str, float]:
     """Kind of site → error, relative to the largest value that the site has; infinite where rows are missing."""
     sites, out = {site for site, _ in expected}, dict[str, float]()
     for site in sites:

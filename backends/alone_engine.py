@@ -7,7 +7,7 @@ library stands behind `OwnForward`.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence as SequenceOf
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,7 +26,7 @@ from .model.chunk import SLICE_S
 from .model.limits import Limits
 from .turns import Turns
 
-__all__ = ["AloneEngine", "CacheCost", "OwnForward"]
+__all__ = ["AloneEngine", "CacheCost", "Live", "OwnForward", "told_of"]
 
 _LOGITS = Site("logits")
 
@@ -70,7 +70,9 @@ class OwnForward(Protocol):
 
 
 @dataclass(eq=False, slots=True)
-class _Live:
+class Live:
+    """One of its sequences."""
+
     sequence: Sequence
     state: Any = None
     done: int = 0
@@ -93,7 +95,7 @@ class AloneEngine:
         wanted = limits.n_slots * cost.state + limits.cache_tokens * cost.position
         self.max_bytes = wanted if free_bytes is None else min(wanted, free_bytes)
         self.turns = Turns(limits.chunk_tokens)
-        self._live: dict[str, _Live] = {}
+        self._live: dict[str, Live] = {}
         """Whoever has waited longest for a forward, first."""
 
     @property
@@ -117,7 +119,7 @@ class AloneEngine:
         kept = self.cost.of(keep_tokens) if keep_tokens else 0
         if pages > self.limits.n_pages or kept + sum(map(self.cost.of, lengths)) > self.max_bytes:
             return False
-        self._live[sequence.id] = _Live(sequence, self.forward.new_state())
+        self._live[sequence.id] = Live(sequence, self.forward.new_state())
         return True
 
     def remove(self, sequence: Sequence) -> None:
@@ -152,12 +154,16 @@ class AloneEngine:
         for name, rows in self.turns.next(left, self.limits.chunk_tokens):
             if results and time.perf_counter() > end_s:
                 break
-            live = self._live.pop(name)
-            self._live[name] = live  # behind all others
-            results.append(self._step(live, rows))
+            results.append(self._step(self._behind(name), rows))
         return results
 
-    def _step(self, live: _Live, n_rows: int) -> StepResult:
+    def _behind(self, name: str) -> Live:
+        """A sequence, which comes behind all others from now on."""
+        live = self._live.pop(name)
+        self._live[name] = live
+        return live
+
+    def _step(self, live: Live, n_rows: int) -> StepResult:
         sequence, start, stop = live.sequence, live.done, live.done + n_rows
         tokens = np.array(sequence.tokens[start:stop], dtype=np.int64)
         slot = RowSpan(sequence, 0, 0, n_rows, start, tokens, keys=(0, stop))
@@ -169,8 +175,9 @@ class AloneEngine:
             live.done = stop
             choice = self._sampled(slot, rows, ends=stop == len(sequence.tokens))
         except Exception as error:  # noqa: BLE001 - of its own forward alone: its neighbours go on
-            slot.error = slot.error or _told(error)
-        return self._result(slot, choice)
+            slot.error = slot.error or told_of(error)
+        [result] = self._results([slot], [choice])
+        return result
 
     def _sampled(self, slot: RowSpan, rows: Any, *, ends: bool) -> Choice | None:
         """The token that follows the rows, where they end what there is; hooks at the logits act before."""
@@ -186,10 +193,11 @@ class AloneEngine:
             part.conditions = {key: mask[first:] for key, mask in slot.conditions.items()}
             logits = self.executor.tap(self.executor.points.logits, logits, slots=[part])
             slot.error = slot.error or part.error
-        return self._choose(slot, logits[0, -1]) if ends and slot.error is None else None
+        if not ends or slot.error is not None:
+            return None
+        return self._choose(slot, self.executor.ops.to_host([logits[0, -1]])[0].astype(np.float32))
 
-    def _choose(self, slot: RowSpan, logits: Any) -> Choice | None:
-        row: Array = self.executor.ops.to_host([logits])[0].astype(np.float32)
+    def _choose(self, slot: RowSpan, row: Array) -> Choice | None:
         if not np.isfinite(row.max()):  # not a number is larger than all
             slot.error = not_finite(slot)
             return None
@@ -197,24 +205,30 @@ class AloneEngine:
         token = choose_token(row, sequence.sampling, sequence.seed, sequence.n_generated)
         return logprobs_of(row, token, slot.n_top) if slot.wants_logprobs else Choice(token)
 
-    def _result(self, slot: RowSpan, choice: Choice | None) -> StepResult:
-        sequence = slot.sequence
-        rows: list[Rows] = []
+    def _results(self, slots: SequenceOf[RowSpan], choices: SequenceOf[Choice | None]) -> list[StepResult]:
+        """What a forward brought to each of its sequences; those that failed are let go of."""
+        captured: dict[int, list[Rows]] = {}
         try:
-            rows = self.executor.collect().get(id(sequence), [])
+            captured = self.executor.collect()
         except Exception as error:  # noqa: BLE001 - as in `_step`
             self.executor.end()
-            slot.error = slot.error or _told(error)
-        if slot.error is not None:
-            self.remove(sequence)
-        elif choice is not None:
-            rows = rows + sampled_logprob_rows(slot, choice)
-            sequence.tokens.append(choice.token)
-        return result_of(slot, rows, choice)
+            for slot in slots:
+                slot.error = slot.error or told_of(error)
+        results: list[StepResult] = []
+        for slot, choice in zip(slots, choices, strict=True):
+            sequence = slot.sequence
+            rows = captured.get(id(sequence), [])
+            if slot.error is not None:
+                self.remove(sequence)
+            elif choice is not None:
+                rows = rows + sampled_logprob_rows(slot, choice)
+                sequence.tokens.append(choice.token)
+            results.append(result_of(slot, rows, choice))
+        return results
 
 
-def _told(error: Exception) -> ProbewireError:
-    """What the library raised in one sequence's forward, as its caller is told."""
+def told_of(error: Exception) -> ProbewireError:
+    """What the library raised in a sequence's forward, as its caller is told."""
     if isinstance(error, ProbewireError):
         return error
     text = f"the forward of this sequence failed: {type(error).__name__}: {' '.join(str(error).split())}"

@@ -100,7 +100,7 @@ class ModelInfo:
     """Why there are fewer of them than the operator allows, where there are."""
     generate: bool = True
     generate_note: str = ""
-    """Why generation is refused, when it is."""
+    """Why generation is refused, when it is; else what is to be known of it, if anything is."""
     chat_template: bool = False
     n_slots: int = 0  # generations that run at once
     rules: tuple[str, ...] = ()  # of a backward pass, that gradients may ask for
@@ -199,6 +199,8 @@ def _facts(info: ModelInfo) -> list[tuple[str, str]]:
     turns = " (in turns, each with forwards of its own)" if info.batching else ""
     slots = f"{info.n_slots} at once{turns}, " if info.n_slots else ""
     facts.append(("generate", f"{slots}{chat}" if info.generate else f"no: {info.generate_note}"))
+    if info.generate and info.generate_note:
+        facts.append(("noted", info.generate_note))
     if info.batching:
         facts.append(("in turns", f"because {info.batching}"))
     facts.append(("rules", f"{', '.join(info.rules)} (of gradients)" if info.rules else "none (gradients as they are)"))

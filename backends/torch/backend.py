@@ -17,7 +17,7 @@ from torch.nn import functional
 from ...protos.model import ModelInfo
 from ...protos.sites import Site
 from ...protos.tensors import Array
-from ..alone_engine import AloneEngine
+from ..batch_engine import BatchEngine
 from ..checkpoints.quantised.at_load import told_of, values_as_held
 from ..hooks.backward import StopForward, rules_of
 from ..hooks.base import Engine
@@ -189,7 +189,7 @@ class TorchBackend:
             self.info = replace(self.info, generate=False, generate_note=f"{fault}; use runs")
             return False
         self.points.run_only = faults
-        self.engine = AloneEngine(own, self.executor, self.limits, cost, free)
+        self.engine = BatchEngine(own, self.executor, self.limits, cost, free)
         # Each has its own cache, in which a window's keys are in order.
         sites = tuple(replace(site, generate=site.run, note="") for site in self.info.sites)
         self.info = replace(self.info, batching=why, sites=sites, generate=True, generate_note="")

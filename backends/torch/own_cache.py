@@ -1,8 +1,8 @@
-"""One sequence's forward with transformers' own cache, as its `generate` makes it."""
+"""Forwards with transformers' own cache, as its `generate` makes it: of one sequence, or of a token of each of several."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence as SequenceOf
 from dataclasses import dataclass, field
 from inspect import Parameter, signature
 from typing import Any, cast
@@ -17,6 +17,7 @@ from .attention import Attention
 from .load import body_of
 from .module_states import ModuleStates
 from .raw_rows import RawRows, differing
+from .stacked import Stacks, parts_of
 from .taps import Taps
 
 __all__ = ["OwnCache"]
@@ -25,6 +26,8 @@ _CACHES = ("past_key_values", "cache_params", "state")
 """What architectures call the argument, and the output that brings it back."""
 _PIECES = (6, 1, 1)
 """A prompt, and two tokens after it."""
+_FEW, _MORE = 3, 5
+"""Rows of two prompts whose caches show what grows with them; within any window."""
 
 
 @dataclass(eq=False, slots=True)
@@ -34,9 +37,14 @@ class _State:
     cache: Any
     inside: list[Any] = field(default_factory=list[Any])
 
+    @property
+    def held(self) -> tuple[Any, list[Any]]:
+        """All of it."""
+        return self.cache, self.inside
+
 
 class OwnCache:
-    """See OwnForward."""
+    """See BatchForward."""
 
     def __init__(
         self,
@@ -50,7 +58,8 @@ class OwnCache:
         self.model, self.attention, self.taps, self.head, self.device = model, attention, taps, head, device
         self.body = body_of(model)
         taken = signature(self.body.forward).parameters
-        self._takes_positions = "position_ids" in taken
+        self._takes_positions, self._takes_mask = "position_ids" in taken, "attention_mask" in taken
+        self._stacks: Stacks | None = None
         self._name = next((name for name in _CACHES if name in taken), "")
         if not self._name and any(one.kind is Parameter.VAR_KEYWORD for one in taken.values()):
             self._name = _CACHES[0]
@@ -68,18 +77,70 @@ class OwnCache:
     @torch.inference_mode()
     def rows(self, state: _State, tokens: NDArray[np.int64], position: int) -> tuple[torch.Tensor, _State]:
         """See OwnForward."""
-        stop = position + len(tokens)
-        given: dict[str, Any] = {} if state.cache is None else {self._name: state.cache}
+        return self._forward(state, tokens[None], np.array([position]), {}), state
+
+    def _forward(
+        self, state: _State, ids: NDArray[np.int64], positions: NDArray[np.int64], given: dict[str, Any]
+    ) -> torch.Tensor:
+        """Of token ids [batch, row], whose first rows are at given positions; the longest one's tell where keys end."""
+        stop = int(positions.max()) + ids.shape[1]
+        if state.cache is not None:
+            given[self._name] = state.cache
         if self._takes_positions:
-            given["position_ids"] = torch.arange(position, stop, device=self.device)[None]
-        ids = torch.from_numpy(tokens)[None].to(self.device)
+            given["position_ids"] = torch.from_numpy(positions[:, None] + np.arange(ids.shape[1])).to(self.device)
+        tokens = torch.from_numpy(ids).to(self.device)
         with self._inside.put(state.inside), self.attention.after_kept(stop):
-            output = self.body(ids, use_cache=True, return_dict=True, **given)
+            output = self.body(tokens, use_cache=True, return_dict=True, **given)
         kept = output.get(self._name)
         if kept is None and state.cache is None:
             raise RuntimeError(f"{type(self.model).__name__} gives no cache back")
         state.cache = state.cache if kept is None else kept
-        return output[0], state
+        return output[0]
+
+    @torch.inference_mode()
+    def stacking_fault(self) -> str:
+        """See BatchForward."""
+        few, more, two = (self._read(*size) for size in ((1, _FEW), (1, _MORE), (2, _FEW)))
+        try:
+            stacks = Stacks(few.held, more.held, two.held, _FEW, _MORE)
+        except ValueError as error:
+            return str(error)
+        if stacks.grows and not self._takes_mask:
+            return "its forward takes no mask that would hide what shorter sequences are padded with"
+        self._stacks = stacks
+        return ""
+
+    @torch.inference_mode()
+    def stack(self, states: list[_State], lengths: SequenceOf[int]) -> _State:
+        """See BatchForward."""
+        assert self._stacks is not None
+        held = [state.held for state in states]
+        kept, states[:] = list(states), []
+        try:
+            for state in kept:
+                state.cache, state.inside = None, []
+            return _State(*self._stacks.stack(held, lengths))
+        except ValueError:
+            states[:] = [_State(*one) for one in held]
+            raise
+
+    @torch.inference_mode()
+    def unstack(self, stacked: _State, lengths: SequenceOf[int]) -> list[_State]:
+        """See BatchForward."""
+        assert self._stacks is not None
+        taken = parts_of(stacked.held)
+        stacked.cache, stacked.inside = None, []  # to be freed on the way
+        return [_State(*own) for own in self._stacks.unstack(taken, lengths)]
+
+    @torch.inference_mode()
+    def rows_of_each(self, stacked: _State, tokens: NDArray[np.int64], positions: NDArray[np.int64]) -> torch.Tensor:
+        """See BatchForward. What shorter sequences are padded with is masked; their keys end where the longest one's do."""
+        assert self._stacks is not None
+        given, longest = dict[str, Any](), int(positions.max())
+        if self._stacks.grows and (positions < longest).any():
+            seen = np.arange(longest + 1) >= (longest - positions)[:, None]
+            given["attention_mask"] = torch.from_numpy(seen.astype(np.int64)).to(self.device)
+        return self._forward(stacked, tokens[:, None], positions, given)
 
     @torch.inference_mode()
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
@@ -117,6 +178,15 @@ class OwnCache:
             pieces.note(n, lambda tokens=tokens, start=start: self.rows(state, tokens, start))
             start += n
         return differing(whole, pieces, tolerance)
+
+    def _read(self, n_sequences: int, n_rows: int) -> _State:
+        """What is held after a forward over so many rows of so many sequences."""
+        self.taps.executor.begin([], (n_sequences, n_rows))
+        self.attach()
+        state = self.new_state()
+        ids = np.ones((n_sequences, n_rows), dtype=np.int64)
+        self._forward(state, ids, np.zeros(n_sequences, dtype=np.int64), {})
+        return state
 
     def _size(self, *pieces: int) -> int:
         """Bytes that a sequence holds whose rows are read in such pieces."""

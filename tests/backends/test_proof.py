@@ -183,8 +183,8 @@ def test_attention_of_ours_that_drops_a_mask_or_a_softcap_is_not_used(tmp_path: 
             backend = derived(tiny_checkpoint(kind, tmp_path))
         assert backend.info.attention == "eager"
         assert "attn_probs" in backend.info.refused
-        assert backend.info.generate  # with the model's own, one sequence after another
-        assert "not every layer calls the attention function once" in backend.info.batching
+        assert backend.info.generate  # with the model's own
+        assert "not every layer calls the attention function once" in backend.info.generate_note
         backend.close()
 
 

@@ -23,6 +23,7 @@ ONLY_IN_ONE_BACKEND: dict[str, str] = {
     "kept_keys.py": "… where attention is given the keys that it keeps",
     "module_states.py": "… and some architectures leave states in their modules",
     "raw_rows.py": "… or compute a token in other modules than a prompt",
+    "stacked.py": "… and batches of what it refuses are of its own caches, which nobody has made to be joined",
     "pickled.py": "pytorch_model.bin is torch's own format; its tensors are written as safetensors before MLX loads them",
     "forward.py": "MLX computes later than it is asked, so its engine keeps forwards that nobody has read yet",
 }

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from probewire.backends import load_backend
+from probewire.backends.batch_engine import BatchEngine
 from probewire.backends.hooks.base import Backend
 from probewire.backends.hooks.captures import flush_reductions
 from probewire.backends.hooks.plan import bind
@@ -42,6 +43,15 @@ class Captured:
 def load(name: str, folder: Path, *, dtype: str = "float32", limits: Limits = CHUNKED) -> Backend:
     """A backend on this machine's CPU. What rows say is held to the reference here, and so not tried at each load."""
     return load_backend(name, folder, model_id="tiny", limits=limits, dtype=dtype, device="cpu", prove_rows=False)
+
+
+def stack_caches(backend: Backend) -> None:
+    """Have a torch backend batch through the library's own caches, as models do that its batching refuses."""
+    assert backend.generate_alone("a test of it")
+    engine = backend.engine
+    assert isinstance(engine, BatchEngine)
+    assert engine.forward.stacking_fault() == ""
+    engine.batching = True
 
 
 def sequence(

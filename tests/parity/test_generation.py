@@ -12,7 +12,7 @@ from probewire.backends.hooks.base import Backend
 from probewire.protos.edits import Add, Scale
 from probewire.protos.model import Sampling
 from probewire.protos.spec import AllOf, AnyOf, Capture, Condition, Hook, NextLogprob, Plan, Where
-from tests.parity.harness import TOLERANCE, assert_same, every_site, generate, load, run, sequence
+from tests.parity.harness import TOLERANCE, assert_same, every_site, generate, load, run, sequence, stack_caches
 from tests.tiny_models import tiny_checkpoint
 
 PROMPT = [7, 99, 12, 200, 31, 64, 5, 18, 77, 140, 3, 250, 88, 41, 9, 163, 52, 20, 111]
@@ -27,12 +27,14 @@ OTHERS = [
 ]
 
 
-@pytest.fixture(scope="module", params=["torch", "mlx", "torch alone"])
+@pytest.fixture(scope="module", params=["torch", "mlx", "torch alone", "torch stacked"])
 def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder: Path = tiny_checkpoint("llama", tmp_path_factory.mktemp("tiny"))
-    name, _, alone = request.param.partition(" ")
+    name, _, own = request.param.partition(" ")
     made = load(name, folder)
-    assert not alone or made.generate_alone("a test of it")
+    if own == "stacked":
+        stack_caches(made)
+    assert own != "alone" or made.generate_alone("a test of it")
     yield made
     made.close()
 

@@ -8,7 +8,7 @@ import pytest
 from probewire.backends.hooks.base import Backend
 from probewire.protos.edits import Scale
 from probewire.protos.spec import Capture, Hook, Plan, Where
-from tests.parity.harness import TOLERANCE, assert_same, generate, load, sequence
+from tests.parity.harness import TOLERANCE, assert_same, generate, load, sequence, stack_caches
 from tests.tiny_models import tiny_checkpoint
 
 PROMPT = [7, 99, 12, 200, 31, 64, 5, 18, 77, 140, 3, 250, 88, 41, 9, 163, 52, 20, 111]
@@ -21,10 +21,15 @@ def _overflow(where: Where) -> Plan:
     return Plan((Hook("v.*", edit=Scale(1e38), where=where), Hook("resid_post.*", edit=Scale(1e38), where=where)))
 
 
-@pytest.fixture(scope="module", params=[(b, f) for f in FAMILIES for b in ("torch", "mlx")], ids="-".join)
+@pytest.fixture(
+    scope="module", params=[(b, f) for f in FAMILIES for b in ("torch", "torch stacked", "mlx")], ids="-".join
+)
 def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Backend:
     name, family = request.param
+    name, _, stacked = name.partition(" ")
     made = load(name, tiny_checkpoint(family, tmp_path_factory.mktemp("tiny")))
+    if stacked:
+        stack_caches(made)
     assert made.engine is not None, made.info.generate_note
     return made
 

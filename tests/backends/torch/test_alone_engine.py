@@ -13,6 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from probewire.backends.alone_engine import AloneEngine
+from probewire.backends.batch_engine import BatchEngine
 from probewire.backends.hooks.base import Backend
 from probewire.backends.model.limits import Limits
 from probewire.backends.torch.own_cache import OwnCache
@@ -42,6 +43,8 @@ OFTEN = (
 """Tested each time; the others with `make test-all`."""
 STEPS_OTHERWISE = {"nemotron_h", "zamba2"}
 """The library bounds their time steps from below in a whole forward, and not for a token (float64 shows the same difference)."""
+ALONE = {"rwkv", "gpt_neo"}
+"""Whose library mixes the sequences of a batch while generating, or forgets which keys are padding."""
 READ_WHOLE = {"mamba", "falcon_mamba", "recurrent_gemma", "jamba", "zamba2"}
 """Whose library does not go on from a state by more than a row."""
 
@@ -90,9 +93,9 @@ def test_it_generates_what_the_library_does_beside_neighbours(name: str, made: M
     backend, folder = made(name)
     info = backend.info
     assert info.generate, info.generate_note
-    assert info.batching or name == "gpt_bigcode"
-    assert ("more than rounding" in info.batching) == (name in STEPS_OTHERWISE), info.batching
-    assert ("read whole" in info.batching) == (name in READ_WHOLE), info.batching
+    assert bool(info.batching) == (name in ALONE), info.batching
+    assert ("more than rounding" in info.generate_note) == (name in STEPS_OTHERWISE), info.generate_note
+    assert ("read whole" in info.generate_note) == (name in READ_WHOLE), info.generate_note
     own = own_generation(folder, PROMPT, N_NEW)
     steered = Plan((Hook(_stream(backend), edit=Add(_direction(backend, 1), alpha=4.0)),))
     plan = Plan(_every(backend))
@@ -183,7 +186,8 @@ def test_a_model_without_a_table_generates_and_its_modules_are_read(tmp_path: Pa
     assert info.family == "unknown"
     assert [site.name for site in info.sites] == ["logits"]
     assert info.generate, info.generate_note
-    assert "is not known" in info.batching
+    assert not info.batching
+    assert "is not known" in info.generate_note
     hooks = (
         Hook("module:model.layers.1:output", capture=Capture()),
         Hook("module:model.layers.0.mlp:output", edit=Scale(0.5), where=Where(phase="generated")),
@@ -286,7 +290,9 @@ def test_a_step_holds_the_models_thread_for_a_slice_of_time(made: Made, monkeypa
     backend, _ = made("gptj")
     engine = backend.engine
     assert engine is not None
-    monkeypatch.setattr("probewire.backends.alone_engine.SLICE_S", 0.0)
+    assert isinstance(engine, BatchEngine)
+    monkeypatch.setattr(engine, "batching", False)
+    monkeypatch.setattr("probewire.backends.batch_engine.SLICE_S", 0.0)
     prompts = {"long": PROMPT, "short": [5], "other": [6, 7]}
     live = [sequence(backend, p, Plan(), mode="generate", max_new=9, name=name) for name, p in prompts.items()]
     assert all(engine.admit(one) for one in live)
@@ -377,8 +383,15 @@ def test_an_edit_of_keys_that_the_cache_does_not_keep_is_left_to_runs(made: Made
 
 def test_a_batching_engine_that_fails_its_check_gives_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("probewire.backends.engine_fault", lambda _: "the engine's decode differs by 1.2")
-    backend = load("torch", tiny_checkpoint("llama", tmp_path), limits=CHUNKED)
+    folder = tiny_checkpoint("llama", tmp_path)
+    backend = load("torch", folder, limits=CHUNKED)
     assert backend.info.generate
-    assert backend.info.batching == "the engine's decode differs by 1.2"
+    assert backend.info.batching == ""
+    assert "own caches, stacked (the engine's decode differs by 1.2)" in backend.info.generate_note
+    assert "noted" in str(backend.info)
+    backend.close()
+    monkeypatch.setattr("probewire.backends.batch_fault", lambda *_: "so does this one")
+    backend = load("torch", folder, limits=CHUNKED)
+    assert backend.info.batching == "the engine's decode differs by 1.2; so does this one"
     assert "because the engine's decode differs" in str(backend.info)
     backend.close()

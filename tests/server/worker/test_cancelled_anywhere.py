@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
+from unittest import mock
 
 import pytest
 
+from probewire.backends.batch_engine import BatchEngine
 from probewire.backends.model.limits import Limits
 from probewire.protos.edits import FromInput, Replace, Scale
 from probewire.protos.gradients import GradientsRequest
@@ -28,7 +31,7 @@ from tests.tiny_models import tiny_checkpoint
 
 MOST_WAITS = 200
 STABLELM = {**SIZES, "num_hidden_layers": 2, "num_key_value_heads": 2}
-"""Its attention passes nothing on that a batch needs, so its sequences go one after another."""
+"""Its attention passes nothing on that the library's batches need, so ours are of its own caches."""
 STORE = Plan((Hook("resid_post.1", capture=Capture(store=True)),))
 SWEPT = tuple(Plan((Hook("mlp_out.1", edit=Scale(0.1 * i)),)) for i in range(30))
 TARGETS = (Target(Logit(7)),)
@@ -51,14 +54,16 @@ REQUESTS: dict[str, Callable[[LocalOperations], AsyncIterator[list[Event]]]] = {
 }
 
 
-@pytest.fixture(scope="module", params=["torch", "mlx", "torch alone"])
+@pytest.fixture(scope="module", params=["torch", "mlx", "torch stacked", "torch alone"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalModel]:
-    name, _, alone = request.param.partition(" ")
+    name, _, own = request.param.partition(" ")
     folder = tmp_path_factory.mktemp("tiny")
-    folder = write("stablelm", folder, **STABLELM) if alone else tiny_checkpoint("llama", folder)
+    folder = write("stablelm", folder, **STABLELM) if own else tiny_checkpoint("llama", folder)
     engine = Limits(n_slots=2, context_tokens=256, cache_tokens=512, chunk_tokens=16)
-    made = LocalModel(WorkerConfig(model=str(folder), id="tiny", backend=name, engine=engine), folder)
-    assert bool(alone) == bool(made.backend.info.batching)
+    with mock.patch("probewire.backends.batch_fault", return_value="a test of it") if own == "alone" else nullcontext():
+        made = LocalModel(WorkerConfig(model=str(folder), id="tiny", backend=name, engine=engine), folder)
+    assert bool(own) == isinstance(made.backend.engine, BatchEngine)
+    assert (own == "alone") == bool(made.backend.info.batching)
     yield made
     made.close()
 
@@ -105,7 +110,9 @@ def test_a_worker_keeps_nothing(model: LocalModel, kind: str) -> None:
                 return n - 1
         raise AssertionError("the request never ends by itself")
 
-    assert asyncio.run(at_every_wait()) >= 1  # how many there are is the scheduler's luck: a quick answer needs no second
+    assert (
+        asyncio.run(at_every_wait()) >= 1
+    )  # how many there are is the scheduler's luck: a quick answer needs no second
 
 
 async def _nothing(model: LocalModel) -> bool:
@@ -174,4 +181,6 @@ def test_a_gateway_and_its_worker_keep_nothing() -> None:
                     return n - 1
             raise AssertionError("the request never ends by itself")
 
-    assert asyncio.run(at_every_wait()) >= 1  # how many there are is the scheduler's luck: a quick answer needs no second
+    assert (
+        asyncio.run(at_every_wait()) >= 1
+    )  # how many there are is the scheduler's luck: a quick answer needs no second
