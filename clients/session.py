@@ -9,6 +9,7 @@ from ..protos.errors import NotFound, ProbewireError
 from ..protos.service import Service
 from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from ..protos.spec import Hook, Plan
+from ..protos.variants.use import VariantUse
 from .requests.for_model import require_model
 from .requests.hooks import Hooks, planned
 from .requests.steps import Caller, Steps, ask, perform
@@ -71,6 +72,11 @@ class SessionView:
     def plan(self) -> Plan:
         """The hooks as a plan."""
         return self._session.plan
+
+    @property
+    def variants(self) -> tuple[VariantUse, ...]:
+        """What generations bound to it run with, before a request's own."""
+        return self._session.variants
 
     @property
     def hooks(self) -> tuple[Hook, ...]:

@@ -36,6 +36,7 @@ STARTS = {"server/worker/main.py": "server/api"}
 HOMES: dict[str, tuple[str, ...]] = {
     "mlx": ("backends/mlx",),
     "mlx_lm": ("backends/mlx",),
+    "lm_eval": ("analysis/reports",),
     "torch": ("backends/torch", "analysis/sae", "analysis/tuning"),
     "peft": ("analysis/tuning",),
     # In backends/mlx for AutoConfig alone, which fills in what a config.json leaves to defaults (mlx-lm requires it).
