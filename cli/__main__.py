@@ -20,7 +20,7 @@ COMMANDS = {
     "convert": "write a quantised or pickled checkpoint, or an adapter and its base, as a plain folder",
     "chat": "talk to a served model, steer it, and watch its activations",
     "users": "say who may use a server: make users, list them, end or renew their keys",
-    "backup": "copy what a server keeps (users, sessions, captures, SAEs), while it runs or not",
+    "backup": "copy what a server keeps (users, sessions, captures, SAEs, variants), while it runs or not",
     "restore": "put such a copy back, into an empty state folder",
     "sae": "collect activations, train sparse autoencoders on them, and look at their latents",
     "tune": "fine-tune a model on this machine: a variant comes of it",

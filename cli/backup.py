@@ -32,7 +32,7 @@ def tell(done: str, copied: Copied, where: Path) -> int:
     """One line of what was copied, and one for each trouble; gives the exit status."""
     counts = [
         f"{n:,} {word}" for n, word in ((copied.users, "users"), (copied.sessions, "sessions"),
-                                        (copied.captures, "captures"), (copied.saes, "SAEs"))
+                                        (copied.captures, "captures"), (copied.saes, "SAEs"), (copied.variants, "variants"))
     ]  # fmt: skip
     for trouble in copied.troubles:
         print(f"probewire: {trouble}", file=sys.stderr)

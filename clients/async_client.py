@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from ..protos.service import Service
-from . import calls, server_calls, session as session_calls
+from . import calls, server_calls, session as session_calls, variants as variant_calls
 from .async_session import AsyncLiveSession, NewSession
 from .async_stream import AsyncStream
 from .connected import Connected
@@ -113,6 +113,11 @@ class AsyncClient(Connected[AsyncTransport]):
     load_sae = awaits(server_calls.load_sae)
     saes = awaits(server_calls.saes)
     unload_sae = awaits(server_calls.unload_sae)
+    load_variant = awaits(variant_calls.load_variant)
+    variants = awaits(variant_calls.variants)
+    variant = awaits(variant_calls.variant)
+    fetch_variant = awaits(variant_calls.fetch_variant)
+    unload_variant = awaits(variant_calls.unload_variant)
 
     # ---- the server and the connection ----
 

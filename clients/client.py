@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Concatenate, ParamSpec, Self, TypeVar
 
-from . import calls, server_calls, session as session_calls
+from . import calls, server_calls, session as session_calls, variants as variant_calls
 from .calls import Captured
 from .connected import DEFAULT_URL, Connected
 from .requests import repeating
@@ -108,6 +108,11 @@ class Client(Connected[Transport]):
     load_sae = waits(server_calls.load_sae)
     saes = waits(server_calls.saes)
     unload_sae = waits(server_calls.unload_sae)
+    load_variant = waits(variant_calls.load_variant)
+    variants = waits(variant_calls.variants)
+    variant = waits(variant_calls.variant)
+    fetch_variant = waits(variant_calls.fetch_variant)
+    unload_variant = waits(variant_calls.unload_variant)
 
     # ---- the server and the connection ----
 

@@ -83,9 +83,7 @@ def load(
     return info
 
 
-def tokenize(
-    client: Caller, prompt: Prompt, *, add_special_tokens: bool = True, model: str = ""
-) -> Steps[Tokenized]:
+def tokenize(client: Caller, prompt: Prompt, *, add_special_tokens: bool = True, model: str = "") -> Steps[Tokenized]:
     """Token ids and texts of a prompt, as a request would use them; a text without special tokens around it if not wanted."""
     return ask(Service.tokenize, TokenizeRequest(to_input(prompt), model, add_special_tokens=add_special_tokens))
 

@@ -27,6 +27,7 @@ from .model import (
 from .saes import LoadSaeRequest, SaeInfo, SaePart, SaeReceived
 from .sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from .sweeps import SweepRequest
+from .variants.stored import LoadVariantRequest, VariantInfo, VariantPart, VariantPartRequest
 from .wire.codec import from_proto, to_proto
 
 __all__ = ["BY_CALL", "BY_NAME", "COMPUTED", "OPERATIONS", "Operation", "Role"]
@@ -172,6 +173,26 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(name="Saes.Unload", call="unload_sae", request="SaeRequest", fields=_SAE, kind="nothing",
               route="DELETE /v1/saes/{name:path}",
               summary="Forget an SAE; requests that run with it go on", returns="Forgotten"),
+    Operation(name="Variants.Load", call="load_variant", request=LoadVariantRequest, answer=VariantInfo,
+              route="POST /v1/variants",
+              summary="Load a variant onto a model, for requests to name: deltas of weights, hooks, or both",
+              returns="The variant"),
+    Operation(name="Variants.Send", call="send_variant", request=SaePart, answer=SaeReceived, route="POST /v1/variants/parts",
+              summary="Send a part of a variant's file, where that is more than one request may hold",
+              returns="How much is there: where to go on"),
+    Operation(name="Variants.List", call="variants", request="ModelRequest", fields=_MODEL, answer=VariantInfo, kind="list",
+              listed="VariantList.variants", route="GET /v1/variants",
+              summary="Your variants, and those that others share", returns="The variants"),
+    Operation(name="Variants.Get", call="variant", request="VariantRequest", fields=_SAE, answer=VariantInfo,
+              route="GET /v1/variants/{name:path}",
+              summary="A variant that you may use", returns="The variant"),
+    Operation(name="Variants.Read", call="variant_part", request=VariantPartRequest, answer=VariantPart,
+              route="POST /v1/variants/files/{name:path}",
+              summary="A part of a file of a variant that you may use", returns="Its bytes"),
+    Operation(name="Variants.Unload", call="unload_variant", request="VariantRequest", fields=_SAE, kind="nothing",
+              route="DELETE /v1/variants/{name:path}",
+              summary="Forget a variant (of a name without a version: all of them); requests that run with it go on",
+              returns="Forgotten"),
     Operation(name="Sessions.Create", call="create_session", request=CreateSessionRequest, answer=Session,
               route="POST /v1/sessions",
               summary="Make a live session: a plan that generations bound to it follow while it changes",

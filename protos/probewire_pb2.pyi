@@ -1373,3 +1373,111 @@ class SaeRequest(_message.Message):
     name: str
     model: str
     def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
+
+class VariantFile(_message.Message):
+    __slots__ = ("name", "data", "upload")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    UPLOAD_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    data: bytes
+    upload: str
+    def __init__(self, name: _Optional[str] = ..., data: _Optional[bytes] = ..., upload: _Optional[str] = ...) -> None: ...
+
+class LoadVariantRequest(_message.Message):
+    __slots__ = ("name", "model", "source", "files", "shared", "rebase")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
+    REBASE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    model: str
+    source: str
+    files: _containers.RepeatedCompositeFieldContainer[VariantFile]
+    shared: bool
+    rebase: bool
+    def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., source: _Optional[str] = ..., files: _Optional[_Iterable[_Union[VariantFile, _Mapping]]] = ..., shared: _Optional[bool] = ..., rebase: _Optional[bool] = ...) -> None: ...
+
+class StoredFile(_message.Message):
+    __slots__ = ("name", "n_bytes", "sha256")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    N_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    n_bytes: int
+    sha256: str
+    def __init__(self, name: _Optional[str] = ..., n_bytes: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
+
+class VariantInfo(_message.Message):
+    __slots__ = ("name", "version", "hash", "model", "model_hash", "owner", "shared", "method", "description", "weights", "max_rank", "n_hooks", "n_bytes", "source", "created_s", "files")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    HASH_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    MODEL_HASH_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    MAX_RANK_FIELD_NUMBER: _ClassVar[int]
+    N_HOOKS_FIELD_NUMBER: _ClassVar[int]
+    N_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    CREATED_S_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: int
+    hash: str
+    model: str
+    model_hash: str
+    owner: str
+    shared: bool
+    method: str
+    description: str
+    weights: _containers.RepeatedScalarFieldContainer[str]
+    max_rank: int
+    n_hooks: int
+    n_bytes: int
+    source: str
+    created_s: float
+    files: _containers.RepeatedCompositeFieldContainer[StoredFile]
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., hash: _Optional[str] = ..., model: _Optional[str] = ..., model_hash: _Optional[str] = ..., owner: _Optional[str] = ..., shared: _Optional[bool] = ..., method: _Optional[str] = ..., description: _Optional[str] = ..., weights: _Optional[_Iterable[str]] = ..., max_rank: _Optional[int] = ..., n_hooks: _Optional[int] = ..., n_bytes: _Optional[int] = ..., source: _Optional[str] = ..., created_s: _Optional[float] = ..., files: _Optional[_Iterable[_Union[StoredFile, _Mapping]]] = ...) -> None: ...
+
+class VariantList(_message.Message):
+    __slots__ = ("variants",)
+    VARIANTS_FIELD_NUMBER: _ClassVar[int]
+    variants: _containers.RepeatedCompositeFieldContainer[VariantInfo]
+    def __init__(self, variants: _Optional[_Iterable[_Union[VariantInfo, _Mapping]]] = ...) -> None: ...
+
+class VariantRequest(_message.Message):
+    __slots__ = ("name", "model")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    model: str
+    def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
+
+class VariantPartRequest(_message.Message):
+    __slots__ = ("name", "file", "model", "offset")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    file: str
+    model: str
+    offset: int
+    def __init__(self, name: _Optional[str] = ..., file: _Optional[str] = ..., model: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class VariantPart(_message.Message):
+    __slots__ = ("n_bytes", "offset", "data")
+    N_BYTES_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    n_bytes: int
+    offset: int
+    data: bytes
+    def __init__(self, n_bytes: _Optional[int] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...

@@ -915,6 +915,294 @@ class Saes:
             _registered_method=True)
 
 
+class VariantsStub:
+    """Missing associated documentation comment in .proto file."""
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Load = channel.unary_unary(
+                '/probewire.v1.Variants/Load',
+                request_serializer=probewire_dot_protos_dot_probewire__pb2.LoadVariantRequest.SerializeToString,
+                response_deserializer=probewire_dot_protos_dot_probewire__pb2.VariantInfo.FromString,
+                _registered_method=True)
+        self.Send = channel.unary_unary(
+                '/probewire.v1.Variants/Send',
+                request_serializer=probewire_dot_protos_dot_probewire__pb2.SaePart.SerializeToString,
+                response_deserializer=probewire_dot_protos_dot_probewire__pb2.SaeReceived.FromString,
+                _registered_method=True)
+        self.List = channel.unary_unary(
+                '/probewire.v1.Variants/List',
+                request_serializer=probewire_dot_protos_dot_probewire__pb2.ModelRequest.SerializeToString,
+                response_deserializer=probewire_dot_protos_dot_probewire__pb2.VariantList.FromString,
+                _registered_method=True)
+        self.Get = channel.unary_unary(
+                '/probewire.v1.Variants/Get',
+                request_serializer=probewire_dot_protos_dot_probewire__pb2.VariantRequest.SerializeToString,
+                response_deserializer=probewire_dot_protos_dot_probewire__pb2.VariantInfo.FromString,
+                _registered_method=True)
+        self.Read = channel.unary_unary(
+                '/probewire.v1.Variants/Read',
+                request_serializer=probewire_dot_protos_dot_probewire__pb2.VariantPartRequest.SerializeToString,
+                response_deserializer=probewire_dot_protos_dot_probewire__pb2.VariantPart.FromString,
+                _registered_method=True)
+        self.Unload = channel.unary_unary(
+                '/probewire.v1.Variants/Unload',
+                request_serializer=probewire_dot_protos_dot_probewire__pb2.VariantRequest.SerializeToString,
+                response_deserializer=probewire_dot_protos_dot_probewire__pb2.Empty.FromString,
+                _registered_method=True)
+
+
+class VariantsServicer:
+    """Missing associated documentation comment in .proto file."""
+
+    def Load(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Send(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def List(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Get(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Read(self, request, context):
+        """its files, for its owner and where it is shared
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Unload(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_VariantsServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Load': grpc.unary_unary_rpc_method_handler(
+                    servicer.Load,
+                    request_deserializer=probewire_dot_protos_dot_probewire__pb2.LoadVariantRequest.FromString,
+                    response_serializer=probewire_dot_protos_dot_probewire__pb2.VariantInfo.SerializeToString,
+            ),
+            'Send': grpc.unary_unary_rpc_method_handler(
+                    servicer.Send,
+                    request_deserializer=probewire_dot_protos_dot_probewire__pb2.SaePart.FromString,
+                    response_serializer=probewire_dot_protos_dot_probewire__pb2.SaeReceived.SerializeToString,
+            ),
+            'List': grpc.unary_unary_rpc_method_handler(
+                    servicer.List,
+                    request_deserializer=probewire_dot_protos_dot_probewire__pb2.ModelRequest.FromString,
+                    response_serializer=probewire_dot_protos_dot_probewire__pb2.VariantList.SerializeToString,
+            ),
+            'Get': grpc.unary_unary_rpc_method_handler(
+                    servicer.Get,
+                    request_deserializer=probewire_dot_protos_dot_probewire__pb2.VariantRequest.FromString,
+                    response_serializer=probewire_dot_protos_dot_probewire__pb2.VariantInfo.SerializeToString,
+            ),
+            'Read': grpc.unary_unary_rpc_method_handler(
+                    servicer.Read,
+                    request_deserializer=probewire_dot_protos_dot_probewire__pb2.VariantPartRequest.FromString,
+                    response_serializer=probewire_dot_protos_dot_probewire__pb2.VariantPart.SerializeToString,
+            ),
+            'Unload': grpc.unary_unary_rpc_method_handler(
+                    servicer.Unload,
+                    request_deserializer=probewire_dot_protos_dot_probewire__pb2.VariantRequest.FromString,
+                    response_serializer=probewire_dot_protos_dot_probewire__pb2.Empty.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'probewire.v1.Variants', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('probewire.v1.Variants', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Variants:
+    """Missing associated documentation comment in .proto file."""
+
+    @staticmethod
+    def Load(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/probewire.v1.Variants/Load',
+            probewire_dot_protos_dot_probewire__pb2.LoadVariantRequest.SerializeToString,
+            probewire_dot_protos_dot_probewire__pb2.VariantInfo.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Send(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/probewire.v1.Variants/Send',
+            probewire_dot_protos_dot_probewire__pb2.SaePart.SerializeToString,
+            probewire_dot_protos_dot_probewire__pb2.SaeReceived.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def List(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/probewire.v1.Variants/List',
+            probewire_dot_protos_dot_probewire__pb2.ModelRequest.SerializeToString,
+            probewire_dot_protos_dot_probewire__pb2.VariantList.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Get(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/probewire.v1.Variants/Get',
+            probewire_dot_protos_dot_probewire__pb2.VariantRequest.SerializeToString,
+            probewire_dot_protos_dot_probewire__pb2.VariantInfo.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Read(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/probewire.v1.Variants/Read',
+            probewire_dot_protos_dot_probewire__pb2.VariantPartRequest.SerializeToString,
+            probewire_dot_protos_dot_probewire__pb2.VariantPart.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Unload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/probewire.v1.Variants/Unload',
+            probewire_dot_protos_dot_probewire__pb2.VariantRequest.SerializeToString,
+            probewire_dot_protos_dot_probewire__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class SessionsStub:
     """Missing associated documentation comment in .proto file."""
 

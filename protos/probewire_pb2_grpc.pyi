@@ -242,6 +242,76 @@ class SaesServicer(metaclass=_abc_1.ABCMeta):
 
 def add_SaesServicer_to_server(servicer: SaesServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
+class VariantsStub:
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> VariantsAsyncStub: ...
+    Load: _grpc.UnaryUnaryMultiCallable[_probewire_pb2.LoadVariantRequest, _probewire_pb2.VariantInfo]
+    Send: _grpc.UnaryUnaryMultiCallable[_probewire_pb2.SaePart, _probewire_pb2.SaeReceived]
+    List: _grpc.UnaryUnaryMultiCallable[_probewire_pb2.ModelRequest, _probewire_pb2.VariantList]
+    Get: _grpc.UnaryUnaryMultiCallable[_probewire_pb2.VariantRequest, _probewire_pb2.VariantInfo]
+    Read: _grpc.UnaryUnaryMultiCallable[_probewire_pb2.VariantPartRequest, _probewire_pb2.VariantPart]
+    """its files, for its owner and where it is shared"""
+    Unload: _grpc.UnaryUnaryMultiCallable[_probewire_pb2.VariantRequest, _probewire_pb2.Empty]
+
+@_typing.type_check_only
+class VariantsAsyncStub(VariantsStub):
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    Load: _aio.UnaryUnaryMultiCallable[_probewire_pb2.LoadVariantRequest, _probewire_pb2.VariantInfo]  # type: ignore[assignment]
+    Send: _aio.UnaryUnaryMultiCallable[_probewire_pb2.SaePart, _probewire_pb2.SaeReceived]  # type: ignore[assignment]
+    List: _aio.UnaryUnaryMultiCallable[_probewire_pb2.ModelRequest, _probewire_pb2.VariantList]  # type: ignore[assignment]
+    Get: _aio.UnaryUnaryMultiCallable[_probewire_pb2.VariantRequest, _probewire_pb2.VariantInfo]  # type: ignore[assignment]
+    Read: _aio.UnaryUnaryMultiCallable[_probewire_pb2.VariantPartRequest, _probewire_pb2.VariantPart]  # type: ignore[assignment]
+    """its files, for its owner and where it is shared"""
+    Unload: _aio.UnaryUnaryMultiCallable[_probewire_pb2.VariantRequest, _probewire_pb2.Empty]  # type: ignore[assignment]
+
+class VariantsServicer(metaclass=_abc_1.ABCMeta):
+    @_abc_1.abstractmethod
+    def Load(
+        self,
+        request: _probewire_pb2.LoadVariantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_probewire_pb2.VariantInfo, _abc.Awaitable[_probewire_pb2.VariantInfo]]: ...
+
+    @_abc_1.abstractmethod
+    def Send(
+        self,
+        request: _probewire_pb2.SaePart,
+        context: _ServicerContext,
+    ) -> _typing.Union[_probewire_pb2.SaeReceived, _abc.Awaitable[_probewire_pb2.SaeReceived]]: ...
+
+    @_abc_1.abstractmethod
+    def List(
+        self,
+        request: _probewire_pb2.ModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_probewire_pb2.VariantList, _abc.Awaitable[_probewire_pb2.VariantList]]: ...
+
+    @_abc_1.abstractmethod
+    def Get(
+        self,
+        request: _probewire_pb2.VariantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_probewire_pb2.VariantInfo, _abc.Awaitable[_probewire_pb2.VariantInfo]]: ...
+
+    @_abc_1.abstractmethod
+    def Read(
+        self,
+        request: _probewire_pb2.VariantPartRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_probewire_pb2.VariantPart, _abc.Awaitable[_probewire_pb2.VariantPart]]:
+        """its files, for its owner and where it is shared"""
+
+    @_abc_1.abstractmethod
+    def Unload(
+        self,
+        request: _probewire_pb2.VariantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_probewire_pb2.Empty, _abc.Awaitable[_probewire_pb2.Empty]]: ...
+
+def add_VariantsServicer_to_server(servicer: VariantsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
 class SessionsStub:
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...

@@ -22,6 +22,7 @@ from .saes import LoadSaeRequest, SaeInfo, SaePart, SaeReceived
 from .sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from .sweeps import SweepRequest
 from .tensors import Array
+from .variants.stored import LoadVariantRequest, VariantInfo, VariantPart, VariantPartRequest
 
 __all__ = ["InferenceRequest", "Service"]
 
@@ -107,6 +108,30 @@ class Service(Protocol):
 
     def unload_sae(self, name: str, model: str = "") -> None:
         """Forget an SAE; requests that run with it go on."""
+        ...
+
+    def load_variant(self, request: LoadVariantRequest) -> VariantInfo:
+        """Load a variant onto a model."""
+        ...
+
+    def send_variant(self, part: SaePart) -> SaeReceived:
+        """Send a part of a variant's file, to be loaded once all are there."""
+        ...
+
+    def variants(self, model: str = "") -> list[VariantInfo]:
+        """The caller's variants and those that are shared; of one model, or (empty) of all."""
+        ...
+
+    def variant(self, name: str, model: str = "") -> VariantInfo:
+        """One that the caller may use."""
+        ...
+
+    def variant_part(self, request: VariantPartRequest) -> VariantPart:
+        """A part of a file of a variant."""
+        ...
+
+    def unload_variant(self, name: str, model: str = "") -> None:
+        """Forget a variant; requests that run with it go on."""
         ...
 
     def create_session(self, request: CreateSessionRequest) -> Session:

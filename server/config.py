@@ -52,6 +52,12 @@ class RequestLimits:
     """Weights of one SAE."""
     max_saes: int = 64
     """SAEs that one user may have loaded."""
+    max_variant_bytes: int = 1 << 30
+    """Files of one variant."""
+    max_variants: int = 64
+    """Variants that one user may have loaded, versions counted."""
+    max_all_variants: int = 1024
+    """… and all users together."""
     max_queued: int = 512
     """Inputs that wait in a worker for their turn; no user may fill more than half."""
     max_wait_s: int = 600
@@ -93,6 +99,8 @@ class WorkerConfig:
     """The gateway's state folder, for stored captures; empty: a folder of the worker's own, gone with it."""
     sae_folders: tuple[str, ...] = ()
     """Where users who are not admins may load SAEs from, besides sending them along."""
+    variant_folders: tuple[str, ...] = ()
+    """… and variants."""
     factory: str = LOCAL_FACTORY
     """`module:function` that builds the worker's Operations; tests put a fake here."""
 

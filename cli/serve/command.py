@@ -144,6 +144,13 @@ def _add_keeping(group: argparse._ArgumentGroup) -> None:  # pyright: ignore[rep
         help="where users who are not admins may load sparse autoencoders from; may be given several times",
     )
     group.add_argument(
+        "--variant-folder",
+        type=Path,
+        action="append",
+        default=[],
+        help="where users who are not admins may load variants and adapters from; may be given several times",
+    )
+    group.add_argument(
         "--state", type=Path, default=default_state_folder(), help="folder of users, sessions and stored captures"
     )
     group.add_argument("--audit", type=Path, default=None, help="append a JSON line a request to this file")
@@ -200,6 +207,7 @@ def gateway_config(args: argparse.Namespace) -> GatewayConfig:
         threads=args.threads,
         limits=limits,
         sae_folders=tuple(str(folder.expanduser().resolve()) for folder in args.sae_folder),
+        variant_folders=tuple(str(folder.expanduser().resolve()) for folder in args.variant_folder),
         factory=args.factory,
     )
     return GatewayConfig(

@@ -14,7 +14,9 @@ __all__ = ["MAX_USES", "UsedVariant", "VariantUse", "checked_uses"]
 MAX_USES = 8
 """Variants of one input."""
 MAX_SCALE = 1e6
-_NAMED = re.compile(r"(?:(?!\.+/)[A-Za-z0-9._-]{1,200}/)?(?!\.+(?:@|$))[A-Za-z0-9._-]{1,64}(?:@[0-9]{1,9})?|sha256:[0-9a-f]{12,64}")
+_NAMED = re.compile(
+    r"(?:(?!\.+/)[A-Za-z0-9._-]{1,200}/)?(?!\.+(?:@|$))[A-Za-z0-9._-]{1,64}(?:@[0-9]{1,9})?|sha256:[0-9a-f]{12,64}"
+)
 
 
 @dataclass(frozen=True, slots=True)

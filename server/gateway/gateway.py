@@ -20,6 +20,7 @@ from ...protos.saes import LoadSaeRequest, SaeInfo, SaePart, SaeReceived
 from ...protos.service import InferenceRequest
 from ...protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from ...protos.tensors import Tensor
+from ...protos.variants.stored import LoadVariantRequest, VariantInfo, VariantPart, VariantPartRequest
 from ...protos.wire.codec import to_proto
 from ...protos.wire.events import FrameAssembler, decode_events
 from ..auth.access import Access
@@ -32,6 +33,7 @@ from ..state.captures import CaptureStore
 from ..state.database import State
 from ..state.saes import SaeStore
 from ..state.sessions import SessionStore
+from ..state.variants import VariantStore
 from ..streams import closing
 from .pass_through import PassThrough, sites_of
 from .request_policy import RequestPolicy
@@ -47,7 +49,7 @@ UPKEEP_S = 5.0
 SWEEP_S = 0.5
 """How often the keys of all that is under way are looked at: what a revoked one does ends within a second."""
 SENDS = 2
-"""Parts of SAEs written at once: they shall not hold every thread."""
+"""Parts of SAEs and variants written at once: they shall not hold every thread."""
 
 
 class Gateway:
@@ -66,6 +68,7 @@ class Gateway:
             max_saes=config.limits.max_saes,
             max_all_bytes=config.limits.max_store_bytes,
         )
+        self.variant_store = VariantStore(self._state, self.sae_store.uploads, config.limits)
         self._sends = asyncio.Semaphore(SENDS)
         self.users = Users(self._state)
         self._audit = Audit(Path(config.audit) if config.audit else None, prompts=config.audit_prompts)
@@ -256,6 +259,37 @@ class Gateway:
         """The worker lets go of its weights when a hook next names an SAE; what runs with it goes on."""
         with self.policy.record("Saes.Unload") as record:
             record.model = (await asyncio.to_thread(self.sae_store.delete, record.caller.user, name, model)).model
+
+    # ---- variants ----
+
+    async def load_variant(self, request: LoadVariantRequest) -> VariantInfo:
+        with self.policy.record("Variants.Load") as record:
+            async with self.ready(request.model) as worker:
+                record.model = worker.config.id
+                info: VariantInfo = await worker.ask(record.caller, BY_CALL["load_variant"], request)
+                record.variants = (f"{info.name}@{info.version}", info.hash)
+                return info
+
+    async def send_variant(self, part: SaePart) -> SaeReceived:
+        with self.policy.record("Variants.Send") as record:
+            async with self._sends:
+                return await asyncio.to_thread(self.variant_store.receive, record.caller.user, part)
+
+    async def variants(self, model: str) -> list[VariantInfo]:
+        return self.variant_store.list(self.policy.check("Variants.List").user, model)
+
+    async def variant(self, name: str, model: str) -> VariantInfo:
+        return self.variant_store.get(self.policy.check("Variants.Get").user, name, model)
+
+    async def variant_part(self, request: VariantPartRequest) -> VariantPart:
+        with self.policy.record("Variants.Read") as record:
+            return await asyncio.to_thread(self.variant_store.part, record.caller.user, request)
+
+    async def unload_variant(self, name: str, model: str) -> None:
+        """What runs with it goes on."""
+        with self.policy.record("Variants.Unload") as record:
+            info = await asyncio.to_thread(self.variant_store.delete, record.caller.user, name, model)
+            record.model, record.variants = info.model, (f"{info.name}@{info.version}", info.hash)
 
     # ---- sessions ----
 

@@ -57,6 +57,8 @@ class RequestRecord:
     """Its id, for the audit."""
     session_name: str = ""
     """What others may see of it."""
+    variants: tuple[str, ...] = ()
+    """Names with versions and hashes, in turn, once they are known: for the audit."""
     prompts: tuple[Any, ...] = ()
     """For the audit, where it has them: see `prompt_of`."""
     began_s: float = field(default_factory=time.monotonic)
@@ -207,6 +209,7 @@ class RequestPolicy:
             model=record.model,
             sites=record.sites,
             session=record.session,
+            variants=record.variants,
             prompts=record.prompts if self.audit.prompts else (),
             code=code,
             prompt_tokens=record.prompt_tokens,

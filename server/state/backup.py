@@ -17,6 +17,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import orjson
@@ -38,8 +39,9 @@ class Copied:
     sessions: int = 0
     captures: int = 0
     saes: int = 0
+    variants: int = 0
     n_bytes: int = 0
-    """Of captures and SAEs."""
+    """Of captures, SAEs and variants."""
     troubles: list[str] = field(default_factory=list[str])
     """Files that are damaged (copied as they are) or lost (left out)."""
 
@@ -104,6 +106,8 @@ class _Copy:
                 self._captures(now, copy)
             if "saes" in tables:
                 self._saes(now, copy)
+            if "variants" in tables:
+                self._variants(now, copy)
             copy.commit()
         _flush(draft)
         draft.replace(self._target / DATABASE)
@@ -154,6 +158,20 @@ class _Copy:
                 shutil.rmtree(self._target / folder)
                 self._lost("saes", "key", key, now, copy)
 
+    def _variants(self, now: sqlite3.Connection, copy: sqlite3.Connection) -> None:
+        _folder(self._target / "variants")
+        for key, meta in copy.execute("SELECT key, meta FROM variants").fetchall():
+            folder = Path("variants") / key
+            _folder(self._target / folder)
+            files: list[dict[str, Any]] = orjson.loads(meta)["files"]
+            if all(
+                self._took((folder / file["name"],), folder / file["name"], _hashed(file["sha256"])) for file in files
+            ):
+                self._found.variants += 1
+            else:
+                shutil.rmtree(self._target / folder)
+                self._lost("variants", "key", key, now, copy)
+
     def _took(self, names: tuple[Path, ...], checked: Path, good: Callable[[Path], bool]) -> bool:
         """Copy files; False when one is gone. One that is not what was kept is copied all the same, and told."""
         try:
@@ -170,6 +188,10 @@ class _Copy:
         copy.execute(f"DELETE FROM {table} WHERE {key}=?", (value,))  # noqa: S608  constants
         if now.execute(f"SELECT 1 FROM {table} WHERE {key}=?", (value,)).fetchall():  # noqa: S608  constants
             self._found.troubles.append(f"the file of {value} in {self._source / table} is not there: it is left out")
+
+
+def _hashed(expected: str) -> Callable[[Path], bool]:
+    return lambda path: _sha256(path) == expected
 
 
 def _opened(database: Path) -> sqlite3.Connection:

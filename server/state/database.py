@@ -69,7 +69,28 @@ CREATE TABLE saes (
 );
 CREATE INDEX saes_by_owner ON saes (owner)
 """
-_MIGRATIONS = (_SCHEMA, _SAES)
+_VARIANTS = """
+CREATE TABLE variants (
+    key TEXT PRIMARY KEY,
+    owner TEXT NOT NULL,
+    shared INTEGER NOT NULL,
+    model TEXT NOT NULL,
+    model_hash TEXT NOT NULL,
+    name TEXT NOT NULL,
+    version INTEGER NOT NULL,
+    hash TEXT NOT NULL,
+    meta TEXT NOT NULL
+);
+CREATE INDEX variants_by_owner ON variants (owner);
+CREATE TABLE variant_versions (
+    owner TEXT NOT NULL,
+    model TEXT NOT NULL,
+    name TEXT NOT NULL,
+    last INTEGER NOT NULL,
+    PRIMARY KEY (owner, model, name)
+)
+"""
+_MIGRATIONS = (_SCHEMA, _SAES, _VARIANTS)
 """What each version of the schema adds to the one before."""
 VERSION = len(_MIGRATIONS)
 ORPHAN_S = 3600.0
@@ -84,8 +105,9 @@ class State:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.captures, self.saes, self.uploads = folder / "captures", folder / "saes", folder / "uploads"
+        self.variants = folder / "variants"
         try:
-            for inside in (self.captures, self.saes, self.uploads):
+            for inside in (self.captures, self.saes, self.uploads, self.variants):
                 inside.mkdir(parents=True, exist_ok=True, mode=0o700)
             folder.chmod(0o700)  # key hashes and activations are nobody else's business
             self._lock = threading.RLock()
@@ -131,6 +153,13 @@ class State:
                 raise ResourceExhausted(
                     f"the server's database in {self.folder} cannot be written: {error}", retry_after_s=5.0
                 ) from None
+
+    @contextmanager
+    def writing(self) -> Generator[sqlite3.Connection]:
+        """The database inside a transaction that is under way in this thread."""
+        with self._lock:
+            assert self._database.in_transaction
+            yield self._database
 
     def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         """What a query finds."""

@@ -33,9 +33,10 @@ from ...protos.saes import SaeInfo, SaePart, SaeReceived
 from ...protos.wire.codec import from_json, to_json
 from ..auth.users import User
 from .database import ORPHAN_S, State, write_whole
-from .uploads import SaeUploads
+from .room import Room
+from .uploads import Uploads
 
-__all__ = ["SaeStore", "allowed_folder"]
+__all__ = ["SaeStore"]
 
 MEMORY_BYTES = 8 << 30
 """Weights that a worker keeps ready; beyond it those used longest ago are read again when they are named."""
@@ -46,13 +47,14 @@ class SaeStore:
 
     def __init__(self, state: State, *, max_bytes: int, max_saes: int, max_all_bytes: int = 0) -> None:
         """`max_bytes`: of one SAE's weights. `max_saes`: of one user. `max_all_bytes`: of all users' (0: no bound)."""
-        self.max_bytes, self.max_saes, self.max_all_bytes = max_bytes, max_saes, max_all_bytes
+        self.max_bytes, self.max_saes = max_bytes, max_saes
         self._state = state
         self._seen = -1
         self._ready: OrderedDict[str, Sae] = OrderedDict()
         self._lock, self._sending = RLock(), RLock()
-        self.uploads = SaeUploads(state.uploads)
+        self.uploads = Uploads(state.uploads)
         """What was sent in parts and is not loaded yet."""
+        self._room = Room(state, self.uploads, max_all_bytes)
         self._clear_leftovers()
 
     def receive(self, user: User, part: SaePart) -> SaeReceived:
@@ -64,7 +66,7 @@ class SaeStore:
         if self._loaded(user, part.upload) is not None:
             return SaeReceived(part.n_bytes)
         with self._sending:
-            self._check_room(user, part.n_bytes, part.upload, "save it in a narrower dtype")
+            self._room.check(user, part.n_bytes, (part.upload,), "the SAE", "save it in a narrower dtype")
             return SaeReceived(self.uploads.append(user, part))
 
     def sent(self, user: User, upload: str) -> bytes:
@@ -150,25 +152,7 @@ class SaeStore:
         [(n,)] = self._state.rows("SELECT COUNT(*) FROM saes WHERE owner=?", user.name)
         if n >= self.max_saes:
             raise ResourceExhausted(f"{user.name} has {n} SAEs loaded, the most allowed; unload one first")
-        self._check_room(user, item.n_bytes, item.hash, "load it in a narrower dtype")
-
-    def _check_room(self, user: User, n_bytes: int, upload: str, narrower: str) -> None:
-        """Raise ResourceExhausted where one more would pass a limit; what was sent and not loaded counts, save this one."""
-        kept = [info for _, _, info in self._all()]
-        for limit, whose, owner in (
-            (user.limits.store_bytes, f"{user.name}'s", user),
-            (self.max_all_bytes, "the box's", None),
-        ):
-            loaded = sum(item.n_bytes for item in kept if owner is None or item.owner == owner.name)
-            sent = self.uploads.n_bytes(owner, but=(user, upload))
-            if limit and loaded + sent + n_bytes > limit and sent and self.uploads.forget_idle(user, but=upload):
-                sent = self.uploads.n_bytes(owner, but=(user, upload))
-            if limit and loaded + sent + n_bytes > limit:
-                waiting = f" ({sent:,} of them sent and not loaded yet)" if sent else ""
-                raise ResourceExhausted(
-                    f"the SAE takes {n_bytes:,} bytes, and {loaded + sent:,} of {whose} {limit:,} are in use by SAEs"
-                    f"{waiting}; unload one, {narrower}, or ask for a higher limit"
-                )
+        self._room.check(user, item.n_bytes, (item.hash,), "the SAE", "load it in a narrower dtype")
 
     def list(self, user: User, model: str = "") -> list[SaeInfo]:
         """A user's own, and those that are shared; of one model, or of all. An admin sees everybody's."""
@@ -288,26 +272,3 @@ class _Visible(Mapping[str, Sae]):
 
     def __len__(self) -> int:
         return len(self._store.names(self._user, self._info.id))
-
-
-def allowed_folder(source: str, user: User, folders: tuple[str, ...]) -> Path | None:
-    """The folder that a source names on this machine; None for one on the hub. Raises PermissionDenied.
-
-    Others than admins reach the operator's SAE folders alone: a path is a way to look around on the server.
-    """
-    try:
-        if user.role == "admin":
-            path = Path(source).expanduser()
-            on_hub = "/" in source and not source.startswith(("/", ".", "~")) and not path.exists()
-            return None if on_hub else path
-        for folder in (Path(folder).resolve() for folder in folders):
-            candidate = (folder / source).resolve()  # an absolute path stays what it is
-            if candidate.is_relative_to(folder) and candidate.is_dir():
-                return candidate
-    except (OSError, RuntimeError, ValueError) as error:  # no such home, too long for a path
-        raise InvalidArgument(f"{source[:80]!r} is no path on the server: {error}") from None
-    told = ", ".join(folders) or "none (the operator sets them with --sae-folder)"
-    raise PermissionDenied(
-        f"{source!r} is in none of the server's SAE folders: {told}; send the SAE along (load_sae(…, upload=True)), "
-        "or ask an admin"
-    )

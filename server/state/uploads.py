@@ -1,4 +1,4 @@
-"""Weights of SAEs that arrive in parts: a file each in the state folder, until it is loaded or nobody has added to it for long.
+"""Files of SAEs and variants that arrive in parts: a file each in the state folder, until it is loaded or nobody has added to it for long.
 
 A file is named after the SHA-256 that it will have once it is whole. So what was begun is gone on with after a broken
 connection, a part that comes twice does no harm, and a file that is not what was sent is never loaded.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
+from collections.abc import Collection
 from pathlib import Path
 from threading import RLock
 
@@ -17,7 +18,7 @@ from ...protos.saes import SaePart
 from ..auth.users import User
 from .database import ORPHAN_S
 
-__all__ = ["SaeUploads"]
+__all__ = ["Uploads"]
 
 MAX_UPLOADS = 8
 """Files that one user may have sent and not loaded."""
@@ -25,7 +26,7 @@ IDLE_S = 60.0
 """After so long without a part a file makes room for others of its owner."""
 
 
-class SaeUploads:
+class Uploads:
     """Of every user, in one folder. Used from several threads; gateway and workers may use the same folder."""
 
     def __init__(self, folder: Path) -> None:
@@ -56,12 +57,12 @@ class SaeUploads:
             except FileNotFoundError:  # forgotten this moment, by a worker
                 return 0
             except OSError as error:
-                raise ResourceExhausted(f"the SAE could not be kept on the server: {error.strerror}") from None
+                raise ResourceExhausted(f"the file could not be kept on the server: {error.strerror}") from None
 
     def _check_count(self, user: User, upload: str) -> None:
-        if len(self._of(user)) >= MAX_UPLOADS and not self.forget_idle(user, but=upload):
+        if len(self._of(user)) >= MAX_UPLOADS and not self.forget_idle(user, but=(upload,)):
             raise ResourceExhausted(
-                f"{user.name} is sending {MAX_UPLOADS} SAEs at once, the most allowed; load one that is all there, or wait"
+                f"{user.name} is sending {MAX_UPLOADS} files at once, the most allowed; load one that is all there, or wait"
             )
 
     def size(self, user: User, upload: str) -> int:
@@ -73,11 +74,9 @@ class SaeUploads:
         try:
             data = self._path(user, upload).read_bytes()
         except FileNotFoundError:
-            raise NotFound(
-                f"no SAE weights with the SHA-256 {upload} were sent, or too long ago; send them again"
-            ) from None
+            raise NotFound(f"no file with the SHA-256 {upload} were sent, or too long ago; send them again") from None
         except OSError as error:
-            raise ResourceExhausted(f"the SAE that was sent cannot be read: {error.strerror}; try again") from None
+            raise ResourceExhausted(f"the file that was sent cannot be read: {error.strerror}; try again") from None
         if hashlib.sha256(data).hexdigest() != upload:
             self.forget(user, upload)
             raise InvalidArgument(
@@ -90,9 +89,9 @@ class SaeUploads:
         """Delete a file, if there is one."""
         self._forget(self._path(user, upload))
 
-    def forget_idle(self, user: User, *, but: str) -> int:
+    def forget_idle(self, user: User, *, but: Collection[str]) -> int:
         """Delete what a user has sent, wholly or not, and left for a minute; how many files."""
-        return self._forget_older(IDLE_S, [path for path in self._of(user) if path.name != but])
+        return self._forget_older(IDLE_S, [path for path in self._of(user) if path.name not in but])
 
     def purge(self) -> None:
         """Forget what nobody has added to for an hour."""
@@ -101,11 +100,11 @@ class SaeUploads:
             with contextlib.suppress(OSError):  # there are files in it
                 folder.rmdir()
 
-    def n_bytes(self, user: User | None = None, *, but: tuple[User, str] | None = None) -> int:
-        """Announced and not loaded: by one user, or (None) by all; save one file of a user."""
+    def n_bytes(self, user: User | None = None, *, but: tuple[User, Collection[str]] | None = None) -> int:
+        """Announced and not loaded: by one user, or (None) by all; save some files of a user."""
         found = self._folder.glob("*/*") if user is None else self._of(user)
-        left_out = None if but is None else self._path(*but)
-        return sum(max(_size(path), self._announced.get(path, 0)) for path in found if path != left_out)
+        left_out = set[Path]() if but is None else {self._path(but[0], upload) for upload in but[1]}
+        return sum(max(_size(path), self._announced.get(path, 0)) for path in found if path not in left_out)
 
     def _forget_older(self, age_s: float, paths: list[Path]) -> int:
         old = [path for path in paths if _written_s(path) < time.time() - age_s]

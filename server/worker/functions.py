@@ -14,6 +14,7 @@ from ...protos.model import ModelInfo, StoredCapture, Tokenized, TokenizeRequest
 from ...protos.saes import LoadSaeRequest, SaeInfo, SaePart, SaeReceived
 from ...protos.sessions import Session
 from ...protos.tensors import Array, Tensor
+from ...protos.variants.stored import LoadVariantRequest, VariantInfo, VariantPart, VariantPartRequest
 from ..auth.callers import Caller
 from .model import LocalModel
 
@@ -94,6 +95,40 @@ def unload_sae(here: LocalModel, caller: Caller, name: str, model: str = "") -> 
     here.saes.delete(caller.user, name, model)
 
 
+def load_variant(here: LocalModel, caller: Caller, request: LoadVariantRequest) -> VariantInfo:
+    """Load a variant onto this model."""
+    return here.load_variant(request, caller)
+
+
+def send_variant(here: LocalModel, caller: Caller, part: SaePart) -> SaeReceived:
+    """Keep a part of a variant's file."""
+    return here.variants.receive(caller.user, part)
+
+
+def variants(here: LocalModel, caller: Caller, model: str = "") -> list[VariantInfo]:
+    """The caller's, and shared ones."""
+    here.check_model(model)
+    return here.variants.list(caller.user, model)
+
+
+def variant(here: LocalModel, caller: Caller, name: str, model: str = "") -> VariantInfo:
+    """One that the caller may use."""
+    here.check_model(model)
+    return here.variants.get(caller.user, name, model)
+
+
+def variant_part(here: LocalModel, caller: Caller, request: VariantPartRequest) -> VariantPart:
+    """A part of a file of a variant."""
+    here.check_model(request.model)
+    return here.variants.part(caller.user, request)
+
+
+def unload_variant(here: LocalModel, caller: Caller, name: str, model: str = "") -> None:
+    """Forget a variant; requests that run with it go on."""
+    here.check_model(model)
+    here.variants.delete(caller.user, name, model)
+
+
 def session(here: LocalModel, caller: Caller, session_id: str) -> Session:
     """A session as the worker has it."""
     return here.sessions.get(caller.user.name, session_id)
@@ -131,6 +166,7 @@ _OF_SESSIONS = ("create_session", "update_session", "sessions", "delete_session"
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{f.__name__: f for f in (models, describe, tokenize, tokenizer_info, captures, delete_capture)},
+    **{f.__name__: f for f in (send_variant, variants, variant, variant_part, unload_variant)},
     **{f.__name__: f for f in (send_sae, saes, unload_sae, session, put_session, drop_session, status, activity)},
     **dict.fromkeys(_OF_SESSIONS, _elsewhere("sessions are kept by the gateway; ask there")),
     "unload": _elsewhere("a worker ends with its gateway; unload through the gateway"),

@@ -110,6 +110,12 @@ class InProcessService:
     send_sae = _answers(functions.send_sae)
     saes = _answers(functions.saes)
     unload_sae = _answers(functions.unload_sae)
+    load_variant = _answers(functions.load_variant)
+    send_variant = _answers(functions.send_variant)
+    variants = _answers(functions.variants)
+    variant = _answers(functions.variant)
+    variant_part = _answers(functions.variant_part)
+    unload_variant = _answers(functions.unload_variant)
     activity = _answers(functions.activity)
 
     def capture(self, capture_id: str, model: str = "") -> Array:

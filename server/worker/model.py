@@ -22,11 +22,13 @@ from ...protos.service import InferenceRequest
 from ...protos.sessions import Session
 from ...protos.spec import Plan
 from ...protos.sweeps import SweepRequest
+from ...protos.variants.stored import LoadVariantRequest, VariantInfo
 from ..auth.callers import Caller
 from ..config import WorkerConfig
 from ..state.captures import CaptureStore
 from ..state.database import State
 from ..state.saes import SaeStore
+from ..state.variants import VariantStore
 from .input.binding import Binding
 from .input.generate import prepare_generate, prepare_run
 from .input.gradients import prepare_gradients
@@ -36,6 +38,7 @@ from .output.delivery import ActiveRequest
 from .sae_loading import load_sae
 from .scheduler import Scheduler
 from .sessions import LiveSessions, check_session_plan
+from .variant_loading import load_variant
 
 __all__ = ["LocalModel"]
 
@@ -89,6 +92,7 @@ class LocalModel:
             max_saes=config.limits.max_saes,
             max_all_bytes=config.limits.max_store_bytes,
         )
+        self.variants = VariantStore(self.state, self.saes.uploads, config.limits)
 
     def _open_state(self) -> tuple[State, tempfile.TemporaryDirectory[str] | None]:
         """The gateway's state folder; in process, one of our own that goes when we do."""
@@ -153,6 +157,11 @@ class LocalModel:
         """Load an SAE onto a site of this model."""
         self.check_model(request.model)
         return load_sae(request, caller.user, self.info, self.saes, self.config.sae_folders)
+
+    def load_variant(self, request: LoadVariantRequest, caller: Caller) -> VariantInfo:
+        """Load a variant onto this model."""
+        self.check_model(request.model)
+        return load_variant(request, caller.user, self.info, self.variants, self.config.variant_folders)
 
     def status(self) -> WorkerStatus:
         """The engine and the queue as they are now, read between steps."""

@@ -19,6 +19,7 @@ from ...protos.operations import Operation
 from ...protos.saes import LoadSaeRequest, SaeInfo
 from ...protos.service import InferenceRequest
 from ...protos.tensors import Tensor
+from ...protos.variants.stored import LoadVariantRequest, VariantInfo
 from ..auth.callers import Caller, current_caller
 from ..config import WorkerConfig
 from . import functions
@@ -107,6 +108,11 @@ class LocalOperations:
         """See Operations."""
         async with self._one_load:  # each holds an SAE twice, and threads that requests are checked on
             return await self._in_thread(functions.load_sae, request)
+
+    async def load_variant(self, request: LoadVariantRequest) -> VariantInfo:
+        """See Operations."""
+        async with self._one_load:
+            return await self._in_thread(functions.load_variant, request)
 
     async def other(self, operation: Operation, *args: Any) -> Any:
         """All that takes a function of functions.py and nothing more."""

@@ -12,7 +12,8 @@ from ...protos.errors import InvalidArgument, ProbewireError
 from ...protos.model import ModelInfo
 from ...protos.saes import MAX_NAME, LoadSaeRequest, SaeFiles, SaeInfo
 from ..auth.users import User
-from ..state.saes import SaeStore, allowed_folder
+from ..state.folders import allowed_folder
+from ..state.saes import SaeStore
 
 __all__ = ["load_sae"]
 
@@ -37,7 +38,7 @@ def load_sae(
 def _source(request: LoadSaeRequest, user: User, store: SaeStore, folders: tuple[str, ...]) -> SaeSource:
     if request.files is not None:
         return _sent_along(request.name, request.files, user, store)
-    folder = allowed_folder(request.source, user, folders)
+    folder = allowed_folder(request.source, user, folders, "SAE")
     if folder is None:
         repo, revision, path = _hub_parts(request.source)
         inside = f"{path}/" if path else ""

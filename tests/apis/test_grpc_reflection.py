@@ -23,6 +23,7 @@ SERVICES = {
     "probewire.v1.Inference",
     "probewire.v1.Models",
     "probewire.v1.Sessions",
+    "probewire.v1.Variants",
     "probewire.v1.Activity",
 }
 
@@ -59,6 +60,7 @@ def test_it_describes_a_service(channel: grpc.Channel) -> None:
         "probewire.v1.Inference": ["Generate", "Run", "Gradients", "Sweep"],
         "probewire.v1.Models": ["List", "Load", "Unload", "Describe", "Tokenize", "Weights"],
         "probewire.v1.Sessions": ["Create", "Update", "Get", "List", "Delete"],
+        "probewire.v1.Variants": ["Load", "Send", "List", "Get", "Read", "Unload"],
         "probewire.v1.Activity": ["Get"],
     }
     unknown = asked(channel, file_containing_symbol="probewire.v1.Nothing")

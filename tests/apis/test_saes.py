@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import pytest
 
-from probewire.clients import Client, LogProb, SaeInfo, Sampling, capture, edit_latents, sae_files
+from probewire.clients import Client, LogProb, SaeInfo, Sampling, capture, edit_latents, sending
 from probewire.protos.errors import FailedPrecondition, InvalidArgument, NotFound
 from probewire.protos.model import GenerateRequest, Input, RunRequest
 from probewire.protos.spec import Plan
@@ -86,7 +86,7 @@ def unsent(tmp_path: Path) -> Path:
 def test_one_that_is_too_large_for_a_request(
     client: Client, model: str, unsent: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sae_files, "PART_BYTES", 20_000)
+    monkeypatch.setattr(sending, "PART_BYTES", 20_000)
     sent = client.load_sae(unsent, name="sent", upload=True, model=model)
     assert sent.hash == client.load_sae(unsent, name="read", upload=False, model=model).hash
     top = [capture(SITE, latents=name, top_k=6, id=name) for name in ("sent", "read")]
@@ -99,7 +99,7 @@ def test_one_that_is_too_large_for_a_request(
 def test_one_that_is_sent_several_times_at_once(
     client: Client, model: str, unsent: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sae_files, "PART_BYTES", 20_000)
+    monkeypatch.setattr(sending, "PART_BYTES", 20_000)
     with ThreadPoolExecutor(3) as pool:
         sent = pool.map(lambda name: client.load_sae(unsent, name=name, upload=True, model=model), "abc")
         assert {info.hash for info in sent} == {client.load_sae(unsent, name="read", upload=False, model=model).hash}

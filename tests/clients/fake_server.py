@@ -92,6 +92,24 @@ class FakeOperations:
     async def unload_sae(self, name: str, model: str) -> None:
         self.service.unload_sae(name, model)
 
+    async def load_variant(self, request: Any) -> Any:
+        return self.service.load_variant(request)
+
+    async def send_variant(self, part: Any) -> Any:
+        return self.service.send_variant(part)
+
+    async def variants(self, model: str) -> Any:
+        return self.service.variants(model)
+
+    async def variant(self, name: str, model: str) -> Any:
+        return self.service.variant(name, model)
+
+    async def variant_part(self, request: Any) -> Any:
+        return self.service.variant_part(request)
+
+    async def unload_variant(self, name: str, model: str) -> None:
+        self.service.unload_variant(name, model)
+
     async def create_session(self, request: Any) -> Any:
         return self.service.create_session(request)
 

@@ -53,6 +53,8 @@ from probewire.protos.sites import AXES, LAYER_SITES, Site, SitePattern
 from probewire.protos.spec import Hook, Last, Mean, Norm, Plan, TopK
 from probewire.protos.sweeps import SweepRequest
 from probewire.protos.tensors import Array, Tensor, numpy_dtype
+from probewire.protos.variants.stored import LoadVariantRequest, VariantInfo, VariantPart, VariantPartRequest
+from tests.kept_variants import KeptVariants
 
 D_MODEL, N_HEADS, VOCAB = 4, 2, 256
 WIDTHS = {"d_model": D_MODEL, "d_mlp": 8, "head": N_HEADS, "kv_head": N_HEADS, "d_head": 2, "vocab": VOCAB, "expert": 2}
@@ -88,6 +90,7 @@ class FakeService:
     sent: bytearray = field(default_factory=bytearray)
     """What there is of an SAE's weights."""
     sae_parts: list[SaePart] = field(default_factory=list)
+    kept: KeptVariants = field(default_factory=KeptVariants)
     requests: list[InferenceRequest] = field(default_factory=list)
     live: FakeSessions = field(default_factory=FakeSessions)
     before_step: Callable[[int], None] = lambda index: None
@@ -308,6 +311,24 @@ class FakeService:
         if name not in self.loaded_saes:
             raise NotFound(f"no SAE {name!r}")
         del self.loaded_saes[name]
+
+    def load_variant(self, request: LoadVariantRequest) -> VariantInfo:
+        return self.kept.load(request)
+
+    def send_variant(self, part: SaePart) -> SaeReceived:
+        return self.kept.send(part)
+
+    def variants(self, model: str = "") -> list[VariantInfo]:
+        return list(self.kept.kept.values())
+
+    def variant(self, name: str, model: str = "") -> VariantInfo:
+        return self.kept.get(name)
+
+    def variant_part(self, request: VariantPartRequest) -> VariantPart:
+        return self.kept.part(request)
+
+    def unload_variant(self, name: str, model: str = "") -> None:
+        self.kept.unload(name)
 
     def create_session(self, request: CreateSessionRequest) -> Session:
         return self.live.create(request)

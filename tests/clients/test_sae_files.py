@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fake_service import FakeService
 
-from probewire.clients import Client, InvalidArgument, ResourceExhausted, Unavailable, sae_files as module
+from probewire.clients import Client, InvalidArgument, ResourceExhausted, Unavailable, sending as module
 from probewire.protos.saes import SaePart, SaeReceived
 from tests.saes import write_sae
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import ml_dtypes
 import numpy as np
 from fake_saes import FakeSaes
+from fake_variants import FakeVariants
 
 from probewire.protos.errors import Code, FailedPrecondition, InvalidArgument, NotFound, error_from_code
 from probewire.protos.gradients import GradientsRequest, targets_of
@@ -45,6 +46,7 @@ from probewire.protos.sites import ATTENTION_SITES, LAYER_SITES, Site, SitePatte
 from probewire.protos.spec import Hook, Last, Mean, Plan
 from probewire.protos.sweeps import SweepRequest
 from probewire.protos.tensors import Array, Tensor
+from tests.kept_variants import KeptVariants
 
 N_LAYERS, D_MODEL, N_HEADS, D_HEAD, VOCAB = 3, 4, 2, 2, 128
 WIDTHS = {"d_model": D_MODEL, "head": N_HEADS, "kv_head": N_HEADS, "d_head": D_HEAD, "vocab": VOCAB, "d_mlp": 6}
@@ -110,7 +112,7 @@ def render(item: Input) -> list[int]:
 
 
 @dataclass
-class FakeOperations(FakeSaes):
+class FakeOperations(FakeVariants, FakeSaes):
     """What it was asked is in `requests`; how many streams were closed before their end is in `cancelled`."""
 
     requests: list[InferenceRequest | LoadRequest] = field(default_factory=list)
@@ -121,6 +123,7 @@ class FakeOperations(FakeSaes):
     loaded: dict[str, ModelInfo] = field(default_factory=lambda: {"fake/model": fake_info()})
     stored: dict[str, tuple[StoredCapture, Tensor]] = field(default_factory=dict)
     loaded_saes: dict[str, SaeInfo] = field(default_factory=dict)
+    kept: KeptVariants = field(default_factory=KeptVariants)
     health_delay_s: float = 0.0
 
     # ---- streams ----

@@ -13,6 +13,7 @@ import sys
 from collections.abc import AsyncIterator
 
 from fake_saes import FakeSaes
+from fake_variants import FakeVariants
 
 from probewire.protos.activity import WorkerStatus
 from probewire.protos.errors import Code, InvalidArgument, NotFound, error_from_code
@@ -39,6 +40,7 @@ from probewire.protos.sessions import Session
 from probewire.protos.sweeps import SweepRequest
 from probewire.protos.tensors import Tensor
 from probewire.server.config import Report, WorkerConfig
+from tests.kept_variants import KeptVariants
 
 
 def pattern(start: int, n: int) -> bytes:
@@ -46,7 +48,7 @@ def pattern(start: int, n: int) -> bytes:
     return (bytes(range(251)) * (n // 251 + 2))[start % 251 :][:n]
 
 
-class FakeOperations(FakeSaes):
+class FakeOperations(FakeVariants, FakeSaes):
     """`Operations` of one pretended model."""
 
     def __init__(self, model_id: str = "fake") -> None:
@@ -56,6 +58,7 @@ class FakeOperations(FakeSaes):
         self.steps = 0
         self.hanging = False
         self.loaded_saes = dict[str, SaeInfo]()
+        self.kept = KeptVariants()
         self.stored = StoredCapture("c1", "resid_post.0", "input", (0, 1), "float32", (2, 3), model_id)
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[list[Event]]:

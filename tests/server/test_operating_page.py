@@ -14,6 +14,7 @@ from probewire.protos.metrics import MAX_TARGETS
 from probewire.protos.model import MAX_INPUTS
 from probewire.protos.spec import MAX_HOOKS
 from probewire.protos.sweeps import MAX_PLANS
+from probewire.protos.variants.limits import MAX_RANK
 from probewire.server.api.grpc.service import SERVICES
 from probewire.server.api.http import body as rest_body
 from probewire.server.api.neuroscope import hooks as neuroscope_hooks
@@ -29,7 +30,7 @@ USER, BOX, ENGINE, GATEWAY = UserLimits(), RequestLimits(), Limits(), GatewayCon
 
 LIMITS = {
     "generations, runs, gradients and sweeps under way": f"{USER.requests}",
-    "stored captures, MiB; SAEs as much again": f"{USER.store_bytes >> 20:,}",
+    "stored captures, MiB; SAEs and variants together as much again": f"{USER.store_bytes >> 20:,}",
     "live sessions": f"{USER.sessions}",
     "hooks registered in NeuroScope's dialect": f"{neuroscope_hooks.MAX_HOOKS:,}",
     "generations at once, a model": f"{ENGINE.n_slots}",
@@ -43,7 +44,9 @@ LIMITS = {
     "days a capture is kept": f"{BOX.store_ttl_s // 86400}",
     "SAEs of one user": f"{BOX.max_saes}",
     "weights of one SAE": f"{BOX.max_sae_bytes >> 30} GiB",
-    "SAEs that a user has sent and not loaded": f"{MAX_UPLOADS} / 1 h",
+    "variants of one user / of all, versions counted": f"{BOX.max_variants} / {BOX.max_all_variants:,}",
+    "files of one variant / rank at one weight": f"{BOX.max_variant_bytes >> 30} GiB / {MAX_RANK}",
+    "files that a user has sent and not loaded": f"{MAX_UPLOADS} / 1 h",
     "inputs waiting, a model": f"{BOX.max_queued}",
     "seconds an input waits for its turn": f"{BOX.max_wait_s}",
     "models": f"{GATEWAY.max_models}",

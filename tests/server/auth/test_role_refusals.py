@@ -22,6 +22,7 @@ from probewire.protos.saes import LoadSaeRequest, SaePart
 from probewire.protos.sessions import CreateSessionRequest, UpdateSessionRequest
 from probewire.protos.spec import Plan
 from probewire.protos.sweeps import SweepRequest
+from probewire.protos.variants.stored import LoadVariantRequest, VariantPartRequest
 from probewire.server.auth.callers import CALLER, Caller
 from probewire.server.gateway.gateway import Gateway
 from probewire.server.gateway.request_policy import PERMITTED
@@ -48,12 +49,16 @@ FORBIDDEN: dict[str, Call] = {
     "Saes.Load": lambda it: it.load_sae(LoadSaeRequest(source="x")),
     "Saes.Send": lambda it: it.send_sae(SaePart("0" * 64, 1)),
     "Saes.Unload": lambda it: it.unload_sae("x", ""),
+    "Variants.Load": lambda it: it.load_variant(LoadVariantRequest(source="x")),
+    "Variants.Send": lambda it: it.send_variant(SaePart("0" * 64, 1)),
+    "Variants.Read": lambda it: it.variant_part(VariantPartRequest("x", "variant.json")),
+    "Variants.Unload": lambda it: it.unload_variant("x", ""),
     "Sessions.Create": lambda it: it.create_session(CreateSessionRequest()),
     "Sessions.Update": lambda it: it.update_session(UpdateSessionRequest("ses-1")),
     "Sessions.Delete": lambda it: it.delete_session("ses-1"),
 }
 """What a viewer may not, of all that the audit names."""
-ONLY_LOOKS = {"Captures.List", "Saes.List", "Sessions.Get", "Sessions.List"}
+ONLY_LOOKS = {"Captures.List", "Saes.List", "Variants.List", "Variants.Get", "Sessions.Get", "Sessions.List"}
 """Neither audited nor counted, allowed or not."""
 
 

@@ -90,7 +90,7 @@ def test_a_new_server_over_the_copy_has_all_of_it(tmp_path: Path, capsys: pytest
             await scenario(it, server)
 
     asyncio.run(run(state, filled))
-    assert capsys.readouterr().out.startswith("backed up 2 users, 1 sessions, 1 captures, 1 SAEs (0.")
+    assert capsys.readouterr().out.startswith("backed up 2 users, 1 sessions, 1 captures, 1 SAEs, 0 variants (0.")
     assert not [name for name in names(copy) if name.endswith(("-wal", "-shm", ".draft"))], "one file is the database"
     assert {path.stat().st_mode & 0o077 for path in (copy, *copy.rglob("*"))} == {0}, "for its owner alone"
     shutil.rmtree(state)

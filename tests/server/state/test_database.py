@@ -30,9 +30,9 @@ def reserved(state: State) -> list[str]:
 
 def test_a_new_folder_has_all_that_is_kept_and_nobody_else_may_look(state: State) -> None:
     tables = {name for (name,) in state.rows("SELECT name FROM sqlite_master WHERE type='table'")}
-    assert tables == {"users", "sessions", "captures", "reservations", "saes"}
+    assert tables == {"users", "sessions", "captures", "reservations", "saes", "variants", "variant_versions"}
     assert state.rows("PRAGMA user_version") == [(VERSION,)]
-    for folder in (state.folder, state.captures, state.saes, state.uploads):
+    for folder in (state.folder, state.captures, state.saes, state.uploads, state.variants):
         assert folder.stat().st_mode & 0o777 == 0o700
     assert (state.folder / DATABASE).stat().st_mode & 0o777 == 0o600
 

@@ -191,7 +191,7 @@ def test_what_is_damaged_on_the_server_is_not_taken_for_what_was_sent(
 def test_files_of_a_user_are_bounded(store: SaeStore, tmp_path: Path) -> None:
     for n in range(MAX_UPLOADS):
         send(store, ADA, bytes([n]))
-    with pytest.raises(ResourceExhausted, match=f"ada is sending {MAX_UPLOADS} SAEs at once"):
+    with pytest.raises(ResourceExhausted, match=f"ada is sending {MAX_UPLOADS} files at once"):
         send(store, ADA, bytes([MAX_UPLOADS]))
     send(store, BOB, b"his")
     age(tmp_path, sha256(bytes([3])), IDLE_S + 5)

@@ -244,6 +244,8 @@ def test_reflection_lists_the_services_and_describes_them() -> None:
         assert {service.name for service in listed.list_services_response.service} == {
             "probewire.v1.Models",
             "probewire.v1.Sessions",
+            "probewire.v1.Variants",
+        "probewire.v1.Variants",
             "probewire.v1.Activity",
             "probewire.v1.Inference",
             "probewire.v1.Captures",

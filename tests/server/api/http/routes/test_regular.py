@@ -165,7 +165,7 @@ def test_the_document_describes_each_row(box: Box) -> None:
         assert told["responses"]["200"]["description"] == row.returns
         assert ("requestBody" in told) == (verb in ("POST", "PUT"))
     create = document["paths"]["/v1/sessions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    assert set(create["properties"]) == {"plan", "model", "name", "hooks"}
+    assert set(create["properties"]) == {"plan", "model", "name", "variants", "hooks"}
     names = {p["name"]: p["in"] for p in document["paths"]["/v1/saes/{name}"]["delete"]["parameters"]}
     assert names == {"name": "path", "model": "query"}
     assert "Session" in schemas
