@@ -245,7 +245,6 @@ def test_reflection_lists_the_services_and_describes_them() -> None:
             "probewire.v1.Models",
             "probewire.v1.Sessions",
             "probewire.v1.Variants",
-        "probewire.v1.Variants",
             "probewire.v1.Activity",
             "probewire.v1.Inference",
             "probewire.v1.Captures",
