@@ -1,0 +1,72 @@
+"""What a change does to the text that follows prompts: how likely the base finds it, and how much it repeats itself."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...clients import Client, Hook, Input, NextLogprob, capture
+from ...clients.requests.prompts import Prompt, to_input
+
+__all__ = ["Continued", "continued", "perplexity_by_base", "repeated_share"]
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Continued:
+    """Greedy continuations under one change."""
+
+    texts: tuple[str, ...]
+    """[prompt]."""
+    perplexity: Floats
+    """[prompt]: of the continuation, read by the base behind the prompt."""
+    repetition: Floats
+    """[prompt]: share of 4-grams of tokens that occurred before."""
+
+
+def continued(
+    client: Client,
+    prompts: Sequence[Prompt],
+    changes: Mapping[str, Sequence[Hook]],
+    *,
+    n_new: int = 24,
+    model: str = "",
+) -> dict[str, Continued]:
+    """Each change's greedy continuations of `n_new` tokens. Hooks may name a prompt by its number ("0")."""
+    items = [to_input(prompt, str(i)) for i, prompt in enumerate(prompts)]
+    found: dict[str, Continued] = {}
+    for name, hooks in changes.items():
+        made = client.generate(items, hooks=list(hooks), model=model, max_new_tokens=n_new, ignore_eos=True)
+        own = [made.inputs[item.name] for item in items]
+        whole = [(one.prompt_ids, [token.id for token in one.new]) for one in own]
+        found[name] = Continued(
+            tuple(one.text for one in own),
+            perplexity_by_base(client, whole, model=model),
+            np.array([repeated_share(new) for _, new in whole]),
+        )
+    return found
+
+
+def perplexity_by_base(
+    client: Client, continuations: Sequence[tuple[Sequence[int], Sequence[int]]], *, model: str = ""
+) -> Floats:
+    """[text]: exp of the mean surprisal of each (prompt, continuation)'s continuation, by the model without hooks."""
+    inputs = [Input(token_ids=(*prompt, *new), name=str(i)) for i, (prompt, new) in enumerate(continuations)]
+    run = client.run(inputs, capture=capture("logits", reduce=NextLogprob()), model=model, progress=False)
+    found: list[float] = []
+    for item, (prompt, new) in zip(inputs, continuations, strict=True):
+        logprobs = np.ravel(np.asarray(run.inputs[item.name]["logits"], dtype=np.float64))
+        found.append(float(np.exp(-logprobs[len(prompt) - 1 : len(prompt) - 1 + len(new)].mean())))
+    return np.array(found)
+
+
+def repeated_share(tokens: Sequence[int], n: int = 4) -> float:
+    """Share of n-grams that occurred before in the text; 0 of a text shorter than that."""
+    grams = Counter(tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1))
+    total = sum(grams.values())
+    return 1 - len(grams) / total if total else 0.0
