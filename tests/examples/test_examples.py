@@ -76,8 +76,8 @@ def test_analyses(url: str, name: str, says: str) -> None:
     assert says in run(name, url)
 
 
-def run(name: str, url: str | None = None) -> str:
-    """What an example prints; its plot must be new and a picture."""
+def run(name: str, url: str | None = None, *, draws: bool = True) -> str:
+    """What an example prints; its plot, where it draws one, must be new and a picture."""
     began = time.time()
     options = [] if url is None else ["--url", url]
     done = subprocess.run(
@@ -89,7 +89,16 @@ def run(name: str, url: str | None = None) -> str:
         cwd=EXAMPLES.parent.parent,  # never the root: from there `import cli` would find ours
     )
     assert done.returncode == 0, done.stderr
+    if not draws:
+        return done.stdout
     plot = EXAMPLES / "output" / f"{name}.png"
     assert plot.stat().st_mtime >= began - 1
     assert plot.read_bytes().startswith(b"\x89PNG")
     return done.stdout
+
+
+@pytest.mark.slow
+def test_edit_fact(url: str) -> None:
+    said = run("edit_fact", url, draws=False)
+    assert "efficacy            1/1" in said
+    assert "edited    ' Rome" in said
