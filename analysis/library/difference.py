@@ -8,7 +8,7 @@ import numpy as np
 
 from ..circuits import Circuit, Unit
 
-__all__ = ["Difference", "difference"]
+__all__ = ["Difference", "difference", "spearman"]
 
 FIGURES = ("faithfulness", "completeness", "minimality", "n_prompts")
 
@@ -58,13 +58,14 @@ def difference(a: Circuit, b: Circuit) -> Difference:
         shared,
         len(new - old),
         len(old - new),
-        _spearman([ours[unit] for unit in shared], [theirs[unit] for unit in shared]),
+        spearman([ours[unit] for unit in shared], [theirs[unit] for unit in shared]),
         tuple(entry for entry in figures if entry[1] != entry[2]),
         tuple(notes),
     )
 
 
-def _spearman(x: list[float], y: list[float]) -> float | None:
+def spearman(x: list[float], y: list[float]) -> float | None:
+    """Rank correlation; None for fewer than three, and where one of them does not vary."""
     if len(x) < 3:
         return None
     ranks = [_ranks(np.asarray(values)) for values in (x, y)]
