@@ -12,7 +12,7 @@ from ..errors import InvalidArgument
 from ..model_info import WeightInfo
 from .delta import Delta
 
-__all__ = ["RAW", "by_module", "checkpoint_path", "gathered", "matched", "require_shapes"]
+__all__ = ["RAW", "by_module", "checkpoint_path", "gathered", "matched", "require_shapes", "tail_of"]
 
 RAW = "module:"
 _TAIL = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\.[0-9]+\..+")
@@ -110,12 +110,12 @@ def _module(path: str, modules: Mapping[str, tuple[WeightInfo, ...]]) -> tuple[W
     """The parts of a module, found by its path, or by what follows the model's body in it (libraries name that differently)."""
     if path in modules:
         return modules[path]
-    tail = _tail(path)
-    alike = [parts for own, parts in modules.items() if _tail(own) == tail]
+    tail = tail_of(path)
+    alike = [parts for own, parts in modules.items() if tail_of(own) == tail]
     return alike[0] if len(alike) == 1 else None
 
 
-def _tail(path: str) -> str:
+def tail_of(path: str) -> str:
     """From the list of layers on (`layers.3.mlp.up_proj`); outside layers the last name."""
     found = _TAIL.search(path)
     return found[0] if found else path.rpartition(".")[2]
