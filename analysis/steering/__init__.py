@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from .choices import Choice, choice, choice_logodds
+from .choices import Choice, choice, logodds_of
 from .compare import compare_positions
 from .comparison import SteeringComparison
 from .conditions import FittedCondition, conditional, fit_condition
-from .continuations import Continued, continued, perplexity_by_base
-from .measured import Measured, kl_to_base, measure
+from .continuations import Continued, continuation_perplexity, continued
+from .measured import Measured, kl_at_end, measure
 from .positions import STRATEGIES, positions_of, semantic_density
 from .vectors import FittedVector, steering_vector
 
@@ -20,14 +20,14 @@ __all__ = [
     "Measured",
     "SteeringComparison",
     "choice",
-    "choice_logodds",
     "compare_positions",
     "conditional",
+    "continuation_perplexity",
     "continued",
     "fit_condition",
-    "kl_to_base",
+    "kl_at_end",
+    "logodds_of",
     "measure",
-    "perplexity_by_base",
     "positions_of",
     "semantic_density",
     "steering_vector",

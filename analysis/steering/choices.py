@@ -15,7 +15,7 @@ from ...protos.metrics import Metric
 from ...protos.variants.use import VariantUse
 from .measured import measure
 
-__all__ = ["Choice", "choice", "choice_logodds"]
+__all__ = ["Choice", "choice", "logodds_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ def choice(client: Client, prompt: Prompt, ours: Sequence[str], theirs: Sequence
     return Choice(prompt, tuple(sets[0]), tuple(sets[1]))
 
 
-def choice_logodds(
+def logodds_of(
     client: Client,
     choices: Sequence[Choice],
     *,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,8 +10,9 @@ from numpy.typing import NDArray
 
 from ...clients import Client, Hook, Input, NextLogprob, capture
 from ...clients.requests.prompts import Prompt, to_input
+from ..reports.measures import repetition
 
-__all__ = ["Continued", "continued", "perplexity_by_base", "repeated_share"]
+__all__ = ["Continued", "continuation_perplexity", "continued"]
 
 Floats = NDArray[np.float64]
 
@@ -46,13 +46,13 @@ def continued(
         whole = [(one.prompt_ids, [token.id for token in one.new]) for one in own]
         found[name] = Continued(
             tuple(one.text for one in own),
-            perplexity_by_base(client, whole, model=model),
-            np.array([repeated_share(new) for _, new in whole]),
+            continuation_perplexity(client, whole, model=model),
+            np.array([repetition(new)[0] for _, new in whole]),
         )
     return found
 
 
-def perplexity_by_base(
+def continuation_perplexity(
     client: Client, continuations: Sequence[tuple[Sequence[int], Sequence[int]]], *, model: str = ""
 ) -> Floats:
     """[text]: exp of the mean surprisal of each (prompt, continuation)'s continuation, by the model without hooks."""
@@ -63,10 +63,3 @@ def perplexity_by_base(
         logprobs = np.ravel(np.asarray(run.inputs[item.name]["logits"], dtype=np.float64))
         found.append(float(np.exp(-logprobs[len(prompt) - 1 : len(prompt) - 1 + len(new)].mean())))
     return np.array(found)
-
-
-def repeated_share(tokens: Sequence[int], n: int = 4) -> float:
-    """Share of n-grams that occurred before in the text; 0 of a text shorter than that."""
-    grams = Counter(tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1))
-    total = sum(grams.values())
-    return 1 - len(grams) / total if total else 0.0

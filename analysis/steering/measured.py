@@ -14,7 +14,7 @@ from ...protos.errors import InvalidArgument
 from ...protos.metrics import Metric
 from ...protos.variants.use import VariantUse
 
-__all__ = ["Measured", "kl_to_base", "measure"]
+__all__ = ["Measured", "kl_at_end", "measure"]
 
 Floats = NDArray[np.float64]
 INPUTS_A_REQUEST = 16
@@ -71,7 +71,7 @@ def measure(
     return Measured(values, moved)
 
 
-def kl_to_base(
+def kl_at_end(
     client: Client,
     prompts: Sequence[Prompt],
     *,

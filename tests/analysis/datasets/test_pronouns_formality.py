@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from probewire.analysis.datasets import load_set
-from probewire.analysis.steering import Choice, choice, choice_logodds
+from probewire.analysis.steering import Choice, choice, logodds_of
 from probewire.clients import Client
 
 PRONOUNS, FORMALITY = (load_set(name).data for name in ("pronouns", "formality"))
@@ -45,7 +45,7 @@ def test_what_the_default_model_does(default_client: Client) -> None:
 
     def odds(words: list[str]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         form = PRONOUNS["forms"]["train"][0]
-        return choice_logodds(default_client, [Choice(form.format(word), he, she) for word in words])
+        return logodds_of(default_client, [Choice(form.format(word), he, she) for word in words])
 
     occupations = odds(PRONOUNS["occupations"]["train"])
     men, women = (odds([pair[i] for pair in PRONOUNS["definitional"]["train"]]) for i in (0, 1))
@@ -56,4 +56,4 @@ def test_what_the_default_model_does(default_client: Client) -> None:
         choices = [
             choice(default_client, one["prompt"], one["formal"], one["informal"]) for one in FORMALITY["choices"][half]
         ]
-        assert choice_logodds(default_client, choices).mean() == pytest.approx(expected, abs=0.1)
+        assert logodds_of(default_client, choices).mean() == pytest.approx(expected, abs=0.1)

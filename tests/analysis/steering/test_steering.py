@@ -9,13 +9,13 @@ import pytest
 
 from probewire.analysis.steering import (
     choice,
-    choice_logodds,
     compare_positions,
     conditional,
+    continuation_perplexity,
     fit_condition,
-    kl_to_base,
+    kl_at_end,
+    logodds_of,
     measure,
-    perplexity_by_base,
     positions_of,
     semantic_density,
     steering_vector,
@@ -84,7 +84,7 @@ def test_what_is_measured_is_what_runs_give(tiny: Client) -> None:
             assert found.kl[plan, index] == pytest.approx((np.exp(base) * (base - row)).sum(), rel=1e-3, abs=1e-6)
             logits = tiny.run(prompt, hooks=hooks, capture=capture("logits", positions=-1), progress=False)["logits"]
             assert found.values[plan, index] == pytest.approx(logits[0, token], rel=1e-4, abs=1e-5)
-    np.testing.assert_allclose(kl_to_base(tiny, PROMPTS, hooks=plans[1]), found.kl[1], rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(kl_at_end(tiny, PROMPTS, hooks=plans[1]), found.kl[1], rtol=1e-4, atol=1e-7)
     bare = measure(tiny, PROMPTS, Logit(7), plans, kl=False)
     np.testing.assert_allclose(bare.values[:, [0, 2]], found.values[:, [0, 2]], rtol=1e-5, atol=1e-5)
     assert np.isnan(bare.kl).all()
@@ -94,7 +94,9 @@ def test_a_choice_is_between_first_tokens(tiny: Client) -> None:
     found = choice(tiny, "see the ", ["cat", "cow", "ant"], ["dog"])
     before = len(tiny.tokenize("see the ").token_ids)
     first = [tiny.tokenize(f"see the {letter}").token_ids[before] for letter in "cad"]
-    assert (found.ours, found.theirs) == (tuple(first[:2]), (first[2],)), "cat and cow begin with one letter, a token here"
+    assert (found.ours, found.theirs) == (tuple(first[:2]), (first[2],)), (
+        "cat and cow begin with one letter, a token here"
+    )
     with pytest.raises(InvalidArgument, match="'cat', 'cow' begin with one token"):
         choice(tiny, "see the ", ["cat"], ["cow"])
 
@@ -103,7 +105,7 @@ def test_log_odds_are_of_the_sets(tiny: Client) -> None:
     one = choice(tiny, "see the", ["a", "b"], ["c"])
     row = _last(tiny, list(tiny.tokenize("see the").token_ids))
     expected = np.log(np.exp(row[list(one.ours)]).sum()) - row[one.theirs[0]]
-    assert choice_logodds(tiny, [one])[0] == pytest.approx(expected, rel=1e-4)
+    assert logodds_of(tiny, [one])[0] == pytest.approx(expected, rel=1e-4)
 
 
 def test_density_is_what_a_small_change_moves(tiny: Client) -> None:
@@ -207,7 +209,7 @@ def test_perplexity_is_of_the_continuation_alone(tiny: Client) -> None:
     prompt, new = PROMPTS[0], [7, 99, 41]
     rows = np.asarray(tiny.run([*prompt, *new], capture="logits", progress=False)["logits"], dtype=np.float64)
     surprisal = [-_log_softmax(rows[len(prompt) - 1 + i])[token] for i, token in enumerate(new)]
-    assert perplexity_by_base(tiny, [(prompt, new)])[0] == pytest.approx(np.exp(np.mean(surprisal)), rel=1e-3)
+    assert continuation_perplexity(tiny, [(prompt, new)])[0] == pytest.approx(np.exp(np.mean(surprisal)), rel=1e-3)
 
 
 def _kinds(n: int, seed: int) -> tuple[list[list[int]], list[list[int]]]:
