@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,9 @@ from ...protos.tensors import Array
 from ..saes.sae import Sae
 from .points import Point, Points, View
 
+if TYPE_CHECKING:
+    from .deltas import BoundUse
+
 __all__ = [
     "Acting",
     "Bindable",
@@ -29,6 +32,7 @@ __all__ = [
     "BoundPlan",
     "Mode",
     "choose",
+    "chosen_by",
     "chosen_positions",
 ]
 
@@ -70,6 +74,10 @@ class BoundHook:
     """The SAEs that it names."""
     latch: dict[tuple[int, int], Any] = field(default_factory=dict[tuple[int, int], Any])
     """(site index, condition's index) → what the prompt has decided so far (device scalars)."""
+    strength: float = 1.0
+    """How much of the edit is made: of a variant's hook, the scale that it is used at."""
+    within: Where | None = None
+    """Rows beyond which it does not act: of a variant's hook, those that it is used at."""
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
@@ -120,6 +128,8 @@ class BoundPlan:
     """Of the session that the plan came from; 0 without one."""
     owner: Any = None
     """Scratch space of the executor (reduction state)."""
+    uses: tuple[BoundUse, ...] = ()
+    """The variants whose deltas its rows run with."""
 
     @property
     def last_layer(self) -> int | None:
@@ -196,6 +206,18 @@ def choose(
 ) -> NDArray[np.bool_]:
     """Which of the rows at `positions` (with input tokens `tokens`) the hook applies to, before its condition."""
     where: Where = bound.hook.where
+    mask = chosen_by(where, plan, positions, tokens)
+    if bound.within is not None:
+        mask &= chosen_by(bound.within, plan, positions, tokens)
+    if site.name == "logits" and plan.mode == "generate" and _asks_for_no_prompt_rows(where):
+        mask &= positions >= plan.prompt_length - 1
+    return mask
+
+
+def chosen_by(
+    where: Where, plan: BoundPlan, positions: NDArray[np.int64], tokens: NDArray[np.int64] | None
+) -> NDArray[np.bool_]:
+    """Which of the rows at `positions` are meant, whatever a condition says."""
     prompt = plan.prompt_length
     mask = np.ones(len(positions), dtype=bool)
     if where.positions is not None:
@@ -213,8 +235,6 @@ def choose(
         mask &= positions >= prompt
     if where.token_ids is not None and tokens is not None:
         mask &= np.isin(tokens, where.token_ids)
-    if site.name == "logits" and plan.mode == "generate" and _asks_for_no_prompt_rows(where):
-        mask &= positions >= prompt - 1
     return mask
 
 

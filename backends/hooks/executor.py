@@ -24,6 +24,7 @@ from ..ops import Ops
 from .alarms import no_key_left
 from .bound import Acting, BoundHook, choose
 from .captures import Collector
+from .deltas import Deltas
 from .edits import Edits
 from .errors import as_error
 from .latent_reads import RowSelection
@@ -45,6 +46,8 @@ class Executor:
         self.points: Points
         """Set once the model has been looked at."""
         self.edits = Edits(ops)
+        self.deltas = Deltas()
+        """What variants add to weights; the backend brings its arithmetic."""
         self.slots: list[RowSpan] = []
         self.asked: set[Point] = set()
         """Points that some sequence of this forward asks for: asked at every one of every layer, so kept."""
@@ -62,14 +65,20 @@ class Executor:
 
     def begin(self, slots: SequenceOf[RowSpan], layout: tuple[int, int], backward: Backward | None = None) -> None:
         """Start a forward over [batch, row, …] tensors of the given layout."""
-        self.layout, self.backward = layout, backward
-        self.slots = [slot for slot in slots if slot.plan.at]
+        self.backward = backward
+        self.hold(slots, layout)
         self.asked = {point for slot in self.slots for point in slot.plan.at}
         self.watching = {}
         if backward is not None:
             self._watch_for(backward)
         self.collector = Collector(self.ops)
         self.reached.clear()
+
+    def hold(self, slots: SequenceOf[RowSpan], layout: tuple[int, int]) -> None:
+        """From here on the batch of this forward is these sequences; none: nobody's rows pass."""
+        self.slots = [slot for slot in slots if slot.plan.at]
+        self.layout = layout
+        self.deltas.place(slots, layout)
 
     def _watch_for(self, backward: Backward) -> None:
         named = {site for slot in self.slots for site in slot.plan.sites if site.order is not None}
@@ -295,6 +304,8 @@ class Executor:
         if mask is not None:
             mask = mask if picked is None else ops.take(mask, picked, 0)
             new = ops.where(mask.reshape((-1,) + (1,) * (new.ndim - 1)), new, old)
+        if bound.strength != 1.0:  # between the two; of −∞ there is no part
+            new = ops.where(new == old, old, old + (new - old) * bound.strength)
         return new if picked is None else ops.put(rows, picked, 0, new)
 
     def _condition(self, slot: RowSpan, bound: BoundHook, index: int, site: Site, rows: Any) -> Any:
@@ -361,6 +372,7 @@ class Executor:
 
     def end(self) -> None:
         """Let go of what the forward made: an idle model keeps nobody's tensors on its device."""
+        self.deltas.end()
         self.slots, self.collector, self.watching = [], Collector(self.ops), {}
 
     def _check_raw(self) -> None:

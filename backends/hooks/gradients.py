@@ -54,8 +54,14 @@ def one_prompt(sequences: SequenceOf[Sequence]) -> bool:
         s.tokens == first.tokens
         and s.plan.sites == first.plan.sites  # the one forward watches the first one's sites
         and all(_only_gradient(b.hook) for b in s.plan.hooks)
+        and _weights(s) == _weights(first)
         for s in sequences
     )
+
+
+def _weights(sequence: Sequence) -> list[object]:
+    """What it runs with beside the base's."""
+    return [(use.key, use.where) for use in sequence.plan.uses]
 
 
 def _only_gradient(hook: Hook) -> bool:

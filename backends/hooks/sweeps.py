@@ -192,7 +192,8 @@ class Sweeps(ABC):
             whole = [self._tap_logits(slot, hidden)[0] for slot in slots]
             rows = [ops.stack([logits[i] for logits in whole]) for i in places]
         else:
-            rows = self._logits(ops.stack([hidden[:, i] for i in places]), columns)
+            with self.executor.deltas.head((slot, [position + i]) for i in places for slot in slots):
+                rows = self._logits(ops.stack([hidden[:, i] for i in places]), columns)
         rows = [rows[places.index(max(i, 0))] for i in at]
         ops.near(rows[0])
         [found] = ops.to_host([_measure(ops, readings, rows, columns)])
@@ -206,8 +207,7 @@ class Sweeps(ABC):
 
     def join(self, slots: list[RowSpan], n_rows: int) -> None:
         """From here on the batch is these sequences."""
-        self.executor.slots = [slot for slot in slots if slot.plan.at]
-        self.executor.layout = (len(slots), n_rows)
+        self.executor.hold(slots, (len(slots), n_rows))
 
     @abstractmethod
     def _begin(self, slots: list[RowSpan], layout: tuple[int, int]) -> None:

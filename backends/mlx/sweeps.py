@@ -130,7 +130,7 @@ class MlxSweeps(Sweeps):
             self.join(slots[: before + here], n_rows)
             return mx.concatenate([hidden, entering]) if before else mx.array(entering)
 
-        self.executor.slots = []
+        self.executor.hold((), self.executor.layout)
         ids = mx.array([slots[0].sequence.tokens[position:]])  # what joins takes their place
         with _before_layers(self.layers, join):
             return self.model.hidden(ids, [_Continuing(layer, prefix, position) for layer in self.attention.layers])

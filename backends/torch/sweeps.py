@@ -92,7 +92,7 @@ class TorchSweeps(Sweeps):
             here, before = starts.count(index), sum(start < index for start in starts)
             join = partial(self._join, prefix.resid[index][:, position:], here, before, slots)
             handles.append(self.layers[index].register_forward_pre_hook(join, with_kwargs=True, prepend=True))
-        self.executor.slots = []
+        self.executor.hold((), self.executor.layout)
         try:
             yield
         finally:

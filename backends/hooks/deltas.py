@@ -1,0 +1,261 @@
+"""What variants add to weights, for every sequence in a forward at once: which rows, and by which factors.
+
+A delta is below every tap: inside the linear module, y + scale · ((x·A)·B + bias), for the rows whose sequence asks for
+it. Rows of other sequences are not touched. The base's weights are never written to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence as SequenceOf
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...protos.errors import Internal
+from ...protos.spec import Where
+from ...protos.tensors import Array
+from .bound import chosen_by
+
+if TYPE_CHECKING:
+    from .row_span import RowSpan
+
+__all__ = ["EMBED", "FEW_ROWS", "UNEMBED", "BoundUse", "BoundVariant", "Deltas", "Factors", "Part", "Products"]
+
+EMBED, UNEMBED = "w_embed", "w_unembed"
+"""What the two stand under among a variant's factors, as they may be one module; the others by module path."""
+FEW_ROWS = 16
+"""Parts of fewer rows are computed together: their factors side by side, with what is not a row's own set to 0."""
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Factors:
+    """What a variant adds to one module's weight, as wide as all that the module gives."""
+
+    a: Array
+    """[d_in, r]."""
+    b: Array
+    """[r, d_out]."""
+    bias: Array | None = None
+    """[d_out]."""
+
+    @property
+    def nbytes(self) -> int:
+        """Of all three."""
+        return self.a.nbytes + self.b.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BoundVariant:
+    """A variant's deltas on one model."""
+
+    hash: str
+    factors: Mapping[str, Factors]
+    """By module path, and EMBED and UNEMBED."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BoundUse:
+    """A variant as one sequence runs with it."""
+
+    variant: BoundVariant
+    scale: float = 1.0
+    where: Where = Where()
+
+    @property
+    def key(self) -> tuple[str, float]:
+        """Uses that are alike but for their rows."""
+        return self.variant.hash, self.scale
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """One variant at one strength, and the rows of this forward that run with it."""
+
+    variant: BoundVariant
+    scale: float
+    rows: Rows | None
+    """Numbers of rows of [batch · row, …]; None: all of them."""
+
+    @property
+    def few(self) -> bool:
+        """Whether it is computed with others."""
+        return self.rows is not None and len(self.rows) < FEW_ROWS
+
+
+class Products(Protocol):
+    """A backend's own arithmetic. x [n, d_in] and y [n, d_out] are flat; what comes back takes y's place."""
+
+    def prepare(self, factors: Factors, near: Any) -> Any:
+        """The factors on the device, in a tensor's dtype."""
+        ...
+
+    def one(self, x: Any, y: Any, factors: Any, scale: float, rows: Rows | None) -> Any:
+        """y with one part added, to all rows or to some."""
+        ...
+
+    def several(self, x: Any, y: Any, together: Any) -> Any:
+        """y with several parts added, each to its own few rows."""
+        ...
+
+    def together(self, parts: SequenceOf[tuple[Any, float, Rows]], near: Any) -> Any:
+        """What `several` needs of (factors, scale, rows), made once for forwards that are alike."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class _Placed:
+    """The parts of one forward, and what was made of them."""
+
+    parts: tuple[Part, ...] = ()
+    together: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Module path → what `several` needs there."""
+
+    def at(self, path: str) -> list[Part]:
+        """Those that change a module."""
+        return [part for part in self.parts if path in part.variant.factors]
+
+
+class Deltas:
+    """The deltas at work on one model; used by the thread that owns it."""
+
+    def __init__(self, products: Products | None = None, *, most_bytes: int | None = None) -> None:
+        self.products = products
+        self.most_bytes = most_bytes
+        """Of factors that are kept on the device; None: no bound."""
+        self._now = _Placed()
+        self._head: _Placed | None = None
+        self._alike: tuple[Hashable, _Placed] = (None, self._now)
+        self._ready: dict[str, dict[str, Any]] = {}
+        """Hash → module path → factors on the device, the latest used last."""
+        self._nbytes: dict[str, int] = {}
+
+    @property
+    def active(self) -> bool:
+        """Whether some row of this forward runs with a variant."""
+        return bool(self._now.parts)
+
+    def place(self, slots: SequenceOf[RowSpan], layout: tuple[int, int]) -> None:
+        """The rows of a forward over [batch, row, …] tensors, of sequences with variants and without."""
+        self._head = None
+        if not any(slot.plan.uses for slot in slots):
+            self._now = _EMPTY
+            return
+        found = list(_ranges((slot, slot.batch * layout[1] + slot.start, slot.positions) for slot in slots))
+        self._now = self._placed(found, layout[0] * layout[1])
+
+    @contextmanager
+    def head(self, rows: Iterable[tuple[RowSpan, SequenceOf[int] | NDArray[np.int64]]]) -> Iterator[None]:
+        """Inside, the output head reads one row after another of these slots, at these positions."""
+        self.place_head(rows)
+        try:
+            yield
+        finally:
+            self._head = None
+
+    def place_head(self, rows: Iterable[tuple[RowSpan, SequenceOf[int] | NDArray[np.int64]]]) -> None:
+        """As `head`, until the next forward begins."""
+        found: list[tuple[RowSpan, int, NDArray[np.int64]]] = []
+        start = 0
+        for slot, positions in rows:
+            found.append((slot, start, np.asarray(positions, dtype=np.int64)))
+            start += len(found[-1][2])
+        self._head = _EMPTY
+        if any(slot.plan.uses for slot, _, _ in found):
+            self._head = self._placed(list(_ranges(found)), start)
+
+    def _placed(self, found: list[tuple[BoundUse, Rows]], n_rows: int) -> _Placed:
+        rows: dict[tuple[str, float], list[Rows]] = {}
+        variants: dict[tuple[str, float], BoundVariant] = {}
+        for use, own in found:
+            rows.setdefault(use.key, []).append(own)
+            variants[use.key] = use.variant
+        joined = {key: np.concatenate(own) for key, own in rows.items()}
+        alike = (n_rows, tuple((key, own.tobytes()) for key, own in joined.items()))
+        if self._alike[0] != alike:  # step after step of a generation has the same rows
+            parts = (
+                Part(variants[key], key[1], None if len(own) == n_rows else own)
+                for key, own in joined.items()
+                if len(own) and key[1] != 0.0
+            )
+            self._alike = (alike, _Placed(tuple(parts)))
+        return self._alike[1]
+
+    def touches(self, path: str) -> bool:
+        """Whether this forward changes a module."""
+        return any(path in part.variant.factors for part in self._now.parts)
+
+    def added(self, path: str, x: Any, y: Any, *, columns: Callable[[Any], Any] | None = None) -> Any:
+        """What a module gives, [n, d_out] of rows [n, d_in] (token ids [n] of the embedding), with this forward's deltas.
+
+        `columns`: of prepared factors, those that y has, where the head gives some of its logits only.
+        """
+        placed = self._now
+        if path == UNEMBED:
+            if self._head is None:
+                if not self.touches(path):
+                    return y
+                raise Internal("the output head was read without saying whose rows it reads")
+            placed = self._head
+        if not placed.parts or not (parts := placed.at(path)):
+            return y
+        assert self.products is not None
+        few = [part for part in parts if part.few]
+        if len(few) > 1 and columns is None:
+            parts = [part for part in parts if not part.few]
+            if path not in placed.together:
+                own = [(self._factors(part, path, y), part.scale, part.rows) for part in few]
+                placed.together[path] = self.products.together([(f, s, r) for f, s, r in own if r is not None], y)
+            y = self.products.several(x, y, placed.together[path])
+        for part in parts:
+            factors = self._factors(part, path, y)
+            y = self.products.one(x, y, factors if columns is None else columns(factors), part.scale, part.rows)
+        return y
+
+    def _factors(self, part: Part, path: str, near: Any) -> Any:
+        assert self.products is not None
+        ready = self._ready.setdefault(part.variant.hash, {})
+        if path not in ready:
+            factors = part.variant.factors[path]
+            ready[path] = self.products.prepare(factors, near)
+            self._nbytes[part.variant.hash] = self._nbytes.get(part.variant.hash, 0) + factors.nbytes
+        return ready[path]
+
+    def let_go(self, keep: Iterable[str] = ()) -> None:
+        """Drop the device's copies of the variants used longest ago, down to the bound; those to keep stay."""
+        used = {part.variant.hash for part in self._now.parts} | set(keep)
+        for key in used & self._ready.keys():
+            self._ready[key] = self._ready.pop(key)
+        for key in list(self._ready):
+            if self.most_bytes is None or sum(self._nbytes.values()) <= self.most_bytes:
+                return
+            if key not in used:
+                del self._ready[key], self._nbytes[key]
+
+    def end(self) -> None:
+        """No forward is under way."""
+        self._now, self._head = _EMPTY, None
+        if self._ready:
+            self.let_go()
+
+
+_EMPTY = _Placed()
+
+
+def _ranges(slots: Iterable[tuple[RowSpan, int, NDArray[np.int64]]]) -> Iterator[tuple[BoundUse, Rows]]:
+    """Each use with the flat rows that it acts on: of (slot, its first flat row, its rows' positions)."""
+    for slot, start, positions in slots:
+        plan = slot.plan
+        for use in plan.uses:
+            rows = np.arange(start, start + len(positions))
+            if use.where != _EVERYWHERE:
+                tokens = slot.tokens if slot.tokens is None else slot.tokens[positions - slot.position]
+                rows = rows[chosen_by(use.where, plan, positions, tokens)]
+            yield use, rows
+
+
+_EVERYWHERE = Where()
