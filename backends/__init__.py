@@ -16,6 +16,7 @@ from .checkpoints import plain_folder
 from .checkpoints.origin import origin_of
 from .checkpoints.quantised.at_load import hash_as_held
 from .model.limits import Limits
+from .offered_weights import offer_weights
 from .selfcheck import causality_fault, engine_fault, library_fault, prove_sites
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ def load_backend(
         if prove_rows or backend.derived is not None:
             prove_sites(backend)
         _prove_engine(name, folder, backend, device)
+    offer_weights(backend)
     if not backend.cuts_runs:
         _tell_no_sweeps(backend)
     _tell_origin(backend, folder)

@@ -186,7 +186,8 @@ class AloneEngine:
         first = 0 if asks else n - 1
         if slot.error is not None or not (asks or ends):
             return None
-        logits = self.forward.logits(rows[:, first:])
+        with self.executor.deltas.head([(slot, slot.positions[first:])]):
+            logits = self.forward.logits(rows[:, first:])
         if _LOGITS in slot.plan.sites:
             part = RowSpan(slot.sequence, 0, 0, n - first, slot.position + first, None)
             part.tokens = None if slot.tokens is None else slot.tokens[first:]

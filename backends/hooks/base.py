@@ -12,6 +12,7 @@ from ...protos.model import ModelInfo
 from ...protos.tensors import Array
 from ..model.anatomy.derive import Anatomy
 from ..model.limits import Limits
+from ..model.weight_table import Linear, WeightTable
 from .bound import BoundPlan
 from .points import Points
 from .run_parts import RunParts
@@ -77,6 +78,9 @@ class Backend(Protocol):
     derived: Anatomy | None
     """The table of a model whose architecture no row describes."""
 
+    weight_table: WeightTable
+    """The weights that take deltas."""
+
     compared: bool
     """Whether the library's code for this architecture is transformers', or was read beside it; else load compares them."""
 
@@ -130,6 +134,11 @@ class Backend(Protocol):
 
     def sweep(self, variants: SequenceOf[Sequence], prefix: Any | None) -> list[StepResult]:
         """Measure several variants of one input; with its prefix, only from where their edits begin."""
+        ...
+
+    def take_deltas(self) -> Mapping[str, Linear]:
+        """Let linear modules add the deltas of the forward under way: those whose rows are the tokens', by path, the
+        embedding and the output head under EMBED and UNEMBED. Called once."""
         ...
 
     def weight_names(self) -> Mapping[str, tuple[int, ...]]:

@@ -157,6 +157,16 @@ class BoundPlan:
         asked = [b.hook.capture.reduce for b in self.hooks if b.hook.capture is not None]
         return [reduce for reduce in asked if isinstance(reduce, NextLogprob)]
 
+    @property
+    def reads_tokens(self) -> bool:
+        """Which rows are meant depends on their tokens."""
+        wheres = (
+            *(bound.hook.where for bound in self.hooks),
+            *(bound.within for bound in self.hooks if bound.within is not None),
+            *(use.where for use in self.uses),
+        )
+        return any(where.token_ids is not None for where in wheres)
+
 
 @dataclass(eq=False, slots=True)
 class BoundPath:

@@ -151,7 +151,17 @@ class Deltas:
     @contextmanager
     def head(self, rows: Iterable[tuple[RowSpan, SequenceOf[int] | NDArray[np.int64]]]) -> Iterator[None]:
         """Inside, the output head reads one row after another of these slots, at these positions."""
+        before = self._head
         self.place_head(rows)
+        try:
+            yield
+        finally:
+            self._head = before
+
+    @contextmanager
+    def whole_head(self) -> Iterator[None]:
+        """Inside, the output head reads the forward's own rows, all of them."""
+        self._head = self._now
         try:
             yield
         finally:

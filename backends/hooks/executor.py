@@ -24,7 +24,7 @@ from ..ops import Ops
 from .alarms import no_key_left
 from .bound import Acting, BoundHook, choose
 from .captures import Collector
-from .deltas import Deltas
+from .deltas import Deltas, Products
 from .edits import Edits
 from .errors import as_error
 from .latent_reads import RowSelection
@@ -41,13 +41,13 @@ __all__ = ["Executor"]
 class Executor:
     """Hooks at work. One a backend; used by the thread that owns the model."""
 
-    def __init__(self, ops: Ops) -> None:
+    def __init__(self, ops: Ops, products: Products | None = None) -> None:
         self.ops = ops
         self.points: Points
         """Set once the model has been looked at."""
         self.edits = Edits(ops)
-        self.deltas = Deltas()
-        """What variants add to weights; the backend brings its arithmetic."""
+        self.deltas = Deltas(products)
+        """What variants add to weights."""
         self.slots: list[RowSpan] = []
         self.asked: set[Point] = set()
         """Points that some sequence of this forward asks for: asked at every one of every layer, so kept."""

@@ -9,10 +9,12 @@ import mlx.core as mx
 from mlx import nn
 from mlx_lm.models.cache import make_prompt_cache
 
+from ..hooks.deltas import UNEMBED, Deltas
 from ..model.anatomy.derive import Anatomy, NotUnderstood, derive
 from ..model.anatomy.numbers import head_caps, head_scales, numbers_of
 from .attention import Attention
 from .cache import run_caches
+from .deltas import columns_of
 from .mends import ACTIVATIONS
 from .trace import TOLERANCES, traced
 
@@ -58,6 +60,7 @@ class Head:
 
     module: Any
     """A linear module, or the embedding itself where the two are tied."""
+    deltas: Deltas
     softcap: float | None = None
     scale: float = 1.0
 
@@ -72,29 +75,32 @@ class Head:
         else:
             logits = self.module.as_linear(hidden) if tied else self.module(hidden)
             logits = logits if columns is None else logits[..., mx.array(columns)]
+        rows, own = hidden.reshape(-1, hidden.shape[-1]), logits.reshape(-1, logits.shape[-1])
+        some = None if columns is None else columns_of(mx.array(columns))
+        logits = self.deltas.added(UNEMBED, rows, own, columns=some).reshape(logits.shape)
         if self.scale != 1.0:
             logits = logits * self.scale
         return logits if self.softcap is None else mx.tanh(logits / self.softcap) * self.softcap
 
 
-def head_of(model: Any, body: Any, attention: Attention, config: Any) -> Head | None:
+def head_of(model: Any, body: Any, attention: Attention, config: Any, deltas: Deltas) -> Head | None:
     """The head whose logits of the body's rows are the model's own, capped or scaled; None where there is none."""
     ids = mx.arange(1, HEAD_ROWS)[None]
     attention.begin(set())
     rows, wanted = (call(ids, cache=run_caches(model, attention.layers)) for call in (body, model))
     for module in _heads(model):
         try:
-            raw = Head(module)(rows)
+            raw = Head(module, deltas)(rows)
         except ValueError:  # of another width: an embedding by layer
             continue
         if raw.shape != wanted.shape:
             continue
         for cap in head_caps(config):
             if _near(mx.tanh(raw / cap) * cap, wanted):
-                return Head(module, softcap=cap)
+                return Head(module, deltas, softcap=cap)
         for scale in head_scales(config):
             if _near(raw * scale, wanted):
-                return Head(module, scale=scale)
+                return Head(module, deltas, scale=scale)
     return None
 
 

@@ -38,10 +38,12 @@ from ..model.footprint import free_bytes
 from ..model.limits import Limits
 from ..model.sites import ATTENTION_TAPS, Family, dims_of, family_of, site_infos
 from ..model.versions import versions_of
+from ..model.weight_table import Linear, WeightTable
 from ..model.weights import CheckpointWeights
 from .anatomy import anatomy_of, head_of
 from .attention import Attention
 from .cache import GrowingCache, Owner, RunCache, batches, run_caches, sequence_caches
+from .deltas import MlxProducts, take_deltas
 from .engine import MlxEngine
 from .gradients import MlxBackward, MlxGradients
 from .load import choose_device, load_model, windows_of
@@ -82,19 +84,20 @@ class MlxBackend:
         self.weights = CheckpointWeights(folder)
         self._at_load = loaded.at_load
         family, dims = family_of(config.model_type), dims_of(config)
-        self.executor = Executor(MlxOps())
+        self.executor = Executor(MlxOps(), MlxProducts())
         softcap = getattr(config, "attn_logit_softcapping", None) if loaded.compared else None
         self.attention = Attention(self.executor, windows_of(config, self.model), softcap=softcap)
         self.attention.replace_in(self.model)
         caches = run_caches(self.model, self.attention.layers)
         self.ours = all(isinstance(cache, RunCache) for cache in caches)
         """Every layer keeps keys and values, and we keep them."""
-        head = head_of(self.model, self.body, self.attention, config)
+        head = head_of(self.model, self.body, self.attention, config, self.executor.deltas)
         if head is None:
             raise InvalidArgument(f"mlx-lm's {config.model_type} makes its logits in a way that is not understood")
         self.head = head
         self.activation, norms = activation_name(config), Norms(self.model, self.executor.ops)
         self.taps = Taps(self.model, self.executor)
+        self.weight_table = WeightTable()
         self.derived: Anatomy | None = None
         """The table of a model whose architecture no row describes."""
         refused, note, alone = dict[str, str](), generation_note("mlx", config.model_type), ""
@@ -204,6 +207,12 @@ class MlxBackend:
         """See Backend."""
         self._sweeps = None
 
+    def take_deltas(self) -> dict[str, Linear]:
+        """See Backend."""
+        self.taps.attach(())
+        self.taps.tapped.clear()  # it remembers classes
+        return take_deltas(self.model, self.head.module, self.points.seen, self.executor.deltas)
+
     def bind(self, plan: BoundPlan) -> None:
         """Move the plan's tensors to the device."""
         for bound in plan.hooks:
@@ -305,11 +314,13 @@ class MlxBackend:
         at = mx.array(list(positions))
         if _LOGITS in slot.plan.sites:
             return self.tap_logits(slot, hidden)[0, at]
-        return self.logits(hidden[slot.batch, at][None])[0]
+        with self.executor.deltas.head([(slot, positions)]):
+            return self.logits(hidden[slot.batch, at][None])[0]
 
     def tap_logits(self, slot: RowSpan, hidden: mx.array) -> mx.array:
         """[1, row, vocab] after a slot's edits. One sequence at a time: a whole batch's logits would be the largest tensor of all."""
-        logits = self.logits(hidden[slot.batch : slot.batch + 1, : slot.stop])
+        with self.executor.deltas.head([(slot, slot.positions)]):
+            logits = self.logits(hidden[slot.batch : slot.batch + 1, : slot.stop])
         part = RowSpan(slot.sequence, 0, 0, slot.stop, slot.position, slot.tokens, conditions=slot.conditions)
         logits = self.executor.tap(self.points.logits, logits, slots=[part], owner=slot)
         slot.error = slot.error or part.error

@@ -8,11 +8,14 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx import nn
 from numpy.typing import NDArray
 
-from ..hooks.deltas import EMBED, Deltas, Factors
+from ..hooks.deltas import EMBED, UNEMBED, Deltas, Factors
+from ..hooks.points import PROBE_BATCH, PROBE_LENGTHS, Seen
+from ..model.weight_table import Linear, linear_of
 
-__all__ = ["MlxProducts", "columns_of", "embedding_scale", "install"]
+__all__ = ["MlxProducts", "columns_of", "take_deltas"]
 
 Rows = NDArray[np.int64]
 
@@ -105,14 +108,40 @@ def _read(x: mx.array, a: mx.array) -> mx.array:
     return x @ a if mx.issubdtype(x.dtype, mx.floating) else a[x]
 
 
-def install(modules: Mapping[str, Any], paths: Mapping[str, str], deltas: Deltas) -> None:
-    """Let modules add the deltas of the forward under way to what they give. `paths`: each one's name among factors → its path.
+def take_deltas(model: Any, head: Any, seen: Mapping[tuple[str, str], Seen], deltas: Deltas) -> dict[str, Linear]:
+    """See Backend.take_deltas. `head`: the module that makes logits, to whose rows our own `Head` adds.
 
-    MLX looks `__call__` up on the type, so each gets a subclass of its own; taps put theirs over it.
+    MLX looks `__call__` up on the type, so each module gets a subclass of its own; taps put theirs over it.
     """
-    for name, path in paths.items():
-        module = modules[path]
+    found: dict[str, Linear] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, (nn.Embedding, nn.QuantizedEmbedding)):
+            scale = _embedding_scale(module) if EMBED not in found and _reads_tokens(seen.get((path, "input"))) else None
+            if scale is not None:
+                d_in, d_out = module.weight.shape[0], seen[path, "output"].shapes[0][-1]
+                found[EMBED] = Linear(path, d_in, d_out, scale=scale)
+        elif module is not head and isinstance(module, (nn.Linear, nn.QuantizedLinear)):
+            one = linear_of(path, seen, bias="bias" in module)
+            found.update({} if one is None else {path: one})
+    modules = dict(model.named_modules())
+    for name, linear in found.items():
+        module = modules[linear.path]
         module.__class__ = _changed(type(module), name, deltas)
+    paths = {id(module): path for path, module in modules.items()}
+    found[UNEMBED] = Linear(paths[id(head)], _read_width(head), head.weight.shape[0], "bias" in head)
+    return found
+
+
+def _reads_tokens(seen: Seen | None) -> bool:
+    """Whether an embedding is read once, by token: that of positions sees no batch."""
+    return seen is not None and seen.calls == [1, 1] and seen.shapes == [(PROBE_BATCH, n) for n in PROBE_LENGTHS]
+
+
+def _read_width(module: Any) -> int:
+    """How wide the rows are that a head reads, packed or not."""
+    if "scales" in module:
+        return int(module.scales.shape[-1]) * int(module.group_size)
+    return int(module.weight.shape[-1])
 
 
 def _changed(stock: type, name: str, deltas: Deltas) -> type:
@@ -126,7 +155,7 @@ def _changed(stock: type, name: str, deltas: Deltas) -> type:
     return type(stock.__name__, (stock,), {"__call__": call})
 
 
-def embedding_scale(module: Any) -> float | None:
+def _embedding_scale(module: Any) -> float | None:
     """How many times its weight's rows an embedding gives; None where it gives something else."""
     if "weight" not in module or module.weight.ndim != 2:
         return None

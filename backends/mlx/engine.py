@@ -224,12 +224,13 @@ class MlxEngine:
             return np.array(known[slot.position : slot.position + slot.n], dtype=np.int64)
         if owner.next_token is not None:
             return np.array([owner.next_token], dtype=np.int64)
-        if any(bound.hook.where.token_ids is not None for bound in owner.sequence.plan.hooks):
+        if owner.sequence.plan.reads_tokens:
             return np.array(tokens[slot.batch, : slot.n], dtype=np.int64)
         return None
 
     def _sampling_logits(self, live: list[RowSpan], hidden: mx.array) -> mx.array:
-        logits = self.head(hidden)
+        with self.executor.deltas.whole_head():
+            logits = self.head(hidden)
         wanting = [slot for slot in live if _LOGITS in slot.plan.sites]
         point = self.executor.points.logits
         return self.executor.tap(point, logits, slots=wanting)[:, -1] if wanting else logits[:, -1]
@@ -240,9 +241,9 @@ class MlxEngine:
             if slot.error is not None or not slot.plan.wants_prompt_logits:
                 continue
             part = RowSpan(slot.sequence, 0, 0, slot.n, slot.position, slot.tokens, conditions=slot.conditions)
-            self.executor.tap(
-                self.executor.points.logits, self.head(hidden[slot.batch : slot.batch + 1, : slot.n]), slots=[part]
-            )
+            with self.executor.deltas.head([(slot, slot.positions)]):
+                logits = self.head(hidden[slot.batch : slot.batch + 1, : slot.n])
+            self.executor.tap(self.executor.points.logits, logits, slots=[part])
             slot.error = slot.error or part.error
 
     def _sample(self, _: mx.array) -> mx.array:

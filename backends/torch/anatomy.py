@@ -10,12 +10,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from ..hooks.deltas import UNEMBED, Deltas
 from ..model.anatomy.derive import Anatomy, NotUnderstood, derive
 from ..model.anatomy.numbers import head_caps, head_scales, numbers_of
 from .attention import Attention
+from .deltas import columns_of
 from .trace import TOLERANCES, traced
 
-__all__ = ["Found", "anatomy_of", "head_of"]
+__all__ = ["Found", "Head", "anatomy_of", "head_of"]
 
 PROBE_ROWS = 12
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -81,6 +83,29 @@ def _call_ours(model: nn.Module, name: str) -> None:
         config = getattr(module, "config", None)
         if hasattr(config, "_attn_implementation_internal"):
             config._attn_implementation_internal = name  # pyright: ignore[reportOptionalMemberAccess] - as load_model
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Head:
+    """What makes logits of final-norm rows."""
+
+    module: Any
+    deltas: Deltas
+    softcap: float | None = None
+    scale: float = 1.0
+
+    def __call__(self, hidden: torch.Tensor, columns: list[int] | None = None) -> torch.Tensor:
+        """Of all tokens, or of the given ones."""
+        if columns is None or type(self.module) is not nn.Linear:
+            logits = self.module(hidden) if columns is None else self.module(hidden)[..., columns]
+        else:
+            at = torch.tensor(columns, device=hidden.device)
+            bias: Any = self.module.bias
+            logits = functional.linear(hidden, self.module.weight[at], bias if bias is None else bias[at])
+            rows, own = hidden.reshape(-1, hidden.shape[-1]), logits.reshape(-1, len(columns))
+            logits = self.deltas.added(UNEMBED, rows, own, columns=columns_of(at)).view(logits.shape)
+        logits = logits if self.scale == 1.0 else logits * self.scale
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
 
 @torch.no_grad()

@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
-from torch.nn import functional
 
 from ...protos.model import ModelInfo
 from ...protos.sites import Site
@@ -41,9 +39,11 @@ from ..model.limits import Limits
 from ..model.sites import Family, dims_of, family_of, site_infos, without_gradients
 from ..model.tolerances import ENGINE_TOLERANCE
 from ..model.versions import versions_of
+from ..model.weight_table import Linear, WeightTable
 from ..model.weights import CheckpointWeights
-from .anatomy import Found, anatomy_of, head_of
+from .anatomy import Found, Head, anatomy_of, head_of
 from .attention import Attention
+from .deltas import TorchProducts, take_deltas
 from .devices.choice import choose_device, choose_devices, room_on
 from .devices.placed import PlacedLayers
 from .devices.spread_cache import spread_fault
@@ -90,10 +90,10 @@ class TorchBackend:
         self.weights = CheckpointWeights(folder)
         self._at_load = loaded.at_load
         config = self.model.config.get_text_config()
-        self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
-        self.logit_scale = 1.0
         family, dims = family_of(config.model_type), dims_of(config)
-        self.executor = Executor(TorchOps(self.device))
+        self.executor = Executor(TorchOps(self.device), TorchProducts())
+        head, cap = self.model.get_output_embeddings(), getattr(config, "final_logit_softcapping", None)
+        self.head = Head(head, self.executor.deltas, cap)
         self.taps = Taps(self.model, self.executor)
         eager = getattr(config, "attn_logit_softcapping", None) is not None or config.model_type == "gpt_oss"
         # Where no row says it, the call does: a softcap and sinks come with it.
@@ -101,6 +101,7 @@ class TorchBackend:
         if self.placed is not None:
             self.placed.try_out(self.hidden, config.model_type)
         self.activation, norms = activation_name(config), Norms(self.model, self.executor.ops)
+        self.weight_table = WeightTable()
         self.derived: Anatomy | None = None
         """The table of a model whose architecture no row describes."""
         refused = dict[str, str]()
@@ -210,8 +211,12 @@ class TorchBackend:
             return f"a forward with its own code fails: {type(error).__name__}: {error}"
         if head is None:
             return "the logits are not the output head's, scaled or capped"
-        self.softcap, self.logit_scale = head
+        self.head = replace(self.head, softcap=head[0], scale=head[1])
         return ""
+
+    def take_deltas(self) -> dict[str, Linear]:
+        """See Backend."""
+        return take_deltas(self.model, self.points.seen, self.executor.deltas)
 
     @property
     def hook_s(self) -> float:
@@ -346,27 +351,20 @@ class TorchBackend:
         return self.body(ids, use_cache=False, **where)[0]
 
     def logits(self, hidden: torch.Tensor, columns: list[int] | None = None) -> torch.Tensor:
-        """Logits of final-norm rows, after the family's softcap: of all tokens, or of the given ones."""
-        head = self.model.get_output_embeddings()
-        if columns is None or type(head) is not nn.Linear:
-            logits = head(hidden) if columns is None else head(hidden)[..., columns]
-        else:
-            at = torch.tensor(columns, device=hidden.device)
-            bias: Any = head.bias
-            logits = functional.linear(hidden, head.weight[at], bias if bias is None else bias[at])
-        if self.logit_scale != 1.0:
-            logits = logits * self.logit_scale
-        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+        """Logits of final-norm rows, as the model gives them: of all tokens, or of the given ones."""
+        return self.head(hidden, columns)
 
     def _logits_rows(self, slot: RowSpan, hidden: torch.Tensor, positions: SequenceOf[int]) -> torch.Tensor:
         """Rows of a slot's logits, after the plan's edits there."""
         if _LOGITS in slot.plan.sites:
             return self.tap_logits(slot, hidden)[0, list(positions)]
-        return self.logits(hidden[slot.batch, list(positions)])
+        with self.executor.deltas.head([(slot, positions)]):
+            return self.logits(hidden[slot.batch, list(positions)])
 
     def tap_logits(self, slot: RowSpan, hidden: torch.Tensor) -> torch.Tensor:
         """[1, row, vocab] after a slot's edits: one sequence at a time, a whole batch's would be the largest tensor of all."""
-        logits = self.logits(hidden[slot.batch : slot.batch + 1, : slot.stop])
+        with self.executor.deltas.head([(slot, slot.positions)]):
+            logits = self.logits(hidden[slot.batch : slot.batch + 1, : slot.stop])
         part = RowSpan(slot.sequence, 0, 0, slot.stop, slot.position, slot.tokens, conditions=slot.conditions)
         logits = self.executor.tap(self.points.logits, logits, slots=[part], owner=slot)
         slot.error = slot.error or part.error

@@ -11,10 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
-from ..hooks.deltas import EMBED, Deltas, Factors
+from ..hooks.deltas import EMBED, UNEMBED, Deltas, Factors
+from ..hooks.points import Seen
+from ..model.weight_table import Linear, linear_of
+from .quantised import QuantisedLinear
 
-__all__ = ["TorchProducts", "columns_of", "embedding_scale", "install"]
+__all__ = ["TorchProducts", "columns_of", "take_deltas"]
 
 Rows = NDArray[np.int64]
 
@@ -104,7 +108,7 @@ class TorchProducts:
 
 
 def _on(array: NDArray[Any], near: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array)).to(near.device, near.dtype)
+    return torch.from_numpy(np.array(array)).to(near.device, near.dtype)
 
 
 def _read(x: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
@@ -127,11 +131,25 @@ def _to_rows(y: torch.Tensor, at: torch.Tensor, change: torch.Tensor, scale: flo
     return y.index_add_(0, at, change, alpha=scale)
 
 
-def install(modules: Mapping[str, nn.Module], paths: Mapping[str, str], deltas: Deltas) -> None:
-    """Let modules add the deltas of the forward under way to what they give. `paths`: each one's name among factors → its path."""
-    for name, path in paths.items():
-        module: Any = modules[path]
+def take_deltas(model: Any, seen: Mapping[tuple[str, str], Seen], deltas: Deltas) -> dict[str, Linear]:
+    """See Backend.take_deltas."""
+    modules: dict[str, nn.Module] = dict(model.named_modules())
+    paths = {module: path for path, module in modules.items()}
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    found: dict[str, Linear] = {}
+    for path, module in modules.items():
+        if module is not head and type(module) in (nn.Linear, Conv1D, QuantisedLinear):
+            one = linear_of(path, seen, bias=getattr(module, "bias", None) is not None)
+            found.update({} if one is None else {path: one})
+    if type(head) in (nn.Linear, QuantisedLinear):
+        found[UNEMBED] = Linear(paths[head], head.in_features, head.out_features, head.bias is not None)
+    scale = None if embedding is None else _embedding_scale(embedding)
+    if scale is not None:
+        found[EMBED] = Linear(paths[embedding], *embedding.weight.shape, scale=scale)
+    for name, linear in found.items():
+        module: Any = modules[linear.path]
         module.forward = partial(_forward, deltas, name, module.forward)
+    return found
 
 
 def _forward(deltas: Deltas, name: str, stock: Callable[..., Any], x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -142,7 +160,7 @@ def _forward(deltas: Deltas, name: str, stock: Callable[..., Any], x: torch.Tens
     return deltas.added(name, rows, y.reshape(-1, y.shape[-1])).view(y.shape)
 
 
-def embedding_scale(module: nn.Module) -> float | None:
+def _embedding_scale(module: nn.Module) -> float | None:
     """How many times its weight's rows an embedding gives; None where it gives something else."""
     weight: Any = getattr(module, "weight", None)
     if not isinstance(weight, torch.Tensor) or weight.ndim != 2 or not weight.is_floating_point():

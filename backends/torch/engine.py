@@ -6,11 +6,12 @@ when cache for all their tokens is free, so the engine never preempts; prefixes 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence as SequenceOf
+from collections.abc import Callable, Iterator, Sequence as SequenceOf
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import GenerationConfig
 from transformers.generation.continuous_batching.requests import RequestState
 
@@ -131,6 +132,7 @@ class TorchEngine:
         self.slots = self._slots(requests)
         self.producing = [slot for slot, r in zip(self.slots, requests, strict=True) if r.has_new_token]
         self.executor.begin(self.slots, (1, self.slots[-1].stop))
+        self.executor.deltas.place_head(self._head_rows())
         self.attention.packed = Packed(self.slots)
         self.taps.attach(self.executor.asked)
         grab = self._grab_hidden() if any(self._wants_prompt_logits(s) for s in self.slots) else None
@@ -153,6 +155,12 @@ class TorchEngine:
             slots.append(RowSpan(sequence, 0, start, start + n, end - n, tokens, keys=(key, key + end)))
             start, key = start + n, key + end
         return slots
+
+    def _head_rows(self) -> Iterator[tuple[RowSpan, NDArray[np.int64]]]:
+        """Whose rows the head reads: each one's last, where a token is sampled from it; all, where the model cuts none."""
+        if not self.processor.model_runner.supports_logits_to_keep(self.model):
+            return ((slot, slot.positions) for slot in self.slots)
+        return ((slot, slot.positions[-1:]) for slot in self.producing)
 
     def _sample(self, scores: torch.Tensor, output_ids: torch.Tensor) -> None:
         """Replaces the engine's sampler, which knows no per-request settings. scores: [1, sequence, vocab] float32."""
@@ -205,7 +213,8 @@ class TorchEngine:
             stop = slot.stop - 1 if slot in self.producing else slot.stop
             if stop == slot.start:
                 continue
-            logits = self.head(self.hidden[:, slot.start : stop])
+            with self.executor.deltas.head([(slot, slot.positions[: stop - slot.start])]):
+                logits = self.head(self.hidden[:, slot.start : stop])
             part = RowSpan(slot.sequence, 0, 0, stop - slot.start, slot.position, None)
             part.tokens = None if slot.tokens is None else slot.tokens[: part.n]
             part.conditions = {key: mask[: part.n] for key, mask in slot.conditions.items()}
