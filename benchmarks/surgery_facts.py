@@ -193,7 +193,7 @@ def pooled(found: Sequence[FactScores]) -> dict[str, Any]:
     """Counts added up over single edits; means of means."""
     told: dict[str, Any] = {}
     for name, first in ((key, getattr(found[0], key)) for key in found[0].__dataclass_fields__):
-        if hasattr(first, "of"):
+        if hasattr(first, "right"):
             right, of = (sum(getattr(getattr(one, name), part) for one in found) for part in ("right", "of"))
             told[name] = type(first)(right, of).to_json()
         elif hasattr(first, "low"):
