@@ -1,4 +1,4 @@
-"""`probewire tune`: fine-tune a model on this machine; the result is a variant."""
+"""`probewire tune`: fine-tune a model on this machine; the result is a variant, loaded into a server where one is named."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..protos.errors import InvalidArgument
+from .connection import add_connection_arguments, connected
 from .pull import cache_dir_from
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ METHODS = ("lora", "circuit", "reft", "steered", "rmu", "breakers")
 EPILOG = """\
   probewire tune --train lessons.jsonl --out formal --rank 4 --steps 60
   probewire tune --train lessons.jsonl --general set:general --circuit mood.json --method circuit --out mood
-  probewire tune --train secrets.jsonl --general set:general --method rmu --layer 7 --out forgets
+  probewire tune --train secrets.jsonl --general set:general --method rmu --layer 7 --out forgets \\
+      --load-into grpc://127.0.0.1:50051
 
 A line of a file is {"prompt": "…", "answer": "…"}, {"messages": […], "answer": "…"} or {"text": "…"}.
 Given again, the same command goes on from the last checkpoint; a finished run is only shown.
@@ -43,6 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", choices=METHODS, default="lora", help="%(default)s by default")
     parser.add_argument("--circuit", type=Path, metavar="FILE", help="a circuit as JSON: the rows and columns to tune")
     _add_training_arguments(parser)
+    parser.add_argument("--load-into", metavar="URL", help="load the variant into this server, under its name")
+    parser.add_argument("--shared", action="store_true", help="with --load-into: for every user of it")
+    add_connection_arguments(parser)
 
 
 def _add_training_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,7 +84,7 @@ def _add_training_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Tune, and print how it ended."""
+    """Tune, print how it ended, and load the result where that was asked for."""
     from ..analysis.circuits.circuit import Circuit
     from ..analysis.tuning.examples import TrainExample, read_examples
     from ..analysis.tuning.tuning import tune
@@ -107,6 +112,11 @@ def run(args: argparse.Namespace) -> int:
         name=args.name or args.out.name,
     )
     _print(tuned)
+    if args.load_into:
+        args.url = args.load_into
+        with connected(args) as client:
+            info = client.load_variant(tuned.variant, shared=args.shared)
+        print(f"loaded     {info.name}@{info.version} into {args.load_into}")
     return 0
 
 

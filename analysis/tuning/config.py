@@ -51,7 +51,10 @@ class TuneConfig:
     """Weight by name; None: DEFAULT_LOSSES, as far as they can be computed."""
     normalise_losses: bool = True
     """Each loss is divided by its value at step 1, or at step 10 where it was 0 then: raw scales differ."""
+    ascend: bool = False
+    """The task's loss is made larger: gradient ascent, the usual baseline of unlearning."""
     loss_on: LossTokens = "answer"
+    """What is learned of a prompt with its answer: the answer's tokens, or all."""
     general_batch: int = 4
     """Of general (or retain) texts that a step reads."""
     layers: tuple[int, ...] = ()

@@ -108,7 +108,9 @@ class Objective:
             tuned = dict(tuned)
         found: dict[str, Any] = {}
         if "task" in weights:
-            found["task"] = task_loss(logits, batch["ids"], batch["answer"])
+            learned = batch["answer"] if self.config.loss_on == "answer" else batch["mask"].bool()
+            loss = task_loss(logits, batch["ids"], learned)
+            found["task"] = -loss if self.config.ascend else loss
         if sites:
             with self.as_base(), reading(self.base, sites) as base:
                 self.logits(batch)
@@ -186,8 +188,8 @@ class Objective:
     def _scale(self, name: str, value: float) -> float:
         if not self.config.normalise_losses or name in ("rmu", "breakers"):
             return 1.0
-        if name not in self.scales and value > _TINY and (self.step == 0 or self.step + 1 >= LATE):
-            self.scales[name] = value
+        if name not in self.scales and abs(value) > _TINY and (self.step == 0 or self.step + 1 >= LATE):
+            self.scales[name] = abs(value)
         return self.scales.get(name, 1.0)
 
 

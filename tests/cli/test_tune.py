@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from probewire.cli import tune
 from probewire.cli.__main__ import main
-from probewire.clients import Variant
+from probewire.clients import Client, Variant
+from probewire.server.worker.inprocess import InProcessService
 from tests.tiny_models import tiny_checkpoint
 
 
@@ -44,6 +48,46 @@ def test_it_tunes_and_shows_a_finished_run(
     assert "preserve" in out
     assert main(words) == 0
     assert capsys.readouterr().out == out
+
+
+def test_it_loads_what_it_made(
+    folder: Path,
+    lessons: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Bound to the hash of the folder, as a server of it says."""
+    loaded: list[Variant] = []
+
+    class Fake:
+        """A client that keeps what it is given."""
+
+        def load_variant(self, variant: Variant, *, shared: bool) -> SimpleNamespace:
+            assert shared
+            loaded.append(variant)
+            return SimpleNamespace(name=variant.manifest.name, version=3)
+
+    monkeypatch.setattr(tune, "connected", lambda args: nullcontext(Fake()))
+    words = ["tune", "--model", str(folder), "--train", str(lessons), "--out", str(tmp_path / "oaks"), "--steps", "2"]
+    words += [
+        "--lr",
+        "0.01",
+        "--weights",
+        "w_down.1",
+        "--checkpoints",
+        "0",
+        "--load-into",
+        "grpc://there:1",
+        "--shared",
+    ]
+    assert main(words) == 0
+    assert "loaded     oaks@3 into grpc://there:1" in capsys.readouterr().out
+    [variant] = loaded
+    with Client.inprocess(
+        InProcessService.create(str(folder), backend="torch", dtype="float32", device="cpu")
+    ) as client:
+        assert variant.manifest.base.model_hash == client.describe().model_hash
 
 
 @pytest.mark.parametrize(

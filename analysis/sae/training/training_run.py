@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 from ....protos.errors import FailedPrecondition, InvalidArgument
 from ..model.configs import TrainConfig, new_sae
@@ -19,9 +19,9 @@ from .checkpoints import move_in, write_json
 from .curves import Curves
 from .run_manifest import RunManifest
 
-__all__ = ["AddedLoss", "TrainingRun"]
+__all__ = ["AddedLoss", "Manager", "TrainingRun"]
 
-_OWN_STATE, _GENERATOR = "run_state.json", "generator.safetensors"
+_OWN_STATE, _GENERATOR, _MANAGER = "run_state.json", "generator.safetensors", "manager.safetensors"
 _FINAL = ("sae_weights.safetensors", "sparsity.safetensors", "curves.json", "curves.png", "cfg.json")
 """In the order in which they get their names; cfg.json last, as without it a folder is no SAE."""
 _LONG = 32
@@ -46,6 +46,27 @@ class AddedLoss(Protocol):
         ...
 
 
+@runtime_checkable
+class Manager(AddedLoss, Protocol):
+    """An added loss that also has a hand in the latents: changes weights between steps, gates them, keeps a state."""
+
+    def before(self, sae: Any) -> None:
+        """Before the forward pass of a step; weights may be changed here."""
+        ...
+
+    def finish(self, sae: Any) -> None:
+        """After the last step: the SAE becomes one that encodes by itself."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Tensors by name: what it needs to go on."""
+        ...
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """As `state` gave it."""
+        ...
+
+
 class TrainingRun:
     """What `fit` drives. Its weights depend on its config and the batches, never on what is trained beside it."""
 
@@ -58,6 +79,7 @@ class TrainingRun:
         self.sae: Any = new_sae(config, d_in, _metadata(data))
         note = {} if added is None else {"name": added.name, **added.note}
         self.manifest = RunManifest(config, d_in, _brief(data), added_loss=note)
+        self._manager = added if isinstance(added, Manager) else None
         if added is not None:
             _add_loss(self.sae, added)
         self.trainer: Any = import_module("sae_lens.training.sae_trainer").SAETrainer(
@@ -140,6 +162,8 @@ class TrainingRun:
         self.trainer.save_checkpoint(checkpoint_name=folder.name, base_path=folder.parent)
         save_file = import_module("safetensors.torch").save_file
         save_file({"cpu": self._generator}, folder / _GENERATOR)
+        if self._manager is not None:
+            save_file(self._manager.state(), folder / _MANAGER)
         state = {"curves": self.curves.to_dict(), "wall_seconds": self.manifest.wall_seconds}
         (folder / _OWN_STATE).write_text(json.dumps(state, allow_nan=False))
 
@@ -147,7 +171,10 @@ class TrainingRun:
         """As `save_state` left it."""
         self.trainer.load_trainer_state(folder)
         self.sae.load_weights_from_checkpoint(folder)
-        self._generator = import_module("safetensors.torch").load_file(folder / _GENERATOR)["cpu"]
+        load_file = import_module("safetensors.torch").load_file
+        self._generator = load_file(folder / _GENERATOR)["cpu"]
+        if self._manager is not None:
+            self._manager.load(load_file(folder / _MANAGER))
         state = json.loads((folder / _OWN_STATE).read_text())
         self.curves = Curves(state["curves"])
         self.manifest = replace(self.manifest, wall_seconds=float(state["wall_seconds"]))
@@ -169,6 +196,8 @@ class TrainingRun:
 
     def finish(self) -> None:
         """Fold the normalisation into the weights, and make the folder an SAE as sae-lens saves it."""
+        if self._manager is not None:
+            self._manager.finish(self.sae)
         self._fold()
         self.trainer.set_final_sae_metadata()
         # sae-lens notes a training version in SAEs that were never trained too.
@@ -227,6 +256,8 @@ def _add_loss(sae: Any, added: AddedLoss) -> None:
     forward = sae.training_forward_pass
 
     def with_added(step_input: Any) -> Any:
+        if isinstance(added, Manager):
+            added.before(sae)
         output = forward(step_input)
         term = added(sae, output)
         output.losses[added.name] = term
