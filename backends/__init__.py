@@ -154,7 +154,8 @@ def _share_forwards(name: str, folder: Path, backend: Backend, device: str) -> N
     from .torch.tiny import write_tiny
 
     try:
-        fault = batch_fault(backend, _small(name, device), write_tiny, full_config(folder))
+        config = full_config(folder)
+        fault = batch_fault(backend, _small(name, device), write_tiny, config, int(config.get("window_size") or 0))
     except Exception as error:  # noqa: BLE001 - as in `_fault`
         fault = f"the check of sequences that share forwards failed: {_in_a_line(error)}"
     why, noted = backend.info.batching, backend.info.generate_note

@@ -28,6 +28,8 @@ __all__ = ["batch_fault"]
 
 PROMPTS = ((11, 6), (1, 4), (5, 6), (8, 3))
 """(tokens, new ones) beside each other: the shortest is padded most, and one after the other leaves."""
+NEAR_A_WINDOW = ((7, 3), (-3, 6))
+"""The same, more than a window: the second comes to it while it generates."""
 PAST_A_WINDOW = ((WINDOW * 2 + 3, 6), (3, WINDOW + 3), (WINDOW + 5, 4), (WINDOW - 2, 6))
 """The same of a small model whose window is so long; one comes to it while it generates."""
 
@@ -37,20 +39,28 @@ def batch_fault(
     load: Callable[[Path], Backend],
     write: Callable[[Path, dict[str, Any]], None],
     config: Mapping[str, Any],
+    window: int = 0,
 ) -> str:
     """Why sequences that generate must go one after another, or empty: they share forwards from then on.
 
     `backend` has been seen to generate alone what it should. `write` makes a small checkpoint of a config, `load` loads
-    it on the backend; `config` has every field written out.
+    it on the backend; `config` has every field written out. `window`: positions that some layers see, of a model that
+    cannot be made smaller to be tried past them.
     """
     engine = backend.engine
     assert isinstance(engine, BatchEngine)
     if engine.limits.n_slots == 1:
         return "there is one slot"
-    fault = engine.forward.stacking_fault() or _fault(backend, engine, PROMPTS)
+    if fault := engine.forward.stacking_fault():
+        return fault
+    prompts = (*PROMPTS, *((window + n, new) for n, new in NEAR_A_WINDOW if window))
+    fault = _fault(backend, engine, prompts)
+    otherwise = bool(fault) and engine.forward.mask_otherwise()
+    if otherwise:
+        fault = _fault(backend, engine, prompts)
     if not fault and (window_in(config) or backend.info.dtype not in ROUNDING):
         try:
-            fault = _small_fault(load, write, config, whole=not engine.turns.chunk_rows)
+            fault = _small_fault(load, write, config, whole=not engine.turns.chunk_rows, otherwise=otherwise)
         except Exception as error:  # noqa: BLE001 - the libraries raise what they like of a small model
             fault = f"it failed: {type(error).__name__}: {' '.join(str(error).split())}"
         fault = fault and f"on small random weights of this config, {fault}"
@@ -64,6 +74,7 @@ def _small_fault(
     config: Mapping[str, Any],
     *,
     whole: bool,
+    otherwise: bool,
 ) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         tiny = Path(scratch)
@@ -74,6 +85,8 @@ def _small_fault(
                 return backend.info.generate_note
             engine = backend.engine
             assert isinstance(engine, BatchEngine)
+            if otherwise:
+                engine.forward.mask_otherwise()
             if whole:
                 engine.turns.chunk_rows = 0
             return engine.forward.stacking_fault() or _fault(backend, engine, PAST_A_WINDOW)

@@ -38,6 +38,10 @@ class BatchForward(OwnForward, Protocol):
         """Why caches of this model cannot be stacked, or empty."""
         ...
 
+    def mask_otherwise(self) -> bool:
+        """Hide padding by another kind of mask from now on; False where there is none left."""
+        ...
+
     def stack(self, states: list[Any], lengths: SequenceOf[int]) -> Any:
         """Caches of so many positions as one; `states` is emptied on the way. Raises ValueError, and leaves them, where
         they are not alike."""
@@ -214,7 +218,8 @@ class BatchEngine(AloneEngine):
 
     def _sampled_of_each(self, slots: list[RowSpan], rows: Any) -> list[Choice | None]:
         """The token that follows each row; hooks at the logits act before."""
-        logits = self.forward.logits(rows)
+        with self.executor.deltas.head([(slot, slot.positions) for slot in slots]):
+            logits = self.forward.logits(rows)
         wanting = [slot for slot in slots if slot.error is None and _LOGITS in slot.plan.sites]
         if wanting:
             logits = self.executor.tap(self.executor.points.logits, logits, slots=wanting)

@@ -44,7 +44,7 @@ from ..model.weights import CheckpointWeights
 from .anatomy import Found, Head, anatomy_of, head_of
 from .attention import Attention
 from .deltas import TorchProducts, take_deltas
-from .devices.choice import choose_device, choose_devices, room_on
+from .devices.choice import choose_device, choose_devices, room_on, room_over
 from .devices.placed import PlacedLayers
 from .devices.spread_cache import spread_fault
 from .engine import TorchEngine
@@ -180,7 +180,7 @@ class TorchBackend:
         if self.engine is not None:
             self.engine.close()
             self.engine = None
-        free = room_on(str(self.device))
+        free = room_on(str(self.device)) if self.placed is None else room_over(self.placed.where)
         try:
             own = OwnCache(self.model, self.attention, self.taps, self.logits, self.device)
             cost = own.cost()

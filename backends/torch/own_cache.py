@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence as SequenceOf
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence as SequenceOf
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from inspect import Parameter, signature
 from typing import Any, cast
@@ -60,6 +61,8 @@ class OwnCache:
         taken = signature(self.body.forward).parameters
         self._takes_positions, self._takes_mask = "position_ids" in taken, "attention_mask" in taken
         self._stacks: Stacks | None = None
+        self._masks_eagerly = False
+        self._configs = [module.config for module in model.modules() if hasattr(module, "config")]
         self._name = next((name for name in _CACHES if name in taken), "")
         if not self._name and any(one.kind is Parameter.VAR_KEYWORD for one in taken.values()):
             self._name = _CACHES[0]
@@ -110,6 +113,11 @@ class OwnCache:
         self._stacks = stacks
         return ""
 
+    def mask_otherwise(self) -> bool:
+        """See BatchForward. Classes that have attention of their own add a mask (gpt_neo), where ours is told what to hide."""
+        before, self._masks_eagerly = self._masks_eagerly, True
+        return not before
+
     @torch.inference_mode()
     def stack(self, states: list[_State], lengths: SequenceOf[int]) -> _State:
         """See BatchForward."""
@@ -140,7 +148,22 @@ class OwnCache:
         if self._stacks.grows and (positions < longest).any():
             seen = np.arange(longest + 1) >= (longest - positions)[:, None]
             given["attention_mask"] = torch.from_numpy(seen.astype(np.int64)).to(self.device)
+            if self._masks_eagerly:
+                with self._as_eager():
+                    return self._forward(stacked, tokens[:, None], positions, given)
         return self._forward(stacked, tokens[:, None], positions, given)
+
+    @contextmanager
+    def _as_eager(self) -> Generator[None]:
+        """With the masks that the library makes for attention of its own."""
+        before = [config._attn_implementation_internal for config in self._configs]
+        for config in self._configs:
+            config._attn_implementation_internal = "eager"
+        try:
+            yield
+        finally:
+            for config, name in zip(self._configs, before, strict=True):
+                config._attn_implementation_internal = name
 
     @torch.inference_mode()
     def logits(self, rows: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -10,7 +11,7 @@ from ....protos.errors import FailedPrecondition, InvalidArgument
 from ...model.footprint import free_bytes
 from ...model.placement import MAIN_MEMORY, listed_devices
 
-__all__ = ["choose_device", "choose_devices", "free_on", "room_on"]
+__all__ = ["choose_device", "choose_devices", "free_on", "room_on", "room_over"]
 
 
 def choose_device(device: str) -> torch.device:
@@ -60,6 +61,15 @@ def room_on(device: str) -> int | None:
     """Free bytes of one device; None where nobody knows."""
     chosen = choose_device(device)
     return torch.cuda.mem_get_info(chosen)[0] if chosen.type == "cuda" else free_bytes()
+
+
+def room_over(layers: Iterable[torch.device]) -> int | None:
+    """Bytes of a cache, of which each layer holds an equal part where it lies, before one device is full; None where nobody
+    knows."""
+    shares = Counter(map(str, layers))
+    rooms = {name: room_on(name) for name in shares}
+    found = [room * shares.total() // shares[name] for name, room in rooms.items() if room is not None]
+    return min(found) if len(found) == len(rooms) else None
 
 
 def _gpus() -> str:

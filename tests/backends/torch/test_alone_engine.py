@@ -43,8 +43,8 @@ OFTEN = (
 """Tested each time; the others with `make test-all`."""
 STEPS_OTHERWISE = {"nemotron_h", "zamba2"}
 """The library bounds their time steps from below in a whole forward, and not for a token (float64 shows the same difference)."""
-ALONE = {"rwkv", "gpt_neo"}
-"""Whose library mixes the sequences of a batch while generating, or forgets which keys are padding."""
+ALONE = {"rwkv"}
+"""Whose library mixes the sequences of a batch while generating."""
 READ_WHOLE = {"mamba", "falcon_mamba", "recurrent_gemma", "jamba", "zamba2"}
 """Whose library does not go on from a state by more than a row."""
 

@@ -14,6 +14,7 @@ import torch
 from probewire.backends.alone_engine import CacheCost
 from probewire.backends.batch_engine import BatchEngine
 from probewire.backends.hooks.base import Backend
+from probewire.backends.hooks.deltas import UNEMBED, BoundUse, BoundVariant, Factors
 from probewire.backends.model.limits import Limits
 from probewire.backends.torch.own_cache import OwnCache
 from probewire.backends.torch.stacked import Stacks, parts_of
@@ -24,6 +25,7 @@ from probewire.protos.spec import Capture, Hook, Plan, Where
 from tests.backends.derived import write
 from tests.backends.torch.one_by_one import KINDS
 from tests.parity.harness import CHUNKED, TOLERANCE, assert_same, collect, generate, load, sequence
+from tests.parity.opened import gap
 from tests.tiny_models import tiny_checkpoint
 
 LENGTHS = (23, 3, 31, 1, 12, 9)
@@ -252,6 +254,40 @@ def test_sampling_hangs_on_the_request_alone(made: Made) -> None:
     beside = generate(backend, [*_asked(backend, (23, 3)), mine[1]])[-1]
     assert beside.tokens == alone.tokens
     assert np.allclose([one or 0 for one in beside.logprobs], [one or 0 for one in alone.logprobs], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["lfm2", "stablelm"])
+def test_variants_of_one_sequence_are_no_others(name: str, made: Made) -> None:
+    """Deltas inside and at the output head, beside another variant and none."""
+    backend = made(name)
+    table, rng = backend.weight_table, np.random.default_rng(0)
+    paths = {weight: table.named[weight] for weight in ("w_down.1", "w_unembed")}
+
+    def asked(n: int, variant: int) -> Any:
+        [one] = _asked(backend, (n,))
+        if variant:
+            factors = {
+                UNEMBED if weight == "w_unembed" else found.linear.path: Factors(
+                    *(
+                        rng.normal(size=shape).astype(np.float32)
+                        for shape in ((found.linear.d_in, 2), (2, found.linear.d_out))
+                    )
+                )
+                for weight, found in paths.items()
+            }
+            one.plan.uses = (BoundUse(BoundVariant(f"v{variant}", variants.setdefault(variant, factors)), 0.1),)
+        return one
+
+    variants: dict[int, dict[str, Factors]] = {}
+    which = ((23, 1), (9, 0), (3, 2), (12, 1))
+    alone = [generate(backend, [asked(n, variant)])[0] for n, variant in which]
+    [plain] = generate(backend, _asked(backend, (23,)))
+    with_it, without = (one.captured[2, "logits", ""].values for one in (alone[0], plain))
+    assert gap(with_it, without) > 1e-3, "the variant must be seen"
+    beside = generate(backend, [asked(n, variant) for n, variant in which])
+    for found, want in zip(beside, alone, strict=True):
+        assert found.tokens == want.tokens
+        assert_same(found.captured, want.captured, TOLERANCE["float32"])
 
 
 # ---- the check at load ----

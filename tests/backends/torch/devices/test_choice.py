@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from probewire.backends import free_bytes
-from probewire.backends.torch.devices.choice import choose_device, choose_devices, free_on, room_on
+from probewire.backends.torch.devices.choice import choose_device, choose_devices, free_on, room_on, room_over
 from probewire.protos.errors import FailedPrecondition, InvalidArgument
 
 FREE = {0: 10, 1: 20}
@@ -41,6 +41,16 @@ def test_room_is_that_of_all_that_is_named() -> None:
     assert [room_on(name) for name in ("cuda", "cuda:0", "cuda:1", "cpu")] == [10, 10, 20, 1000]
     assert [free_on(name) for name in ("cuda:1", "cuda:0,cuda:1", "cuda:1,cpu", "auto")] == [20, 30, 1020, 30]
     assert free_bytes("torch", "cuda:0,cuda:1,cpu") == 1030
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_a_cache_over_several_is_full_where_the_first_is() -> None:
+    def over(*names: str) -> int | None:
+        return room_over(map(torch.device, names))
+
+    assert over("cuda:0", "cuda:0", "cuda:1") == 10 * 3 // 2
+    assert over("cuda:0", "cuda:1", "cuda:1", "cuda:1", "cuda:1") == 20 * 5 // 4
+    assert over("cuda:1", "cpu") == 40
 
 
 @pytest.mark.usefixtures("two_gpus")

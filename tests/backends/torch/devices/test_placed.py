@@ -325,6 +325,29 @@ def test_a_derived_table(tmp_path: Path) -> None:
         assert_same(run(several, TOKENS, every_site(one)), run(one, TOKENS, every_site(one)), 0)
 
 
+def test_stacked_caches_lie_with_their_layers(tmp_path: Path) -> None:
+    """Of a model that the library's batches refuse."""
+    folder = write("stablelm", tmp_path, **{**SIZES, "num_key_value_heads": 2})
+    one = load("torch", folder)
+    with mock.patch(f"{BACKEND}.room_over", return_value=None):
+        several = load_on(TWO, folder)
+    assert several.info.batching == "", several.info.batching
+    plan = every_site(several, "generate")
+    with VirtualDevices():
+        found, wanted = (
+            generate(
+                backend,
+                [sequence(backend, p, plan, mode="generate", name=f"s{i}") for i, p in enumerate((TOKENS, LONG, [9]))],
+            )
+            for backend in (several, one)
+        )
+    for here, there in zip(found, wanted, strict=True):
+        assert here.tokens == there.tokens
+        assert_same(here.captured, there.captured, TOLERANCE["float32"])
+    one.close()
+    several.close()
+
+
 def test_bfloat16(plain: Callable[[str], tuple[Path, Backend]]) -> None:
     folder, _ = plain("llama")
     one, several = load("torch", folder, dtype="bfloat16"), load_on(TWO, folder, dtype="bfloat16")
