@@ -25,6 +25,7 @@ COMMANDS = {
     "sae": "collect activations, train sparse autoencoders on them, and look at their latents",
     "tune": "fine-tune a model on this machine: a variant comes of it",
     "circuit": "check circuits against a model, and keep them in a library",
+    "variant": "load, look at, compose, merge and convert variants: changes of a model as values",
     "top": "see who is running what on a server, live",
     "bench": "measure this machine against plain inference and against peers (needs a checkout)",
 }
