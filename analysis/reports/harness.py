@@ -40,6 +40,7 @@ class HarnessModel:
         hooks: Hooks = (),
         session: SessionView | str = "",
         model: str = "",
+        subject: Subject | None = None,
         max_length: int | None = None,
         max_gen_toks: int = 256,
         add_bos_token: bool | None = None,
@@ -47,9 +48,10 @@ class HarnessModel:
     ) -> None:
         """`max_length`: tokens of a text at most, of a longer one the last so many (default: the context's, less one).
 
-        The other options are those of the harness's own models. Raises what `describe` and `Subject.of` raise.
+        `subject`: in place of what changes the model. The other options are those of the harness's own models. Raises what `describe` and `Subject.of` raise.
         """
-        self.subject = Subject.of(client, hooks=hooks, variant=variant, session=session, model=model)
+        self.subject = subject or Subject.of(client, hooks=hooks, variant=variant, session=session, model=model)
+        model = self.subject.model
         self.info, self.named = client.describe(model), client.tokenizer_info(model)
         self.max_length = max_length or max(2, (self.info.context_length or 2049) - 1)
         self.max_gen_toks, self.add_bos_token = max_gen_toks, add_bos_token

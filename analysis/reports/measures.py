@@ -24,6 +24,8 @@ from .subject import Subject, Uses, same_model
 __all__ = ["choice_logodds", "divergence", "kl_to_base", "logodds", "perplexity_by_base", "repetition", "surprise"]
 
 PAIRS_A_REQUEST = 16
+MOST_POSITIONS = 16
+"""Of a prompt; a request takes 256 metrics in all."""
 _ORDERS = ((2, 2 / 3), (3, 4 / 3))
 """n-grams whose entropy counts, and by how much (ROME's measure of fluency, Meng et al. 2022)."""
 
@@ -72,7 +74,10 @@ def kl_to_base(
     session: SessionView | str = "",
     model: str = "",
 ) -> Floats:
-    """[prompt]: KL(base ‖ changed) in nats, mean over the positions of each prompt (but the first, which has no context)."""
+    """[prompt]: KL(base ‖ changed) in nats, mean over the positions of each prompt (but the first, which has no context).
+
+    Of a prompt of more than 17 tokens over 16 positions, evenly spaced and the last among them.
+    """
     return divergence(Subject.of(client, hooks=hooks, variant=variant, session=session, model=model), prompts)
 
 
@@ -152,7 +157,9 @@ def _as_source(item: Input) -> Input:
 
 
 def _mean_kl(base: str, n: int) -> WeightedSum:
-    positions = range(1, n) if n > 1 else range(n)
+    positions = [*range(1, n)] or [0]
+    if len(positions) > MOST_POSITIONS:
+        positions = sorted({positions[int(i)] for i in np.linspace(0, len(positions) - 1, MOST_POSITIONS)})
     return WeightedSum(tuple(Kl(base, p) for p in positions), (1 / len(positions),) * len(positions))
 
 

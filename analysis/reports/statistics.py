@@ -145,27 +145,31 @@ def paired(
     *,
     clusters: Sequence[object] | None = None,
     weights: ArrayLike | None = None,
+    shares: bool | None = None,
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Figure:
     """Mean of variant less base over the same items in the same order; both [item], booleans or numbers.
 
-    Raises what `measured` raises.
+    `shares`: that each item is a yes or a no (default: where all are 0 or 1). Raises what `measured` raises.
     """
     before, after = (np.asarray(values, dtype=np.float64) for values in (base, variant))
     if before.shape != after.shape or before.ndim != 1:
         raise InvalidArgument(f"base {list(before.shape)} and variant {list(after.shape)} do not pair item by item")
     found = measured(after - before, clusters=clusters, weights=weights, seed=seed, resamples=resamples)
     weight = np.ones(len(before)) if weights is None else np.asarray(weights, dtype=np.float64)
-    shares = weights is None and bool(np.isin(np.concatenate([before, after]), (0.0, 1.0)).all())
+    could = weights is None and bool(np.isin(np.concatenate([before, after]), (0.0, 1.0)).all())
+    if shares and not could:
+        raise InvalidArgument("shares are of items that are 0 or 1 on both sides, all of one weight")
+    yes_no = could if shares is None else shares
     found = replace(
         found,
         base=float(np.average(before, weights=weight)),
         variant=float(np.average(after, weights=weight)),
         changed=float((before != after).mean()),
-        shares=shares,
+        shares=yes_no,
     )
-    if not shares or found.clusters < 2:
+    if not yes_no or found.clusters < 2:
         return found
     low, high = score_bounds(*_independent(found.value, found.changed or 0.0, found.n, found.spread), CONFIDENCE)
     return replace(found, low=min(found.low, low), high=max(found.high, high))

@@ -10,7 +10,8 @@ from ...clients import Client, Input
 from ...clients.requests.hooks import Hooks, planned
 from ...clients.session import SessionView
 from ...protos.errors import InvalidArgument
-from ...protos.spec import Hook
+from ...protos.spec import Hook, Plan
+from ...protos.variants.plans import scaled_plan
 from ...protos.variants.use import VariantUse
 
 __all__ = ["Subject", "Uses", "same_model", "uses_of"]
@@ -64,6 +65,13 @@ class Subject:
     def base(self) -> Subject:
         """The same model without any of it."""
         return Subject(self.client, self.model)
+
+    def scaled(self, factor: float) -> Subject:
+        """The same at another strength. Raises InvalidArgument for a hook that has none."""
+        hooks = scaled_plan(Plan(self.hooks), factor).hooks
+        return replace(
+            self, hooks=hooks, variants=tuple(replace(use, scale=use.scale * factor) for use in self.variants)
+        )
 
     def inputs(self, prompts: Mapping[str, Any]) -> list[Input]:
         """Name → token ids, a text or an `Input`, as this subject reads them."""

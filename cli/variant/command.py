@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import argparse
 
-from . import folders, served
+from . import assess, folders, served, validate
+from .action import Action
 
 __all__ = ["ACTIONS", "add_arguments", "run"]
 
-ACTIONS = (*served.ACTIONS, *folders.ACTIONS)
+ACTIONS = (
+    *served.ACTIONS,
+    *folders.ACTIONS,
+    Action("assess", "say what a variant may break, before it is used: a level and a page", assess.add_arguments, assess.run),
+    Action(
+        "validate", "say what a variant does and broke: verdicts and a page", validate.add_arguments, validate.run
+    ),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -104,7 +104,7 @@ def test_p_and_interval_say_the_same() -> None:
     for shares in (False, True):
         base = (rng.random(60) < 0.7).astype(float) if shares else rng.normal(size=60)
         variant = abs(base - (rng.random(60) < 0.2)) if shares else base + rng.normal(-0.2, 1, 60)
-        found = paired(base, variant)
+        found = paired(base, variant, shares=shares)
         for step in (-0.01, 0.01):
             assert (found.p_at_most(found.low + step) <= 0.025) == (step < 0)
             assert (found.p_at_least(found.high + step) <= 0.025) == (step > 0)

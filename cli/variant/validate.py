@@ -1,0 +1,56 @@
+"""`probewire variant validate`: a validation report."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from ..connection import add_connection_arguments, connected
+from .reporting import NOT_MEASURED, add_report_arguments, fetched, kept, not_measured, verdict_exit
+
+__all__ = ["add_arguments", "run"]
+
+SUITES = ("facts", "tasks", "safety", "general")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what `probewire variant validate` takes."""
+    add_report_arguments(parser)
+    parser.add_argument(
+        "--suites", nargs="+", choices=SUITES, default=SUITES, metavar="NAME", help="of: " + ", ".join(SUITES)
+    )
+    parser.add_argument("--items", type=int, default=200, metavar="N", help="examples of each task (%(default)s)")
+    parser.add_argument(
+        "--lm-eval", nargs="+", default=[], metavar="TASK", help="tasks of lm-evaluation-harness, ours or its own"
+    )
+    parser.add_argument(
+        "--allow-inconclusive", action="store_true", help="exit 0 where nothing fails and too little is known"
+    )
+    add_connection_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Validate, write, say; gives the exit status."""
+    from ...analysis.reports.validation import validate_variant
+
+    try:
+        with connected(args) as client:
+            variant, folder = fetched(client, args.variant, args.model)
+            report = validate_variant(
+                client,
+                variant,
+                suites=tuple(args.suites),
+                lm_eval_tasks=tuple(args.lm_eval),
+                n=args.items,
+                seed=args.seed,
+                model=args.model,
+            )
+    except NOT_MEASURED as error:
+        return not_measured(error, args.variant)
+    files = kept(report, args, folder)
+    print(report)
+    for check in report.checks:
+        print(f"  {check}")
+    told = {"variant": variant.manifest.name or args.variant, "hash": variant.hash, "verdict": report.verdict}
+    print(json.dumps({**told, "suites": report.suites, "files": files}, ensure_ascii=False))
+    return verdict_exit(report.verdict, allow_inconclusive=args.allow_inconclusive)
