@@ -12,10 +12,13 @@ __all__ = ["ACTIONS", "add_arguments", "run"]
 ACTIONS = (
     *served.ACTIONS,
     *folders.ACTIONS,
-    Action("assess", "say what a variant may break, before it is used: a level and a page", assess.add_arguments, assess.run),
     Action(
-        "validate", "say what a variant does and broke: verdicts and a page", validate.add_arguments, validate.run
+        "assess",
+        "say what a variant may break, before it is used: a level and a page",
+        assess.add_arguments,
+        assess.run,
     ),
+    Action("validate", "say what a variant does and broke: verdicts and a page", validate.add_arguments, validate.run),
 )
 
 

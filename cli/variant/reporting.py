@@ -14,7 +14,6 @@ from ...clients import Client, Variant
 from ...protos.errors import (
     DeadlineExceeded,
     FailedPrecondition,
-    InvalidArgument,
     NotFound,
     ProbewireError,
     Unavailable,
@@ -63,10 +62,8 @@ def kept(report: Any, args: argparse.Namespace, folder: Path | None) -> dict[str
 
 
 def not_measured(error: ProbewireError, variant: str) -> int:
-    """Say so in both ways; 2 for wrong use."""
-    print(f"probewire: {error.message}", file=sys.stderr)
-    if isinstance(error, (InvalidArgument, NotFound)):
-        return 2
+    """Say so in both ways."""
+    print(f"probewire: could not be measured: {error.message}", file=sys.stderr)
     print(json.dumps({"variant": variant, "verdict": "not measured", "why": error.message}, ensure_ascii=False))
     return 4
 
