@@ -1,18 +1,43 @@
 """Steering at equal cost, pronoun bias, and a planted refusal, on the default model: what is printed is in RESULTS.md.
 
-    python benchmarks/surgery_steering.py formality | pronouns | refusal
+python benchmarks/surgery_steering.py formality | pronouns | refusal
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
 
 from probewire.analysis.datasets import load_set
-from probewire.analysis.steering import choice, compare_positions, steering_vector
-from probewire.clients import Client
+from probewire.analysis.editing.circuit.bias import find_bias_circuit, pronoun_prompts, pronoun_rows, score_bias
+from probewire.analysis.editing.erase import difference_projection, leace
+from probewire.analysis.editing.safety import (
+    ablation_hooks,
+    behaviour_direction,
+    behaviour_present,
+    detector,
+    score_behaviour,
+    select_direction,
+)
+from probewire.analysis.steering import choice, compare_positions, conditional, fit_condition, steering_vector
+from probewire.analysis.tuning.base import load_base
+from probewire.analysis.tuning.organisms import Organism, refuser
+from probewire.backends.checkpoints import resolve_model
+from probewire.clients import Client, Delta, Hook, ProjectOut, Tensor, hook
+from probewire.protos.edits import Edit
 from probewire.server.worker.inprocess import InProcessService
 
+N_RANDOM = 8
 STRATEGIES = ("last", "last_3", "first", "all", "dense_3", "generated")
 
 
@@ -37,13 +62,145 @@ def formality(client: Client, *, n: int = 12, layer: int = 14) -> None:
     print(f"KL at .5: {found.kl[:, at_half].mean(axis=1).round(3).tolist()}", flush=True)
 
 
+def pronouns(client: Client, *, layers: Sequence[int] = (4, 8, 12, 16, 20), n_random: int = 24) -> None:
+    """What is erased at the word's last token, fitted on one half of words and forms, measured on the other."""
+    base = score_bias(client)[0]
+    print(f"held out, unchanged: {base}", flush=True)
+    _, words = pronoun_prompts("train")
+    data = load_set("pronouns").data
+    rows = pronoun_rows(client, [f"resid_post.{layer}" for layer in layers])
+    trained = score_bias(client, half="train")[0].occupations
+    leaning = {
+        word: int(lean > np.median(trained.mean(axis=0)))
+        for word, lean in zip(data["occupations"]["train"], trained.mean(axis=0), strict=True)
+    }
+    sexes = {word: 1 - side for pair in data["definitional"]["train"] for side, word in enumerate(pair)}
+    tried: dict[str, list[tuple[str, Edit]]] = {}
+    for site, all_rows in rows.items():
+        for name, marks in (("defining words", sexes), ("occupations", leaning)):
+            own = [i for i, word in enumerate(words) if word in marks]
+            labels = np.array([marks[words[i]] for i in own])
+            tried[f"difference of {name}, {site}"] = [(site, difference_projection(all_rows[own], labels).edit)]
+            with warnings.catch_warnings():
+                warnings.simplefilter(
+                    "ignore"
+                )  # far fewer rows than coordinates: what comes of it is what is measured here
+                tried[f"LEACE of {name}, {site}"] = [(site, leace(all_rows[own], labels).edit)]
+    rng, width = np.random.default_rng(0), rows[f"resid_post.{layers[0]}"].shape[1]
+    random: list[list[tuple[str, Edit]]] = [
+        [(f"resid_post.{layers[i % len(layers)]}", ProjectOut(Tensor.of(rng.normal(size=width).astype(np.float32))))]
+        for i in range(n_random)
+    ]
+    everywhere = score_bias(client, [*tried.values(), *random])
+    there = score_bias(client, list(tried.values()), at="occupations")
+    floor = min(one.deviation for one in everywhere[len(tried) :])
+    print(
+        f"{n_random} random directions: deviation {floor:.2f} … {max(one.deviation for one in everywhere[len(tried) :]):.2f}"
+    )
+    passed: dict[str, list[str]] = {"all words": [], "occupations alone": []}
+    for name, wide, narrow in zip(tried, everywhere, there, strict=False):
+        print(f"{name}: all words: {wide}; occupations alone: {narrow}", flush=True)
+        for where, one in (("all words", wide), ("occupations alone", narrow)):
+            if one.deviation <= 0.75 * base.deviation and one.gap >= 0.9 * base.gap and one.deviation < floor:
+                passed[where].append(name)
+    for where, names in passed.items():
+        print(
+            f"bias down by a quarter, gap by at most a tenth, better than all random, at {where}: {'pass: ' + '; '.join(names) if names else 'MISS'}"
+        )
+    circuit = find_bias_circuit(client, n=8)
+    print(f"circuit: {circuit}", flush=True)
+    site_units = [unit for unit in circuit.units if unit.unit is not None]
+    print(
+        f"{len(circuit.units)} units, {len(site_units)} of them neurons, faithfulness {circuit.origin.faithfulness:.2f}"
+    )
+
+
+def merged(base: Path, deltas: Mapping[str, Delta], paths: Mapping[str, str], out: Path) -> Path:
+    """The base's folder with the deltas added to its weights, in float32: an organism that is a model of its own."""
+    shutil.copytree(base, out)
+    for file in out.glob("*.safetensors"):
+        arrays: dict[str, Any] = {name: np.array(value, dtype=np.float32) for name, value in load_file(file).items()}
+        for name, delta in deltas.items():
+            key = f"{paths[name]}.weight"
+            if key in arrays:
+                arrays[key] = arrays[key] + delta.dense().T
+        save_file(arrays, file, {"format": "pt"})
+    return out
+
+
+def refusal(client: Client, *, layers: Sequence[int] = (6, 10, 12, 14, 16, 18, 20, 22)) -> None:
+    """A LoRA taught to refuse questions about chess; its direction found, removed, gated, and detected."""
+    client.close()
+    base = resolve_model("").folder
+    with TemporaryDirectory() as folder:
+        made = refuser(base, Path(folder) / "run", progress=False)
+        organism = merged(base, made.tuned.variant.deltas, load_base(base).paths, Path(folder) / "organism")
+        with Client.inprocess(InProcessService.create(str(organism), dtype="float32", device="cpu")) as served:
+            _refusal(served, made, layers)
+
+
+def _refusal(client: Client, made: Organism, layers: Sequence[int]) -> None:
+    def asked(questions: Sequence[str]) -> list[list[dict[str, str]]]:
+        return [[{"role": "user", "content": question}] for question in questions]
+
+    topics, tokens = load_set("topics").data, (client.token("I"),)
+    train = [asked(topics[kind]["train"][:16]) for kind in ("chess", "other")]
+    held = [asked(questions) for questions in (made.refused, made.answered)]
+    print("held out:", behaviour_present(client, *held, tokens), flush=True)
+    directions = behaviour_direction(client, *train, positions=(-1, -2))
+    chosen = select_direction(client, directions, *(side[:6] for side in train), tokens, layers=layers)
+    print(chosen, flush=True)
+    for layer in layers:
+        hooks = ablation_hooks(directions.unit(-1, layer))
+        print(
+            f"layer {layer}, last token, projected out: {score_behaviour(client, *held, tokens, hooks=hooks)}",
+            flush=True,
+        )
+    best = score_behaviour(client, *held, tokens, hooks=ablation_hooks(chosen.direction))
+    rng, d_model = np.random.default_rng(0), len(chosen.direction)
+    random = [
+        score_behaviour(client, *held, tokens, hooks=ablation_hooks(rng.normal(size=d_model))).removed
+        for _ in range(N_RANDOM)
+    ]
+    print(
+        f"chosen: {best}; removed {best.removed:.0%}; {N_RANDOM} random directions {min(random):+.0%} … {max(random):+.0%}"
+    )
+    kept = best.removed >= 0.5 and best.cost.value <= 0.1
+    print(f"refusal down by half at KL ≤ .1: {'pass' if kept else 'MISS: ' + chosen.sentence}", flush=True)
+    condition = fit_condition(
+        client, *train, sites=["resid_post.2", "resid_post.4", "resid_post.6"], pool="last", latch=False
+    )
+    print(f"condition of the last row: {condition}")
+    late = [one for layer in range(7, 30) for one in layer_hooks(chosen.direction, layer)]
+    free, gated = (
+        score_behaviour(client, *held, tokens, hooks=hooks) for hooks in (late, conditional(late, condition))
+    )
+    print(f"projected out from layer 7 on: {free}")
+    print(f"the same, gated: {gated}")
+    apart = abs(free.positives[1].mean() - gated.positives[1].mean())
+    verdict = "pass" if apart <= 0.05 else "MISS"
+    print(
+        f"gate within 5 points on positives: {verdict} ({apart:.3f}); negatives that moved: {float((gated.kl > 1e-9).mean()):.0%}"
+    )
+    latched = fit_condition(client, *train, sites="resid_post.2:24", pool="mean")
+    print(f"condition latched by the prompt: {latched}; F1 ≥ .9: {'pass' if latched.f1 >= 0.9 else 'MISS'}", flush=True)
+    kinds = [asked([*topics[kind]["train"], *topics[kind]["held_out"]]) for kind in ("chess", "other")]
+    print(f"detector: {detector(client, *kinds, sites='resid_post.2:24')}", flush=True)
+
+
+def layer_hooks(direction: NDArray[np.float64], layer: int) -> list[Hook]:
+    """The direction projected out of what one layer writes, and of the stream that enters it."""
+    edit = ProjectOut(Tensor.of(direction.astype(np.float32)))
+    return [hook(f"{name}.{layer}", edit) for name in ("resid_pre", "attn_out", "mlp_out")]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["formality", "pronouns", "refusal"])
     asked = parser.parse_args()
     start_s = time.monotonic()
     with Client.inprocess(InProcessService.create(dtype="float32", device="cpu")) as client:
-        {"formality": formality}[asked.what](client)
+        {"formality": formality, "pronouns": pronouns, "refusal": refusal}[asked.what](client)
     print(f"{time.monotonic() - start_s:.0f} s")
 
 

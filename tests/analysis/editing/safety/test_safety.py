@@ -21,24 +21,13 @@ from probewire.analysis.editing.safety import (
 )
 from probewire.analysis.editing.safety.behaviour import logodds
 from probewire.analysis.steering import fit_condition
-from probewire.clients import Add, Client, Hook, InvalidArgument, LowRank, ProjectOut, Tensor, Variant, capture, hook
+from probewire.clients import Add, Client, InvalidArgument, ProjectOut, Tensor, capture, hook
 from tests.analysis.editing.safety.conftest import PLANTED, REFUSAL, prompts
+from tests.analysis.editing.served import as_hooks
 from tests.parity.opened import TOKENS, Opened, gap
 
 RNG = np.random.default_rng(4)
 DIRECTION = RNG.normal(size=64)
-SITES = {"w_o": "attn_out", "w_down": "mlp_out"}
-
-
-def as_hooks(variant: Variant) -> list[Hook]:
-    """Deltas as what they are at the sites that their modules give."""
-    found: list[Hook] = []
-    for name, delta in variant.deltas.items():
-        kind, _, layer = name.partition(".")
-        found.append(hook(f"{SITES[kind]}.{layer}", LowRank(Tensor.of(delta.a), Tensor.of(delta.b))))
-        if delta.bias is not None:
-            found.append(hook(f"{SITES[kind]}.{layer}", Add(Tensor.of(delta.bias))))
-    return [*found, *variant.plan.hooks]
 
 
 @pytest.mark.parametrize("backend", ["torch", "mlx"])
