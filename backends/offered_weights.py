@@ -190,7 +190,13 @@ def _inside(backend: Backend, layer: int, linear: Linear, columns: list[int | No
     sequences: list[Sequence] = []
     for index, column in enumerate(columns):
         bound = bind(
-            plan, backend, mode="run", input_name="input", tokens=_TOKENS, prompt_length=len(_TOKENS), n_rows=len(_TOKENS)
+            plan,
+            backend,
+            mode="run",
+            input_name="input",
+            tokens=_TOKENS,
+            prompt_length=len(_TOKENS),
+            n_rows=len(_TOKENS),
         )
         backend.bind(bound)
         if column is not None:

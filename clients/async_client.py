@@ -16,6 +16,7 @@ from .requests.asked import Asked
 from .requests.async_steps import AsyncTransport, aperform
 from .requests.hooks import Hooks
 from .requests.steps import Caller, Steps, ask
+from .requests.variants import Variants
 from .transport.addresses import connect_async
 from .transport.async_inprocess import AsyncInProcessTransport
 
@@ -74,12 +75,12 @@ class AsyncClient(Connected[AsyncTransport]):
 
     # ---- live sessions ----
 
-    def session(self, hooks: Hooks = (), *, name: str = "", model: str = "") -> NewSession:
+    def session(self, hooks: Hooks = (), *, variant: Variants = (), name: str = "", model: str = "") -> NewSession:
         """Make a live session: `live = await client.session(…)`, or `async with client.session(…) as live`.
 
         Its hooks may not name inputs, read other inputs, or store. Used in an `async with`, it is deleted at the end.
         """
-        return NewSession(self._transport, session_calls.create(self, hooks, name=name, model=model))
+        return NewSession(self._transport, session_calls.create(self, hooks, variant=variant, name=name, model=model))
 
     async def sessions(self) -> list[AsyncLiveSession]:
         """Yours, oldest first."""

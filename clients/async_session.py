@@ -12,6 +12,7 @@ from ..protos.sessions import Session
 from .requests.async_steps import AsyncTransport, aperform
 from .requests.hooks import Hooks
 from .requests.steps import Steps, ask
+from .requests.variants import Variants
 from .session import SessionView, update
 
 __all__ = ["AsyncLiveSession", "NewSession"]
@@ -24,9 +25,9 @@ class AsyncLiveSession(SessionView):
         super().__init__(session)
         self._transport = transport
 
-    async def update(self, hooks: Hooks, *, force: bool = False) -> Self:
+    async def update(self, hooks: Hooks, *, variant: Variants | None = None, force: bool = False) -> Self:
         """As `LiveSession.update`."""
-        self._session = await aperform(self._transport, update(self._session, hooks, force=force))
+        self._session = await aperform(self._transport, update(self._session, hooks, variant=variant, force=force))
         return self
 
     async def refresh(self) -> Self:

@@ -13,6 +13,7 @@ from ..protos.gradients import IntegratedPath
 from ..protos.model import MAX_INPUTS, Started
 from ..protos.service import Service
 from ..protos.spec import Plan
+from ..protos.variants.use import checked_uses
 from .progress import progress_bar
 from .requests.answering import OnStarted, answered
 from .requests.asked import Asked
@@ -21,6 +22,7 @@ from .requests.prompts import Prompts, to_inputs
 from .requests.sampling import SamplingOptions, to_sampling
 from .requests.steps import Caller, Steps, ask
 from .requests.targets import Targets, to_targets
+from .requests.variants import Variants
 from .results.collecting import Collector, SweepCollector
 from .results.results import Generation, Gradients, InputResult, Run
 from .results.sweep import Sweep, sweep_axes
@@ -50,13 +52,14 @@ def generate(
     *,
     hooks: Hooks = (),
     capture: Captured = (),
+    variant: Variants = (),
     session: SessionView | str = "",
     model: str = "",
     progress: bool = False,
     **sampling: Unpack[SamplingOptions],
 ) -> Steps[Generation]:
     """Sample a continuation of each input, with hooks at work on the way: those of the `session` as it goes, then these."""
-    return generation_of(_generation(prompt, hooks, capture, session, model, sampling), progress=progress)
+    return generation_of(_generation(prompt, hooks, capture, variant, session, model, sampling), progress=progress)
 
 
 def generate_with_activations(
@@ -65,13 +68,14 @@ def generate_with_activations(
     capture: Captured = (),
     *,
     hooks: Hooks = (),
+    variant: Variants = (),
     session: SessionView | str = "",
     model: str = "",
     progress: bool = False,
     **sampling: Unpack[SamplingOptions],
 ) -> Steps[Generation]:
     """As `generate`, and refuses a request that captures nothing: `capture=["resid_post.*"]`."""
-    asked = _generation(prompt_or_messages, hooks, capture, session, model, sampling)
+    asked = _generation(prompt_or_messages, hooks, capture, variant, session, model, sampling)
     if not _captures(asked.plan):
         followed = (yield from ask(Service.session, asked.session)).plan if asked.session else Plan()
         if not _captures(followed):
@@ -85,6 +89,7 @@ def stream(
     *,
     hooks: Hooks = (),
     capture: Captured = (),
+    variant: Variants = (),
     session: SessionView | str = "",
     model: str = "",
     keep: bool = True,
@@ -95,7 +100,7 @@ def stream(
     At most 64 inputs. At its end the stream has a `result`, for which it keeps what came; with `keep` False it forgets
     the tensors of each step, for streams longer than memory.
     """
-    return _generation(prompt, hooks, capture, session, model, sampling), keep
+    return _generation(prompt, hooks, capture, variant, session, model, sampling), keep
 
 
 def run(
@@ -104,12 +109,14 @@ def run(
     *,
     capture: Captured = (),
     hooks: Hooks = (),
+    variant: Variants = (),
     model: str = "",
     progress: bool = True,
 ) -> Steps[Run]:
     """One forward pass over each input, and what the hooks read in it. Any number of inputs; a long list has a bar."""
     plan, vectors_of = planned(hooks, capture)
-    asked = Asked("run", to_inputs(prompt), plan, model, vectors_of=vectors_of)
+    uses = checked_uses(variant, "the request")
+    asked = Asked("run", to_inputs(prompt), plan, model, variants=uses, vectors_of=vectors_of)
     return run_of(asked, progress=progress)
 
 
@@ -124,6 +131,7 @@ def gradients(
     rules: Sequence[str] = (),
     direct: bool = False,
     path: IntegratedPath | None = None,
+    variant: Variants = (),
     model: str = "",
     progress: bool = True,
 ) -> Steps[Gradients]:
@@ -148,6 +156,7 @@ def gradients(
         rules=(rules,) if isinstance(rules, str) else tuple(rules),
         direct=direct,
         path=path,
+        variants=checked_uses(variant, "the request"),
         vectors_of=vectors_of,
     )
     return gradients_of(asked, progress=progress)
@@ -163,6 +172,7 @@ def sweep(
     axes: Mapping[str, Sequence[Any]] | None = None,
     share: bool = True,
     progress: bool = True,
+    variant: Variants = (),
     model: str = "",
 ) -> Steps[Sweep]:
     """What each of many plans does to a metric of each input: every layer, position, head …
@@ -181,6 +191,7 @@ def sweep(
         targets=to_targets(target),
         plans=tuple(plan for plan, _ in listed),
         share=share,
+        variants=checked_uses(variant, "the sweep"),
         vectors_of=tuple({found: None for _, models in (base, *listed) for found in models}),
     )
     return sweep_of(asked, named, progress=progress)
@@ -250,6 +261,7 @@ def _generation(
     prompt: Prompts,
     hooks: Hooks,
     capture: Captured,
+    variant: Variants,
     session: SessionView | str,
     model: str,
     sampling: SamplingOptions,
@@ -257,7 +269,16 @@ def _generation(
     if isinstance(session, SessionView):
         session, model = session.id, model or session.model
     plan, vectors_of = planned(hooks, capture)
-    return Asked("generate", to_inputs(prompt), plan, model, to_sampling(sampling), session, vectors_of=vectors_of)
+    return Asked(
+        "generate",
+        to_inputs(prompt),
+        plan,
+        model,
+        to_sampling(sampling),
+        session,
+        variants=checked_uses(variant, "the request"),
+        vectors_of=vectors_of,
+    )
 
 
 def _captures(plan: Plan) -> bool:

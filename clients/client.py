@@ -13,6 +13,7 @@ from .requests import repeating
 from .requests.asked import Asked
 from .requests.hooks import Hooks
 from .requests.steps import Caller, Steps, perform
+from .requests.variants import Variants
 from .session import LiveSession
 from .stream import Stream
 from .transport.addresses import connect
@@ -70,12 +71,12 @@ class Client(Connected[Transport]):
 
     # ---- live sessions ----
 
-    def session(self, hooks: Hooks = (), *, name: str = "", model: str = "") -> LiveSession:
+    def session(self, hooks: Hooks = (), *, variant: Variants = (), name: str = "", model: str = "") -> LiveSession:
         """Make a live session: hooks that generations bound to it follow while you change them.
 
         Its hooks may not name inputs, read other inputs, or store. Used in a `with`, it is deleted at the end.
         """
-        created = perform(self._transport, session_calls.create(self, hooks, name=name, model=model))
+        created = perform(self._transport, session_calls.create(self, hooks, variant=variant, name=name, model=model))
         return LiveSession(self._transport, created)
 
     def sessions(self) -> list[LiveSession]:

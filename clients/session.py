@@ -9,10 +9,11 @@ from ..protos.errors import NotFound, ProbewireError
 from ..protos.service import Service
 from ..protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from ..protos.spec import Hook, Plan
-from ..protos.variants.use import VariantUse
+from ..protos.variants.use import VariantUse, checked_uses
 from .requests.for_model import require_model
 from .requests.hooks import Hooks, planned
 from .requests.steps import Caller, Steps, ask, perform
+from .requests.variants import Variants
 from .transport.base import Transport
 
 __all__ = ["LiveSession", "SessionView", "create", "update"]
@@ -20,16 +21,20 @@ __all__ = ["LiveSession", "SessionView", "create", "update"]
 MAX_SHOWN_HOOKS = 4
 
 
-def create(client: Caller, hooks: Hooks = (), *, name: str = "", model: str = "") -> Steps[Session]:
+def create(
+    client: Caller, hooks: Hooks = (), *, variant: Variants = (), name: str = "", model: str = ""
+) -> Steps[Session]:
     """Make a session on the server."""
     plan = yield from _planned(hooks, model)
-    return (yield from ask(Service.create_session, CreateSessionRequest(plan, model, name)))
+    uses = checked_uses(variant, "the session")
+    return (yield from ask(Service.create_session, CreateSessionRequest(plan, model, name, uses)))
 
 
-def update(session: Session, hooks: Hooks, *, force: bool = False) -> Steps[Session]:
-    """Give it other hooks."""
+def update(session: Session, hooks: Hooks, *, variant: Variants | None = None, force: bool = False) -> Steps[Session]:
+    """Give it other hooks, and other variants where some are named."""
     plan = yield from _planned(hooks, session.model)
-    request = UpdateSessionRequest(session.id, plan, None if force else session.revision)
+    uses = None if variant is None else checked_uses(variant, "the session")
+    request = UpdateSessionRequest(session.id, plan, None if force else session.revision, uses)
     return (yield from ask(Service.update_session, request))
 
 
@@ -83,6 +88,11 @@ class SessionView:
         """In the order they apply, before a request's own: those see what the session edits."""
         return self._session.plan.hooks
 
+    @property
+    def variants(self) -> tuple[VariantUse, ...]:
+        """What generations bound to it run with, before the request's own."""
+        return self._session.variants
+
     def __repr__(self) -> str:
         name = f"{self.name!r}, " if self.name else ""
         return f"{type(self).__name__}({name}id={self.id!r}, model={self.model!r}, revision={self.revision}: {self._told()})"
@@ -90,7 +100,11 @@ class SessionView:
     def _told(self) -> str:
         shown = [_told(hook) for hook in self.hooks[:MAX_SHOWN_HOOKS]]
         more = len(self.hooks) - len(shown)
-        return ", ".join([*shown, f"{more} more"] if more else shown) or "no hooks"
+        names = [
+            f"variant {use.name}" if use.scale == 1.0 else f"variant {use.name} × {use.scale:g}"
+            for use in self.variants
+        ]
+        return ", ".join([*names, *shown, *([f"{more} more"] if more else [])]) or "no hooks"
 
 
 class LiveSession(SessionView):
@@ -104,13 +118,15 @@ class LiveSession(SessionView):
         super().__init__(session)
         self._transport = transport
 
-    def update(self, hooks: Hooks, *, force: bool = False) -> Self:
+    def update(self, hooks: Hooks, *, variant: Variants | None = None, force: bool = False) -> Self:
         """Put other hooks in place of these, for generations under way from their next step on.
+
+        `variant`: the same for what they run with; left out, that stays. Keys and values of earlier tokens stay too.
 
         Raises FailedPrecondition when somebody else has updated it since (`refresh()` shows how), unless `force`; and
         InvalidArgument when a generation under way could not honour the hooks. Nothing has changed then.
         """
-        self._session = perform(self._transport, update(self._session, hooks, force=force))
+        self._session = perform(self._transport, update(self._session, hooks, variant=variant, force=force))
         return self
 
     def refresh(self) -> Self:

@@ -49,7 +49,7 @@ class Factors:
         return self.a.nbytes + self.b.nbytes + (0 if self.bias is None else self.bias.nbytes)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class BoundVariant:
     """A variant's deltas on one model."""
 

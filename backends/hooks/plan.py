@@ -5,14 +5,14 @@ Both backends use it as it is, so that both refuse the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence as SequenceOf
+from dataclasses import dataclass, replace
 
 from ...protos.edits import FromInput, Replace
 from ...protos.errors import InvalidArgument, NotFound
 from ...protos.latents import ReadLatents
 from ...protos.sites import Site
-from ...protos.spec import Hook, Plan
+from ...protos.spec import Hook, Plan, Where
 from ..saes.sae import Sae, check_latents, saes_of
 from ..saes.user_assets import EMPTY, UserAssets
 from .bound import Acting, Bindable, BoundHook, BoundPlan, Mode
@@ -20,7 +20,22 @@ from .checks import check_hook, expand
 from .points import Point, Points
 from .source_rows import attach_source, check_keys_left
 
-__all__ = ["bind", "hook_saes", "succeed"]
+__all__ = ["VariantHook", "bind", "hook_saes", "succeed"]
+
+
+FIRST_OF_VARIANTS = 1 << 29
+"""Index of the first hook that a variant brings, behind all of a plan's."""
+
+
+@dataclass(frozen=True, slots=True)
+class VariantHook:
+    """A hook of a variant's plan, as one input runs with it."""
+
+    hook: Hook
+    what: str
+    """How messages name it."""
+    strength: float = 1.0
+    within: Where | None = None
 
 
 def bind(
@@ -35,12 +50,14 @@ def bind(
     input_lengths: Mapping[str, int] | None = None,
     assets: UserAssets = EMPTY,
     applied_last: int = 0,
+    first: SequenceOf[VariantHook] = (),
 ) -> BoundPlan:
     """Check the hooks of a plan that apply to one input and make them concrete.
 
     `input_lengths` holds the token counts of the request's inputs, for hooks that read another one: they come back
     with `needs` set, to be filled by `give_rows`. `assets` holds stored captures and SAEs. The first `applied_last` hooks
-    apply after all others: a request's own, which see what its session has edited. Raises InvalidArgument with the hook's index, the reason and the fix.
+    apply after all others: a request's own, which see what its session has edited. Those of variants, `first`, apply before
+    all. Raises InvalidArgument with the hook's index, the reason and the fix.
     """
     hooks: list[BoundHook] = []
     for index, hook in enumerate(plan.hooks):
@@ -53,8 +70,13 @@ def bind(
         check_hook(hook, sites, model, mode, where, prompt_length=prompt_length, n_rows=n_rows)
         bound = BoundHook(index, hook, sites, saes=hook_saes(hook, sites, assets, where))
         hooks.append(bound)
+    theirs = [
+        _of_variant(FIRST_OF_VARIANTS + i, one, model, assets, mode, prompt_length, n_rows)
+        for i, one in enumerate(first)
+    ]
     by_site: dict[Site, list[tuple[BoundHook, int]]] = {}
-    in_order = sorted(hooks, key=lambda bound: bound.index < applied_last)
+    in_order = [*theirs, *sorted(hooks, key=lambda bound: bound.index < applied_last)]
+    hooks += theirs
     for bound in in_order:
         for i, site in enumerate(bound.sites):
             by_site.setdefault(site, []).append((bound, i))
@@ -68,6 +90,16 @@ def bind(
         attach_source(bound, bound_plan, model, tokens, input_lengths or {}, assets.captures)
         check_keys_left(bound, bound_plan, tokens)
     return bound_plan
+
+
+def _of_variant(
+    index: int, one: VariantHook, model: Bindable, assets: UserAssets, mode: Mode, prompt_length: int, n_rows: int
+) -> BoundHook:
+    where = f"{one.what} ({one.hook.site})"
+    sites = expand(one.hook, model.info, where)
+    check_hook(one.hook, sites, model, mode, where, prompt_length=prompt_length, n_rows=n_rows)
+    saes = hook_saes(one.hook, sites, assets, where)
+    return BoundHook(index, one.hook, sites, saes=saes, strength=one.strength, within=one.within)
 
 
 def _by_point(hooks: list[BoundHook], points: Points) -> dict[Point, list[Acting]]:

@@ -116,7 +116,9 @@ def take_deltas(model: Any, head: Any, seen: Mapping[tuple[str, str], Seen], del
     found: dict[str, Linear] = {}
     for path, module in model.named_modules():
         if isinstance(module, (nn.Embedding, nn.QuantizedEmbedding)):
-            scale = _embedding_scale(module) if EMBED not in found and _reads_tokens(seen.get((path, "input"))) else None
+            scale = (
+                _embedding_scale(module) if EMBED not in found and _reads_tokens(seen.get((path, "input"))) else None
+            )
             if scale is not None:
                 d_in, d_out = module.weight.shape[0], seen[path, "output"].shapes[0][-1]
                 found[EMBED] = Linear(path, d_in, d_out, scale=scale)

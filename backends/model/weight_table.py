@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -86,6 +87,8 @@ class WeightTable:
     """Module path → its weight as a whole, where its rows are the tokens'."""
     why_not: str = ""
     """Why there are none."""
+    bound: WeakValueDictionary[str, BoundVariant] = field(default_factory=WeakValueDictionary[str, BoundVariant])
+    """By hash, those that something runs with."""
 
     @property
     def infos(self) -> tuple[WeightInfo, ...]:
@@ -105,11 +108,15 @@ class WeightTable:
                 f"{', '.join(f'module:{one}' for one in near)}. Experts, routers, norms and convolutions take no deltas"
             )
         near = get_close_matches(name, self.named, 3) or list(self.named)[:3]
-        said = f"for example {', '.join(near)}" if near else self.why_not or "it has none with a name; use module:<path>"
+        said = (
+            f"for example {', '.join(near)}" if near else self.why_not or "it has none with a name; use module:<path>"
+        )
         raise InvalidArgument(f"{name}: this model offers no such weight; {said} (describe().weights lists them)")
 
     def bind(self, variant: Variant) -> BoundVariant:
         """A variant's deltas as factors of whole modules. Raises InvalidArgument for what does not fit this model."""
+        if (known := self.bound.get(variant.hash)) is not None:
+            return known
         found: dict[str, list[tuple[Weight, str]]] = {}
         for name in variant.deltas:
             weight = self.find(name)
@@ -119,7 +126,9 @@ class WeightTable:
         for key, one in factors.items():
             if one.a.shape[1] > MAX_RANK * max(1, len(found[key])):
                 raise _too_large(", ".join(name for _, name in found[key]), one.a.shape[1])
-        return BoundVariant(variant.hash, factors)
+        made = BoundVariant(variant.hash, factors)
+        self.bound[variant.hash] = made
+        return made
 
 
 def _check(variant: Variant, name: str, weight: Weight) -> None:

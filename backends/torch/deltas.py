@@ -176,8 +176,4 @@ def _embedding_scale(module: nn.Module) -> float | None:
 
 def columns_of(at: torch.Tensor) -> Callable[[_Ready], _Ready]:
     """The factors of some of the columns of what a module gives."""
-    return lambda factors: _Ready(
-        factors.a, factors.b[:, at], None if factors.bias is None else factors.bias[at]
-    )
-
-
+    return lambda factors: _Ready(factors.a, factors.b[:, at], None if factors.bias is None else factors.bias[at])

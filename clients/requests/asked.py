@@ -14,6 +14,7 @@ from ...protos.model import GenerateRequest, Input, RunRequest, Sampling
 from ...protos.service import InferenceRequest
 from ...protos.spec import Hook, Plan
 from ...protos.sweeps import SweepRequest
+from ...protos.variants.use import VariantUse
 
 __all__ = ["Asked", "reads_of"]
 
@@ -39,6 +40,8 @@ class Asked:
     plans: tuple[Plan, ...] = ()
     """Sweep."""
     share: bool = True
+    variants: tuple[VariantUse, ...] = ()
+    """That every input runs with which names none itself."""
     vectors_of: tuple[str, ...] = ()
     """Hashes of the models that its steering vectors are for."""
 
@@ -50,18 +53,17 @@ class Asked:
     def request(self) -> InferenceRequest:
         """As one request. Raises InvalidArgument for what no request can be."""
         if self.operation == "run":
-            return RunRequest(self.inputs, self.model, self.plan)
+            return RunRequest(self.inputs, self.model, self.plan, self.variants)
         if self.operation == "generate":
             return self.generation()
         if self.operation == "gradients":
-            return GradientsRequest(
-                self.inputs, self.targets, self.model, self.plan, self.rules, self.direct, self.path
-            )
-        return SweepRequest(self.inputs, self.targets, self.plans, self.model, self.plan, self.share)
+            how = (self.rules, self.direct, self.path)
+            return GradientsRequest(self.inputs, self.targets, self.model, self.plan, *how, self.variants)
+        return SweepRequest(self.inputs, self.targets, self.plans, self.model, self.plan, self.share, self.variants)
 
     def generation(self) -> GenerateRequest:
         """As one request to generate."""
-        return GenerateRequest(self.inputs, self.model, self.plan, self.sampling, self.session)
+        return GenerateRequest(self.inputs, self.model, self.plan, self.sampling, self.session, self.variants)
 
 
 def reads_of(asked: Asked) -> dict[str, set[str]]:

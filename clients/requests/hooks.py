@@ -236,7 +236,7 @@ def hook(site: str, edit: Edit | None = None, capture: Capture | None = None, **
         site,
         edit,
         capture,
-        _where(options),
+        where_of(options),
         (inputs,) if isinstance(inputs, str) else None if inputs is None else tuple(inputs),
         options.get("id"),
     )
@@ -284,7 +284,7 @@ def _listed(value: Any) -> Sequence[Any]:
     return items
 
 
-def _where(options: Options) -> Where:
+def where_of(options: Options) -> Where:
     when = options.get("when")
     spans = options.get("spans")
     return Where(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..errors import InvalidArgument
@@ -65,11 +66,29 @@ class UsedVariant:
     inputs: tuple[str, ...]
 
 
-def checked_uses(uses: tuple[VariantUse, ...], what: str) -> tuple[VariantUse, ...]:
-    """As a tuple. Raises InvalidArgument for too many."""
-    uses = tuple(uses)
+def checked_uses(given: Iterable[VariantUse | str] | VariantUse | str, what: str) -> tuple[VariantUse, ...]:
+    """As a tuple of uses; names alone are taken too. Raises InvalidArgument for too many, and for what is neither."""
+    listed = ((given,) if given else ()) if isinstance(given, (str, VariantUse)) else given
+    if not isinstance(listed, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance] - notebooks pass anything
+        raise _no_use(listed)
+    uses = tuple(_use(one) for one in listed)
     if len(uses) > MAX_USES:
         raise InvalidArgument(
             f"{what} names {len(uses)} variants; at most {MAX_USES} apply together: compose some of them into one"
         )
     return uses
+
+
+def _use(one: object) -> VariantUse:
+    if isinstance(one, VariantUse):
+        return one
+    if isinstance(one, str):
+        return VariantUse(one)
+    raise _no_use(one)
+
+
+def _no_use(given: object) -> InvalidArgument:
+    return InvalidArgument(
+        f"cannot use a {type(given).__name__} as a variant; give the name that it was loaded under (client.load_variant says "
+        "it), use(name, scale), or a list of these"
+    )

@@ -47,6 +47,8 @@ class Kept:
     input: str
     positions: tuple[int, ...]
     array: Array
+    variants: tuple[str, ...] = ()
+    """Hashes of those that it was made with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +141,7 @@ class CaptureStore:
             model=kept.model,
             created_s=now,
             expires_s=now + self.ttl_s,
+            variants=kept.variants,
         )
         meta = orjson.dumps(to_json(item)).decode()
         data = save({kept.site: np.asarray(kept.array, order="C")}, {"owner": owner, "probewire": meta})

@@ -90,7 +90,10 @@ CREATE TABLE variant_versions (
     PRIMARY KEY (owner, model, name)
 )
 """
-_MIGRATIONS = (_SCHEMA, _SAES, _VARIANTS)
+_SESSION_VARIANTS = """
+ALTER TABLE sessions ADD COLUMN variants BLOB NOT NULL DEFAULT x''
+"""
+_MIGRATIONS = (_SCHEMA, _SAES, _VARIANTS, _SESSION_VARIANTS)
 """What each version of the schema adds to the one before."""
 VERSION = len(_MIGRATIONS)
 ORPHAN_S = 3600.0

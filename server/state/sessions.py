@@ -8,17 +8,19 @@ import time
 from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from ...protos import probewire_pb2 as pb
 from ...protos.errors import FailedPrecondition, NotFound, ResourceExhausted
 from ...protos.sessions import CreateSessionRequest, Session, UpdateSessionRequest
 from ...protos.spec import Plan
+from ...protos.variants.use import VariantUse
 from ...protos.wire.codec import from_proto, to_proto
 from .database import State
 
 __all__ = ["SessionStore"]
 
-_COLUMNS = "id, name, model, plan, revision, created_s, updated_s"
+_COLUMNS = "id, name, model, plan, revision, created_s, updated_s, variants"
 
 
 class SessionStore:
@@ -43,7 +45,9 @@ class SessionStore:
             self._drafts[owner] += 1
         try:
             now = time.time()
-            yield Session(f"ses-{secrets.token_urlsafe(12)}", request.name, model, request.plan, 1, now, now)
+            yield Session(
+                f"ses-{secrets.token_urlsafe(12)}", request.name, model, request.plan, 1, now, now, request.variants
+            )
         finally:
             with self._lock:
                 self._drafts[owner] -= 1
@@ -60,9 +64,10 @@ class SessionStore:
             session.revision,
             session.created_s,
             session.updated_s,
+            _packed(session.variants),
         )
         with self._state.transaction() as database:
-            database.execute("INSERT INTO sessions VALUES (?,?,?,?,?,?,?,?)", row)
+            database.execute("INSERT INTO sessions VALUES (?,?,?,?,?,?,?,?,?)", row)
 
     def revised(self, owner: str, request: UpdateSessionRequest) -> Session:
         """A session as `replace` will keep it. Raises FailedPrecondition when another update came in between."""
@@ -72,14 +77,16 @@ class SessionStore:
                 f"session {request.id!r} is at revision {old.revision}, and this update was made from "
                 f"{request.revision}; get it again and apply the change to that"
             )
-        return Session(old.id, old.name, old.model, request.plan, old.revision + 1, old.created_s, time.time())
+        variants = old.variants if request.variants is None else request.variants
+        return replace(old, plan=request.plan, variants=variants, revision=old.revision + 1, updated_s=time.time())
 
     def replace(self, owner: str, session: Session) -> None:
         """Keep a session's next revision. Raises NotFound when it was deleted meanwhile."""
-        values = (_packed(session.plan), session.revision, session.updated_s, session.id, owner)
+        packed = (_packed(session.plan), _packed(session.variants))
+        values = (*packed, session.revision, session.updated_s, session.id, owner)
         with self._state.transaction() as database:
             changed = database.execute(
-                "UPDATE sessions SET plan=?, revision=?, updated_s=? WHERE id=? AND owner=?", values
+                "UPDATE sessions SET plan=?, variants=?, revision=?, updated_s=? WHERE id=? AND owner=?", values
             )
             if not changed.rowcount:
                 raise _not_there(session.id)
@@ -108,10 +115,13 @@ def _not_there(session_id: str) -> NotFound:
     return NotFound(f"no session {session_id!r}; it was deleted, or never was")
 
 
-def _packed(plan: Plan) -> bytes:
-    return to_proto(plan).SerializeToString()
+def _packed(what: Plan | tuple[VariantUse, ...]) -> bytes:
+    message = to_proto(what) if isinstance(what, Plan) else pb.VariantUses(values=map(to_proto, what))
+    return message.SerializeToString()
 
 
-def _session(row: tuple[str, str, str, bytes, int, float, float]) -> Session:
-    session_id, name, model, plan, revision, created_s, updated_s = row
-    return Session(session_id, name, model, from_proto(Plan, pb.Plan.FromString(plan)), revision, created_s, updated_s)
+def _session(row: tuple[str, str, str, bytes, int, float, float, bytes]) -> Session:
+    session_id, name, model, plan, revision, created_s, updated_s, variants = row
+    uses = tuple(from_proto(VariantUse, use) for use in pb.VariantUses.FromString(variants).values)
+    hooks = from_proto(Plan, pb.Plan.FromString(plan))
+    return Session(session_id, name, model, hooks, revision, created_s, updated_s, uses)

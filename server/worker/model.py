@@ -13,7 +13,7 @@ from ...backends.hooks.base import Backend
 from ...backends.model.tokenizer import Tokenizer, read_codec
 from ...backends.saes import UserAssets
 from ...protos.activity import WorkerStatus
-from ...protos.errors import InvalidArgument, NotFound, ProbewireError, Unsupported
+from ...protos.errors import InvalidArgument, NotFound, ProbewireError
 from ...protos.gradients import GradientsRequest
 from ...protos.loading import HealthReport
 from ...protos.model import Input, ModelInfo, RunRequest, Tokenized, TokenizeRequest
@@ -33,6 +33,7 @@ from .input.binding import Binding
 from .input.generate import prepare_generate, prepare_run
 from .input.gradients import prepare_gradients
 from .input.prepared import Prepared
+from .input.running import RunningVariants
 from .input.sweep import prepare_sweep
 from .output.delivery import ActiveRequest
 from .sae_loading import load_sae
@@ -104,8 +105,6 @@ class LocalModel:
     def submit(self, request: InferenceRequest, sink: Any, caller: Caller) -> ActiveRequest:
         """Check a request and queue it. Raises before anything runs."""
         self.check_model(request.model)
-        if request.variants or any(item.variants for item in request.inputs):
-            raise Unsupported("this server runs no variants yet; leave them out")
         prepared = self._prepare(request, caller)
         owner = caller.user
         reservation = self.store.reserve(owner.name, prepared.store_bytes, owner.limits.store_bytes)
@@ -146,7 +145,9 @@ class LocalModel:
 
     def put_session(self, session: Session, caller: Caller) -> None:
         """Take a session or its next revision, for generations under way from their next step on."""
-        check_session_plan(session.plan, self.backend, self._assets(caller))  # here: an SAE may have to be read
+        assets = self._assets(caller)
+        check_session_plan(session.plan, self.backend, assets)  # here: an SAE may have to be read
+        RunningVariants(self.backend, assets, session.variants).check()
 
         def put() -> None:
             self.sessions.put(caller.user.name, session, self.scheduler.jobs, self.backend)

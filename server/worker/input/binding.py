@@ -14,8 +14,10 @@ from ....backends.saes import UserAssets
 from ....protos.errors import InvalidArgument
 from ....protos.model import Input, ModelInfo
 from ....protos.spec import Plan
+from ....protos.variants.use import VariantUse
 from ...config import RequestLimits
 from .prepared import PreparedInput
+from .running import RunningVariants
 
 __all__ = ["Binding"]
 
@@ -34,6 +36,8 @@ class Binding:
     """Tokens of its inputs, by name."""
     n_own: int = 0
     """Hooks of its plan that apply after all others: its own, which see what its session has edited."""
+    variants: RunningVariants | None = None
+    """Those that its inputs run with; None: none can."""
 
     @property
     def info(self) -> ModelInfo:
@@ -60,8 +64,8 @@ class Binding:
         self, plan: Plan, mode: Mode, prepared: PreparedInput, *, n_new: int = 0, applied_last: int = 0
     ) -> BoundPlan:
         """A plan made concrete for one input, `n_new` rows of which are generated. Raises InvalidArgument."""
-        n_tokens = len(prepared.tokens)
-        return bind(
+        n_tokens, running = len(prepared.tokens), self.variants
+        made = bind(
             plan,
             self.backend,
             mode=mode,
@@ -72,4 +76,12 @@ class Binding:
             input_lengths=self.lengths,
             assets=self.assets,
             applied_last=applied_last,
+            first=() if running is None else running.hooks(prepared.item),
         )
+        made.uses = () if running is None else running.bound(prepared.item)
+        return made
+
+    def running(self, *uses: VariantUse) -> Self:
+        """The same, with what inputs run with that name no variants themselves."""
+        variants = self.variants or RunningVariants(self.backend, self.assets)
+        return replace(self, variants=variants.with_uses(*uses))

@@ -49,6 +49,7 @@ def prepare_run(request: RunRequest, binding: Binding) -> Prepared:
 def _prepare(mode: Mode, request: GenerateRequest | RunRequest, binding: Binding, session: Session | None) -> Prepared:
     request = request_at_depth(request, binding.info.n_layers)
     request_id, revision, own_plan = binding.request_id, 0, request.plan
+    binding = binding.running(*(() if session is None else session.variants), *request.variants)
     if session is not None:
         request, revision = replace(request, plan=followed(request.plan, session)), session.revision
     for item in request.inputs:
@@ -83,6 +84,7 @@ def _rebound(
 ) -> list[tuple[Sequence, BoundPlan]]:
     """An input's sequences with the plans that a later revision of its session gives them."""
     request = replace(request, plan=followed(prepared.own_plan, session))
+    binding = binding.running(*session.variants, *request.variants)
     found: list[tuple[Sequence, BoundPlan]] = []
     again = PreparedInput(item.item, item.tokens, item.generates, level=item.level)
     if item.sequence is not None:
@@ -95,6 +97,8 @@ def _rebound(
         found.append((item.source, source.plan))
     for _, plan in found:
         plan.revision = session.revision
+    assert binding.variants is not None
+    prepared.used[session.revision] = binding.variants.used(p.item for p in prepared.inputs)
     return found
 
 
@@ -155,4 +159,5 @@ def started_of(plan: Plan, inputs: list[PreparedInput], binding: Binding, revisi
         ),
         revision=revision,
         n_layers=info.n_layers,
+        variants=() if binding.variants is None else binding.variants.used(p.item for p in inputs),
     )

@@ -33,7 +33,7 @@ def prepare_gradients(request: GradientsRequest, binding: Binding) -> Prepared:
     request = request_at_depth(request, info.n_layers)
     _check_rules(request, info)
     inputs = [PreparedInput(i, binding.tokens_of(i), False) for i in request.inputs]
-    binding = binding.of(inputs)
+    binding = binding.of(inputs).running(*request.variants)
     lengths = binding.lengths
     check_hook_inputs(request.plan, lengths)
     set_levels(inputs, request.plan.hooks)

@@ -13,6 +13,7 @@ from ....protos.model import Input, ResolvedHook, Started
 from ....protos.sessions import Session
 from ....protos.spec import Plan
 from ....protos.tensors import Array
+from ....protos.variants.use import UsedVariant
 
 __all__ = ["Prepared", "PreparedInput", "give_known_rows", "resolved"]
 
@@ -61,6 +62,8 @@ class Prepared:
     """The plans of an input's sequences under another revision of the session."""
     plans: dict[int, Plan] = field(default_factory=dict[int, Plan])
     """Revision → what it asks for, of all revisions that it has run under."""
+    used: dict[int, tuple[UsedVariant, ...]] = field(default_factory=dict[int, tuple[UsedVariant, ...]])
+    """Revision → what its inputs run with then, of revisions after the first."""
     share: bool = True
     """A sweep reuses what no edit can change."""
     rows: dict[str, dict[str, dict[int, Array]]] = field(default_factory=dict[str, dict[str, dict[int, Array]]])
@@ -85,6 +88,10 @@ class Prepared:
     def hooks(self, revision: int) -> tuple[ResolvedHook, ...]:
         """The hooks of the revision that the sequences have now, as the caller is told."""
         return resolved(self.plan_at(revision), self.inputs)
+
+    def variants(self, revision: int) -> tuple[UsedVariant, ...]:
+        """What the inputs run with at a revision."""
+        return self.used.get(revision, self.started.variants)
 
     def revised(self, session: Session) -> list[tuple[Sequence, BoundPlan]]:
         """Every sequence that has not ended, with its plan under a later revision. Raises when one cannot follow."""

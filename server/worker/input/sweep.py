@@ -36,7 +36,7 @@ def prepare_sweep(request: SweepRequest, binding: Binding) -> Prepared:
         )
     request = request_at_depth(request, info.n_layers)
     inputs = [PreparedInput(i, binding.tokens_of(i), False) for i in request.inputs]
-    binding = binding.of(inputs)
+    binding = binding.of(inputs).running(*request.variants)
     lengths = binding.lengths
     for plan in (request.base, *request.plans):
         check_hook_inputs(plan, lengths)

@@ -178,7 +178,11 @@ class ActiveRequest:
             self._take_rows(output, sequence, flush_reductions(old), old.revision)
         if result.revision != output.revision:
             output.revision = result.revision
-            self._buffer.append(Revised(output.name, result.revision, self.prepared.hooks(result.revision)))
+            self._buffer.append(self._revised(output, result.revision))
+
+    def _revised(self, output: _Output, revision: int) -> Revised:
+        prepared = self.prepared
+        return Revised(output.name, revision, prepared.hooks(revision), prepared.variants(revision))
 
     def _finish(self, output: _Output, reason: Reason) -> None:
         sequence = output.sequence
@@ -245,10 +249,12 @@ class ActiveRequest:
             for site, values in zip(found.sites, found.values, strict=True):
                 parts.setdefault((found.hook, site), []).append((found.positions, values))
         kept: list[Kept] = []
+        used = self.prepared.variants(output.sequence.plan.revision)
+        hashes = tuple(dict.fromkeys(one.hash for one in used if output.name in one.inputs))
         for (_, site), pieces in parts.items():
             positions = tuple(p for piece, _ in pieces for p in piece)
             whole = pieces[0][1] if len(pieces) == 1 else np.concatenate([values for _, values in pieces])
-            kept.append(Kept(self.prepared.started.model, site, output.name, positions, whole))
+            kept.append(Kept(self.prepared.started.model, site, output.name, positions, whole, hashes))
         return kept
 
     def fail(self, error: ProbewireError) -> None:
