@@ -25,6 +25,7 @@ __all__ = ["offer_weights"]
 
 _INSIDE = ("q", "k", "v")
 _TOKENS = [1, 2, 3]
+_LARGEST = {"float16": 65504.0, "bfloat16": 3.3895e38}
 _PROBE = 16.0
 """Added to one column of what a module gives: large beside any value, so that rounding does not swallow it."""
 
@@ -53,7 +54,8 @@ def offer_weights(backend: Backend) -> None:
     modules = {path: Weight(f"module:{path}", one) for path, one in linears.items() if path not in (EMBED, UNEMBED)}
     modules |= {path: Weight(key, linears[key]) for path, key in ends.items()}
     named = _named(backend, linears)
-    backend.weight_table = WeightTable(named, modules, "" if named else "how it is built is not known")
+    largest = _LARGEST.get(backend.info.dtype, float(np.finfo(np.float32).max))
+    backend.weight_table = WeightTable(named, modules, largest, "" if named else "how it is built is not known")
     backend.info = replace(backend.info, weights=backend.weight_table.infos)
 
 

@@ -6,7 +6,7 @@ it. Rows of other sequences are not touched. The base's weights are never writte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence as SequenceOf
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence as SequenceOf
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -149,7 +149,7 @@ class Deltas:
         self._now = self._placed(found, layout[0] * layout[1])
 
     @contextmanager
-    def head(self, rows: Iterable[tuple[RowSpan, SequenceOf[int] | NDArray[np.int64]]]) -> Iterator[None]:
+    def head(self, rows: Iterable[tuple[RowSpan, SequenceOf[int] | NDArray[np.int64]]]) -> Generator[None]:
         """Inside, the output head reads one row after another of these slots, at these positions."""
         before = self._head
         self.place_head(rows)
@@ -159,7 +159,7 @@ class Deltas:
             self._head = before
 
     @contextmanager
-    def whole_head(self) -> Iterator[None]:
+    def whole_head(self) -> Generator[None]:
         """Inside, the output head reads the forward's own rows, all of them."""
         self._head = self._now
         try:

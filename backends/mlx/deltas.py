@@ -36,7 +36,9 @@ class _Together:
     a: mx.array
     """[d_in, all ranks]."""
     b: mx.array
-    """[all ranks, d_out], each part's times its scale."""
+    """[all ranks, d_out]."""
+    scales: mx.array | None
+    """[all ranks], of its part each; None: 1. Not in `b`, where what overflows would reach the others: 0 · ∞ is no number."""
     own: mx.array
     """[row, all ranks]: whether a product is of the row's own part."""
     at: mx.array | None
@@ -68,6 +70,7 @@ class MlxProducts:
         """See Products."""
         at = together.at
         h = _read(x if at is None else x[at], together.a)
+        h = h if together.scales is None else h * together.scales
         change = mx.where(together.own, h, mx.zeros_like(h)) @ together.b
         if together.biases is not None:
             change = change + together.biases[0] @ together.biases[1]
@@ -79,6 +82,7 @@ class MlxProducts:
         ranks = [factors.a.shape[1] for factors, _, _ in parts]
         mine = np.zeros((len(rows), sum(ranks)), dtype=bool)
         scales = np.zeros((len(rows), len(parts)), dtype=np.float32)
+        by_rank = np.repeat(np.array([scale for _, scale, _ in parts], dtype=np.float32), ranks)
         start = 0
         for index, ((_, scale, own), rank) in enumerate(zip(parts, ranks, strict=True)):
             at = np.searchsorted(rows, own)
@@ -90,7 +94,8 @@ class MlxProducts:
         some = any(factors.bias is not None for factors, _, _ in parts)
         made = _Together(
             mx.concatenate([factors.a for factors, _, _ in parts], axis=1),
-            mx.concatenate([(factors.b * scale).astype(near.dtype) for factors, scale, _ in parts]),
+            mx.concatenate([factors.b for factors, _, _ in parts]),
+            None if all(scale == 1.0 for _, scale, _ in parts) else _like(by_rank, near),
             mx.array(mine),
             None if len(rows) == len(near) else mx.array(rows.astype(np.int32)),
             (_like(scales, near), biases) if some else None,

@@ -85,6 +85,8 @@ class WeightTable:
     named: Mapping[str, Weight] = field(default_factory=dict[str, Weight])
     modules: Mapping[str, Weight] = field(default_factory=dict[str, Weight])
     """Module path → its weight as a whole, where its rows are the tokens'."""
+    largest: float = float(np.finfo(np.float32).max)
+    """That the model's dtype holds."""
     why_not: str = ""
     """Why there are none."""
     bound: WeakValueDictionary[str, BoundVariant] = field(default_factory=WeakValueDictionary[str, BoundVariant])
@@ -126,6 +128,14 @@ class WeightTable:
         for key, one in factors.items():
             if one.a.shape[1] > MAX_RANK * max(1, len(found[key])):
                 raise _too_large(", ".join(name for _, name in found[key]), one.a.shape[1])
+            if (
+                max(float(np.abs(array).max()) for array in (one.a, one.b, one.bias) if array is not None)
+                > self.largest
+            ):
+                raise InvalidArgument(
+                    f"the delta at {', '.join(name for _, name in found[key])} has numbers beyond the model's dtype, which holds "
+                    f"{self.largest:.4g}; balance its factors (variant.compressed(energy=1.0)), or load the model in float32"
+                )
         made = BoundVariant(variant.hash, factors)
         self.bound[variant.hash] = made
         return made

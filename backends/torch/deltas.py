@@ -39,7 +39,9 @@ class _Together:
     a: torch.Tensor
     """[d_in, all ranks]."""
     b: torch.Tensor
-    """[all ranks, d_out], each part's times its scale."""
+    """[all ranks, d_out]."""
+    scales: torch.Tensor | None
+    """[all ranks], of its part each; None: 1. Not in `b`, where what overflows would reach the others: 0 · ∞ is no number."""
     foreign: torch.Tensor
     """[row, all ranks]: whether a product is of another part's rows."""
     at: torch.Tensor | None
@@ -73,7 +75,8 @@ class TorchProducts:
 
     def several(self, x: torch.Tensor, y: torch.Tensor, together: _Together) -> torch.Tensor:
         """See Products."""
-        h = _read(x if together.at is None else x[together.at], together.a).masked_fill(together.foreign, 0.0)
+        h = _read(x if together.at is None else x[together.at], together.a)
+        h = (h if together.scales is None else h * together.scales).masked_fill(together.foreign, 0.0)
         if together.at is None and together.biases is None:
             return torch.addmm(y, h, together.b) if torch.is_grad_enabled() else y.addmm_(h, together.b)
         change = h @ together.b
@@ -88,6 +91,7 @@ class TorchProducts:
         ranks = [factors.a.shape[1] for factors, _, _ in parts]
         foreign = np.ones((len(rows), sum(ranks)), dtype=bool)
         scales = np.zeros((len(rows), len(parts)), dtype=np.float32)
+        by_rank = np.repeat(np.array([scale for _, scale, _ in parts], dtype=np.float32), ranks)
         start = 0
         for index, ((_, scale, own), rank) in enumerate(zip(parts, ranks, strict=True)):
             at = np.searchsorted(rows, own)
@@ -100,7 +104,8 @@ class TorchProducts:
             some = any(factors.bias is not None for factors, _, _ in parts)
             return _Together(
                 torch.cat([factors.a for factors, _, _ in parts], 1),
-                torch.cat([factors.b * scale for factors, scale, _ in parts]),
+                torch.cat([factors.b for factors, _, _ in parts]),
+                None if all(scale == 1.0 for _, scale, _ in parts) else _on(by_rank, near),
                 torch.from_numpy(foreign).to(near.device),
                 None if len(rows) == len(near) else torch.from_numpy(rows).to(near.device),
                 (_on(scales, near), torch.stack(biases)) if some else None,
@@ -144,7 +149,7 @@ def take_deltas(model: Any, seen: Mapping[tuple[str, str], Seen], deltas: Deltas
     if type(head) in (nn.Linear, QuantisedLinear):
         found[UNEMBED] = Linear(paths[head], head.in_features, head.out_features, head.bias is not None)
     scale = None if embedding is None else _embedding_scale(embedding)
-    if scale is not None:
+    if embedding is not None and scale is not None:
         found[EMBED] = Linear(paths[embedding], *embedding.weight.shape, scale=scale)
     for name, linear in found.items():
         module: Any = modules[linear.path]

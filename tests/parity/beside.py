@@ -8,11 +8,13 @@ import numpy as np
 
 from probewire.backends.hooks.base import Backend
 from probewire.backends.hooks.captures import flush_reductions
+from probewire.backends.hooks.deltas import BoundUse
 from probewire.backends.hooks.run_parts import RunParts
 from probewire.backends.hooks.sequence import Rows, Sequence
-from probewire.protos.spec import Plan
+from probewire.protos.spec import Plan, Where
 from tests.parity.harness import Array, sequence
 from tests.parity.random_plans import RandomPlans
+from tests.parity.random_variants import random_variants
 
 __all__ = ["MOST", "Beside"]
 
@@ -20,7 +22,7 @@ MOST = 1e-5
 """Relative error that counts as rounding in float32."""
 N_NEW = 5
 
-Request = tuple[list[int], Plan]
+Request = tuple[list[int], Plan, tuple[BoundUse, ...]]
 Outcome = tuple[list[int], dict[Any, Array], str]
 """Sampled tokens; rows by (hook, site, part, positions); what was said instead."""
 
@@ -29,7 +31,7 @@ class Beside:
     """One model, whose answers to a request must not depend on who else asks."""
 
     def __init__(self, backend: Backend) -> None:
-        self.backend, self.plans = backend, RandomPlans(backend)
+        self.backend, self.plans, self.variants = backend, RandomPlans(backend), random_variants(backend)
 
     def run(self, seed: int) -> tuple[float, str]:
         """The worst difference between a request beside another and alone, in a run; and where it is."""
@@ -39,7 +41,7 @@ class Beside:
 
     def in_parts(self, tokens: list[int], plan: Plan, stops: list[int]) -> tuple[float, str]:
         """The worst difference between a run in parts and in one forward."""
-        request = (tokens, plan)
+        request = (tokens, plan, self._uses(np.random.default_rng(len(tokens))))
         [made], parts, result = self._bound([request], "run"), RunParts(), None
         for stop in stops:
             result = self.backend.run_part(made, parts, stop)
@@ -61,14 +63,32 @@ class Beside:
         for _ in range(2):
             tokens = [int(t) for t in rng.integers(0, 256, size=int(rng.integers(2, 20)))]
             n_rows = len(tokens) if mode == "run" else len(tokens) + N_NEW - 1
-            requests.append((tokens, self.plans.plan(rng, tokens, mode, n_rows)))
+            requests.append((tokens, self.plans.plan(rng, tokens, mode, n_rows), self._uses(rng)))
         return requests
 
+    def _uses(self, rng: np.random.Generator) -> tuple[BoundUse, ...]:
+        """No variant, or some of three: at several strengths, everywhere or at some rows."""
+        wheres = (
+            Where(),
+            Where(),
+            Where(phase="generated"),
+            Where(positions=(0, -1)),
+            Where(token_ids=tuple(range(128))),
+        )
+        return tuple(
+            BoundUse(
+                self.variants[int(rng.integers(3))], float(rng.choice([1.0, 0.5, -1.0])), wheres[int(rng.integers(5))]
+            )
+            for _ in range(int(rng.integers(3)))
+        )
+
     def _bound(self, requests: list[Request], mode: str) -> list[Sequence]:
-        return [
-            sequence(self.backend, tokens, plan, mode=mode, max_new=N_NEW, name=f"r{i}", saes=self.plans.saes)
-            for i, (tokens, plan) in enumerate(requests)
-        ]
+        made: list[Sequence] = []
+        for i, (tokens, plan, uses) in enumerate(requests):
+            one = sequence(self.backend, tokens, plan, mode=mode, max_new=N_NEW, name=f"r{i}", saes=self.plans.saes)
+            one.plan.uses = uses
+            made.append(one)
+        return made
 
     def _ran(self, requests: list[Request]) -> list[Outcome]:
         results = self.backend.run(self._bound(requests, "run"))
