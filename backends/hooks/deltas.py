@@ -188,9 +188,10 @@ class Deltas:
         alike = (n_rows, tuple((key, own.tobytes()) for key, own in joined.items()))
         if self._alike[0] != alike:  # step after step of a generation has the same rows
             parts = (
-                Part(variants[key], key[1], None if len(own) == n_rows else own)
+                Part(variants[key], key[1], None if len(once) == n_rows else once)
                 for key, own in joined.items()
-                if len(own) and key[1] != 0.0
+                if key[1] != 0.0
+                for once in _each_once(own)
             )
             self._alike = (alike, _Placed(tuple(parts)))
         return self._alike[1]
@@ -254,6 +255,14 @@ class Deltas:
 
 
 _EMPTY = _Placed()
+
+
+def _each_once(rows: Rows) -> Iterator[Rows]:
+    """Ascending rows, in as many groups as one of them occurs: a sequence may use a variant twice."""
+    while len(rows):
+        once, first = np.unique(rows, return_index=True)
+        yield once
+        rows = np.delete(rows, first)
 
 
 def _ranges(slots: Iterable[tuple[RowSpan, int, NDArray[np.int64]]]) -> Iterator[tuple[BoundUse, Rows]]:
