@@ -15,8 +15,8 @@ from .batch_engine import BatchEngine
 from .checkpoints import plain_folder
 from .checkpoints.origin import origin_of
 from .checkpoints.quantised.at_load import hash_as_held
+from .deltas.offered import offer_weights
 from .model.limits import Limits
-from .offered_weights import offer_weights
 from .selfcheck import causality_fault, engine_fault, library_fault, prove_sites
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from ...protos.model import ModelInfo
 from ...protos.tensors import Array
+from ..deltas.weight_table import Linear, WeightTable
 from ..model.anatomy.derive import Anatomy
 from ..model.limits import Limits
-from ..model.weight_table import Linear, WeightTable
 from .bound import BoundPlan
 from .points import Points
 from .run_parts import RunParts

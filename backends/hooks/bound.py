@@ -21,7 +21,7 @@ from ..saes.sae import Sae
 from .points import Point, Points, View
 
 if TYPE_CHECKING:
-    from .deltas import BoundUse
+    from ..deltas.factors import BoundUse
 
 __all__ = [
     "Acting",

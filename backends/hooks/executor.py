@@ -20,11 +20,11 @@ from ...protos.errors import Internal, InvalidArgument
 from ...protos.latents import ReadLatents
 from ...protos.sites import ATTENTION_SITES, Site
 from ...protos.spec import AnyOf
+from ..deltas.at_work import Deltas, Products
 from ..ops import Ops
 from .alarms import no_key_left
 from .bound import Acting, BoundHook, choose
 from .captures import Collector
-from .deltas import Deltas, Products
 from .edits import Edits
 from .errors import as_error
 from .latent_reads import RowSelection

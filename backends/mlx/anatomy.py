@@ -9,7 +9,8 @@ import mlx.core as mx
 from mlx import nn
 from mlx_lm.models.cache import make_prompt_cache
 
-from ..hooks.deltas import UNEMBED, Deltas
+from ..deltas.at_work import Deltas
+from ..deltas.factors import UNEMBED
 from ..model.anatomy.derive import Anatomy, NotUnderstood, derive
 from ..model.anatomy.numbers import head_caps, head_scales, numbers_of
 from .attention import Attention

@@ -17,6 +17,7 @@ from ...protos.sites import Site
 from ...protos.tensors import Array
 from ..alone_engine import AloneEngine
 from ..checkpoints.quantised.at_load import told_of, values_as_held
+from ..deltas.weight_table import Linear, WeightTable
 from ..hooks.backward import rules_of
 from ..hooks.base import Engine
 from ..hooks.bound import BoundBackward, BoundPlan
@@ -38,7 +39,6 @@ from ..model.footprint import free_bytes
 from ..model.limits import Limits
 from ..model.sites import ATTENTION_TAPS, Family, dims_of, family_of, site_infos
 from ..model.versions import versions_of
-from ..model.weight_table import Linear, WeightTable
 from ..model.weights import CheckpointWeights
 from .anatomy import anatomy_of, head_of
 from .attention import Attention

@@ -11,9 +11,10 @@ import numpy as np
 from mlx import nn
 from numpy.typing import NDArray
 
-from ..hooks.deltas import EMBED, UNEMBED, Deltas, Factors
+from ..deltas.at_work import Deltas
+from ..deltas.factors import EMBED, UNEMBED, Factors
+from ..deltas.weight_table import Linear, linear_of
 from ..hooks.points import PROBE_BATCH, PROBE_LENGTHS, Seen
-from ..model.weight_table import Linear, linear_of
 
 __all__ = ["MlxProducts", "columns_of", "take_deltas"]
 
@@ -48,7 +49,7 @@ class _Together:
 
 
 class MlxProducts:
-    """See backends/hooks/deltas.py."""
+    """See backends/deltas/at_work.py."""
 
     def prepare(self, factors: Factors, near: mx.array) -> _Ready:
         """See Products."""

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ..hooks.deltas import UNEMBED, Deltas
+from ..deltas.at_work import Deltas
+from ..deltas.factors import UNEMBED
 from ..model.anatomy.derive import Anatomy, NotUnderstood, derive
 from ..model.anatomy.numbers import head_caps, head_scales, numbers_of
 from .attention import Attention

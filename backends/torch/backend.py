@@ -17,6 +17,7 @@ from ...protos.sites import Site
 from ...protos.tensors import Array
 from ..batch_engine import BatchEngine
 from ..checkpoints.quantised.at_load import told_of, values_as_held
+from ..deltas.weight_table import Linear, WeightTable
 from ..hooks.backward import StopForward, rules_of
 from ..hooks.base import Engine
 from ..hooks.bound import BoundBackward, BoundPlan
@@ -39,7 +40,6 @@ from ..model.limits import Limits
 from ..model.sites import Family, dims_of, family_of, site_infos, without_gradients
 from ..model.tolerances import ENGINE_TOLERANCE
 from ..model.versions import versions_of
-from ..model.weight_table import Linear, WeightTable
 from ..model.weights import CheckpointWeights
 from .anatomy import Found, Head, anatomy_of, head_of
 from .attention import Attention

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ..hooks.deltas import EMBED, UNEMBED, Deltas, Factors
+from ..deltas.at_work import Deltas
+from ..deltas.factors import EMBED, UNEMBED, Factors
+from ..deltas.weight_table import Linear, linear_of
 from ..hooks.points import Seen
-from ..model.weight_table import Linear, linear_of
 from .quantised import QuantisedLinear
 
 __all__ = ["TorchProducts", "columns_of", "take_deltas"]
@@ -51,7 +52,7 @@ class _Together:
 
 
 class TorchProducts:
-    """See backends/hooks/deltas.py."""
+    """See backends/deltas/at_work.py."""
 
     def prepare(self, factors: Factors, near: torch.Tensor) -> _Ready:
         """See Products."""

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from probewire.backends.deltas.factors import BoundUse
 from probewire.backends.hooks.base import Backend
 from probewire.backends.hooks.captures import flush_reductions
-from probewire.backends.hooks.deltas import BoundUse
 from probewire.backends.hooks.run_parts import RunParts
 from probewire.backends.hooks.sequence import Rows, Sequence
 from probewire.protos.spec import Plan, Where

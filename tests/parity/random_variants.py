@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from probewire.backends.deltas.factors import BoundVariant
 from probewire.backends.hooks.base import Backend
-from probewire.backends.hooks.deltas import BoundVariant
 from probewire.protos.variants.delta import Delta
 from probewire.protos.variants.variant import Variant
 

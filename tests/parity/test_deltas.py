@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from probewire.backends import reference
+from probewire.backends.deltas.factors import BoundUse
 from probewire.backends.hooks.base import Backend
-from probewire.backends.hooks.deltas import BoundUse
 from probewire.backends.reference.variants import with_variant
 from probewire.protos.spec import Capture, Hook, Plan, Where
 from probewire.protos.variants.variant import Variant

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from ....backends.deltas.factors import BoundUse
 from ....backends.hooks.base import Backend
-from ....backends.hooks.deltas import BoundUse
 from ....backends.hooks.plan import VariantHook
 from ....backends.saes.user_assets import FoundVariant, UserAssets
 from ....protos.errors import FailedPrecondition, NotFound

@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..protos.errors import ProbewireError
-from ..protos.spec import Capture, Hook, Plan
-from ..protos.tensors import Array
-from .hooks.base import Backend
-from .hooks.deltas import EMBED, UNEMBED, BoundUse, BoundVariant, Factors
-from .hooks.plan import bind
-from .hooks.sequence import Sequence
-from .model.sites import Family, Tap
-from .model.weight_table import Linear, Weight, WeightTable
+from ...protos.errors import ProbewireError
+from ...protos.spec import Capture, Hook, Plan
+from ...protos.tensors import Array
+from ..hooks.base import Backend
+from ..hooks.plan import bind
+from ..hooks.sequence import Sequence
+from ..model.sites import Family, Tap
+from .factors import EMBED, UNEMBED, BoundUse, BoundVariant, Factors
+from .weight_table import Linear, Weight, WeightTable
 
 __all__ = ["offer_weights"]
 

@@ -13,8 +13,8 @@ from ...protos.errors import InvalidArgument
 from ...protos.model_info import WeightInfo
 from ...protos.tensors import Array
 from ...protos.variants.variant import Variant
-from ..hooks.deltas import EMBED, UNEMBED, BoundVariant, Factors
 from ..hooks.points import PROBE_BATCH, PROBE_LENGTHS, Seen
+from .factors import EMBED, UNEMBED, BoundVariant, Factors
 
 __all__ = ["Linear", "Weight", "WeightTable", "linear_of"]
 

@@ -6,7 +6,7 @@ it. Rows of other sequences are not touched. The base's weights are never writte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence as SequenceOf
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence as SequenceOf
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,60 +16,18 @@ from numpy.typing import NDArray
 
 from ...protos.errors import Internal
 from ...protos.spec import Where
-from ...protos.tensors import Array
-from .bound import chosen_by
+from ..hooks.bound import chosen_by
+from .factors import UNEMBED, BoundUse, BoundVariant, Factors
 
 if TYPE_CHECKING:
-    from .row_span import RowSpan
+    from ..hooks.row_span import RowSpan
 
-__all__ = ["EMBED", "FEW_ROWS", "UNEMBED", "BoundUse", "BoundVariant", "Deltas", "Factors", "Part", "Products"]
+__all__ = ["FEW_ROWS", "Deltas", "Part", "Products"]
 
-EMBED, UNEMBED = "w_embed", "w_unembed"
-"""What the two stand under among a variant's factors, as they may be one module; the others by module path."""
 FEW_ROWS = 16
 """Parts of fewer rows are computed together: their factors side by side, with what is not a row's own set to 0."""
 
 Rows = NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Factors:
-    """What a variant adds to one module's weight, as wide as all that the module gives."""
-
-    a: Array
-    """[d_in, r]."""
-    b: Array
-    """[r, d_out]."""
-    bias: Array | None = None
-    """[d_out]."""
-
-    @property
-    def nbytes(self) -> int:
-        """Of all three."""
-        return self.a.nbytes + self.b.nbytes + (0 if self.bias is None else self.bias.nbytes)
-
-
-@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
-class BoundVariant:
-    """A variant's deltas on one model."""
-
-    hash: str
-    factors: Mapping[str, Factors]
-    """By module path, and EMBED and UNEMBED."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class BoundUse:
-    """A variant as one sequence runs with it."""
-
-    variant: BoundVariant
-    scale: float = 1.0
-    where: Where = Where()
-
-    @property
-    def key(self) -> tuple[str, float]:
-        """Uses that are alike but for their rows."""
-        return self.variant.hash, self.scale
 
 
 @dataclass(frozen=True, slots=True, eq=False)
