@@ -79,11 +79,6 @@ class SessionView:
         return self._session.plan
 
     @property
-    def variants(self) -> tuple[VariantUse, ...]:
-        """What generations bound to it run with, before a request's own."""
-        return self._session.variants
-
-    @property
     def hooks(self) -> tuple[Hook, ...]:
         """In the order they apply, before a request's own: those see what the session edits."""
         return self._session.plan.hooks

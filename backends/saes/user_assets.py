@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from ...protos.errors import NotFound
 from ...protos.tensors import Array
 from ...protos.variants.variant import Variant
 from .sae import Sae
@@ -22,16 +23,20 @@ class FoundVariant:
     variant: Variant
 
 
+def _no_variant(name: str) -> FoundVariant:
+    raise NotFound(f"no variant {name!r} is loaded here; load it first")
+
+
 @dataclass(frozen=True, slots=True)
 class UserAssets:
-    """One user's. All are read when asked for, and raise KeyError for what is not the user's to have."""
+    """One user's. All are read when asked for. The maps raise KeyError for what is not the user's to have."""
 
     captures: Mapping[str, Array] = field(default_factory=dict[str, Array])
     """By id."""
     saes: Mapping[str, Sae] = field(default_factory=dict[str, Sae])
     """By name, those of the model at hand."""
-    variants: Mapping[str, FoundVariant] = field(default_factory=dict[str, FoundVariant])
-    """By name, name@version, owner/name or sha256:<hex>, those of the model at hand."""
+    variant: Callable[[str], FoundVariant] = _no_variant
+    """By name, name@version, owner/name or sha256:<hex>; raises NotFound with the names there are."""
 
 
 EMPTY = UserAssets()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -81,7 +82,7 @@ def _ids(array: Array) -> tuple[int, ...]:
 
 
 def _renamed(item: Input, name: str) -> Input:
-    return Input(item.text, item.messages, item.token_ids, name, item.source_only, item.prompt_length)
+    return replace(item, name=name)
 
 
 def _is_single(items: Sequence[Any]) -> bool:

@@ -12,6 +12,7 @@ from ...backends import load_backend
 from ...backends.hooks.base import Backend
 from ...backends.model.tokenizer import Tokenizer, read_codec
 from ...backends.saes import UserAssets
+from ...backends.saes.user_assets import FoundVariant
 from ...protos.activity import WorkerStatus
 from ...protos.errors import InvalidArgument, NotFound, ProbewireError
 from ...protos.gradients import GradientsRequest
@@ -23,6 +24,7 @@ from ...protos.sessions import Session
 from ...protos.spec import Plan
 from ...protos.sweeps import SweepRequest
 from ...protos.variants.stored import LoadVariantRequest, VariantInfo
+from ...protos.variants.use import VariantUse
 from ..auth.callers import Caller
 from ..config import WorkerConfig
 from ..state.captures import CaptureStore
@@ -141,7 +143,11 @@ class LocalModel:
         return Binding(request_id, self.backend, self.tokenizer, self.config.limits, assets)
 
     def _assets(self, caller: Caller) -> UserAssets:
-        return UserAssets(self.store.of(caller.user.name), self.saes.of(caller.user, self.info))
+        def variant(name: str) -> FoundVariant:
+            [found] = self.variants.resolve([VariantUse(name)], caller.user, self.info)
+            return FoundVariant(found.name, found.version, found.owner, found.variant)
+
+        return UserAssets(self.store.of(caller.user.name), self.saes.of(caller.user, self.info), variant)
 
     def put_session(self, session: Session, caller: Caller) -> None:
         """Take a session or its next revision, for generations under way from their next step on."""

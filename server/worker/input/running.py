@@ -9,7 +9,6 @@ from ....backends.deltas.factors import BoundUse
 from ....backends.hooks.base import Backend
 from ....backends.hooks.plan import VariantHook
 from ....backends.saes.user_assets import FoundVariant, UserAssets
-from ....protos.errors import FailedPrecondition, NotFound
 from ....protos.model import Input
 from ....protos.spec import Where
 from ....protos.variants.use import UsedVariant, VariantUse, checked_uses
@@ -60,22 +59,9 @@ class RunningVariants:
         self.hooks(nobody)
 
     def find(self, name: str) -> FoundVariant:
-        """What a name stands for. Raises NotFound; FailedPrecondition for a variant of another model."""
+        """What a name stands for. Raises NotFound, and FailedPrecondition for a variant of another model."""
         if name not in self.found:
-            try:
-                found = self.assets.variants[name]
-            except KeyError:
-                known = ", ".join(self.assets.variants) or "none"
-                raise NotFound(
-                    f"no variant {name!r} is loaded for you on model {self.backend.info.id}; there are: {known}; load it first"
-                ) from None
-            base, own = found.variant.manifest.base.model_hash, self.backend.info.model_hash
-            if base and own and base != own:
-                raise FailedPrecondition(
-                    f"variant {name!r} was made for a model of hash {base[:16]}…, and {self.backend.info.id} is "
-                    f"{own[:16]}…; load it on that model, or load it here with rebase, where all shapes fit"
-                )
-            self.found[name] = found
+            self.found[name] = self.assets.variant(name)
         return self.found[name]
 
     def used(self, items: Iterable[Input]) -> tuple[UsedVariant, ...]:
