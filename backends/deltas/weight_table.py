@@ -12,6 +12,7 @@ import numpy as np
 from ...protos.errors import InvalidArgument
 from ...protos.model_info import WeightInfo
 from ...protos.tensors import Array
+from ...protos.variants.placing import same_module
 from ...protos.variants.variant import Variant
 from ..hooks.points import PROBE_BATCH, PROBE_LENGTHS, Seen
 from .factors import EMBED, UNEMBED, BoundVariant, Factors
@@ -100,7 +101,7 @@ class WeightTable:
     def find(self, name: str) -> Weight:
         """A weight by name or `module:<path>`. Raises InvalidArgument with the nearest there are."""
         kind, _, path = name.partition(":")
-        found = self.modules.get(path) if kind == "module" else self.named.get(name)
+        found = self.modules.get(same_module(path, self.modules) or "") if kind == "module" else self.named.get(name)
         if found is not None:
             return found
         if kind == "module":

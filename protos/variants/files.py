@@ -19,7 +19,7 @@ from .json_file import json_object, json_text
 from .manifest import Base, Manifest
 from .mlx_lm import MLX_WEIGHTS, read_mlx_lm
 from .peft import CONFIG, EMBEDDINGS, WEIGHTS, read_peft, written_peft
-from .placing import RAW, by_module, checkpoint_path, gathered
+from .placing import RAW, by_module, checkpoint_path, gathered, module_of
 from .tensor_file import read_tensors, written_tensors
 
 __all__ = ["FILES", "Parts", "as_modules", "folder_files", "from_files", "read_folder", "to_files", "write_folder"]
@@ -94,14 +94,14 @@ def _ours(files: Mapping[str, bytes], where: str) -> Parts:
     if DELTAS in files or CONFIG not in files:
         deltas = _deltas(files, where)
     else:
-        names = {checkpoint_path(weight.path): weight.name for weight in manifest.base.weights}
+        names = {checkpoint_path(module_of(weight)): weight.name for weight in manifest.base.weights}
         deltas = {_own(name, names): delta for name, delta in read_peft(files, where)[0].items()}
     return Parts(deltas, _plan(files, where), manifest, content)
 
 
 def as_modules(deltas: Mapping[str, Delta], base: Base) -> tuple[dict[str, Delta], str | None] | None:
     """The deltas by path in a checkpoint, and which of them is a lookup's; None where a weight's path is not known."""
-    whole = gathered(deltas, base.weights)
+    whole = gathered(deltas, base.weights, base.architecture)
     if not whole:
         return None
     paths = {checkpoint_path(path): delta for path, delta in whole.items()}
@@ -119,9 +119,7 @@ def _as_peft(deltas: Mapping[str, Delta], base: Base) -> tuple[dict[str, bytes],
         files = written_peft(paths, lookup, base.id)
     except InvalidArgument:
         return {}, False
-    alone = {
-        checkpoint_path(parts[0].path): parts[0].name for parts in by_module(base.weights).values() if len(parts) == 1
-    }
+    alone = {checkpoint_path(path): parts[0].name for path, parts in by_module(base.weights).items() if len(parts) == 1}
     back = {"w_embed" if path == lookup else _own(f"{RAW}{path}", alone) for path in paths}
     return files, back == set(deltas)
 

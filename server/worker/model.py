@@ -168,7 +168,8 @@ class LocalModel:
     def load_variant(self, request: LoadVariantRequest, caller: Caller) -> VariantInfo:
         """Load a variant onto this model."""
         self.check_model(request.model)
-        return load_variant(request, caller.user, self.info, self.variants, self.config.variant_folders)
+        fits = self.backend.weight_table.bind
+        return load_variant(request, caller.user, self.info, self.variants, self.config.variant_folders, fits)
 
     def status(self) -> WorkerStatus:
         """The engine and the queue as they are now, read between steps."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from ...backends.checkpoints.hub import hub_files
@@ -19,9 +20,17 @@ __all__ = ["load_variant"]
 
 
 def load_variant(
-    request: LoadVariantRequest, user: User, info: ModelInfo, store: VariantStore, folders: tuple[str, ...]
+    request: LoadVariantRequest,
+    user: User,
+    info: ModelInfo,
+    store: VariantStore,
+    folders: tuple[str, ...],
+    fits: Callable[[Variant], object],
 ) -> VariantInfo:
-    """Load a variant onto this model. Raises with the reason when it does not fit; then nothing is kept."""
+    """Load a variant onto this model. Raises with the reason when it does not fit; then nothing is kept.
+
+    `fits` raises for a weight or module that this model does not take deltas at.
+    """
     if request.files:
         files = {file.name: file.data or store.sent(user, file.upload) for file in request.files}
         where = f"the variant {request.name!r}" if request.name else "the variant"
@@ -29,6 +38,7 @@ def load_variant(
         files, where = _found(request.source, user, store, folders), request.source
     store.check_size(sum(map(len, files.values())))
     variant = Variant.of_files(files, where).bound(info, rebase=request.rebase)
+    fits(variant)
     name = request.name or variant.manifest.name or PurePosixPath(request.source.rstrip("/")).name
     if not name:
         raise InvalidArgument("the variant has no name: give one")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def weights_of(folder: Path) -> tuple[WeightInfo, ...]:
 
 def info_of(folder: Path) -> ModelInfo:
     return ModelInfo(
-        id="tiny", family="x", architecture="x", backend="mlx", device="cpu", dtype="float32", attention="", model_hash="ab" * 32,
+        id="tiny", family="x", architecture="gpt2" if "gpt2" in str(folder) else "llama", backend="mlx", device="cpu", dtype="float32", attention="", model_hash="ab" * 32,
         n_layers=3, d_model=64, n_heads=4, n_kv_heads=2, d_head=16, d_mlp=96, vocab_size=261, weights=weights_of(folder),
     )  # fmt: skip
 
@@ -69,9 +70,10 @@ def added(folder: Path, variant: Variant) -> Any:
     parameters = parameters_of(model)
     changed: dict[str, Any] = {}
     for name, delta in variant.deltas.items():
-        path = f"{table[name].path}.weight"
-        parts = [one for one in table.values() if one.path == table[name].path]
-        start = sum(one.d_out for one in parts[: parts.index(table[name])])
+        own = table[name].path if name in table else name.removeprefix("module:").replace("transformer.", "model.")
+        path = f"{own}.weight"
+        parts = [one for one in table.values() if one.path == own]
+        start = sum(one.d_out for one in parts[: parts.index(table[name])]) if name in table else 0
         weight = changed.get(path, np.array(parameters[path]).copy())  # [d_out, d_in], gpt2's too: mlx-lm turns them
         weight[start : start + delta.d_out] += delta.dense().T
         changed[path] = weight
@@ -97,7 +99,7 @@ def test_an_adapter_of_mlx_lm_is_read(base: Path, tmp_path: Path, config: dict[s
     (tmp_path / "adapter_config.json").write_text(json.dumps(told))
 
     variant = Variant.load(tmp_path).bound(info_of(base))
-    assert {int(name.partition(".")[2]) for name in variant.deltas} == (
+    assert {int(re.findall(r"\d+", name)[0]) for name in variant.deltas} == (
         {1, 2} if config["num_layers"] == 2 else {0, 1, 2}
     )
     expected = logits(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +92,10 @@ def changed(folder: Path, variant: Variant) -> Any:
     model = model_of(folder)
     table = {weight.name: weight for weight in info_of(folder).weights}
     for name, delta in variant.deltas.items():
-        module = model.get_submodule(table[name].path)
-        same = [one for one in table.values() if one.path == table[name].path]
-        start = sum(one.d_out for one in same[: same.index(table[name])])
+        path = table[name].path if name in table else name.removeprefix("module:")
+        module = model.get_submodule(path)
+        same = [one for one in table.values() if one.path == path]
+        start = sum(one.d_out for one in same[: same.index(table[name])]) if name in table else 0
         module.register_forward_hook(_adding(delta, start, lookup=name == "w_embed"))
     return logits(model)
 
@@ -149,11 +151,11 @@ def test_an_adapter_of_peft_is_read(llama: Path, tmp_path: Path, kind: str) -> N
     np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max())
 
 
-def test_a_merged_projection_comes_apart(gpt2: Path, tmp_path: Path) -> None:
+def test_a_merged_projection_stays_whole(gpt2: Path, tmp_path: Path) -> None:
     adapted = trained(gpt2, r=3, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True)
     adapted.save_pretrained(tmp_path)
     bound = Variant.load(tmp_path).bound(info_of(gpt2))
-    assert {name.partition(".")[0] for name in bound.deltas} == {"w_q", "w_k", "w_v", "w_up"}
+    assert {name.partition(".")[0] for name in bound.deltas} == {"module:transformer", "w_up"}
     expected = logits(adapted)
     np.testing.assert_allclose(changed(gpt2, bound), expected, atol=1e-5 * np.abs(expected).max())
 
@@ -231,8 +233,8 @@ class TestBinding:
             with pytest.raises(InvalidArgument, match=f"the delta at {name} is of"):
                 Variant({name: Delta(np.ones((d_in, 1)), np.ones((1, d_out)))}).bound(info)
         one = Delta(np.ones((64, 1)), np.ones((1, 64)))
-        with pytest.raises(InvalidArgument, match=r"nearest are .*module:model\.layers\.0\.self_attn\.q_proj"):
-            Variant({"module:model.layers.0.self_attn.q_prj": one}).bound(info)
+        unknown = Variant({"module:model.layers.0.self_attn.q_prj": one})
+        assert set(unknown.bound(info).deltas) == set(unknown.deltas)  # whether there is one, its own table says
         with pytest.raises(InvalidArgument, match=r"no delta at w_q\.7; the nearest are w_q"):
             Variant({"w_q.7": one}).bound(info)
 
@@ -240,6 +242,29 @@ class TestBinding:
         one = Delta(np.ones((64, 1)), np.ones((1, 64)))
         bound = Variant({"module:model.h.1.attn.c_proj": one}).bound(info_of(gpt2))
         assert set(bound.deltas) == {"w_o.1"}
+        wide = Variant({"module:model.h.1.attn.c_attn": Delta(np.ones((64, 1)), np.ones((1, 192)))})
+        assert set(wide.bound(info_of(gpt2)).deltas) == {"module:transformer.h.1.attn.c_attn"}
+
+    def test_a_tied_head_has_a_name_of_its_own(self, llama: Path, tmp_path: Path) -> None:
+        """mlx-lm has no module for it: the table names the embedding's twice."""
+        info = info_of(llama)
+        tied = tuple(
+            replace(one, path="model.embed_tokens") if one.name == "w_unembed" else one for one in info.weights
+        )
+        variant = Variant(
+            ours(llama, embeddings=True).deltas, manifest=Manifest(base=Base.of(replace(info, weights=tied)))
+        )
+        alone = Variant.load(variant.export(tmp_path / "peft")).bound(info)
+        assert dict(alone.deltas) == dict(variant.deltas)
+        assert dict(Variant.load(variant.save(tmp_path / "own")).deltas) == dict(variant.deltas)
+
+    def test_parts_that_lie_otherwise_are_not_exported(self, gpt2: Path, tmp_path: Path) -> None:
+        """GPT-NeoX gives q, k and v head by head."""
+        info = replace(info_of(gpt2), architecture="gpt_neox")
+        variant = Variant(ours(gpt2).deltas, manifest=Manifest(base=Base.of(info)))
+        with pytest.raises(InvalidArgument, match="does not say where its weights lie"):
+            variant.export(tmp_path / "peft")
+        assert Variant.load(variant.save(tmp_path / "own")) == variant
 
 
 @pytest.fixture

@@ -55,6 +55,10 @@ ROOT = User("root", "admin", UserLimits())
 LIMITS = RequestLimits(max_variants=3, max_all_variants=5)
 
 
+def fits(variant: Variant) -> None:
+    """Whether a model has a module, its backend says."""
+
+
 def opened(folder: Path, limits: RequestLimits = LIMITS) -> VariantStore:
     state = State(folder)
     return VariantStore(state, Uploads(state.uploads), limits)
@@ -73,7 +77,7 @@ def made(seed: int = 0, *, rank: int = 1, model_hash: str = "", hooks: tuple[Hoo
 
 def put(store: VariantStore, user: User, variant: Variant, name: str = "a", **options: Any) -> VariantInfo:
     files = tuple(VariantFile(file, data) for file, data in variant.files().items())
-    return load_variant(LoadVariantRequest(name, files=files, **options), user, INFO, store, ())
+    return load_variant(LoadVariantRequest(name, files=files, **options), user, INFO, store, (), fits)
 
 
 def names(items: list[VariantInfo]) -> list[tuple[str, str, int]]:
@@ -209,11 +213,11 @@ def test_files_in_parts_and_back(store: VariantStore, monkeypatch: pytest.Monkey
         files=(VariantFile("variant.json", files["variant.json"]), VariantFile("deltas.safetensors", upload=upload)),
     )
     with pytest.raises(InvalidArgument, match="damaged or not all"):
-        load_variant(request, ADA, INFO, store, ())
+        load_variant(request, ADA, INFO, store, (), fits)
     with pytest.raises(NotFound, match="no file with the SHA-256"):
-        load_variant(request, ADA, INFO, store, ())
+        load_variant(request, ADA, INFO, store, (), fits)
     assert store.receive(ADA, SaePart(upload, len(big), 0, big)).n_bytes == len(big)
-    item = load_variant(request, ADA, INFO, store, ())
+    item = load_variant(request, ADA, INFO, store, (), fits)
     assert store.uploads.n_bytes() == 0
     assert item.hash == made(5).bound(INFO).hash
 
@@ -245,17 +249,17 @@ class TestFolders:
     ) -> None:
         folder = made(1).save(tmp_path / "shelf" / "formal")
         request = LoadVariantRequest(source=str(folder))
-        item = load_variant(request, ROOT, INFO, store, ())
+        item = load_variant(request, ROOT, INFO, store, (), fits)
         assert (item.name, item.source) == ("formal", str(folder))
         with pytest.raises(PermissionDenied, match=r"none \(the operator sets them with --variant-folder\)"):
-            load_variant(request, ADA, INFO, store, ())
+            load_variant(request, ADA, INFO, store, (), fits)
         allowed = (str(tmp_path / "shelf"),)
-        assert load_variant(LoadVariantRequest(source="formal"), ADA, INFO, store, allowed).hash == item.hash
+        assert load_variant(LoadVariantRequest(source="formal"), ADA, INFO, store, allowed, fits).hash == item.hash
         for escape in ("../state", "/etc", ".."):
             with pytest.raises(PermissionDenied):
-                load_variant(LoadVariantRequest(source=escape), ADA, INFO, store, allowed)
+                load_variant(LoadVariantRequest(source=escape), ADA, INFO, store, allowed, fits)
         with pytest.raises(NotFound, match="no folder"):
-            load_variant(LoadVariantRequest(source=str(tmp_path / "nothing")), ROOT, INFO, store, ())
+            load_variant(LoadVariantRequest(source=str(tmp_path / "nothing")), ROOT, INFO, store, (), fits)
 
     def test_a_variant_has_a_name(self, store: VariantStore) -> None:
         with pytest.raises(InvalidArgument, match="has no name: give one"):

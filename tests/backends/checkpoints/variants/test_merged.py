@@ -52,8 +52,9 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def variant_of(base: Path, *, size: float = 0.1, names: tuple[str, ...] = ()) -> Variant:
-    table = GPT2 if json.loads((base / "config.json").read_text())["model_type"] == "gpt2" else LLAMA
-    told = Base(id="tiny", model_hash=resolve_model(str(base)).model_hash, family=base.name, weights=table)
+    kind = json.loads((base / "config.json").read_text())["model_type"]
+    table = GPT2 if kind == "gpt2" else LLAMA
+    told = Base(id="tiny", model_hash=resolve_model(str(base)).model_hash, architecture=kind, weights=table)
     deltas = {
         weight.name: Delta(RNG.normal(size=(weight.d_in, 2)) * size, RNG.normal(size=(2, weight.d_out)) * size)
         for weight in table
