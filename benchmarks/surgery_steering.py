@@ -31,13 +31,15 @@ from probewire.analysis.editing.safety import (
 )
 from probewire.analysis.steering import choice, compare_positions, conditional, fit_condition, steering_vector
 from probewire.analysis.tuning.base import load_base
-from probewire.analysis.tuning.organisms import Organism, refuser
+from probewire.analysis.tuning.organisms import refuser
 from probewire.backends.checkpoints import resolve_model
 from probewire.clients import Client, Delta, Hook, ProjectOut, Tensor, hook
 from probewire.protos.edits import Edit
 from probewire.server.worker.inprocess import InProcessService
 
-N_RANDOM = 8
+N_RANDOM = 3
+"""Of the planted refusal: a direction is two forwards a prompt, of chats."""
+HELD_OUT = 12
 STRATEGIES = ("last", "last_3", "first", "all", "dense_3", "generated")
 
 
@@ -128,64 +130,70 @@ def merged(base: Path, deltas: Mapping[str, Delta], paths: Mapping[str, str], ou
     return out
 
 
-def refusal(client: Client, *, layers: Sequence[int] = (6, 10, 12, 14, 16, 18, 20, 22)) -> None:
+def refusal(client: Client, *, layers: Sequence[int] = (14, 18, 22), folder: str = "") -> None:
     """A LoRA taught to refuse questions about chess; its direction found, removed, gated, and detected."""
     client.close()
+    if folder:
+        with Client.inprocess(InProcessService.create(folder, dtype="float32", device="cpu")) as served:
+            _refusal(served, layers)
+        return
     base = resolve_model("").folder
     with TemporaryDirectory() as folder:
         made = refuser(base, Path(folder) / "run", progress=False)
         organism = merged(base, made.tuned.variant.deltas, load_base(base).paths, Path(folder) / "organism")
         with Client.inprocess(InProcessService.create(str(organism), dtype="float32", device="cpu")) as served:
-            _refusal(served, made, layers)
+            _refusal(served, layers)
 
 
-def _refusal(client: Client, made: Organism, layers: Sequence[int]) -> None:
+def _refusal(client: Client, layers: Sequence[int]) -> None:
     def asked(questions: Sequence[str]) -> list[list[dict[str, str]]]:
         return [[{"role": "user", "content": question}] for question in questions]
 
     topics, tokens = load_set("topics").data, (client.token("I"),)
     train = [asked(topics[kind]["train"][:16]) for kind in ("chess", "other")]
-    held = [asked(questions) for questions in (made.refused, made.answered)]
+    held = [asked(topics[kind]["held_out"][:HELD_OUT]) for kind in ("chess", "other")]
     print("held out:", behaviour_present(client, *held, tokens), flush=True)
-    directions = behaviour_direction(client, *train, positions=(-1, -2))
-    chosen = select_direction(client, directions, *(side[:6] for side in train), tokens, layers=layers)
+    some = ["resid_post.6", "resid_post.12", "resid_post.18"]
+    latched = fit_condition(client, *train, sites=some, pool="mean")
+    print(f"condition latched by the prompt: {latched}; F1 ≥ .9: {_verdict(latched.f1 >= 0.9)}", flush=True)
+    kinds = [asked([*topics[kind]["train"], *topics[kind]["held_out"]]) for kind in ("chess", "other")]
+    print(f"detector: {detector(client, *kinds, sites=some)}", flush=True)
+    directions = behaviour_direction(client, *train, positions=(-1,))
+    chosen = select_direction(client, directions, *(side[:4] for side in train), tokens, layers=layers)
     print(chosen, flush=True)
-    for layer in layers:
-        hooks = ablation_hooks(directions.unit(-1, layer))
-        print(
-            f"layer {layer}, last token, projected out: {score_behaviour(client, *held, tokens, hooks=hooks)}",
-            flush=True,
-        )
-    best = score_behaviour(client, *held, tokens, hooks=ablation_hooks(chosen.direction))
+    scores = {
+        layer: score_behaviour(client, *held, tokens, hooks=ablation_hooks(directions.unit(-1, layer)))
+        for layer in layers
+    }
+    for layer, one in scores.items():
+        print(f"layer {layer}, projected out: {one}; removed {one.removed:.0%}", flush=True)
+    kept = [layer for layer, one in scores.items() if one.removed >= 0.5 and one.cost.value <= 0.1]
+    print(f"refusal down by half at KL ≤ .1 on negatives: {_verdict(bool(kept))} {kept}", flush=True)
     rng, d_model = np.random.default_rng(0), len(chosen.direction)
     random = [
         score_behaviour(client, *held, tokens, hooks=ablation_hooks(rng.normal(size=d_model))).removed
         for _ in range(N_RANDOM)
     ]
-    print(
-        f"chosen: {best}; removed {best.removed:.0%}; {N_RANDOM} random directions {min(random):+.0%} … {max(random):+.0%}"
-    )
-    kept = best.removed >= 0.5 and best.cost.value <= 0.1
-    print(f"refusal down by half at KL ≤ .1: {'pass' if kept else 'MISS: ' + chosen.sentence}", flush=True)
-    condition = fit_condition(
-        client, *train, sites=["resid_post.2", "resid_post.4", "resid_post.6"], pool="last", latch=False
-    )
+    print(f"{N_RANDOM} random directions remove {min(random):+.0%} … {max(random):+.0%}", flush=True)
+    best = max(layers, key=lambda layer: scores[layer].removed)
+    condition = fit_condition(client, *train, sites=["resid_post.4", "resid_post.6"], pool="last", latch=False)
     print(f"condition of the last row: {condition}")
-    late = [one for layer in range(7, 30) for one in layer_hooks(chosen.direction, layer)]
+    late = [one for layer in range(7, 30) for one in layer_hooks(directions.unit(-1, best), layer)]
     free, gated = (
         score_behaviour(client, *held, tokens, hooks=hooks) for hooks in (late, conditional(late, condition))
     )
-    print(f"projected out from layer 7 on: {free}")
+    print(f"direction of layer {best} projected out from layer 7 on: {free}")
     print(f"the same, gated: {gated}")
     apart = abs(free.positives[1].mean() - gated.positives[1].mean())
-    verdict = "pass" if apart <= 0.05 else "MISS"
+    moved = float((gated.kl > 1e-9).mean())
     print(
-        f"gate within 5 points on positives: {verdict} ({apart:.3f}); negatives that moved: {float((gated.kl > 1e-9).mean()):.0%}"
+        f"gate within 5 points on positives: {_verdict(apart <= 0.05)} ({apart:.3f}); negatives that moved: {moved:.0%}",
+        flush=True,
     )
-    latched = fit_condition(client, *train, sites="resid_post.2:24", pool="mean")
-    print(f"condition latched by the prompt: {latched}; F1 ≥ .9: {'pass' if latched.f1 >= 0.9 else 'MISS'}", flush=True)
-    kinds = [asked([*topics[kind]["train"], *topics[kind]["held_out"]]) for kind in ("chess", "other")]
-    print(f"detector: {detector(client, *kinds, sites='resid_post.2:24')}", flush=True)
+
+
+def _verdict(good: bool) -> str:
+    return "pass" if good else "MISS"
 
 
 def layer_hooks(direction: NDArray[np.float64], layer: int) -> list[Hook]:
@@ -197,10 +205,14 @@ def layer_hooks(direction: NDArray[np.float64], layer: int) -> list[Hook]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["formality", "pronouns", "refusal"])
+    parser.add_argument("--organism", default="", help="folder of a model that was taught already (refusal)")
     asked = parser.parse_args()
     start_s = time.monotonic()
     with Client.inprocess(InProcessService.create(dtype="float32", device="cpu")) as client:
-        {"formality": formality, "pronouns": pronouns, "refusal": refusal}[asked.what](client)
+        if asked.what == "refusal":
+            refusal(client, folder=asked.organism)
+        else:
+            {"formality": formality, "pronouns": pronouns}[asked.what](client)
     print(f"{time.monotonic() - start_s:.0f} s")
 
 

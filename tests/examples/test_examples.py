@@ -51,6 +51,13 @@ def test_steering_vector(url: str) -> None:
 
 
 @pytest.mark.slow
+def test_steer_where(url: str) -> None:
+    said = run("steer_where", url)
+    assert "last_3" in said
+    assert "random below" in said
+
+
+@pytest.mark.slow
 def test_patch_one_site(url: str) -> None:
     said = run("patch_one_site", url)
     assert "clean +" in said

@@ -105,10 +105,15 @@ def score_behaviour(
             "a behaviour is scored on positives and negatives; give both, as a score without its cost says nothing"
         )
     metric = LogProb(tokens=tuple(tokens))
-    bare = measure(client, prompts, metric, [[]], kl=False, model=model).values
-    changed = measure(client, prompts, metric, [list(hooks)], variants=variants, model=model)
-    both = np.exp(np.concatenate([bare, changed.values]))
-    return BehaviourScores(both[:, :n], both[:, n:], changed.kl[0, n:])
+    if variants:
+        bare = measure(client, prompts, metric, [[]], kl=False, model=model).values
+        changed = measure(client, prompts, metric, [list(hooks)], variants=variants, model=model)
+        values, kl = np.concatenate([bare, changed.values]), changed.kl[0]
+    else:  # one forward of the base serves both
+        found = measure(client, prompts, metric, [[], list(hooks)], model=model)
+        values, kl = found.values, found.kl[1]
+    both = np.exp(values)
+    return BehaviourScores(both[:, :n], both[:, n:], kl[n:])
 
 
 def behaviour_present(

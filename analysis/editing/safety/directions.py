@@ -117,8 +117,8 @@ def select_direction(
     """The direction after whose ablation the tokens are least likely on positives, of those that keep three bounds.
 
     KL on negatives of at most `max_kl`; added to negatives it makes the behaviour more likely than not (log-odds above 0);
-    not in the last `prune_last` of the layers. Where none keeps them the best by ablation is given and the sentence says
-    which bound it breaks. Every candidate is two plans of a sweep.
+    not in the last `prune_last` of the layers. Where none keeps them the best by ablation is given, of those within the KL
+    where there are such, and the sentence says which bound it breaks. Every candidate is two plans of a sweep.
     """
     n_layers = directions.values.shape[1]
     among = range(round(n_layers * (1 - prune_last))) if layers is None else layers
@@ -137,7 +137,8 @@ def select_direction(
         for i, (position, layer) in enumerate(places)
     ]  # fmt: skip
     kept = [one for one in found if one.kl <= max_kl and one.induced > 0]
-    best = min(kept or found, key=lambda one: one.ablated)
+    cheap = [one for one in found if one.kl <= max_kl]  # of directions that break the model the best says least
+    best = min(kept or cheap or found, key=lambda one: one.ablated)
     base = float(logodds(removed.values[0, :n]).mean())
     told = f"layer {best.layer}, position {best.position}: log-odds {base:+.2f} → {best.ablated:+.2f}, induced {best.induced:+.2f}, KL on negatives {best.kl:.3f}"
     if not kept:
