@@ -63,6 +63,7 @@ from .client import Client
 from .requests.aligning import Alignment, align
 from .requests.asked import Asked
 from .requests.hooks import ablate, capture, edit_latents, hook, patch, reconstruct, steer
+from .requests.variants import use
 from .results.captures import Captures
 from .results.latents import LatentRows
 from .results.loading import load
@@ -164,4 +165,5 @@ __all__ = [
     "patch",
     "reconstruct",
     "steer",
+    "use",
 ]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from ....protos.errors import InvalidArgument
 from ....protos.model import MAX_INPUTS, ONLY_TEXT, GenerateRequest, Input, Message, Sampling
 from ....protos.spec import Plan
+from ....protos.variants.use import VariantUse
+from ....protos.wire.codec import from_json
 from ..http.body import parsed
 from ..http.fields import Fields, brief, is_list
 from ..http.tensors import Style, style_of
@@ -100,7 +102,7 @@ def _completion(
         raise InvalidArgument(f"n choices of {len(prompts)} prompts: 1 to {MAX_INPUTS} together, got n = {n}")
     default = None if chat else COMPLETION_TOKENS
     sampling, limit = sampling_of(fields, logprobs=logprobs, max_tokens=default, may_be_none=echo)
-    plan, style, session = _extra(fields)
+    plan, style, session, variants = _extra(fields)
     raw_options = fields.raw("stream_options")
     options = Fields({} if raw_options is None else raw_options, "stream_options")
     include_usage = options.take("include_usage", bool, False)
@@ -117,7 +119,7 @@ def _completion(
         )
     inputs = [item for item in prompts for _ in range(n)]
     return Completion(
-        GenerateRequest(_numbered(inputs), model, plan, sampling, session),
+        GenerateRequest(_numbered(inputs), model, plan, sampling, session, variants),
         chat=chat,
         n=n,
         stream=stream,
@@ -175,16 +177,27 @@ def untouched(fields: Fields) -> None:
         fields.only(name, *allowed)
 
 
-def _extra(fields: Fields) -> tuple[Plan, Style | None, str]:
-    """The field `probewire`: {"hooks": […], "session": id, "tensors": "base64" | "list"}."""
+def _extra(fields: Fields) -> tuple[Plan, Style | None, str, tuple[VariantUse, ...]]:
+    """The field `probewire`: {"hooks": […], "session": id, "variants": […], "tensors": "base64" | "list"}."""
     raw = fields.raw("probewire")
     if raw is None:
-        return Plan(), None, ""
+        return Plan(), None, "", ()
     extra = Fields(raw, "probewire")
     hooks, style = extra.raw("hooks"), style_of(extra.raw("tensors"))
-    session = extra.take("session", str, "")
+    session, variants = extra.take("session", str, ""), extra.raw("variants")
     extra.done()
-    return parsed(Plan, {} if hooks is None else {"hooks": hooks}, "probewire"), style, session
+    plan = parsed(Plan, {} if hooks is None else {"hooks": hooks}, "probewire")
+    return plan, style, session, _uses([] if variants is None else variants)
+
+
+def _uses(raw: Any) -> tuple[VariantUse, ...]:
+    """Names, or objects with name, scale and where; one name alone does too."""
+    items = [raw] if isinstance(raw, str) else raw
+    if not isinstance(items, list):
+        raise InvalidArgument("probewire.variants must be a list of names, or of objects with name, scale and where")
+    return tuple(
+        from_json(VariantUse, item, f"probewire.variants[{i}]") for i, item in enumerate(cast("list[Any]", items))
+    )
 
 
 def messages_of(fields: Fields) -> tuple[Message, ...]:

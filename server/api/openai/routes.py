@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from ....protos.model import Input, RunRequest, Sampling, TokenizeRequest
 from ....protos.spec import Hook
+from ....protos.variants.use import VariantUse
 from ...service import Operations, answer
 from ..http.answer import Answer
 from ..http.body import offload, read_object
@@ -19,6 +20,7 @@ from ..http.schema import Schema, object_schema
 from ..http.stream import CompletenessCheck, StreamResponse, begun, gathered, step_bytes, unless_gone
 from .answer import Chunks, whole_answer
 from .echo import Echo, Reading, reading
+from .named_model import with_variants
 from .request import COMPLETION_TOKENS, Completion, chat_completion, text_completion
 
 __all__ = ["openai_router"]
@@ -42,6 +44,7 @@ def openai_router(api: Api) -> APIRouter:
     async def chat(request: Request) -> Response:
         body, size = await read_object(request, api.max_body_bytes)
         completion = await offload(size, chat_completion, body)
+        completion = await unless_gone(request.receive, _named(api.operations, completion))
         if not completion.capped:
             completion = await unless_gone(request.receive, _bounded(api.operations, completion))
         return await _answered(request, api, completion)
@@ -54,9 +57,16 @@ def openai_router(api: Api) -> APIRouter:
     )
     async def complete(request: Request) -> Response:
         body, size = await read_object(request, api.max_body_bytes)
-        return await _answered(request, api, await offload(size, text_completion, body))
+        completion = await offload(size, text_completion, body)
+        completion = await unless_gone(request.receive, _named(api.operations, completion))
+        return await _answered(request, api, completion)
 
     return router
+
+
+async def _named(operations: Operations, completion: Completion) -> Completion:
+    """With the variants that the model's name asks for."""
+    return dataclasses.replace(completion, request=await with_variants(operations, completion.request))
 
 
 async def _bounded(operations: Operations, completion: Completion) -> Completion:
@@ -115,13 +125,20 @@ def _schema(api: Api, *, chat: bool) -> Schema:
         {
             "hooks": {**api.schemas.array(Hook), "description": "What to read and edit in this call."},
             "session": {**text, "description": "Id of a live session; its hooks apply before these."},
+            "variants": {
+                **api.schemas.array(VariantUse),
+                "description": "Variants to run with, behind those in model.",
+            },
             "tensors": {"type": "string", "enum": ["base64", "list"], "default": "base64"},
         },
         description="Ours. The answer then has a field of the same name: started, tensors and finished.",
     )
     sampling = api.schemas.properties(Sampling)
     properties: dict[str, Schema] = {
-        "model": {**text, "description": "May be left out when one model is loaded."},
+        "model": {
+            **text,
+            "description": "May be left out when one model is loaded. Behind a colon variants, joined by +.",
+        },
         **own,
         "max_tokens": {**integer, "description": default},
         "max_completion_tokens": {**integer, "description": "The same as max_tokens."},

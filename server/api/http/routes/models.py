@@ -8,11 +8,13 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from .....protos.errors import Internal, InvalidArgument, ProbewireError
+from .....protos.errors import Internal, InvalidArgument, PermissionDenied, ProbewireError
 from .....protos.loading import LoadProgress, LoadRequest
 from .....protos.model import Input, ModelInfo, Tokenized, TokenizeRequest
 from .....protos.wire.codec import to_json
 from .....protos.wire.error_body import error_to_json
+from ....auth.callers import current_caller
+from ...openai.named_model import variant_models
 from ..body import offload, parsed, query, read_object
 from ..context import Api, body_doc, content, ok
 from ..errors import JsonResponse
@@ -45,7 +47,7 @@ def models_router(api: Api) -> APIRouter:
         return JsonResponse(
             {
                 "object": "list",
-                "data": [_openai_model(api, info.id) for info in found],
+                "data": [*(_openai_model(api, info.id) for info in found), *await _variants(api)],
                 "models": [to_json(info) for info in found],
             }
         )
@@ -116,6 +118,18 @@ def models_router(api: Api) -> APIRouter:
 
 def _openai_model(api: Api, model: str) -> dict[str, Any]:
     return {"id": model, "object": "model", "created": api.started_at, "owned_by": "probewire"}
+
+
+async def _variants(api: Api) -> list[dict[str, Any]]:
+    """Variants as models whose parent is their base; none for those who may use none."""
+    try:
+        found = await api.ask("variants", "")
+    except PermissionDenied:
+        return []
+    return [
+        {**_openai_model(api, name), "created": int(one.created_s), "parent": one.model, "root": one.model}
+        for name, one in variant_models(found, current_caller().user.name)
+    ]
 
 
 def _load_request(body: dict[str, Any]) -> tuple[LoadRequest, list[str], bool | None]:
