@@ -25,6 +25,7 @@ from .faithfulness import (
     random_control,
     random_masks,
 )
+from .growth import Grown, Growth, Reuse, Slope, growth, n_parameters, reuse
 from .heads import (
     HeadRoles,
     NameMovers,
@@ -57,6 +58,8 @@ __all__ = [
     "Edge",
     "EdgeModel",
     "EdgeSpace",
+    "Grown",
+    "Growth",
     "HeadRoles",
     "Interference",
     "JoinedSpace",
@@ -67,6 +70,8 @@ __all__ = [
     "Origin",
     "Pruned",
     "RandomControl",
+    "Reuse",
+    "Slope",
     "Space",
     "Unit",
     "WeightMask",
@@ -84,6 +89,7 @@ __all__ = [
     "duplicate_token",
     "edge_circuits",
     "faithfulness",
+    "growth",
     "head_roles",
     "head_space",
     "incompleteness",
@@ -95,6 +101,7 @@ __all__ = [
     "make_space",
     "mib",
     "minimality",
+    "n_parameters",
     "name_movers",
     "neuron_space",
     "node_space",
@@ -104,4 +111,5 @@ __all__ = [
     "random_masks",
     "rank_units",
     "repeated_tokens",
+    "reuse",
 ]

@@ -11,6 +11,7 @@ from .files import load_task, save_task
 from .fitted import FittedExample, FittedTask, Form, fit
 from .greater_than import greater_than
 from .ioi import ioi
+from .repeated import repeated_tokens_task
 from .score import Score, accuracy
 from .task import Example, Roles, Task
 
@@ -29,5 +30,6 @@ __all__ = [
     "greater_than",
     "ioi",
     "load_task",
+    "repeated_tokens_task",
     "save_task",
 ]

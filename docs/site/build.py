@@ -23,7 +23,10 @@ REFERENCE = {
     "clients": ("What a notebook imports", ("probewire.clients",)),
     "analysis": (
         "Analyses",
-        tuple(f"probewire.analysis.{name}" for name in ("tasks", "attribution", "ablation", "circuits", "library", "plots")),
+        tuple(
+            f"probewire.analysis.{name}"
+            for name in ("tasks", "attribution", "ablation", "circuits", "library", "features", "plots")
+        ),
     ),
     "saes": ("Sparse autoencoders", ("probewire.analysis.sae",)),
     "contract": (

@@ -109,3 +109,11 @@ def test_edit_fact(url: str) -> None:
     said = run("edit_fact", url, draws=False)
     assert "efficacy            1/1" in said
     assert "edited    ' Rome" in said
+
+
+@pytest.mark.slow
+def test_circuit_library(url: str) -> None:
+    said = run("circuit_library", url, draws=False)
+    assert "Hit(ioi-heads 1" in said
+    assert "3 heads read each key and value" in said
+    assert "page: " in said
