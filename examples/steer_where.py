@@ -5,8 +5,7 @@ python examples/steer_where.py [--url grpc://host:50051]
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from plots import save
 from serving import arguments, connected
 
 from probewire.analysis.datasets import load_set
@@ -46,10 +45,7 @@ def compare(client: Client, model: str) -> None:
         model=model,
     )
     print(found)
-    output = Path(__file__).parent / "output"
-    output.mkdir(exist_ok=True)
-    found.figure(output / "steer_where.png")
-    print(f"plot: {output / 'steer_where.png'}")
+    save(found.figure(), "steer_where")
 
 
 if __name__ == "__main__":

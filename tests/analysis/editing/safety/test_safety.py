@@ -22,6 +22,7 @@ from probewire.analysis.editing.safety import (
 from probewire.analysis.editing.safety.behaviour import logodds
 from probewire.analysis.steering import fit_condition
 from probewire.clients import Add, Client, InvalidArgument, ProjectOut, Tensor, capture, hook
+from probewire.protos.variants.use import VariantUse
 from tests.analysis.editing.safety.conftest import PLANTED, REFUSAL, prompts
 from tests.analysis.editing.served import as_hooks
 from tests.parity.opened import TOKENS, Opened, gap
@@ -179,3 +180,25 @@ def test_a_detector_is_judged_on_prompts_it_has_not_seen(planted: Client) -> Non
     rng = np.random.default_rng(0)
     mixed = [prompts(20, 5)[int(rng.integers(2))][i] for i in range(20)]
     assert detector(planted, mixed[:10], mixed[10:]).auroc < 0.95
+
+
+@pytest.mark.parametrize("backend", ["torch", "mlx"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_served_variant_is_its_hooks_and_is_scored_by_name(opened_here: Opened, family: str, backend: str) -> None:
+    client = opened_here(family, backend, "float32")
+    client.load_variant(ablate_direction(client, DIRECTION), name="without")
+    ours = client.run(TOKENS, variant="without", capture=["logits", "resid_post.*"], progress=False)
+    theirs = client.run(TOKENS, hooks=ablation_hooks(DIRECTION), capture="logits", progress=False)["logits"]
+    assert gap(ours["logits"], theirs) <= 1e-5
+    unit = DIRECTION / np.linalg.norm(DIRECTION)
+    for layer in range(client.describe().n_layers):
+        rows = np.asarray(ours[f"resid_post.{layer}"], dtype=np.float64)
+        assert (np.abs(rows @ unit) / np.linalg.norm(rows, axis=1)).max() <= 1e-5
+    sides = ([TOKENS, TOKENS[:8]], [TOKENS[2:], TOKENS[4:]])
+    named, hooked = (
+        score_behaviour(client, *sides, [REFUSAL], **how)
+        for how in ({"variants": [VariantUse("without")]}, {"hooks": ablation_hooks(DIRECTION)})
+    )
+    np.testing.assert_allclose(named.positives, hooked.positives, rtol=1e-3)
+    np.testing.assert_allclose(named.kl, hooked.kl, rtol=1e-2, atol=1e-6)
+    client.unload_variant("without")
