@@ -46,7 +46,7 @@ SIZES = {
 }
 K = 24
 HELD_OUT = 0.2
-MAX_RATE = 0.2
+MAX_RATE = 0.05
 """Of a latent on retain rows, adaptive thresholds; below K / d_sae the common L0 could not be reached."""
 TOKENS = 1500
 """Of each side, for firing frequencies."""

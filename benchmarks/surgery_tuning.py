@@ -162,14 +162,18 @@ def _told(judge: Judge) -> Callable[[Variant | None], Mapping[str, float]]:
 
 ARMS: tuple[tuple[Arm, tuple[float, ...]], ...] = (
     ("A", (0.0,)),
-    ("H", (3.0,)),
-    ("B", (3.0, -3.0, 10.0, -10.0, 30.0, -30.0)),
-    ("C", (10.0, -10.0)),
+    ("B", (10.0, -10.0, 30.0)),
+    ("C", (30.0, 10.0, -10.0)),
+    ("B", (-30.0, 3.0, -3.0)),
+    ("F", (0.0,)),
     ("D", (10.0, -10.0)),
     ("E", (10.0,)),
-    ("F", (0.0,)),
+    ("H", (3.0,)),
 )
-CONFIG = TuneConfig(method="steered", steps=20, batch_size=8, lr=1e-4, losses={"task": 1.0}, normalise_losses=False)
+EPOCHS = (5, 15)
+CONFIG = TuneConfig(
+    method="steered", steps=EPOCHS[-1], batch_size=8, lr=1e-4, losses={"task": 1.0}, normalise_losses=False
+)
 
 
 def pushes_of(arm: Arm, amount: float, neuron: Candidate, other: tuple[int, float]) -> list[Push]:
@@ -199,7 +203,7 @@ def steered(args: argparse.Namespace) -> None:
     other = _other(base, neuron)
     path = FOLDER / "steered.jsonl"
     done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    seen = {(row["arm"], row["amount"], row["seed"]) for row in done}
+    seen = {(row["arm"], row["amount"], row["seed"]) for row in done if row["epochs"] == EPOCHS[-1]}
     before = {which: measured(base, association, which) for which in ("choose", "report")}
     print({role: float(before["report"][f"A:{role}"].mean()) for role in association.report}, flush=True)
     for seed in range(args.seeds):
@@ -213,7 +217,7 @@ def steered(args: argparse.Namespace) -> None:
                 pushes = pushes_of(arm, amount, neuron, other)
                 said = _predicted(base, association, config, pushes)
                 with path.open("a") as file:
-                    for epoch, _ in steered_run(base, association, config, pushes, (5, 10, 20)):
+                    for epoch, _ in steered_run(base, association, config, pushes, EPOCHS):
                         found: dict[str, float] = dict(said)
                         for which in ("choose", "report"):
                             after = measured(base, association, which, before[which])

@@ -28,6 +28,7 @@ REFERENCE = {
             for name in ("tasks", "attribution", "ablation", "circuits", "library", "features", "plots")
         ),
     ),
+    "tuning": ("Fine-tuning", ("probewire.analysis.tuning",)),
     "saes": ("Sparse autoencoders", ("probewire.analysis.sae",)),
     "contract": (
         "The contract's values",

@@ -77,6 +77,7 @@ def test_patch_one_site(url: str) -> None:
         ("ablation", "where the two disagree most"),
         ("localise_feature", "random directions"),
         ("circuit", "saved: "),
+        ("tune_circuit", "64 of 1536 columns changed"),
     ],
 )
 def test_analyses(url: str, name: str, says: str) -> None:
