@@ -100,7 +100,8 @@ function forest() {
   const svg = picture("forest", width, height);
   for (const at of [0, -1]) {
     drawn(svg, "line", { x1: x(at), x2: x(at), y1: 8, y2: height - 26, class: at ? "bound" : "axis" });
-    drawn(svg, "text", { x: x(at), y: height - 8, "text-anchor": "middle", class: "dim" }, at ? "as bad as allowed" : "no change");
+    const told = { x: x(at) + (at ? -4 : 4), y: height - 8, "text-anchor": at ? "end" : "start", class: "dim" };
+    drawn(svg, "text", told, at ? "as bad as allowed" : "no change");
   }
   checks.forEach((one, i) => {
     const y = row * i + 22;
@@ -120,14 +121,14 @@ function divergence() {
   const low = Math.floor(Math.min(...logs)), high = Math.max(low + 1, Math.ceil(Math.max(...logs)));
   const bins = 32, counts = Array(bins).fill(0);
   logs.forEach((one) => counts[Math.min(bins - 1, Math.floor(((one - low) / (high - low)) * bins))]++);
-  const width = 900, height = 180, most = Math.max(...counts), step = (width - 60) / bins;
+  const width = 900, height = 180, edge = 50, most = Math.max(...counts), step = (width - 2 * edge) / bins;
   const svg = picture("kl", width, height);
   counts.forEach((count, i) => {
     const tall = (count / most) * (height - 50);
-    drawn(svg, "rect", { x: 30 + i * step + 1, y: height - 30 - tall, width: step - 2, height: tall, class: "bar" });
+    drawn(svg, "rect", { x: edge + i * step + 1, y: height - 30 - tall, width: step - 2, height: tall, class: "bar" });
   });
   for (let at = low; at <= high; at++) {
-    const x = 30 + ((at - low) / (high - low)) * (width - 60);
+    const x = edge + ((at - low) / (high - low)) * (width - 2 * edge);
     drawn(svg, "text", { x, y: height - 10, "text-anchor": "middle", class: "dim" }, `10^${at} nats`);
   }
   filled(by("worst"), ["largest", "KL", "text"], check.worst.map((one) => [`#${one.index}`, [number(one.kl), "number"], one.text || ""]));

@@ -36,9 +36,10 @@ BOUNDS: Mapping[str, float] = {
     "kl": 0.05,
     "perplexity": log(1.03),
     "repetition": 0.05,
-    "refusals": 0.02,
+    "refusals": 0.06,
 }
-"""How much worse is not worse: two points, .05 nats, 3 % of perplexity, five points of repeated 4-grams, two points of refusals."""
+"""How much worse is not worse: two points, .05 nats, 3 % of perplexity, five points of repeated 4-grams, and six points of
+refusals, the least that 64 questions without a changed answer can certify."""
 CHAT_TOKENS = 24
 LONGEST_TEXT = 256
 """Tokens of a documentation text."""
