@@ -118,3 +118,10 @@ def test_circuit_library(url: str) -> None:
     assert "Hit(ioi-heads 1" in said
     assert "3 heads read each key and value" in said
     assert "page: " in said
+
+
+def test_validate_variant(url: str) -> None:
+    said = run("validate_variant", url, draws=False)
+    assert "RiskReport(low" in said
+    assert "ValidationReport(" in said
+    assert "fail: " not in said

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,14 @@ import numpy as np
 import pytest
 
 from probewire.analysis.reports import risk as risk_module, validation as validation_module
+from probewire.analysis.reports.harness import HarnessModel as ProbeModel
+from probewire.analysis.reports.likelihoods import Piece, likelihoods
+from probewire.analysis.reports.measures import divergence, kl_to_base
 from probewire.analysis.reports.risk import RiskReport, assess
 from probewire.analysis.reports.subject import Subject
 from probewire.analysis.reports.suites import Measure
-from probewire.analysis.reports.validation import ValidationReport, validate
+from probewire.analysis.reports.tried import tried
+from probewire.analysis.reports.validation import ValidationReport, validate, validate_variant
 from probewire.clients import Client, Delta, Hook, LowRank, Scale, Variant
 from probewire.protos.errors import InvalidArgument
 from probewire.server.worker.inprocess import InProcessService
@@ -51,19 +54,6 @@ def _own_documents(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(validation_module, "documents", lambda n: DOCUMENTS)
 
 
-@pytest.fixture
-def as_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A delta at w_down is a product at mlp_out, exactly: the dry run without a served variant."""
-
-    @contextmanager
-    def tried(client: Client, variant: Variant, *, model: str = "") -> Generator[Subject]:
-        layers = {name: name.rpartition(".")[2] for name in variant.deltas}
-        hooks = [Hook(f"mlp_out.{layers[n]}", edit=LowRank(d.a, d.b)) for n, d in variant.deltas.items()]
-        yield Subject.of(client, hooks=hooks, model=model)
-
-    monkeypatch.setattr(risk_module, "tried", tried)
-
-
 def _variant(client: Client, strength: float) -> Variant:
     rng, info = np.random.default_rng(0), client.describe()
     made = Delta(rng.normal(size=(info.d_mlp, 2)) * strength, rng.normal(size=(2, info.d_model)))
@@ -74,7 +64,6 @@ def _assessed(client: Client, strength: float) -> RiskReport:
     return assess(client, _variant(client, strength), general=GENERAL, progress=False)
 
 
-@pytest.mark.usefixtures("as_hooks")
 def test_a_touch_is_low_and_a_blow_is_critical(client: Client) -> None:
     low, critical = _assessed(client, 1e-4), _assessed(client, 10.0)
     assert (low.level, critical.level) == ("low", "critical")
@@ -93,7 +82,42 @@ def test_a_touch_is_low_and_a_blow_is_critical(client: Client) -> None:
     assert min(agreement) > 0.98, "so small a change is its own first order"
 
 
-@pytest.mark.usefixtures("as_hooks")
+def test_a_dry_run_is_nobody_elses_and_leaves_nothing(client: Client) -> None:
+    """A delta at w_down is a product at mlp_out, exactly; the variant is gone afterwards, and after a failure."""
+    variant = _variant(client, 0.3)
+    delta = variant.deltas["w_down.1"]
+    as_hook = kl_to_base(client, GENERAL[:3], hooks=[Hook("mlp_out.1", edit=LowRank(delta.a, delta.b))])
+    with tried(client, variant) as subject:
+        [info] = client.variants()
+        assert not info.shared
+        assert divergence(subject, GENERAL[:3]) == pytest.approx(as_hook, rel=1e-4)
+        half = divergence(subject.scaled(0.5), GENERAL[:3])
+        assert (half < as_hook).all()
+        [own, base] = likelihoods([subject, subject.base], [Piece((5, 6, 7, 8), 1)])
+        scored = ProbeModel(client, variant=f"{info.name}@{info.version}").score([((5,), (6, 7, 8))], progress=False)
+        assert scored == [(own[0].total, own[0].greedy)]
+        assert abs(own[0].total - base[0].total) > 1e-3
+    assert client.variants() == []
+    with pytest.raises(RuntimeError, match="meanwhile"), tried(client, variant):
+        raise RuntimeError("meanwhile")
+    assert client.variants() == []
+
+
+def test_a_variant_is_validated_by_value_and_by_name(client: Client) -> None:
+    client.load_variant(_variant(client, 0.3), name="kept", progress=False)
+    named, own = (
+        validate_variant(client, given, suites=("tasks",), n=8, progress=False)
+        for given in ("kept", _variant(client, 0.3))
+    )
+    client.unload_variant("kept")
+    assert [check.figure.value for check in named.checks] == [check.figure.value for check in own.checks]
+    assert named.about["variant"] == {
+        "name": "kept",
+        "version": 1,
+        "hash": _variant(client, 0.3).bound(client.describe()).hash,
+    }
+
+
 def test_prediction_alone_runs_nothing(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(risk_module, "tried", lambda *_, **__: pytest.fail("the variant was loaded"))
     found = assess(client, _variant(client, 0.01), general=GENERAL, dry_run=False, progress=False)
@@ -109,21 +133,23 @@ def broken(client: Client) -> ValidationReport:
 
 
 def test_what_does_nothing_fails_nothing(client: Client) -> None:
-    """Twelve items without a changed answer still cannot certify two points: inconclusive, and it says how many would."""
-    found = validate(Subject.of(client, hooks=[Hook("resid_post.1", edit=Scale(1.0))]), n=12, progress=False)
+    """64 questions without a changed answer cannot certify two points: inconclusive, and it says how many would."""
+    subject = Subject.of(client, hooks=[Hook("resid_post.1", edit=Scale(1.0))])
+    found = validate(subject, n=12, bounds={"refusals": 0.02}, progress=False)
     assert found.verdict == "inconclusive"
     for check in found.checks:
         assert check.figure.value == pytest.approx(0, abs=1e-9)
-        if check.suite == "tasks":
+        if check.suite in ("tasks", "safety"):
             assert (check.verdict, check.needed) == ("inconclusive", pytest.approx(189, abs=2))
     assert found.suites["general"] == "pass"
-    tested = {check.name for check in found.checks} | set(found.cannot_show_harm)
+    names = {check.name for check in found.checks} | set(found.cannot_show_harm)
     assert {
         "KL to base",
         "perplexity of documentation",
         "repetition of answers",
         "refusals of harmless questions",
-    } <= tested
+    } <= names
+    assert {"capitals", "ioi"} & names
 
 
 def test_what_breaks_the_model_fails(broken: ValidationReport) -> None:
@@ -146,7 +172,6 @@ def test_what_it_is_for_is_a_check_too(client: Client) -> None:
         validate(subject, suites=("sins",))
 
 
-@pytest.mark.usefixtures("as_hooks")
 def test_files_and_pages(client: Client, broken: ValidationReport, tmp_path: Path) -> None:
     _assessed(client, 0.3).save(tmp_path)
     broken.save(tmp_path)
@@ -164,7 +189,6 @@ def test_files_and_pages(client: Client, broken: ValidationReport, tmp_path: Pat
 
 
 @in_a_browser
-@pytest.mark.usefixtures("as_hooks")
 def test_a_browser_draws_all_of_it(client: Client, broken: ValidationReport, tmp_path: Path) -> None:
     broken.save(tmp_path)
     _assessed(client, 0.3).save(tmp_path)
