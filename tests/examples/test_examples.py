@@ -120,6 +120,7 @@ def test_circuit_library(url: str) -> None:
     assert "page: " in said
 
 
+@pytest.mark.slow
 def test_validate_variant(url: str) -> None:
     said = run("validate_variant", url, draws=False)
     assert "RiskReport(low" in said
