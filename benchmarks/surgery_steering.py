@@ -29,7 +29,14 @@ from probewire.analysis.editing.safety import (
     score_behaviour,
     select_direction,
 )
-from probewire.analysis.steering import choice, compare_positions, conditional, fit_condition, steering_vector
+from probewire.analysis.steering import (
+    FittedCondition,
+    choice,
+    compare_positions,
+    conditional,
+    fit_condition,
+    steering_vector,
+)
 from probewire.analysis.tuning.base import load_base
 from probewire.analysis.tuning.organisms import refuser
 from probewire.backends.checkpoints import resolve_model
@@ -176,13 +183,28 @@ def _refusal(client: Client, layers: Sequence[int]) -> None:
     ]
     print(f"{N_RANDOM} random directions remove {min(random):+.0%} … {max(random):+.0%}", flush=True)
     best = max(layers, key=lambda layer: scores[layer].removed)
-    condition = fit_condition(client, *train, sites=["resid_post.4", "resid_post.6"], pool="last", latch=False)
-    print(f"condition of the last row: {condition}")
-    late = [one for layer in range(7, 30) for one in layer_hooks(directions.unit(-1, best), layer)]
+    for sites, start in (
+        (["resid_post.4", "resid_post.6"], 7),
+        (["resid_post.12", "resid_post.15", "resid_post.18"], 19),
+    ):
+        condition = fit_condition(client, *train, sites=sites, pool="last", latch=False)
+        print(f"condition of the last row: {condition}")
+        late = [one for layer in range(start, 30) for one in layer_hooks(directions.unit(-1, best), layer)]
+        _gate(client, held, tokens, late, condition, f"direction of layer {best}, last token, from layer {start} on")
+
+
+def _gate(
+    client: Client,
+    held: Sequence[Any],
+    tokens: tuple[int, ...],
+    late: list[Hook],
+    condition: FittedCondition,
+    told: str,
+) -> None:
     free, gated = (
         score_behaviour(client, *held, tokens, hooks=hooks) for hooks in (late, conditional(late, condition))
     )
-    print(f"direction of layer {best} projected out from layer 7 on: {free}")
+    print(f"{told}: {free}")
     print(f"the same, gated: {gated}")
     apart = abs(free.positives[1].mean() - gated.positives[1].mean())
     moved = float((gated.kl > 1e-9).mean())
@@ -197,9 +219,9 @@ def _verdict(good: bool) -> str:
 
 
 def layer_hooks(direction: NDArray[np.float64], layer: int) -> list[Hook]:
-    """The direction projected out of what one layer writes, and of the stream that enters it."""
+    """The direction projected out of what one layer writes at the last token, and of the stream that enters it."""
     edit = ProjectOut(Tensor.of(direction.astype(np.float32)))
-    return [hook(f"{name}.{layer}", edit) for name in ("resid_pre", "attn_out", "mlp_out")]
+    return [hook(f"{name}.{layer}", edit, positions=[-1]) for name in ("resid_pre", "attn_out", "mlp_out")]
 
 
 def main() -> None:
