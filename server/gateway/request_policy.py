@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...protos import probewire_pb2 as pb
 from ...protos.activity import RequestActivity
 from ...protos.errors import Code, PermissionDenied, ProbewireError, ResourceExhausted, Unauthenticated
 from ...protos.operations import BY_NAME, OPERATIONS, Role
@@ -159,6 +160,8 @@ class RequestPolicy:
         if found.tokens and not record.tokens:
             self.metrics.first_token(record.model, time.monotonic() - record.began_s)
         record.task = _current_task()
+        if record.operation in COUNTED and not record.messages:
+            record.variants = _variants_of(message)
         record.messages += 1
         record.tokens += found.tokens
         record.captured_bytes += found.tensor_bytes
@@ -217,6 +220,13 @@ class RequestPolicy:
             captured_bytes=record.captured_bytes,
             seconds=round(seconds, 4),
         )
+
+
+def _variants_of(message: bytes) -> tuple[str, ...]:
+    """What a stream's beginning says of the variants that run: each name with its version, then its hash."""
+    started = (event.started for event in pb.Events.FromString(message).events if event.HasField("started"))
+    told = [(f"{one.name}@{one.version}", one.hash) for event in started for one in event.variants]
+    return tuple(text for pair in dict.fromkeys(told) for text in pair)
 
 
 def _ended_key() -> Unauthenticated:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from probewire.protos import probewire_pb2 as pb
 from probewire.protos.errors import PermissionDenied, ResourceExhausted, Unauthenticated
 from probewire.protos.model import Finished, TensorFrame, Timings, Token, Usage
 from probewire.protos.tensors import Tensor
@@ -157,6 +158,21 @@ def test_the_audit_names_who_and_what_and_no_prompt(
     assert abs(first["time"] - time.time()) < 60
     assert second["code"] == "RESOURCE_EXHAUSTED"
     assert "secret" not in (tmp_path / "audit.jsonl").read_text()
+
+
+def test_the_audit_names_variants_with_version_and_hash(
+    policy: RequestPolicy, become: Callable[..., None], tmp_path: Path
+) -> None:
+    become("ada")
+    used = [pb.UsedVariant(name="formal", version=2, hash="ab" * 32, owner="ada", scale=scale) for scale in (1.0, 0.5)]
+    begins = pb.Events(events=[pb.Event(started=pb.Started(variants=used))])
+    with policy.record("Inference.Generate", "m") as record:
+        policy.took(record, begins.SerializeToString())
+        policy.took(record, MESSAGE)
+    with policy.record("Inference.Run", "m") as record:
+        policy.took(record, MESSAGE)
+    lines = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    assert [line.get("variants", []) for line in lines] == [["formal@2", "ab" * 32], []]
 
 
 def test_prompts_are_audited_when_asked(users: Users, become: Callable[..., None], tmp_path: Path) -> None:
