@@ -123,7 +123,7 @@ def test_gates_start_open_and_are_folded_away(two: Two, tmp_path: Path) -> None:
     trained = train(two.batches(), two.config, tmp_path / "sae", added_loss=gates, progress=False)
     assert gates.of is not None
     assert sorted(set(gates.of.tolist())) == [0, 1, 2, 3]
-    forget, retain = (gates.parameters[name].sigmoid() for name in ("forget", "retain"))
+    forget, retain = (gates.parameters[name].detach().sigmoid() for name in ("forget", "retain"))
     assert min(float(forget.min()), float(retain.min())) > 0.95, "the error of both corpora wants them open"
     curve = trained.curves["loss/cluster_gates"]
     assert np.isfinite(curve).all()
