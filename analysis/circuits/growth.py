@@ -295,7 +295,7 @@ def _slope(x: NDArray[np.float64], y: NDArray[np.float64]) -> Slope:
 
 
 def _jaccard(a: frozenset[Any], b: frozenset[Any]) -> float:
-    return len(a & b) / len(a | b) if a | b else 1.0
+    return len(a & b) / len(a | b) if a | b else 0.0  # two models without a role agree on nothing
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,6 +82,7 @@ def _made(_: Client, model: str, seed: int) -> FittedTask:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # seconds; three trainings of ten to twenty of a free core, on a busy machine
 def test_a_family_whose_circuit_is_known(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Toys of three sizes, trained here, keep the copying with four heads at most, and heads that do induction are those."""
     clients: dict[str, Client] = {}

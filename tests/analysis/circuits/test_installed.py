@@ -39,6 +39,9 @@ def test_its_plan_gives_what_the_circuit_was_judged_by(tiny: Client, tmp_path: P
     assert not variant.deltas
     logits = tiny.run(CLEAN, hooks=list(variant.plan.hooks), capture=["logits"])["logits"][-1]
     assert logits[101] - logits[120] == pytest.approx(float(judge.means([circuit.mask])[0]), abs=1e-5)
+    tiny.load_variant(variant, name=f"half-{outside}")
+    served = tiny.run(CLEAN, variant=f"half-{outside}", capture=["logits"])["logits"][-1]
+    assert served == pytest.approx(logits, abs=1e-6), "served by its name it is the same"
     assert variant.manifest.circuit == {"id": circuit.id}
     assert variant.manifest.base.model_hash == tiny.describe().model_hash
     assert Variant.load(variant.save(tmp_path / outside)).hash == variant.hash

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from probewire.analysis.circuits import (
     Circuit,
@@ -16,7 +17,9 @@ from probewire.analysis.circuits import (
     make_space,
     neuron_space,
 )
-from probewire.clients import Client, Delta, InvalidArgument, Variant
+from probewire.clients import Client, Delta, InvalidArgument, Replace, Variant, Zeros, hook
+from probewire.server.worker.inprocess import InProcessService
+from tests.tiny_models import tiny_checkpoint
 
 WIDTHS = {
     "w_q": (64, 64),
@@ -121,3 +124,21 @@ def test_what_has_no_weights_or_is_not_of_this_model(tiny32: Client) -> None:
         mask.confined(variant(["w_up.0"]))
     with pytest.raises(InvalidArgument, match="rows up to 47, and this weight has 40"):
         mask.dense("w_q.1", 40, 64)
+
+
+def test_neurons_taken_out_by_served_weights_are_neurons_ablated_by_hooks(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """−W_down whole, confined to the circuit and served, is the hook that sets those neurons to zero."""
+    folder = tiny_checkpoint("llama", tmp_path_factory.mktemp("tiny"))
+    down = load_file(folder / "model.safetensors")["model.layers.1.mlp.down_proj.weight"]
+    with Client.inprocess(InProcessService.create(str(folder), dtype="float32", device="cpu")) as client:
+        circuit = of(neuron_space(client.describe()), Unit("mlp_act.1", unit=5), Unit("mlp_act.1", unit=90))
+        whole = Variant({"w_down.1": Delta(np.eye(96), -down.T), "w_q.0": Delta(np.ones((64, 1)), np.ones((1, 64)))})
+        client.load_variant(circuit_weights(client, circuit).confined(whole), name="without")
+        served = client.run("hello", variant="without", capture=["logits"])["logits"]
+        by_hook = client.run("hello", hooks=[hook("mlp_act.1", Replace(Zeros(), units=(5, 90)))], capture=["logits"])[
+            "logits"
+        ]
+        assert served == pytest.approx(by_hook, abs=1e-5 * float(np.abs(by_hook).max()))
+        assert not np.allclose(served, client.run("hello", capture=["logits"])["logits"], atol=1e-3)
