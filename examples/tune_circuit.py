@@ -48,7 +48,7 @@ def main() -> None:
         )
     print(tuned.variant)
     for name, delta in tuned.variant.deltas.items():
-        rows = delta.dense().any(axis=1 if name.startswith("w_down") else 0)
+        rows = np.atleast_1d(delta.dense().any(axis=1 if name.startswith("w_down") else 0))
         print(
             f"  {name}: {int(rows.sum())} of {len(rows)} {'columns' if name.startswith('w_down') else 'rows'} changed"
         )
