@@ -9,6 +9,7 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,33 @@ from probewire.clients import Client
 from probewire.server.worker.inprocess import InProcessService
 
 PARTS = ("layers", "single", "joint", "sequence")
+ALL_GENERAL = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is done: a busy machine asks for less."""
+
+    wordings: int
+    steps: int
+    unrelated: int
+    n_generated: int
+
+    @property
+    def edit(self) -> dict[str, Any]:
+        """Options of `edit_facts` and what calls it."""
+        return {"prefixes": PREFIXES[: self.wordings], "value": {"steps": self.steps}}
+
+    @property
+    def few(self) -> tuple[str, ...]:
+        """Every so many of the general prompts."""
+        return general_prompts()[:: max(ALL_GENERAL // self.unrelated, 1)]
+
+    def target(self, client: Client, fact: Fact, layer: int) -> TargetValue:
+        """The value of a fact."""
+        return target_value(client, fact, layer, steps=self.steps, prefixes=PREFIXES[: self.wordings])
+
+
 JOINT = 6
 
 
@@ -60,11 +88,15 @@ def main() -> None:
     parser.add_argument("--layers", default="3,5,8,10,12", help="to search")
     parser.add_argument("--baselines", type=int, default=12, help="facts that baselines are tried on")
     parser.add_argument("--sequence", type=int, default=24, help="facts one after the other")
+    parser.add_argument("--wordings", type=int, default=len(PREFIXES), help="that a key and a value are the mean of")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--unrelated", type=int, default=ALL_GENERAL, help="general prompts")
+    parser.add_argument("--generated", type=int, default=24, help="tokens of each generation prompt; 0: none")
     parser.add_argument("--layer", type=int, default=None, help="leave out the search")
     parser.add_argument("--out", type=Path, default=Path("surgery_facts.json"))
     args = parser.parse_args()
     parts = args.parts.split(",")
-    report = Report(args.out)
+    report, size = Report(args.out), Size(args.wordings, args.steps, args.unrelated, args.generated)
     with Client.inprocess(InProcessService.create(dtype="float32", device="cpu")) as client:
         base = Answers(client)
         layer = args.layer
@@ -73,11 +105,11 @@ def main() -> None:
         if layer is None:
             layer = int(report.found["layer"])
         facts = capital_facts("judge")
-        values = single(client, base, facts, layer, args.baselines, report) if "single" in parts else []
+        values = single(client, base, facts, layer, args.baselines, size, report) if "single" in parts else []
         if "joint" in parts:
-            joint(client, base, facts[:JOINT], layer, args.tokens, values[:JOINT], report)
+            joint(client, base, facts[:JOINT], layer, args.tokens, values[:JOINT], size, report)
         if "sequence" in parts:
-            sequence(client, base, layer, args.sequence, report)
+            sequence(client, base, layer, args.sequence, size, report)
 
 
 def layers(client: Client, base: Answers, tried: Sequence[int], report: Report) -> int:
@@ -100,16 +132,16 @@ def layers(client: Client, base: Answers, tried: Sequence[int], report: Report) 
 
 
 def single(
-    client: Client, base: Answers, facts: Sequence[Fact], layer: int, n_baselines: int, report: Report
+    client: Client, base: Answers, facts: Sequence[Fact], layer: int, n_baselines: int, size: Size, report: Report
 ) -> list[TargetValue]:
     """Each of twelve facts alone; the first few by the baselines too."""
     values: list[TargetValue] = []
     rows: dict[str, list[FactScores]] = {}
     for number, fact in enumerate(facts):
         start = time.process_time()
-        values.append(target_value(client, fact, layer))
+        values.append(size.target(client, fact, layer))
         seconds = time.process_time() - start
-        for name, options in ways(client, fact, layer, values[-1], baselines=number < n_baselines).items():
+        for name, options in ways(client, fact, layer, values[-1], size, baselines=number < n_baselines).items():
             rows.setdefault(name, []).append(measure_facts(client, fact, base=base, **options))
         print(f"{fact}: {rows['exact'][-1].score:.3f}, value in {seconds:.1f} s of the processor", flush=True)
         for name, found in rows.items():
@@ -119,12 +151,15 @@ def single(
     return values
 
 
-def ways(client: Client, fact: Fact, layer: int, value: TargetValue, *, baselines: bool) -> dict[str, dict[str, Any]]:
+def ways(
+    client: Client, fact: Fact, layer: int, value: TargetValue, size: Size, *, baselines: bool
+) -> dict[str, dict[str, Any]]:
     """What `measure_facts` is told for each way to change a fact."""
     exact = edit_facts(client, fact, layers=layer, values=[value])
     rome = edit_facts(client, fact, method="rome", layers=layer, values=[value])
-    few = {"n_generated": 0, "unrelated": general_prompts()[::4]}
-    found: dict[str, dict[str, Any]] = {"exact": {"hooks": exact.hooks}, "rome": {"hooks": rome.hooks, **few}}
+    few = {"n_generated": 0, "unrelated": size.few[::4]}
+    whole = {"n_generated": size.n_generated, "unrelated": size.few}
+    found: dict[str, dict[str, Any]] = {"exact": {"hooks": exact.hooks, **whole}, "rome": {"hooks": rome.hooks, **few}}
     if baselines:
         tuned = edit_facts(client, fact, method="finetune", layers=layer)
         found["fine-tuned"] = {"hooks": tuned.hooks, **few}
@@ -140,36 +175,36 @@ def joint(
     layer: int,
     tokens: int,
     values: Sequence[TargetValue],
+    size: Size,
     report: Report,
 ) -> None:
     """Six facts at once, methods beside each other, with real second moments."""
     start = time.monotonic()
     moments = second_moment(client, documentation(), f"mlp_act.{layer}", max_tokens=tokens, progress=False)
     report.add("moments", {"tokens": tokens, "seconds": time.monotonic() - start}, str(moments))
-    found = list(values) or [target_value(client, fact, layer) for fact in facts]
+    found = list(values) or [size.target(client, fact, layer) for fact in facts]
     ways: dict[str, dict[str, Any]] = {
         "exact, no moment": {},
         "exact with the moment": {"moments": moments},
         "least squares (rome), no moment": {"method": "rome"},
         "least squares (rome) with the moment": {"method": "rome", "moments": moments},
     }
-    few = general_prompts()[::4]
     for lam in (1.5, 15.0, 150.0):
         ways[f"ridge (memit), λ {lam:g}"] = {"method": "memit", "moments": moments, "solver": {"lam": lam}}
     for tau in (0.1, 0.3, 0.6):
         ways[f"null space, τ {tau:g}"] = {"method": "null_space", "moments": moments, "solver": {"tau": tau}}
     for name, options in ways.items():
-        edited = edit_facts(client, facts, layers=layer, values=found, **options)
-        scores = measure_facts(client, facts, hooks=edited.hooks, base=base, n_generated=0, unrelated=few)
-        size = edited.variant.deltas[f"w_down.{layer}"].norm()
-        report.add(f"joint {name}", {**scores.to_json(), "norm": size}, f"‖Δ‖ {size:.1f}\n{scores}\n{edited}")
+        edited = edit_facts(client, facts, layers=layer, values=found, prefixes=PREFIXES[: size.wordings], **options)
+        scores = measure_facts(client, facts, hooks=edited.hooks, base=base, n_generated=0, unrelated=size.few)
+        norm = edited.variant.deltas[f"w_down.{layer}"].norm()
+        report.add(f"joint {name}", {**scores.to_json(), "norm": norm}, f"‖Δ‖ {norm:.1f}\n{scores}\n{edited}")
     spread = [max(layer - 2, 0), max(layer - 1, 0), layer]
-    edited = edit_facts(client, facts, layers=spread, values=found)
-    scores = measure_facts(client, facts, hooks=edited.hooks, base=base, n_generated=0, unrelated=few)
+    edited = edit_facts(client, facts, layers=spread, values=found, prefixes=PREFIXES[: size.wordings])
+    scores = measure_facts(client, facts, hooks=edited.hooks, base=base, n_generated=0, unrelated=size.few)
     report.add(f"joint exact, spread over {spread}", scores.to_json(), f"{scores}\n{edited}")
 
 
-def sequence(client: Client, base: Answers, layer: int, n: int, report: Report) -> None:
+def sequence(client: Client, base: Answers, layer: int, n: int, size: Size, report: Report) -> None:
     """Twelve capitals, the eight of the search, four invented people: one after the other."""
     facts = [*capital_facts("judge"), *capital_facts("choose"), *synthetic_facts("choose")[:4]][:n]
     for keep in (True, False):
@@ -181,7 +216,8 @@ def sequence(client: Client, base: Answers, layer: int, n: int, report: Report) 
             method="exact" if keep else "rome",
             keep_earlier=keep,
             every=3,
-            unrelated=general_prompts()[::4],
+            unrelated=size.few,
+            **size.edit,
             base=base,
             on_point=lambda point: print(point, flush=True),
             progress=False,

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ...clients import Client, Hook, Input, capture
 from ...clients.requests.hooks import Hooks
+from ..reports.subject import Uses, uses_of
 from .wording import answer_ids
 
 __all__ = ["Answers", "log_softmax"]
@@ -21,9 +22,12 @@ _A_REQUEST = 32
 class Answers:
     """A model under some hooks. What was read is kept, so that the base of many comparisons is computed once."""
 
-    def __init__(self, client: Client, *, hooks: Hooks = (), context: str = "", model: str = "") -> None:
-        """`context`: a text before every prompt."""
+    def __init__(
+        self, client: Client, *, hooks: Hooks = (), variant: Uses = (), context: str = "", model: str = ""
+    ) -> None:
+        """`variant`: the names of loaded ones, as `variant=` of requests. `context`: a text before every prompt."""
         self.client, self.hooks, self.context, self.model = client, hooks, context, model
+        self._variants = uses_of(variant) or None
         self._tokens: dict[tuple[str, str], tuple[tuple[int, ...], tuple[int, ...]]] = {}
         self._rows: dict[tuple[tuple[int, ...], int], NDArray[Any]] = {}
 
@@ -48,7 +52,7 @@ class Answers:
             reads: list[Hook] = [
                 capture("logits", positions=list(range(-n, 0)), inputs=names) for n, names in lengths.items()
             ]
-            inputs = [Input(token_ids=ids, name=name) for name, (ids, _) in part.items()]
+            inputs = [Input(token_ids=ids, name=name, variants=self._variants) for name, (ids, _) in part.items()]
             run = self.client.run(inputs, capture=reads, hooks=self.hooks, model=self.model, progress=False)
             for name, key in part.items():
                 self._rows[key] = np.asarray(run.inputs[name]["logits"], dtype=np.float32)
@@ -82,7 +86,7 @@ class Answers:
         if not prompts:
             return {}
         named = {str(i): prompt for i, prompt in enumerate(dict.fromkeys(prompts))}
-        asked = {name: self.context + prompt for name, prompt in named.items()}
+        asked = [Input(text=self.context + p, name=name, variants=self._variants) for name, p in named.items()]
         found = self.client.generate(asked, hooks=self.hooks, max_new_tokens=n_tokens, model=self.model)
         return {named[name]: text for name, text in found.texts().items()}
 

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from ...clients import Client
 from ...clients.requests.hooks import Hooks
 from ..datasets import load_set
+from ..reports.measures import repetition
+from ..reports.subject import Uses
 from ..sae.scoring.intervals import Estimate, mean_of_means
 from ..sae.unlearning.mcq import Accuracy
 from .answers import Answers
 from .fact import Fact, Question
 from .fact_scores import FactScores, Generated
-from .repetition import ngram_entropy
 
 __all__ = ["general_prompts", "measure_facts"]
 
@@ -31,13 +32,14 @@ def measure_facts(
     facts: Fact | Sequence[Fact],
     *,
     hooks: Hooks = (),
+    variant: Uses = (),
     context: str = "",
     base: Answers | None = None,
     unrelated: Sequence[str] | None = None,
     n_generated: int = 24,
     model: str = "",
 ) -> FactScores:
-    """Scores of facts under `hooks` (`edited.hooks`), beside the model as it is.
+    """Scores of facts under `hooks` (`edited.hooks`) or a loaded `variant`, beside the model as it is.
 
     `context`: a text before every prompt, in place of an edit: the baseline that costs nothing (`in_context`). `base`: what the model answers without the edit, kept between calls: `Answers(client)`. `unrelated`: prompts that have
     nothing to do with it; default: the set `general`. `n_generated`: tokens of each generation prompt; 0: none. Neighbours
@@ -46,7 +48,7 @@ def measure_facts(
     """
     listed = (facts,) if isinstance(facts, Fact) else tuple(facts)
     before = base or Answers(client, model=model)
-    after = Answers(client, hooks=hooks, context=context, model=model)
+    after = Answers(client, hooks=hooks, variant=variant, context=context, model=model)
     general = general_prompts() if unrelated is None else tuple(unrelated)
     subjects = {fact.subject for fact in listed}
     neighbours = list(
@@ -160,5 +162,5 @@ def _generated(before: Answers, after: Answers, facts: Sequence[Fact], n_tokens:
     losses = [
         -before.log_prob(text, texts[text]) / len(before.tokens(text, texts[text])[1]) for text in texts if texts[text]
     ]
-    entropy = [ngram_entropy(before.tokens(text, texts[text])[1]) for text in texts if texts[text]]
+    entropy = [repetition(before.tokens(text, texts[text])[1])[1] for text in texts if texts[text]]
     return Generated(Accuracy(new, len(prompts)), Accuracy(old, len(true)), _mean(losses), _mean(entropy), dict(texts))

@@ -9,7 +9,6 @@ import pytest
 
 from probewire.analysis.editing import Answers, Fact, Question, in_context, measure_facts, steered, target_value
 from probewire.analysis.editing.answers import log_softmax
-from probewire.analysis.editing.repetition import ngram_entropy, repeated_share
 from probewire.clients import Client, Hook, capture, steer
 
 NEIGHBOURS = (Question("The job of Bob is", "c", "Bob"), Question("The job of Kim is", "d", "Kim", held_out=False))
@@ -111,11 +110,3 @@ def test_baselines(tiny: Client) -> None:
     assert found.unrelated_kl.value == pytest.approx(float(np.sum(np.exp(p) * (p - q))), rel=1e-4)
     value = target_value(tiny, FACT, 1, steps=2, prefixes=("",))
     np.testing.assert_allclose(steered(value).edit.vector.numpy(), value.delta, rtol=1e-6)  # pyright: ignore
-
-
-def test_repetition() -> None:
-    assert ngram_entropy([1, 1, 1, 1, 1]) == 0
-    assert ngram_entropy([1, 2]) == 0
-    assert ngram_entropy([1, 2, 3, 4, 5]) == pytest.approx((2 / 3 * 2 + 4 / 3 * np.log2(3)) / 2)
-    assert repeated_share([1, 2, 3, 4, 1, 2, 3, 4]) == pytest.approx(1 - 4 / 5)
-    assert repeated_share([1]) == 0
