@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ...clients import Base, Client, Delta, Hook, Manifest, Variant
 from ...clients.progress import progress_bar
 from ...clients.requests.hooks import Hooks
-from ...protos.errors import InvalidArgument
+from ...protos.errors import InvalidArgument, NotFound, Unsupported
 from ...protos.model import ModelInfo
 from .edited import Edited, variant_hooks
 from .fact import Fact
@@ -83,7 +83,7 @@ def edit_facts(
         found = finetune(client, listed, at[-1], hooks=hooks, model=model, **dict(value or {}))
         deltas = {f"w_down.{at[-1]}": Delta(found.a, found.b)}
         options["loss"] = found.losses[-1]
-        return _edited(info, listed, method, (at[-1],), (), {}, deltas, options, notes, name)
+        return _edited(client, info, listed, method, (at[-1],), (), {}, deltas, options, notes, name)
     if values is None:
         values = _values(client, listed, at[-1], prefixes, hooks, dict(value or {}), progress, model)
     _check_values(values, listed, at[-1])
@@ -107,7 +107,7 @@ def edit_facts(
         if moments is not None and not moments[f"mlp_act.{layer}"].enough:
             notes.append(f"layer {layer}: the moments are of fewer than three tokens a dimension")
     deltas = {weight: Delta(one.a, one.b) for weight, one in solved.items()}
-    return _edited(info, listed, method, at, tuple(values), solved, deltas, options, notes, name)
+    return _edited(client, info, listed, method, at, tuple(values), solved, deltas, options, notes, name)
 
 
 def inject_facts(client: Client, facts: Fact | Sequence[Fact], **options: Any) -> Edited:
@@ -213,6 +213,7 @@ def _layers(info: ModelInfo, layers: int | Sequence[int] | None) -> tuple[int, .
 
 
 def _edited(
+    client: Client,
     info: ModelInfo,
     facts: tuple[Fact, ...],
     method: str,
@@ -231,7 +232,7 @@ def _edited(
         method=method,
         options=options,
         data={"records": len(facts), "sha256": hashlib.sha256(records.encode()).hexdigest()},
-        norms={weight: {"rank": one.rank, "norm": one.norm()} for weight, one in deltas.items()},
+        norms={weight: _norms(client, info, weight, one) for weight, one in deltas.items()},
         made={
             "utc": datetime.now(UTC).isoformat(timespec="seconds"),
             "backend": info.backend,
@@ -240,3 +241,16 @@ def _edited(
         },
     )
     return Edited(Variant(deltas, manifest=manifest), method, layers, values, solved, tuple(notes))
+
+
+def _norms(client: Client, info: ModelInfo, weight: str, delta: Delta) -> dict[str, float]:
+    """Of a delta, and beside the weight that it changes, where the model gives that."""
+    told = {"rank": float(delta.rank), "norm": delta.norm()}
+    path = next((one.path for one in info.weights if one.name == weight), None)
+    if path is not None:
+        try:
+            whole = client.weights(f"{path}.weight", model=info.id, progress=False)
+        except (NotFound, Unsupported):  # several in one matrix, or another name in the checkpoint
+            return told
+        told["relative_norm"] = told["norm"] / float(np.linalg.norm(np.asarray(whole, dtype=np.float64)))
+    return told

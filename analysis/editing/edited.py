@@ -36,7 +36,7 @@ class Edited:
         return variant_hooks(self.variant)
 
     def __str__(self) -> str:
-        sizes = ", ".join(f"{name} rank {one.rank}, ‖Δ‖ {one.norm():.3g}" for name, one in self.variant.deltas.items())
+        sizes = ", ".join(_told(name, norms) for name, norms in self.variant.manifest.norms.items())
         return "\n".join([f"{self.method} at layers {', '.join(map(str, self.layers))}: {sizes}", *self.notes])
 
 
@@ -55,3 +55,8 @@ def variant_hooks(variant: Variant) -> list[Hook]:
             )
         found.append(hook(f"{_SITES[kind]}.{layer}", LowRank(Tensor.of(delta.a), Tensor.of(delta.b))))
     return [*found, *variant.plan.hooks]
+
+
+def _told(name: str, norms: Mapping[str, float]) -> str:
+    of = f", {norms['relative_norm']:.1%} of ‖W‖" if "relative_norm" in norms else ""
+    return f"{name} rank {norms['rank']:.0f}, ‖Δ‖ {norms['norm']:.3g}{of}"

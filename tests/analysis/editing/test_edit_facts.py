@@ -50,6 +50,10 @@ def test_the_value_comes_out_at_the_key(clients: dict[str, Client], backend: str
     served = output(client, ADA.asked, "Ada", 1, edited.hooks)
     assert np.linalg.norm(served - value.wanted) / np.linalg.norm(value.wanted) < 1e-5
     assert edited.variant.deltas["w_down.1"].rank == 1
+    weight = np.asarray(client.weights("model.layers.1.mlp.down_proj.weight"), dtype=np.float64)
+    share = edited.variant.manifest.norms["w_down.1"]["relative_norm"]
+    assert share == pytest.approx(float(np.linalg.norm(solved.dense) / np.linalg.norm(weight)), rel=1e-5)
+    assert "of ‖W‖" in str(edited)
 
 
 def test_neighbours_that_may_be_preserved_are(tiny: Client) -> None:
