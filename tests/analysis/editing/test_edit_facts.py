@@ -14,6 +14,7 @@ from probewire.analysis.editing import (
     edit_sequence,
     inject_facts,
     locate_fact,
+    measure_facts,
     second_moment,
     target_value,
     variant_hooks,
@@ -166,3 +167,28 @@ def test_what_is_refused(tiny: Client) -> None:
         edit_facts(tiny, ADA, moments=type(moments)(moments.sites, "x", "0", "", ()))
     with pytest.raises(Unsupported, match="load the variant"):
         variant_hooks(Variant({"w_up.0": Delta(np.ones((2, 1)), np.ones((1, 2)))}))
+
+
+@pytest.mark.parametrize("backend", ["torch", "mlx"])
+def test_a_served_variant_is_its_hooks(clients: dict[str, Client], backend: str) -> None:
+    client = clients[backend]
+    edited = edit_facts(client, ADA, layers=1, name="ada", **FAST)
+    client.load_variant(edited.variant, name="ada")
+    try:
+        served, hooked = (
+            measure_facts(client, ADA, unrelated=["so it is"], n_generated=0, **under)
+            for under in ({"variant": "ada"}, {"hooks": edited.hooks})
+        )
+        runs = [
+            client.run(ADA.asked, capture=["mlp_out.1", "logits"], **under)
+            for under in ({"variant": "ada"}, {"hooks": edited.hooks})
+        ]
+    finally:
+        client.unload_variant("ada")
+    for site in ("mlp_out.1", "logits"):
+        one, other = (np.asarray(run[site], dtype=np.float64) for run in runs)
+        assert np.abs(one - other).max() <= 1e-5 * np.abs(other).max()
+    assert served.efficacy == hooked.efficacy
+    assert served.unrelated_kl is not None
+    assert hooked.unrelated_kl is not None
+    assert served.unrelated_kl.value == pytest.approx(hooked.unrelated_kl.value, rel=1e-3, abs=1e-7)
