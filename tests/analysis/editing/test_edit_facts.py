@@ -174,15 +174,10 @@ def test_a_served_variant_is_its_hooks(clients: dict[str, Client], backend: str)
     client = clients[backend]
     edited = edit_facts(client, ADA, layers=1, name="ada", **FAST)
     client.load_variant(edited.variant, name="ada")
+    under: list[dict[str, Any]] = [{"variant": "ada"}, {"hooks": edited.hooks}]
     try:
-        served, hooked = (
-            measure_facts(client, ADA, unrelated=["so it is"], n_generated=0, **under)
-            for under in ({"variant": "ada"}, {"hooks": edited.hooks})
-        )
-        runs = [
-            client.run(ADA.asked, capture=["mlp_out.1", "logits"], **under)
-            for under in ({"variant": "ada"}, {"hooks": edited.hooks})
-        ]
+        served, hooked = (measure_facts(client, ADA, unrelated=["so it is"], n_generated=0, **one) for one in under)
+        runs = [client.run(ADA.asked, capture=["mlp_out.1", "logits"], **one) for one in under]
     finally:
         client.unload_variant("ada")
     for site in ("mlp_out.1", "logits"):
