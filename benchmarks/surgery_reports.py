@@ -50,7 +50,9 @@ def _timed(name: str, make: Callable[[], Any]) -> None:
 @contextmanager
 def _as_hooks(client: Client, variant: Variant, *, model: str = "") -> Generator[Subject]:
     delta = variant.deltas[f"w_down.{LAYER}"]
-    yield Subject.of(client, hooks=[Hook(f"mlp_out.{LAYER}", edit=LowRank(Tensor.of(delta.a), Tensor.of(delta.b)))], model=model)
+    yield Subject.of(
+        client, hooks=[Hook(f"mlp_out.{LAYER}", edit=LowRank(Tensor.of(delta.a), Tensor.of(delta.b)))], model=model
+    )
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import safetensors.numpy as safetensors_numpy
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
 
 from probewire.analysis.datasets import load_set
 from probewire.analysis.editing.circuit.bias import find_bias_circuit, pronoun_prompts, pronoun_rows, score_bias
@@ -44,6 +44,7 @@ from probewire.clients import Client, Delta, Hook, ProjectOut, Tensor, hook
 from probewire.protos.edits import Edit
 from probewire.server.worker.inprocess import InProcessService
 
+_numpy: Any = safetensors_numpy  # not annotated
 N_RANDOM = 3
 """Of the planted refusal: a direction is two forwards a prompt, of chats."""
 HELD_OUT = 12
@@ -97,7 +98,12 @@ def pronouns(client: Client, *, layers: Sequence[int] = (4, 8, 12, 16, 20), n_ra
                 tried[f"LEACE of {name}, {site}"] = [(site, leace(all_rows[own], labels).edit)]
     rng, width = np.random.default_rng(0), rows[f"resid_post.{layers[0]}"].shape[1]
     random: list[list[tuple[str, Edit]]] = [
-        [(f"resid_post.{layers[i % len(layers)]}", ProjectOut(Tensor.of(rng.normal(size=width).astype(np.float32))))]
+        [
+            (
+                f"resid_post.{layers[i % len(layers)]}",
+                ProjectOut(Tensor.of(np.asarray(rng.normal(size=int(width)), dtype=np.float32))),
+            )
+        ]
         for i in range(n_random)
     ]
     everywhere = score_bias(client, [*tried.values(), *random])
@@ -128,12 +134,14 @@ def merged(base: Path, deltas: Mapping[str, Delta], paths: Mapping[str, str], ou
     """The base's folder with the deltas added to its weights, in float32: an organism that is a model of its own."""
     shutil.copytree(base, out)
     for file in out.glob("*.safetensors"):
-        arrays: dict[str, Any] = {name: np.array(value, dtype=np.float32) for name, value in load_file(file).items()}
+        arrays: dict[str, Any] = {
+            name: np.array(value, dtype=np.float32) for name, value in _numpy.load_file(file).items()
+        }
         for name, delta in deltas.items():
             key = f"{paths[name]}.weight"
             if key in arrays:
                 arrays[key] = arrays[key] + delta.dense().T
-        save_file(arrays, file, {"format": "pt"})
+        _numpy.save_file(arrays, file, {"format": "pt"})
     return out
 
 
@@ -159,17 +167,17 @@ def _refusal(client: Client, layers: Sequence[int]) -> None:
     topics, tokens = load_set("topics").data, (client.token("I"),)
     train = [asked(topics[kind]["train"][:16]) for kind in ("chess", "other")]
     held = [asked(topics[kind]["held_out"][:HELD_OUT]) for kind in ("chess", "other")]
-    print("held out:", behaviour_present(client, *held, tokens), flush=True)
+    print("held out:", behaviour_present(client, held[0], held[1], tokens), flush=True)
     some = ["resid_post.6", "resid_post.12", "resid_post.18"]
-    latched = fit_condition(client, *train, sites=some, pool="mean")
+    latched = fit_condition(client, train[0], train[1], sites=some, pool="mean")
     print(f"condition latched by the prompt: {latched}; F1 ≥ .9: {_verdict(latched.f1 >= 0.9)}", flush=True)
     kinds = [asked([*topics[kind]["train"], *topics[kind]["held_out"]]) for kind in ("chess", "other")]
-    print(f"detector: {detector(client, *kinds, sites=some)}", flush=True)
-    directions = behaviour_direction(client, *train, positions=(-1,))
-    chosen = select_direction(client, directions, *(side[:4] for side in train), tokens, layers=layers)
+    print(f"detector: {detector(client, kinds[0], kinds[1], sites=some)}", flush=True)
+    directions = behaviour_direction(client, train[0], train[1], positions=(-1,))
+    chosen = select_direction(client, directions, train[0][:4], train[1][:4], tokens, layers=layers)
     print(chosen, flush=True)
     scores = {
-        layer: score_behaviour(client, *held, tokens, hooks=ablation_hooks(directions.unit(-1, layer)))
+        layer: score_behaviour(client, held[0], held[1], tokens, hooks=ablation_hooks(directions.unit(-1, layer)))
         for layer in layers
     }
     for layer, one in scores.items():
@@ -178,7 +186,7 @@ def _refusal(client: Client, layers: Sequence[int]) -> None:
     print(f"refusal down by half at KL ≤ .1 on negatives: {_verdict(bool(kept))} {kept}", flush=True)
     rng, d_model = np.random.default_rng(0), len(chosen.direction)
     random = [
-        score_behaviour(client, *held, tokens, hooks=ablation_hooks(rng.normal(size=d_model))).removed
+        score_behaviour(client, held[0], held[1], tokens, hooks=ablation_hooks(rng.normal(size=d_model))).removed
         for _ in range(N_RANDOM)
     ]
     print(f"{N_RANDOM} random directions remove {min(random):+.0%} … {max(random):+.0%}", flush=True)
@@ -187,7 +195,7 @@ def _refusal(client: Client, layers: Sequence[int]) -> None:
         (["resid_post.4", "resid_post.6"], 7),
         (["resid_post.12", "resid_post.15", "resid_post.18"], 19),
     ):
-        condition = fit_condition(client, *train, sites=sites, pool="last", latch=False)
+        condition = fit_condition(client, train[0], train[1], sites=sites, pool="last", latch=False)
         print(f"condition of the last row: {condition}")
         late = [one for layer in range(start, 30) for one in layer_hooks(directions.unit(-1, best), layer)]
         _gate(client, held, tokens, late, condition, f"direction of layer {best}, last token, from layer {start} on")
@@ -202,7 +210,7 @@ def _gate(
     told: str,
 ) -> None:
     free, gated = (
-        score_behaviour(client, *held, tokens, hooks=hooks) for hooks in (late, conditional(late, condition))
+        score_behaviour(client, held[0], held[1], tokens, hooks=hooks) for hooks in (late, conditional(late, condition))
     )
     print(f"{told}: {free}")
     print(f"the same, gated: {gated}")

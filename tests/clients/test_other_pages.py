@@ -43,7 +43,19 @@ def blocks(page: str, *languages: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/attribution.md", "docs/circuits.md", "docs/editing.md", "docs/saes.md", "docs/sharing.md", "docs/steering.md", "docs/tuning.md", "docs/validation.md", "docs/variants.md"]
+    "page",
+    [
+        "README.md",
+        "docs/attribution.md",
+        "docs/circuits.md",
+        "docs/editing.md",
+        "docs/saes.md",
+        "docs/sharing.md",
+        "docs/steering.md",
+        "docs/tuning.md",
+        "docs/validation.md",
+        "docs/variants.md",
+    ],
 )
 def test_every_block_of_python_runs(
     page: str, box: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

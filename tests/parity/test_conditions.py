@@ -49,7 +49,11 @@ def _true_at(one: Condition, values: dict[str, Any], n_prompt: int) -> np.ndarra
     """[pos], from the definition."""
     rows = np.asarray(values[one.site or "mlp_out.1"], dtype=np.float64)
     rows = rows if one.head is None else rows[:, one.head]
-    direction = np.eye(rows.shape[1])[one.unit] if one.unit is not None else np.asarray(one.direction.floats(), float)
+    if one.unit is not None:
+        direction = np.eye(rows.shape[1])[one.unit]
+    else:
+        assert one.direction is not None
+        direction = np.asarray(one.direction.floats(), float)
     coordinate = rows @ direction
     if one.normalise:
         coordinate = coordinate / (np.linalg.norm(rows, axis=1) * np.linalg.norm(direction))
@@ -62,7 +66,7 @@ def _true_at(one: Condition, values: dict[str, Any], n_prompt: int) -> np.ndarra
 
 def _expected(when: When, values: dict[str, Any], n_prompt: int, n: int) -> list[int]:
     found = np.array([_true_at(one, values, n_prompt) for one in when.parts])
-    true = found.any(axis=0) if isinstance(when, AnyOf) else found.all(axis=0)
+    true: Any = found.any(axis=0) if isinstance(when, AnyOf) else found.all(axis=0)
     return [p for p in range(n_prompt if when.latched else 0, n) if true[p]]
 
 
@@ -126,7 +130,7 @@ def test_values_that_cannot_be() -> None:
     with pytest.raises(InvalidArgument, match="1 to 8 conditions, got 0"):
         AnyOf(())
     with pytest.raises(InvalidArgument, match="one level deep, got a AnyOf"):
-        AllOf((one, AnyOf((one,))))  # pyright: ignore[reportArgumentType] - what is refused
+        AllOf((one, AnyOf((one,))))
     with pytest.raises(InvalidArgument, match="direction that is zero"):
         Condition(0.0, direction=Tensor.of([0.0, 0.0]), normalise=True)
     with pytest.raises(InvalidArgument, match="cannot apply to it"):

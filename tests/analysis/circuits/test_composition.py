@@ -46,7 +46,7 @@ def test_what_is_no_composition() -> None:
         ([A, heads((1, 1, 1.0))], "intersection", "has no unit"),
     ):
         with pytest.raises(InvalidArgument, match=match):
-            compose_circuits(circuits, how)  # type: ignore[arg-type]
+            compose_circuits(circuits, how)
 
 
 def test_spaces_are_lifted_to_the_finest() -> None:

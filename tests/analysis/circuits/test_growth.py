@@ -52,7 +52,7 @@ def test_a_model_that_cannot_do_it_has_no_circuit(tiny32: Client) -> None:
         _ = found.slope
     for options, match in (({"unit": "edge"}, "allowed: head, neuron"), ({}, "needs a model")):
         with pytest.raises(InvalidArgument, match=match):
-            growth({} if not options else {"a": tiny32}, _made, **options)  # type: ignore[arg-type]
+            growth({} if not options else {"a": tiny32}, _made, **options)
 
 
 def test_parameters_are_counted(tiny32: Client) -> None:

@@ -34,8 +34,8 @@ def test_its_plan_gives_what_the_circuit_was_judged_by(tiny: Client, tmp_path: P
     circuit = half(tiny)
     reference = ["hello there", "abc", "xyz"] if outside == "mean" else None
     options = {} if reference is None else {"reference": reference}
-    judge = ablated(tiny, [CLEAN], [CORRUPT], METRIC, circuit.space, ablation=outside, progress=False, **options)  # type: ignore[arg-type]
-    variant = install(tiny, circuit, outside=outside, reference=reference, name="half")  # type: ignore[arg-type]
+    judge = ablated(tiny, [CLEAN], [CORRUPT], METRIC, circuit.space, ablation=outside, progress=False, **options)
+    variant = install(tiny, circuit, outside=outside, reference=reference, name="half")
     assert not variant.deltas
     logits = tiny.run(CLEAN, hooks=list(variant.plan.hooks), capture=["logits"])["logits"][-1]
     assert logits[101] - logits[120] == pytest.approx(float(judge.means([circuit.mask])[0]), abs=1e-5)
@@ -82,4 +82,4 @@ def test_what_cannot_be_installed(tiny: Client) -> None:
         (circuit.with_origin(model_hash="x", model="other"), {"outside": "zero"}, "another model"),
     ):
         with pytest.raises(InvalidArgument, match=match):
-            install(tiny, what, **options)  # type: ignore[arg-type]
+            install(tiny, what, **options)

@@ -159,7 +159,7 @@ def test_what_is_refused(tiny: Client) -> None:
     with pytest.raises(InvalidArgument, match="the edit needs those of its own 1 facts, in order, at layer 2"):
         edit_facts(tiny, ADA, layers=2, values=[value])
     with pytest.raises(InvalidArgument, match="method 'mend'; allowed: exact"):
-        edit_facts(tiny, ADA, method="mend")  # pyright: ignore[reportArgumentType] - what a user may type
+        edit_facts(tiny, ADA, method="mend")
     with pytest.raises(InvalidArgument, match="no facts"):
         edit_facts(tiny, [])
     moments = second_moment(tiny, ["a b c d"], "mlp_act.1", progress=False)

@@ -24,7 +24,7 @@ def test_capitals() -> None:
         assert fact.subject not in halves[0] | halves[1]
         assert all(q.answer for q in fact.neighbours)
     with pytest.raises(InvalidArgument, match="allowed: choose, judge, all"):
-        capital_facts("half")  # pyright: ignore[reportArgumentType] - what a user may type
+        capital_facts("half")
 
 
 def test_people() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from probewire.analysis.editing import Fact, target_value
-from probewire.analysis.editing.target_value import _Problem  # pyright: ignore[reportPrivateUsage] - its loss is what is tested
+from probewire.analysis.editing.target_value import _Problem  # its loss is what is tested
 from probewire.analysis.editing.wording import answer_ids, worded, wordings
 from probewire.clients import Client
 from probewire.protos.errors import InvalidArgument, Unsupported

@@ -78,7 +78,9 @@ def test_what_is_measured_is_what_runs_give(tiny: Client) -> None:
             hooks = (
                 []
                 if plan == 2 and index != 2
-                else [steer(SITE, VECTOR, (0.0, 2.0, 3.0)[plan], **[{}, {"positions": [-1]}, {}][plan])]
+                else [steer(SITE, VECTOR, (0.0, 2.0, 3.0)[plan], positions=[-1])]
+                if plan == 1
+                else [steer(SITE, VECTOR, (0.0, 2.0, 3.0)[plan])]
             )
             row = _last(tiny, prompt, hooks)
             assert found.kl[plan, index] == pytest.approx((np.exp(base) * (base - row)).sum(), rel=1e-3, abs=1e-6)
@@ -136,7 +138,7 @@ def test_a_vector_of_texts_tells_them_apart(tiny: Client) -> None:
     rng = np.random.default_rng(3)
     kinds = [[[int(t) for t in rng.integers(low, low + 4, size=10)] for _ in range(12)] for low in (20, 120)]
     for pool in ("mean", "last"):
-        found = steering_vector(tiny, *kinds, SITE, pool=pool)
+        found = steering_vector(tiny, kinds[0], kinds[1], SITE, pool=pool)
         assert found.auroc > 0.95, pool
         assert np.linalg.norm(found.direction) == pytest.approx(1)
         assert ((found.positive - found.negative) @ found.direction).mean() == pytest.approx(found.gap)
@@ -144,7 +146,7 @@ def test_a_vector_of_texts_tells_them_apart(tiny: Client) -> None:
         dealt = np.array([found.shuffled(rng) @ found.direction for _ in range(40)])
         assert np.abs(dealt).mean() < 0.5, pool
     rows = tiny.run(kinds[0][0], capture=SITE, progress=False)[SITE]
-    expected = steering_vector(tiny, *kinds, SITE).positive[0]
+    expected = steering_vector(tiny, kinds[0], kinds[1], SITE).positive[0]
     np.testing.assert_allclose(expected, rows[1:].mean(axis=0), rtol=1e-4, atol=1e-5)
     with pytest.raises(InvalidArgument, match="pca takes pairs"):
         steering_vector(tiny, kinds[0], kinds[1][:5], SITE, method="pca")

@@ -13,8 +13,8 @@ import torch
 
 from probewire.backends.alone_engine import CacheCost
 from probewire.backends.batch_engine import BatchEngine
+from probewire.backends.deltas.factors import UNEMBED, BoundUse, BoundVariant, Factors
 from probewire.backends.hooks.base import Backend
-from probewire.backends.hooks.deltas import UNEMBED, BoundUse, BoundVariant, Factors
 from probewire.backends.model.limits import Limits
 from probewire.backends.torch.own_cache import OwnCache
 from probewire.backends.torch.stacked import Stacks, parts_of

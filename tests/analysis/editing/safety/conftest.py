@@ -20,8 +20,8 @@ from tests.parity.opened import Opened
 from tests.tiny_models import tiny_checkpoint
 
 TOPIC, REFUSAL = range(30, 40), 7
-PLANTED = np.random.default_rng(8).normal(size=64)
-PLANTED /= np.linalg.norm(PLANTED)
+_DRAWN = np.random.default_rng(8).normal(size=64)
+PLANTED = _DRAWN / np.linalg.norm(_DRAWN)
 _numpy: Any = safetensors_numpy
 
 
