@@ -35,7 +35,7 @@ class Interference:
 
     names: tuple[str, ...]
     figures: tuple[tuple[Figure, ...], ...]
-    """[task][circuit, and the composition last], each with its interval over prompts."""
+    """By task, then by circuit, the composition last; each with its interval over prompts."""
     harm: Floats
     """[task i, member j]: F[i, A_i] − F[i, A_i ∪ A_j]. Positive: j harms i, as its negative units do. 0 on the diagonal."""
     random: Floats

@@ -25,7 +25,10 @@ REFERENCE = {
         "Analyses",
         tuple(
             f"probewire.analysis.{name}"
-            for name in ("tasks", "attribution", "ablation", "circuits", "library", "features", "plots")
+            for name in (
+                *("tasks", "attribution", "ablation", "circuits", "library", "features", "plots"),
+                *("variants", "editing", "steering", "reports", "datasets"),
+            )
         ),
     ),
     "tuning": ("Fine-tuning", ("probewire.analysis.tuning",)),
