@@ -58,7 +58,7 @@ def test_it_describes_a_service(channel: grpc.Channel) -> None:
         "probewire.v1.Captures": ["Get", "List", "Delete"],
         "probewire.v1.Saes": ["Load", "Send", "List", "Unload"],
         "probewire.v1.Inference": ["Generate", "Run", "Gradients", "Sweep"],
-        "probewire.v1.Models": ["List", "Load", "Unload", "Describe", "Tokenize", "Weights"],
+        "probewire.v1.Models": ["List", "Load", "Unload", "Describe", "Tokenize", "Tokenizer", "Weights"],
         "probewire.v1.Sessions": ["Create", "Update", "Get", "List", "Delete"],
         "probewire.v1.Variants": ["Load", "Send", "List", "Get", "Read", "Unload"],
         "probewire.v1.Activity": ["Get"],

@@ -113,6 +113,14 @@ VALID: dict[str, Any] = {
     "Saes/Send": pb.SaePart(upload="0" * 64, n_bytes=40, data=bytes(40)),
     "Saes/List": pb.ModelRequest(model="torch"),
     "Saes/Unload": pb.SaeRequest(name="none", model="torch"),
+    "Variants/Load": pb.LoadVariantRequest(
+        name="n", model="torch", files=[pb.VariantFile(name="variant.json", data=b'{"format": 1}')]
+    ),
+    "Variants/Send": pb.SaePart(upload="0" * 64, n_bytes=40, data=bytes(40)),
+    "Variants/List": pb.ModelRequest(model="torch"),
+    "Variants/Get": pb.VariantRequest(name="none", model="torch"),
+    "Variants/Read": pb.VariantPartRequest(name="none", file="variant.json", model="torch"),
+    "Variants/Unload": pb.VariantRequest(name="none", model="torch"),
     "Sessions/Create": pb.CreateSessionRequest(plan=_PLAN, model="torch", name="x"),
     "Sessions/Update": pb.UpdateSessionRequest(id="ses-x", plan=_PLAN, revision=1),
     "Sessions/Get": pb.SessionRequest(id="ses-x"),

@@ -55,7 +55,7 @@ def test_a_call_that_no_row_names_is_a_slip_of_ours() -> None:
 def test_an_answer_and_an_error_come_as_they_are() -> None:
     operations = FakeOperations()
     found = asyncio.run(answer(operations, "tokenize", TokenizeRequest(Input("ab"))))
-    assert found == Tokenized((97, 98), ("a", "b"), "ab")
+    assert found == Tokenized((97, 98), ("a", "b"), "ab", (b"a", b"b"))
     with pytest.raises(NotFound, match="no model 'x'"):
         asyncio.run(answer(operations, "describe", "x"))
 

@@ -175,11 +175,11 @@ def test_room_for_saes_that_are_sent(tmp_path: Path, monkeypatch: pytest.MonkeyP
     parts = [SaePart(hashlib.sha256(data).hexdigest(), 600, 0, data) for data in (b"a" * 300, b"b" * 300)]
     done, [refused] = in_threads(*(lambda part=part: store.receive(user, part) for part in parts))
     assert [received.n_bytes for received in done] == [300]
-    assert "of ada's 1,000 are in use by SAEs (600 of them sent and not loaded yet)" in refused.message
+    assert "of ada's 1,000 are in use by SAEs and variants (600 of them sent and not loaded yet)" in refused.message
     monkeypatch.setattr(sae_uploads, "MAX_UPLOADS", 1)
     bob = User("bob", "researcher", UserLimits())
     done, [refused] = in_threads(*(lambda part=part: store.receive(bob, part) for part in parts))
-    assert "bob is sending 1 SAEs at once, the most allowed" in refused.message
+    assert "bob is sending 1 files at once, the most allowed" in refused.message
 
 
 def test_two_changes_of_one_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

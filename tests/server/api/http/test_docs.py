@@ -176,5 +176,5 @@ def test_everything_is_listed_and_unfolds(
         path = next(word for word in words if word.startswith(served)).removeprefix(served)
         if "-d" in words:
             assert json.loads(words[words.index("-d") + 1]) == BODIES.get(
-                (method.lower(), path.replace("ID", "{id}")), {}
+                (method.lower(), path.replace("ID", "{id}").replace("NAME", "{name}")), {}
             )

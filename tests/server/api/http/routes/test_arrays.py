@@ -93,6 +93,7 @@ def test_a_capture_tells_where_it_is_from(call: Caller) -> None:
         "model": "fake/model",
         "created_s": 1.0,
         "expires_s": 2.0,
+        "variants": [],
         "data": [[1.0, None]],
     }
     found, about = safetensors_of(call.get("/v1/captures/cap-1%2F%C3%A9", headers=SAFETENSORS))
