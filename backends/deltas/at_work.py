@@ -27,6 +27,9 @@ __all__ = ["FEW_ROWS", "Deltas", "Part", "Products"]
 FEW_ROWS = 16
 """Parts of fewer rows are computed together: their factors side by side, with what is not a row's own set to 0."""
 
+MOST_BYTES = 2 << 30
+"""Of variants' factors that stay on the device once they have been used."""
+
 Rows = NDArray[np.int64]
 
 
@@ -81,10 +84,10 @@ class _Placed:
 class Deltas:
     """The deltas at work on one model; used by the thread that owns it."""
 
-    def __init__(self, products: Products | None = None, *, most_bytes: int | None = None) -> None:
+    def __init__(self, products: Products | None = None, *, most_bytes: int = MOST_BYTES) -> None:
         self.products = products
         self.most_bytes = most_bytes
-        """Of factors that are kept on the device; None: no bound."""
+        """Of factors, counted in float32, that are kept on the device beside those at work."""
         self._now = _Placed()
         self._head: _Placed | None = None
         self._alike: tuple[Hashable, _Placed] = (None, self._now)
@@ -194,22 +197,22 @@ class Deltas:
             self._nbytes[part.variant.hash] = self._nbytes.get(part.variant.hash, 0) + factors.nbytes
         return ready[path]
 
-    def let_go(self, keep: Iterable[str] = ()) -> None:
-        """Drop the device's copies of the variants used longest ago, down to the bound; those to keep stay."""
-        used = {part.variant.hash for part in self._now.parts} | set(keep)
+    def _let_go(self) -> None:
+        """Drop the device's copies of the variants used longest ago, down to the bound; those at work stay."""
+        used = {part.variant.hash for part in self._now.parts}
         for key in used & self._ready.keys():
             self._ready[key] = self._ready.pop(key)
         for key in list(self._ready):
-            if self.most_bytes is None or sum(self._nbytes.values()) <= self.most_bytes:
+            if sum(self._nbytes.values()) <= self.most_bytes:
                 return
             if key not in used:
                 del self._ready[key], self._nbytes[key]
 
     def end(self) -> None:
         """No forward is under way."""
+        if self._now.parts:
+            self._let_go()
         self._now, self._head = _EMPTY, None
-        if self._ready:
-            self.let_go()
 
 
 _EMPTY = _Placed()

@@ -30,7 +30,7 @@ from .ranges import check_numbers
 if TYPE_CHECKING:
     from .bound import Bindable
 
-__all__ = ["check_hook", "edit_name", "expand", "from_input", "widths_of"]
+__all__ = ["check_hook", "check_where", "edit_name", "expand", "from_input", "widths_of"]
 
 
 def edit_name(edit: Edit) -> str:
@@ -60,7 +60,7 @@ def check_hook(
     """Raise InvalidArgument unless this model can honour the hook exactly."""
     info = model.info
     offered = _offered(sites, model, mode, where)
-    _check_where(hook.where, prompt_length, n_rows, where)
+    check_where(hook.where, prompt_length, n_rows, where)
     for condition in () if hook.where.when is None else hook.where.when.parts:
         _check_condition(condition, sites, model, mode, where)
     if hook.edit is not None:
@@ -128,7 +128,8 @@ def _raw(site: Site, points: Points, mode: str, where: str) -> SiteInfo:
     return SiteInfo(site.name, site.axes, widths, edits=edits)
 
 
-def _check_where(where: Where, prompt_length: int, n_rows: int, what: str) -> None:
+def check_where(where: Where, prompt_length: int, n_rows: int, what: str) -> None:
+    """Raise InvalidArgument for positions that a sequence of so many rows does not have."""
     for position in where.positions or ():
         absolute = position + prompt_length if position < 0 else position
         if not 0 <= absolute < n_rows:

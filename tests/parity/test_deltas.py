@@ -143,3 +143,16 @@ def test_numbers_beyond_are_their_owners_alone(backend: Backend) -> None:
     assert gap(rows[0], alone) <= MOST
     assert gap(rows[2], plain) <= MOST
     assert not np.isfinite(rows[1]).all()
+
+
+def test_the_device_keeps_no_more_than_is_allowed(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was used longest ago goes, and is made again when it is named."""
+    rng, deltas = np.random.default_rng(9), backend.executor.deltas  # pyright: ignore[reportAttributeAccessIssue] - of both
+    bound = [backend.weight_table.bind(random_variant(backend, rng, 1)) for _ in range(4)]
+    before = [ran(backend, [TOKENS], [(BoundUse(one),)])[0] for one in bound]
+    size = sum(factors.nbytes for factors in bound[0].factors.values())
+    monkeypatch.setattr(deltas, "most_bytes", 2 * size)
+    for one, wanted in zip(bound, before, strict=True):
+        assert np.array_equal(ran(backend, [TOKENS], [(BoundUse(one),)])[0], wanted)
+        assert sum(deltas._nbytes.values()) <= 2 * size
+        assert one.hash in deltas._ready

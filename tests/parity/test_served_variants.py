@@ -12,6 +12,7 @@ import pytest
 
 from probewire.backends.checkpoints.variants import merge_variant
 from probewire.clients import Client, Variant, capture, steer, use
+from probewire.protos.errors import InvalidArgument
 from probewire.protos.metrics import Kl, LogProb, Target
 from probewire.protos.model import Input
 from probewire.server.config import WorkerConfig
@@ -159,3 +160,8 @@ def test_a_session_changes_the_strength_between_two_tokens(served: Served) -> No
     run = client.run(Input(token_ids=tuple(tokens)), capture="resid_post.1", variant=uses)
     assert gap(found["resid_post.1"], run["resid_post.1"]) <= MERGED
     assert [told.scale for told in own.revisions[-1].variants] == [0.25]
+
+
+def test_a_use_at_a_position_that_there_is_not_is_refused(served: Served) -> None:
+    with pytest.raises(InvalidArgument, match="variant a: position 500"):
+        served.client.run(TOKENS, capture="logits", variant=use("a", where={"positions": [500]}))

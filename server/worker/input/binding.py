@@ -8,6 +8,7 @@ from typing import Self
 
 from ....backends.hooks.base import Backend
 from ....backends.hooks.bound import BoundPlan, Mode
+from ....backends.hooks.checks import check_where
 from ....backends.hooks.plan import bind
 from ....backends.model.tokenizer import Tokenizer
 from ....backends.saes import UserAssets
@@ -78,7 +79,10 @@ class Binding:
             applied_last=applied_last,
             first=() if running is None else running.hooks(prepared.item),
         )
-        made.uses = () if running is None else running.bound(prepared.item)
+        if running is not None:
+            for use in running.of(prepared.item):
+                check_where(use.where, made.prompt_length, made.n_rows, f"variant {use.name}")
+            made.uses = running.bound(prepared.item)
         return made
 
     def running(self, *uses: VariantUse) -> Self:
