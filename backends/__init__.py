@@ -17,6 +17,7 @@ from .checkpoints.origin import origin_of
 from .checkpoints.quantised.at_load import hash_as_held
 from .deltas.offered import offer_weights
 from .model.limits import Limits
+from .reference import MODEL_TYPES
 from .selfcheck import causality_fault, engine_fault, library_fault, prove_sites
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def load_backend(
     quantize: str = "",
     threads: int = 0,
     check: bool = True,
-    prove_rows: bool = True,
+    prove_known: bool = True,
     source: str = "",
 ) -> Backend:
     """Load a checkpoint folder and let it check itself; generation is refused (`generate_note`) where it fails.
@@ -51,7 +52,7 @@ def load_backend(
     A folder that is no plain checkpoint (packed, pickled, an adapter) is converted once, into the usual cache folder.
 
     `quantize`: int8 or int4, to hold a plain checkpoint's linear layers in so few bits.
-    `prove_rows`: try the sites of a table that was written by hand too; one that was derived is always tried.
+    `prove_known`: try the sites of architectures too that the tests hold to a reference; those of others are always tried.
     `source`: name or path that the folder was found by, which messages name where it was converted.
     `threads`: that the library computes with on the CPU, for the calling thread; 0: as it chooses.
 
@@ -103,7 +104,7 @@ def load_backend(
             f"the checkpoint in {named} is no causal language model on {name}: {not_causal}; probewire serves those only"
         )
     if check:
-        if prove_rows or backend.derived is not None:
+        if prove_known or backend.info.architecture not in MODEL_TYPES:
             prove_sites(backend)
         _prove_engine(name, folder, backend, device)
     offer_weights(backend)

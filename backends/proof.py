@@ -1,4 +1,4 @@
-"""Whether each derived site is what it says, tried on the model itself: an edit there moves what it must, and nothing else.
+"""Whether each site is what it says, tried on the model itself: an edit there moves what it must, and nothing else.
 
 Everything goes the way that requests go (bind, taps, executor), so what passes here is proven of the hooks, not of the table.
 One layer of each kind is tried.
@@ -26,6 +26,7 @@ from .hooks.plan import bind
 from .hooks.run_parts import RunParts
 from .hooks.sequence import Sequence
 from .model.anatomy.block import Block
+from .reference import MODEL_TYPES
 
 __all__ = ["TOLERANCE", "Proof", "prove"]
 
@@ -111,7 +112,8 @@ def prove(backend: Backend, blocks: SequenceOf[Block]) -> Proof:
             proof.faults |= dict.fromkeys(_LAYER_SITES, f"a run at layer {layer} failed: {error}")
         proof.a_layer_s = (time.perf_counter() - start_s) / (layer + 2)  # runs end behind what they are asked for
     slow = proof.a_layer_s * (last + 2) > PATIENCE_S
-    if backend.cuts_runs and not (slow and backend.derived is None):  # rows' are held to the reference in parts too
+    known = backend.info.architecture in MODEL_TYPES  # held to the reference by tests, in parts too
+    if backend.cuts_runs and not (slow and known):
         try:
             proof.parts = trial.parts_fault() or trial.sharing_fault()
         except Exception as error:  # noqa: BLE001 - as above

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..protos.model import ModelInfo, Sampling
+from ..protos.model import Sampling
 from ..protos.spec import Capture, Hook, Plan, Where
 from ..protos.tensors import Array
 from . import reference
@@ -25,8 +25,6 @@ from .checkpoints.shrunk import VOCAB, WINDOW, crossed, shrunk
 from .hooks.base import Backend
 from .hooks.plan import bind
 from .hooks.sequence import Sequence
-from .model.anatomy.block import Block
-from .model.sites import Family
 from .model.tolerances import ENGINE_TOLERANCE
 from .proof import prove
 
@@ -64,14 +62,12 @@ _NEEDS = {"identity": _BRANCHES, "half": _BRANCHES, "ah": {"q", "k"}}
 
 def prove_sites(backend: Backend) -> None:
     """Try the sites on the model itself; what does not hold is not offered, with the reason."""
-    family, info = backend.points.family, backend.info
-    if family is None:
+    derived, info = backend.derived, backend.info
+    if derived is None:
         return
     start_s = time.perf_counter()
-    derived = backend.derived
-    proof = prove(backend, blocks_of(family, info) if derived is None else derived.blocks)
-    told = f"the table of {family.name}" if derived is None else "sites derived from one forward"
-    told += f"; {proof.checks} checks at {proof.layers} of {info.n_layers} layers"
+    proof = prove(backend, derived.blocks)
+    told = f"sites derived from one forward; {proof.checks} checks at {proof.layers} of {info.n_layers} layers"
     told += f", errors up to {proof.worst:.1e}, in {time.perf_counter() - start_s:.1f} s"
     if proof.parts:
         backend.keep_whole()
@@ -87,14 +83,6 @@ def prove_sites(backend: Backend) -> None:
         refused={**info.refused, **faults},
         proof=told,
     )
-
-
-def blocks_of(family: Family, info: ModelInfo) -> list[Block]:
-    """The layers of a model that a row describes: all alike, attention and then the MLP."""
-    return [
-        Block(family.layer_path(info.backend, layer), "sequential", dict(family.taps), attention=family.attention)
-        for layer in range(info.n_layers)
-    ]
 
 
 def engine_fault(backend: Backend) -> str:

@@ -76,7 +76,7 @@ class Backend(Protocol):
     engine: Engine | None
     """None when generation is refused (`info.generate_note` says why)."""
     derived: Anatomy | None
-    """The table of a model whose architecture no row describes."""
+    """Where its sites are, as one forward showed; None where that was not understood."""
 
     weight_table: WeightTable
     """The weights that take deltas."""

@@ -58,9 +58,8 @@ class Point:
     path: str
     """Of the module; of attention's insides and the logits, what they are called."""
     side: str
-    kind: Literal["", "stream", "router", "experts"] = ""
-    """stream: the residual branch holds the tensor too, and an edit must reach it there: it is written in place.
-    router: a router's logits. experts: the dense weights that follow from them, which are only read."""
+    kind: Literal["", "stream"] = ""
+    """stream: the residual branch holds the tensor too, and an edit must reach it there: it is written in place."""
     linear: bool = False
     """A plain linear module computes it."""
     changes: bool = False
@@ -180,8 +179,9 @@ class Points:
     def tail(self, site: Site) -> tuple[int, ...]:
         """Sizes of a raw site's axes after the row axis. Raises as `spot` does."""
         point = self.spot(site).point
-        shape = self.seen[point.path, point.side].shapes[0]
-        return shape[-1:] if point.kind == "router" else shape[2:]
+        if point.flat:
+            return self.seen[point.path, "output"].shapes[0][1:]
+        return self.seen[point.path, point.side].shapes[0][2:]
 
     def read_width(self, site: Site) -> int:
         """How wide the rows are that the module reads whose output a site is; 0 where that is not known."""
@@ -203,8 +203,6 @@ class Points:
             return Spot(self._point(path, site.name, ""))
         path, tap = self._tap(site)
         kind = "stream" if tap.in_place else ""
-        if tap.router:
-            kind = "experts" if site.name == "expert_weights" else "router"
         if tap.side == "attention":
             return Spot(self._point(path, site.name, ""))
         heads = (tap.heads or self.n_heads) if site.name == "z" else 0
@@ -262,9 +260,9 @@ class Points:
 
     @cached_property
     def _routers(self) -> dict[tuple[str, str], Site]:
-        """Routers' outputs: a tuple, or logits, that only the family's own site knows how to take apart."""
+        """Routers' outputs that are their logits, which only the named site can edit before experts are chosen by them."""
         return {
-            (path, tap.side): site for site, path, tap in self._rows() if tap.router and site.name == "router_logits"
+            (path, "output"): site for site, path, tap in self._rows() if tap.router and site.name == "router_logits"
         }
 
     def _rows(self) -> list[tuple[Site, str, Tap]]:

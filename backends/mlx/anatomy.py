@@ -1,8 +1,8 @@
-"""The site table of an architecture that no row describes, derived from the model in front of us."""
+"""The site table of a model, derived from the one in front of us."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -13,46 +13,16 @@ from ..deltas.at_work import Deltas
 from ..deltas.factors import UNEMBED
 from ..model.anatomy.derive import Anatomy, NotUnderstood, derive
 from ..model.anatomy.numbers import head_caps, head_scales, numbers_of
+from ..model.families import BODIES
 from .attention import Attention
 from .cache import run_caches
 from .deltas import columns_of
 from .mends import ACTIVATIONS
 from .trace import TOLERANCES, traced
 
-__all__ = ["Found", "Head", "anatomy_of", "head_of"]
+__all__ = ["Found", "Head", "anatomy_of"]
 
-PROBE_ROWS, HEAD_ROWS = 12, 4
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """An anatomy, or why there is none."""
-
-    anatomy: Anatomy | None
-    reason: str = ""
-
-
-def anatomy_of(attention: Attention, model: Any, body: Any, config: Any) -> Found:
-    """Look at one forward. `body` gives final-norm rows of token ids; with mlx-lm's own caches, by its own attention."""
-    ids = mx.random.randint(0, min(config.vocab_size, 1000), (1, PROBE_ROWS), key=mx.random.key(0))
-    own = body(ids, cache=make_prompt_cache(model))
-    attention.begin(set())
-    trace = traced(model, attention, lambda x: body(x, cache=run_caches(model, attention.layers)), ids)
-    n = min([PROBE_ROWS, *(layer.window for layer in attention.layers if layer.window)])  # mlx-lm forgets some windows
-    if not _near(trace.rows[:, :n], own[:, :n]):
-        return Found(None, "a forward with our attention differs from one with mlx-lm's own")
-    try:
-        found = derive(
-            trace,
-            int(config.vocab_size),
-            backend="mlx",
-            model_type=str(config.model_type),
-            numbers=numbers_of(config),
-            activations=ACTIVATIONS,
-        )
-    except NotUnderstood as error:
-        return Found(None, str(error))
-    return Found(found)
+PROBE_ROWS = 12
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,11 +54,61 @@ class Head:
         return logits if self.softcap is None else mx.tanh(logits / self.softcap) * self.softcap
 
 
-def head_of(model: Any, body: Any, attention: Attention, config: Any, deltas: Deltas) -> Head | None:
-    """The head whose logits of the body's rows are the model's own, capped or scaled; None where there is none."""
-    ids = mx.arange(1, HEAD_ROWS)[None]
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What one look at a model showed."""
+
+    head: Head | None
+    """Whose logits of the body's rows are the model's own; None where there is none."""
+    anatomy: Anatomy | None = None
+    reason: str = ""
+    """Why there is no anatomy."""
+
+
+def anatomy_of(attention: Attention, model: Any, body: Any, config: Any, deltas: Deltas) -> Found:
+    """Look at one forward. `body` gives final-norm rows of token ids."""
+    ids = mx.random.randint(0, min(config.vocab_size, 1000), (1, PROBE_ROWS), key=mx.random.key(0))
     attention.begin(set())
-    rows, wanted = (call(ids, cache=run_caches(model, attention.layers)) for call in (body, model))
+    own, wanted = _own(model, body, ids)
+    trace = traced(model, attention, lambda x: body(x, cache=run_caches(model, attention.layers)), ids)
+    n = min([PROBE_ROWS, *(layer.window for layer in attention.layers if layer.window)])  # mlx-lm forgets some windows
+    head = _head_of(model, own, wanted, config, deltas)
+    if head is None or not _near(trace.rows[:, :n], own[:, :n]):
+        return Found(head, None, "a forward with our attention differs from one with mlx-lm's own")
+    try:
+        found = derive(
+            trace,
+            int(config.vocab_size),
+            backend="mlx",
+            model_type=str(config.model_type),
+            numbers=numbers_of(config),
+            activations=ACTIVATIONS,
+        )
+    except NotUnderstood as error:
+        return Found(head, None, str(error))
+    bodies = {"torch": BODIES.get(found.family.name, "model"), **found.family.body}
+    return Found(head, replace(found, family=replace(found.family, body=bodies)))
+
+
+def _own(model: Any, body: Any, ids: mx.array) -> tuple[mx.array, mx.array]:
+    """The model's own final-norm rows and logits, of one forward with mlx-lm's own caches, by its own attention."""
+    stock, given = type(body), list[mx.array]()
+
+    def call(module: Any, *args: Any, **kwargs: Any) -> Any:
+        rows = stock.__call__(module, *args, **kwargs)
+        given.append(mx.stop_gradient(rows))  # another object, as the library may write on
+        return rows
+
+    body.__class__ = type(stock.__name__, (stock,), {"__call__": call})
+    try:
+        logits = model(ids, cache=make_prompt_cache(model))
+    finally:
+        body.__class__ = stock
+    return (given[0] if len(given) == 1 else body(ids, cache=make_prompt_cache(model))), logits
+
+
+def _head_of(model: Any, rows: mx.array, wanted: mx.array, config: Any, deltas: Deltas) -> Head | None:
+    """The head whose logits of the body's rows are the model's own, capped or scaled; None where there is none."""
     for module in _heads(model):
         try:
             raw = Head(module, deltas)(rows)

@@ -26,7 +26,7 @@ from ..hooks.executor import Executor
 from ..hooks.metrics import BoundMetric
 from ..hooks.points import Points
 from ..hooks.row_span import RowSpan
-from ..hooks.rules import ACTIVATIONS, activation_name
+from ..hooks.rules import ACTIVATIONS
 from ..hooks.run_parts import RunParts, joined
 from ..hooks.sequence import Sequence, StepResult
 from ..hooks.stepping import result_of
@@ -34,13 +34,13 @@ from ..hooks.sweeps import SharedPrefix, no_sweeps
 from ..model.anatomy.derive import Anatomy
 from ..model.chunk import with_chunk
 from ..model.context import fitted
-from ..model.families import generation_note, kernel_of, run_only_sites
+from ..model.families import kernel_of, run_only_sites
 from ..model.footprint import free_bytes
 from ..model.limits import Limits
-from ..model.sites import ATTENTION_TAPS, Family, dims_of, family_of, site_infos
+from ..model.sites import ATTENTION_TAPS, Family, dims_of, site_infos
 from ..model.versions import versions_of
 from ..model.weights import CheckpointWeights
-from .anatomy import anatomy_of, head_of
+from .anatomy import anatomy_of
 from .attention import Attention
 from .cache import GrowingCache, Owner, RunCache, batches, run_caches, sequence_caches
 from .deltas import MlxProducts, take_deltas
@@ -83,7 +83,6 @@ class MlxBackend:
         self.compared = loaded.compared
         self.weights = CheckpointWeights(folder)
         self._at_load = loaded.at_load
-        family, dims = family_of(config.model_type), dims_of(config)
         self.executor = Executor(MlxOps(), MlxProducts())
         softcap = getattr(config, "attn_logit_softcapping", None) if loaded.compared else None
         self.attention = Attention(self.executor, windows_of(config, self.model), softcap=softcap)
@@ -91,25 +90,21 @@ class MlxBackend:
         caches = run_caches(self.model, self.attention.layers)
         self.ours = all(isinstance(cache, RunCache) for cache in caches)
         """Every layer keeps keys and values, and we keep them."""
-        head = head_of(self.model, self.body, self.attention, config, self.executor.deltas)
-        if head is None:
+        found = anatomy_of(self.attention, self.model, self.body, config, self.executor.deltas)
+        if found.head is None:
             raise InvalidArgument(f"mlx-lm's {config.model_type} makes its logits in a way that is not understood")
-        self.head = head
-        self.activation, norms = activation_name(config), Norms(self.model, self.executor.ops)
+        self.head = found.head
+        norms = Norms(self.model, self.executor.ops)
         self.taps = Taps(self.model, self.executor)
         self.weight_table = WeightTable()
-        self.derived: Anatomy | None = None
-        """The table of a model whose architecture no row describes."""
-        refused, note, alone = dict[str, str](), generation_note("mlx", config.model_type), ""
-        if family is None:
-            found = anatomy_of(self.attention, self.model, self.body, config)
-            note = found.reason
-            self.derived = found.anatomy
-            if found.anatomy is not None:
-                family, dims = found.anatomy.family, found.anatomy.dims
-                refused, note = found.anatomy.refused, ""
-                alone = "" if batches(caches) else "its layers keep what nobody has batched"
-                self.activation = found.anatomy.activation if found.anatomy.activation in ACTIVATIONS else ""
+        note, alone, refused = found.reason, "", dict[str, str]()
+        self.derived: Anatomy | None = found.anatomy
+        """Where its sites are; None where that was not found."""
+        family, dims, self.activation = None, dims_of(config), ""
+        if found.anatomy is not None:
+            family, dims, refused = found.anatomy.family, found.anatomy.dims, found.anatomy.refused
+            alone = "" if batches(caches) else "its layers keep what nobody has batched"
+            self.activation = found.anatomy.activation if found.anatomy.activation in ACTIVATIONS else ""
         self.points = self.executor.points = self._look(family, dims.n_heads)
         self._gradients = MlxGradients(
             self.executor,
@@ -122,8 +117,7 @@ class MlxBackend:
             self._backward_of,
         )
         self._sweeps: MlxSweeps | None = None
-        everywhere = self.derived is None or self.derived.attention
-        if family is not None and family.heads and everywhere and self.ours:
+        if found.anatomy is not None and found.anatomy.attention and self.ours:
             self._sweeps = MlxSweeps(self, self.executor, self.taps, self.attention, list(self.model.layers))
         limits, context_note = fitted(limits, config, [(loaded.max_positions, loaded.reason)])
         limits = with_chunk(limits, self)

@@ -5,6 +5,7 @@ MLX looks `__call__` up on the type, so a tapped module's class is swapped for a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -12,6 +13,7 @@ import mlx.core as mx
 
 from ..hooks.executor import Executor
 from ..hooks.points import PROBE_BATCH, PROBE_LENGTHS, Point, Seen
+from .mixtures import block_of, dense_weights, given, n_experts_of, replayed, taken
 
 __all__ = ["Taps"]
 
@@ -24,6 +26,19 @@ class _Tapped:
         self.tapped_class: type | None = None
         self.inputs: list[Point] = []
         self.outputs: list[Point] = []
+        self.weights: list[Point] = []
+        """Of experts: by how much the block that calls them takes what they give."""
+        self.experts: _Tapped | None = None
+        """Of the block that calls such experts."""
+        self.called: tuple[Any, ...] = ()
+        """What with, while the block of such experts is under way."""
+        self.gave: Any = None
+        """And the output."""
+
+    def forget(self) -> None:
+        """Do nothing from now on."""
+        self.module.__class__ = self.own_class
+        self.inputs, self.outputs, self.weights, self.experts = [], [], [], None
 
 
 class Taps:
@@ -35,6 +50,10 @@ class Taps:
         self.tapped: dict[str, _Tapped] = {}
         self.attached: list[_Tapped] = []
         self.points: set[Point] = set()
+        self._block: list[_Tapped] | None = None
+        """What was tapped so far in the block under way whose experts' weights are asked for."""
+        self._again = False
+        """That block is called once more: what is tapped in it gives what it gave."""
 
     def look(self, forward: Callable[[mx.array], Any]) -> dict[tuple[str, str], Seen]:
         """What every module reads and gives in two small forwards over token ids [batch, row]; nothing is computed."""
@@ -59,52 +78,100 @@ class Taps:
         if points == self.points:
             return
         for tapped in self.attached:
-            tapped.module.__class__ = tapped.own_class
-            tapped.inputs, tapped.outputs = [], []
+            tapped.forget()
         self.points, self.attached = set(points), []
         for point in points:
-            if point.side in ("input", "output"):
+            if point.side in ("input", "output", "weights"):
                 self._attach_one(point)
-        for tapped in self.attached:  # what the residual branch holds, then what the module reads; logits, then weights
+        for tapped in self.attached:  # what the residual branch holds, then what the module reads
             tapped.inputs.sort(key=lambda point: not point.in_place)
-            tapped.outputs.sort(key=lambda point: point.kind == "experts")
 
     def _attach_one(self, point: Point) -> None:
-        if point.path not in self.tapped:
-            self.tapped[point.path] = _Tapped(self.modules[point.path])
-        tapped = self.tapped[point.path]
-        (tapped.inputs if point.side == "input" else tapped.outputs).append(point)
+        tapped = self._tapped(point.path)
+        {"input": tapped.inputs, "output": tapped.outputs, "weights": tapped.weights}[point.side].append(point)
+        if point.side == "weights":
+            self._tapped(block_of(point.path)).experts = tapped
+
+    def _tapped(self, path: str) -> _Tapped:
+        if path not in self.tapped:
+            self.tapped[path] = _Tapped(self.modules[path])
+        tapped = self.tapped[path]
         if tapped.tapped_class is None:
             tapped.tapped_class = self._tapped_class(tapped)
         tapped.module.__class__ = tapped.tapped_class
         self.attached.append(tapped)
+        return tapped
 
     def _tapped_class(self, tapped: _Tapped) -> type:
         stock: Any = tapped.own_class.__call__
 
         def call(module: Any, *args: Any, **kwargs: Any) -> Any:
+            if self._again:
+                return tapped.gave
             if tapped.inputs:
                 first = self._tap(tapped.inputs, args[0] if args else None, None)
                 args = (first, *args[1:]) if args else args
+            if tapped.experts is not None:
+                self._block = []
+            if self._block is not None:
+                tapped.called = tuple(_kept(one) for one in args)
             output = stock(module, *args, **kwargs)
-            if not tapped.outputs:
-                return output
+            if tapped.experts is not None:
+                self._tap_weights(tapped, tapped.experts)
+                self._let_go()
+                tapped.called = ()
             if isinstance(output, tuple):
-                return (self._tap(tapped.outputs, output[0], None), *output[1:])
-            return self._tap(tapped.outputs, output, args[0] if args else None)
+                first = self._tap(tapped.outputs, output[0], None) if tapped.outputs else output[0]
+                output = (first, *output[1:])
+            elif tapped.outputs:
+                output = self._tap(tapped.outputs, output, args[0] if args else None)
+            if self._block is not None:
+                tapped.gave = output
+                self._block.append(tapped)
+            return output
 
         return type(tapped.own_class.__name__, (tapped.own_class,), {"__call__": call})
 
+    def _tap_weights(self, block: _Tapped, experts: _Tapped) -> None:
+        """The weights of the experts that a block has just called, which are only read."""
+        found = given(experts.called, experts.gave)
+        if found is None:
+            self.executor.fail_wanting(experts.weights, "its experts were called in another way than at load")
+            return
+        _, chosen = found
+        tapped_class, block.module.__class__, self._again = block.module.__class__, block.own_class, True
+        try:
+            weights = taken(replayed(block.module, block.called, experts.module), experts.gave)
+        finally:
+            block.module.__class__, self._again = tapped_class, False
+        self._tap(experts.weights, dense_weights(chosen, weights, n_experts_of(experts.module)), None)
+
+    def _let_go(self) -> None:
+        for tapped in self._block or ():
+            tapped.called, tapped.gave = (), None
+        self._block = None
+
     def _tap(self, found: list[Point], value: Any, linear_input: Any) -> Any:
+        flat = found[0].flat and isinstance(value, mx.array) and value.ndim == 2
+        if flat and len(value) == math.prod(self.executor.layout):
+            read = None if linear_input is None else linear_input.reshape(*self.executor.layout, -1)
+            rows = value.reshape(*self.executor.layout, -1)
+            new = self._tap_rows(found, rows, read)
+            return value if new is rows else new.reshape(value.shape)
+        return self._tap_rows(found, value, linear_input)
+
+    def _tap_rows(self, found: list[Point], value: Any, linear_input: Any) -> Any:
         if not isinstance(value, mx.array) or value.ndim < 3 or value.shape[:2] != self.executor.layout:
             self.executor.fail_wanting(found, "its tensor has no rows that can be matched to tokens")
             return value
         for point in found:
-            if point.kind == "experts":
-                self.executor.tap(point, _dense_weights(value, self.model.args.num_experts_per_tok))
-            else:
-                value = self.executor.tap(point, value, linear_input=linear_input if point.linear else None)
+            value = self.executor.tap(point, value, linear_input=linear_input if point.linear else None)
         return value
+
+
+def _kept(value: Any) -> Any:
+    """Of a tensor that the library may go on writing to, another object."""
+    return mx.stop_gradient(value) if isinstance(value, mx.array) else value
 
 
 def _watched(stock: type, path: str, seen: dict[tuple[str, str], Seen]) -> type:
@@ -119,10 +186,3 @@ def _watched(stock: type, path: str, seen: dict[tuple[str, str], Seen]) -> type:
         return output
 
     return type(stock.__name__, (stock,), {"__call__": call})
-
-
-def _dense_weights(logits: mx.array, n_chosen: int) -> mx.array:
-    """What mlx-lm's router makes of its logits, 0 for the experts that were not chosen."""
-    chosen = mx.argpartition(logits, kth=-n_chosen, axis=-1)[..., -n_chosen:]
-    weights = mx.softmax(mx.take_along_axis(logits, chosen, axis=-1), axis=-1, precise=True)
-    return mx.put_along_axis(mx.zeros_like(logits), chosen, weights, axis=-1)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 from mlx import nn
 
-from ..model.anatomy.trace import Arithmetic, AttentionCall, Trace
+from ..model.anatomy.trace import Arithmetic, AttentionCall, ExpertsCall, Trace
 from .attention import Attention
 from .cache import Layer
+from .mixtures import block_of, dense_weights, given, n_experts_of, replayed, taken, unfaithful
 
 __all__ = ["TOLERANCES", "traced"]
 
@@ -22,9 +24,24 @@ TOLERANCES = {mx.float64: 1e-6, mx.float32: 2e-5, mx.float16: 2e-3, mx.bfloat16:
 def traced(model: Any, attention: Attention, forward: Callable[[mx.array], mx.array], ids: mx.array) -> Trace:
     """What one forward over token ids [batch, row] shows. The modules are as they were afterwards."""
     modules: dict[str, Any] = dict(model.named_modules())
-    trace = _Recorder(modules, (ids.shape[0], ids.shape[1]), attention, forward, ids).trace
+    recorder = _Recorder(modules, (ids.shape[0], ids.shape[1]), attention, forward, ids)
+    trace = recorder.trace
     mx.eval(list(trace.values.values()), [(c.q, c.k, c.v, c.out) for c in trace.calls], trace.rows)
+    _note_experts(trace, modules, recorder.experts)
     return trace
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Experts:
+    """One call of a mixture's experts: the rows they read, which of them, and what they gave."""
+
+    path: str
+    at: int
+    read: tuple[Any, ...]
+    """What the block that calls them was given."""
+    rows: mx.array
+    chosen: mx.array
+    gave: mx.array
 
 
 class _Recorder:
@@ -38,10 +55,11 @@ class _Recorder:
         forward: Callable[[mx.array], mx.array],
         ids: mx.array,
     ) -> None:
-        self.calling: list[str] = []
-        """Paths of the modules that are being called, outermost first."""
+        self.calling: list[tuple[str, tuple[Any, ...]]] = []
+        """Paths of the modules that are being called, and what with, outermost first."""
         self.kept: dict[int, tuple[mx.array, mx.array]] = {}
         """Layer → the keys and values that went into its cache."""
+        self.experts: list[_Experts] = []
         self.trace = _empty(modules, layout)
         own = [(module, type(module)) for module in modules.values()]
         attention.witness = self
@@ -67,27 +85,63 @@ class _Recorder:
         ):
             rows = mx.array(out.swapaxes(1, 2))
             self.trace.calls.append(
-                AttentionCall(self.calling[-1], mx.array(q), mx.array(k), mx.array(v), rows, layer.window)
+                AttentionCall(self.calling[-1][0], mx.array(q), mx.array(k), mx.array(v), rows, layer.window)
             )
 
     def _watched(self, stock: type, path: str) -> type:
-        trace, calling = self.trace, self.calling
+        calling = self.calling
 
         def call(module: Any, *args: Any, **kwargs: Any) -> Any:
             read = args[0] if args else None  # as the taps have it
             if isinstance(read, mx.array):
-                trace.note(path, "input", mx.array(read))  # a copy: `h += x` rebinds the very object
-            calling.append(path)
+                self._note(path, "input", read)
+            calling.append((path, tuple(mx.array(one) if isinstance(one, mx.array) else one for one in args)))
             try:
                 output = stock.__call__(module, *args, **kwargs)
             finally:
                 calling.pop()
             gave: Any = output[0] if isinstance(output, tuple) else output
             if isinstance(gave, mx.array):
-                trace.note(path, "output", mx.array(gave))
+                self._note(path, "output", gave)
+            if calling and not kwargs and (found := given(args, output)) is not None:
+                block, read = calling[-1]
+                rows, chosen = (mx.array(one) for one in found)
+                if block == block_of(path):
+                    self.experts.append(_Experts(path, len(self.trace.order), read, rows, chosen, mx.array(output)))
             return output
 
         return type(stock.__name__, (stock,), {"__call__": call})
+
+    def _note(self, path: str, side: str, value: mx.array) -> None:
+        batch, rows = self.trace.layout
+        flat = value.ndim == 2 and value.shape[0] == batch * rows
+        kept = mx.array(value)  # a copy: `h += x` rebinds the very object
+        self.trace.note(path, side, kept.reshape(batch, rows, -1) if flat else kept, flat=flat)
+
+
+def _note_experts(trace: Trace, modules: dict[str, Any], calls: list[_Experts]) -> None:
+    """What the calls of experts show of mixtures whose blocks add up what those give. Of many, the first and the last are
+    tried for all: each expert is a call."""
+    found = list[tuple[_Experts, mx.array, float]]()
+    for index, one in enumerate(calls):
+        block, experts = block_of(one.path), modules[one.path]
+        rows = one.rows.reshape(*trace.layout, -1) if one.rows.ndim == 2 else one.rows
+        # Rows that no module gave may have been weighed before: by how much, their experts' outputs do not show.
+        plain = trace.equal(rows, trace.get(block, "input")) or any(trace.places(rows, "output"))
+        if not plain or not (n_experts := n_experts_of(experts)) or block.rpartition(".")[0] in trace.lists:
+            continue
+        call = replayed(modules[block], one.read, experts)
+        try:
+            dense = dense_weights(one.chosen, taken(call, one.gave), n_experts)
+            tried = index in (0, len(calls) - 1)
+            off = unfaithful(experts, call, one.rows, dense, one.gave) if tried else 0.0
+        except (RuntimeError, TypeError, ValueError):  # a block that makes something else of them
+            continue
+        found.append((one, dense, off))
+    faithful = all(off <= trace.numbers.tolerance for _, _, off in found)
+    for one, dense, _ in found:
+        shown = dense.reshape(*trace.layout, -1)
+        trace.experts.append(ExpertsCall(one.path, shown.shape[-1], one.at, shown, faithful))
 
 
 def _empty(modules: dict[str, Any], layout: tuple[int, int]) -> Trace:

@@ -1,4 +1,4 @@
-"""What each engine is known to get right. A smaller true table beats a larger one."""
+"""What a config says of a model's layers, and what follows for the engines."""
 
 from __future__ import annotations
 
@@ -9,28 +9,20 @@ from ...protos.sites import ATTENTION_SITES
 from ..checkpoints.shrunk import WINDOWS
 from .anatomy.derive import Anatomy
 
-__all__ = ["batching_note", "generation_note", "kernel_of", "masked_sites", "run_only_sites", "window_in"]
+__all__ = ["BODIES", "batching_note", "kernel_of", "masked_sites", "run_only_sites", "window_in"]
 
-PROVEN: dict[str, frozenset[str]] = {
-    "torch": frozenset(
-        {"llama", "mistral", "qwen2", "qwen3", "smollm3", "gpt2", "gemma2", "gemma3_text", "phi3", "gpt_oss"}
-    ),
-    "mlx": frozenset(
-        {"llama", "mistral", "qwen2", "qwen3", "smollm3", "gpt2", "gemma2", "gemma3_text", "phi3", "gpt_oss"}
-    ),
+BODIES = {
+    "gpt2": "transformer",
+    "gpt_bigcode": "transformer",
+    "gpt_neox": "gpt_neox",
+    "mamba": "backbone",
+    "mamba2": "backbone",
 }
-"""Backend → model types whose generation equals teacher forcing in tests/parity."""
-
-
-def generation_note(backend: str, model_type: str) -> str:
-    """Why generation is refused, or empty."""
-    if model_type in PROVEN[backend]:
-        return ""
-    return f"generation with {model_type} on {backend} has not been proven equal to the plain forward; use runs"
+"""What transformers calls the body of a model where that is not `model`: raw modules have the checkpoint's names on MLX too."""
 
 
 def batching_note(anatomy: Anatomy | None, config: Any) -> str:
-    """Why sequences of a model without a row cannot share a forward, or empty: the check of the engine decides then."""
+    """Why sequences of a model cannot share a forward, or empty: the check of the engine decides then."""
     if anatomy is None:
         return f"how {config.model_type} is built is not known"
     if anatomy.batching:

@@ -1,7 +1,7 @@
-"""Where each family keeps each site: one row a family, read by both backends.
+"""Where a model keeps each site, and what it offers of them, on both backends.
 
-transformers and mlx-lm name modules after the checkpoint's weights, so a site is a module path below the layer and
-that module's input or output. Paths below start at the layer; "" is the layer itself.
+A site is a module's input or output. Paths start at the layer; "" is the layer itself. Nothing here is written by hand
+for an architecture: `anatomy` finds the table in the model's own forward.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Literal
 from ...protos.model import LayerWidths, ModelInfo, SiteInfo
 from ...protos.sites import ATTENTION_SITES, AXES, GLOBAL_SITES
 
-__all__ = ["FAMILIES", "Dims", "Family", "Tap", "dims_of", "family_of", "site_infos", "without_gradients"]
+__all__ = ["ATTENTION_TAPS", "NO_GRADIENTS", "Dims", "Family", "Tap", "dims_of", "site_infos", "without_gradients"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Tap:
     path: str
     side: Literal["input", "output", "attention", "product", "weights"]
     """attention: what the attention function gives, before the module goes on with it. product: what the one linear product
-    inside the module gives. weights: the dense weights of the experts that the module is called with."""
+    inside the module gives. weights: the dense weights by which the outputs of a module's experts are added up."""
     in_place: bool = False
     """The tensor is also held by a residual branch, so an edit must write into it."""
     part: tuple[int, int] | None = None
@@ -30,7 +30,7 @@ class Tap:
     linear: bool = False
     """A plain linear module computes it, so `low_rank` applies."""
     router: bool = False
-    """The router of a mixture of experts: its logits, or the dense weights that follow from them."""
+    """Of a router's logits: they are what its module gives, or the first of what it gives."""
     heads: int = 0
     """Of z, in a layer that has another number of them than most."""
     scale: float = 1.0
@@ -39,68 +39,15 @@ class Tap:
     """The tensor has its rows one behind the other: [batch · row, …]."""
 
 
-_GATED_MLP = {
-    "mlp_gate": Tap("mlp.gate_proj", "output", linear=True),
-    "mlp_up": Tap("mlp.up_proj", "output", linear=True),
-    "mlp_act": Tap("mlp.down_proj", "input"),
-}
-_LLAMA = {
-    "resid_pre": Tap("", "input"),
-    "attn_resid": Tap("input_layernorm", "input"),
-    "attn_in": Tap("input_layernorm", "output"),
-    "z": Tap("self_attn.o_proj", "input"),
-    "attn_out": Tap("self_attn.o_proj", "output", linear=True),
-    "resid_mid": Tap("post_attention_layernorm", "input", in_place=True),
-    "mlp_resid": Tap("post_attention_layernorm", "input"),
-    "mlp_in": Tap("post_attention_layernorm", "output"),
-    **_GATED_MLP,
-    "mlp_out": Tap("mlp.down_proj", "output", linear=True),
-    "resid_post": Tap("", "output"),
-}
-_GEMMA = {
-    **_LLAMA,
-    "attn_out": Tap("post_attention_layernorm", "output"),
-    "resid_mid": Tap("pre_feedforward_layernorm", "input", in_place=True),
-    "mlp_resid": Tap("pre_feedforward_layernorm", "input"),
-    "mlp_in": Tap("pre_feedforward_layernorm", "output"),
-    "mlp_out": Tap("post_feedforward_layernorm", "output"),
-}
-_PHI3 = {
-    **_LLAMA,
-    "mlp_gate": Tap("mlp.gate_up_proj", "output", part=(0, 2)),
-    "mlp_up": Tap("mlp.gate_up_proj", "output", part=(1, 2)),
-}
-_GPT2 = {
-    "resid_pre": Tap("", "input"),
-    "attn_resid": Tap("ln_1", "input"),
-    "attn_in": Tap("ln_1", "output"),
-    "z": Tap("attn.c_proj", "input"),
-    "attn_out": Tap("attn.c_proj", "output", linear=True),
-    "resid_mid": Tap("ln_2", "input", in_place=True),
-    "mlp_resid": Tap("ln_2", "input"),
-    "mlp_in": Tap("ln_2", "output"),
-    "mlp_gate": Tap("mlp.c_fc", "output", linear=True),
-    "mlp_act": Tap("mlp.c_proj", "input"),
-    "mlp_out": Tap("mlp.c_proj", "output", linear=True),
-    "resid_post": Tap("", "output"),
-}
-_GPT_OSS = {name: tap for name, tap in _LLAMA.items() if name not in ("mlp_gate", "mlp_up", "mlp_act", "mlp_out")} | {
-    "router_logits": Tap("mlp.router", "output", router=True),
-    "expert_weights": Tap("mlp.router", "output", router=True),
-    "mlp_out": Tap("mlp", "output"),
-}
-
-
 @dataclass(frozen=True, slots=True)
 class Family:
-    """How one architecture family lays out its modules."""
+    """How one model lays out its modules."""
 
     name: str
-    model_types: tuple[str, ...]
     taps: dict[str, Tap]
     """Per-layer sites that are modules' inputs or outputs."""
     body: dict[str, str] = field(default_factory=lambda: {"torch": "model", "mlx": "model"})
-    """Backend → path of the transformer body."""
+    """Backend → path of the transformer body there: this one's, and torch's, whose names raw modules have everywhere."""
     layers: str = "layers"
     norm: str = "norm"
     attention: str = "self_attn"
@@ -117,7 +64,7 @@ class Family:
         return self.own.get(name, {}).get(layer) or self.taps[name]
 
     def has(self, name: str, layer: int) -> bool:
-        """Whether a layer has a site of this family's table."""
+        """Whether a layer has a site of this table."""
         return layer in self.where.get(name, (layer,))
 
     def layer_path(self, backend: str, layer: int) -> str:
@@ -129,21 +76,6 @@ class Family:
         return f"{self.body[backend]}.{self.norm}"
 
 
-FAMILIES: tuple[Family, ...] = (
-    Family("llama", ("llama", "mistral", "qwen2", "qwen3", "smollm3"), _LLAMA),
-    Family(
-        "gpt2",
-        ("gpt2",),
-        _GPT2,
-        body={"torch": "transformer", "mlx": "model"},
-        layers="h",
-        norm="ln_f",
-        attention="attn",
-    ),
-    Family("gemma", ("gemma2", "gemma3_text"), _GEMMA),
-    Family("phi3", ("phi3",), _PHI3),
-    Family("gpt_oss", ("gpt_oss",), _GPT_OSS),
-)
 ATTENTION_TAPS = ("q", "k", "v", "attn_scores", "attn_probs")
 """Sites reached through the attention function; `z` is the output projection's input."""
 
@@ -151,11 +83,6 @@ ROW_EDITS = ("add", "scale", "replace", "project_out", "clamp", "noise", "affine
 NO_GRADIENTS = ("router_logits", "expert_weights")
 """Which experts are chosen is no smooth function, and the dense weights are made beside the forward."""
 KEY_EDITS = ("add", "scale", "replace", "clamp")
-
-
-def family_of(model_type: str) -> Family | None:
-    """The family of a checkpoint's `model_type`, or None: raw module sites only."""
-    return next((family for family in FAMILIES if model_type in family.model_types), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The site table of an architecture that no row describes, derived from the model in front of us."""
+"""The site table of a model, derived from the one in front of us."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from ..deltas.at_work import Deltas
 from ..deltas.factors import UNEMBED
 from ..model.anatomy.derive import Anatomy, NotUnderstood, derive
 from ..model.anatomy.numbers import head_caps, head_scales, numbers_of
+from ..model.anatomy.trace import Trace
 from .attention import Attention
 from .deltas import columns_of
 from .trace import TOLERANCES, traced
 
-__all__ = ["Found", "Head", "anatomy_of", "head_of"]
+__all__ = ["Found", "Head", "anatomy_of"]
 
 PROBE_ROWS = 12
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -30,14 +31,23 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
+_FAILS = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What the libraries raise of a model whose code calls things in its own way."""
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
-    """An anatomy, or why there is none."""
+    """What one look at a model showed."""
 
-    anatomy: Anatomy | None
+    anatomy: Anatomy | None = None
     reason: str = ""
+    """Why there is no anatomy."""
     attention: str = "eager"
     """Whose attention the model runs with: "sdpa" is where ours sits."""
+    head: tuple[float | None, float] | None = None
+    """(softcap, scale) with which the output head's rows are the model's own logits."""
+    headless: str = ""
+    """Why nothing can be said of the logits; there is no anatomy then."""
 
 
 @torch.no_grad()
@@ -48,13 +58,16 @@ def anatomy_of(
     the same rows; else with its own, and what is inside attention is not offered."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, min(config.vocab_size, 1000), (1, PROBE_ROWS), generator=generator).to(device)
-    own = forward(ids)
-    _call_ours(model, "sdpa")
-    kind = "sdpa"
-    if not _same(forward, ids, own):
-        _call_ours(model, "eager")
-        kind = "eager"
-    trace = traced(model, attention, forward, ids)
+    try:
+        own, wanted = _own(model, forward, ids)
+        kind, trace = _shown(model, attention, forward, ids, own)
+        head = _head_of(model, trace.rows, wanted, config)
+    except _FAILS as error:
+        fault = f"a forward with its own code fails: {type(error).__name__}: {error}"
+        return Found(None, fault, headless=fault)
+    if head is None:
+        fault = "the logits are not the output head's, scaled or capped"
+        return Found(None, fault, kind, headless=fault)
     try:
         found = derive(
             trace,
@@ -65,21 +78,54 @@ def anatomy_of(
             activations=ACTIVATIONS,
         )
     except NotUnderstood as error:
-        return Found(None, str(error), kind)
-    return Found(found, "", kind)
+        return Found(None, str(error), kind, head)
+    except _FAILS as error:
+        return Found(None, f"its forward cannot be read: {type(error).__name__}: {error}", kind, head)
+    return Found(found, "", kind, head)
 
 
-def _same(forward: Callable[[torch.Tensor], torch.Tensor], ids: torch.Tensor, own: torch.Tensor) -> bool:
+def _own(
+    model: Any, forward: Callable[[torch.Tensor], torch.Tensor], ids: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The model's own final-norm rows and logits, of one forward with its own attention."""
+    head, read = model.get_output_embeddings(), list[torch.Tensor]()
+    if head is None:
+        return forward(ids), None
+    handle = head.register_forward_pre_hook(lambda _, args: read.append(args[0].clone()))
     try:
-        rows = forward(ids)
-    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):  # a class that calls it in its own way
-        return False
-    error = (rows.double() - own.double()).abs().max() / own.double().abs().max().clamp_min(1e-30)
-    return bool(error <= TOLERANCES[own.dtype])
+        logits = model(ids, use_cache=False).logits
+    finally:
+        handle.remove()
+    # A head may read something else than the rows that the body gives.
+    own = read[0] if len(read) == 1 and read[0].shape[:2] == ids.shape else forward(ids)
+    return own, logits
+
+
+def _shown(
+    model: Any,
+    attention: Attention,
+    forward: Callable[[torch.Tensor], torch.Tensor],
+    ids: torch.Tensor,
+    own: torch.Tensor,
+) -> tuple[str, Trace]:
+    """Whose attention the model is to run with, and what a forward with that shows."""
+    _call_ours(model, "sdpa")
+    try:
+        trace = traced(model, attention, forward, ids)
+        if _near(trace.rows, own):
+            return "sdpa", trace
+    except _FAILS:
+        trace = None
+    _call_ours(model, "eager")
+    plain = traced(model, attention, forward, ids)
+    if trace is None or not _near(trace.rows, plain.rows):
+        return "eager", plain
+    _call_ours(model, "sdpa")
+    return "sdpa", trace
 
 
 def _call_ours(model: nn.Module, name: str) -> None:
-    """Which entry of the library's registry the text model's attention calls."""
+    """Which entry of the library's registry the text model's attention calls: set directly, as some classes refuse it."""
     for module in model.modules():
         config = getattr(module, "config", None)
         if hasattr(config, "_attn_implementation_internal"):
@@ -109,17 +155,14 @@ class Head:
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
 
-@torch.no_grad()
-def head_of(
-    model: Any, rows: Callable[[torch.Tensor], torch.Tensor], config: Any, device: torch.device
+def _head_of(
+    model: Any, rows: torch.Tensor, wanted: torch.Tensor | None, config: Any
 ) -> tuple[float | None, float] | None:
     """(softcap, scale) with which the output head's rows are the model's own logits; None where they are neither."""
-    ids = torch.arange(1, PROBE_ROWS, device=device)[None]
     head = model.get_output_embeddings()
-    wanted: torch.Tensor | None = model(ids, use_cache=False).logits
     if head is None or wanted is None:
         return None
-    raw = head(rows(ids))
+    raw = head(rows)
     for cap in head_caps(config):
         if _near(torch.tanh(raw / cap) * cap, wanted):
             return cap, 1.0
@@ -127,4 +170,5 @@ def head_of(
 
 
 def _near(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return bool((a.double() - b.double()).abs().max() <= TOLERANCES[b.dtype] * b.double().abs().max())
+    a, b, tolerance = a.double(), b.double(), TOLERANCES[b.dtype]
+    return a.shape == b.shape and bool((a - b).abs().max() <= tolerance * b.abs().max().clamp_min(1e-30))

@@ -32,10 +32,10 @@ _MARK = "_probewire_attention"
 class Attention:
     """Taps q, k, v, scores and probabilities of one model; stock attention where nobody asks for the last two."""
 
-    def __init__(self, executor: Executor, *, eager: bool) -> None:
+    def __init__(self, executor: Executor) -> None:
         self.executor = executor
-        self.eager = eager
-        """The family needs a softcap or sinks, which the fused kernel does not have."""
+        self.capped = False
+        """A call came with a softcap or sinks, which the fused kernel does not have."""
         self.recording: SharedPrefix | None = None
         """Where this forward's keys and values are kept for a sweep's variants."""
         self.packed: Packed | None = None
@@ -52,9 +52,9 @@ class Attention:
         """Where the library's own cache puts earlier keys and values before this forward's."""
 
     @classmethod
-    def over(cls, model: nn.Module, executor: Executor, *, eager: bool) -> Attention:
+    def over(cls, model: nn.Module, executor: Executor) -> Attention:
         """One that answers for all attention modules of a model."""
-        attention = cls(executor, eager=eager)
+        attention = cls(executor)
         for module in model.modules():
             if hasattr(module, "layer_idx") and "Attention" in type(module).__name__:
                 attention.attach(module)
@@ -119,15 +119,15 @@ class Attention:
             key, value, attention_mask = self._after_prefix(layer, query, key, value, kwargs.get("sliding_window"))
         if self._growing is not None:
             self._growing.keys[layer], self._growing.values[layer] = key, value
-        # The fused kernel knows neither a softcap nor sinks; whichever family's, the call brings them.
-        eager = self.eager or kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None
-        kernel = _eager if eager else sdpa_attention_forward
+        capped = kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None
+        self.capped = self.capped or capped
+        kernel = _eager if capped else sdpa_attention_forward
         if cache is None:
             out, _ = kernel(module, query, key, value, attention_mask, **kwargs)
         else:
             assert self.packed is not None
             assert attention_mask is not None
-            if not wanting and not eager and z is None:
+            if not wanting and not capped and z is None:
                 out = self.packed.together(query, key, value, cache, layer, kwargs)
                 if out is not None:
                     return out, None

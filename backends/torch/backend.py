@@ -26,7 +26,7 @@ from ..hooks.executor import Executor
 from ..hooks.metrics import BoundMetric
 from ..hooks.points import Points, Seen
 from ..hooks.row_span import RowSpan
-from ..hooks.rules import ACTIVATIONS, activation_name
+from ..hooks.rules import ACTIVATIONS
 from ..hooks.run_parts import RunParts, joined
 from ..hooks.sequence import Sequence, StepResult
 from ..hooks.stepping import result_of
@@ -37,11 +37,11 @@ from ..model.context import fitted
 from ..model.families import batching_note, kernel_of, masked_sites, run_only_sites
 from ..model.footprint import footprint
 from ..model.limits import Limits
-from ..model.sites import Family, dims_of, family_of, site_infos, without_gradients
+from ..model.sites import Family, dims_of, site_infos, without_gradients
 from ..model.tolerances import ENGINE_TOLERANCE
 from ..model.versions import versions_of
 from ..model.weights import CheckpointWeights
-from .anatomy import Found, Head, anatomy_of, head_of
+from .anatomy import Head, anatomy_of
 from .attention import Attention
 from .deltas import TorchProducts, take_deltas
 from .devices.choice import choose_device, choose_devices, room_on, room_over
@@ -90,44 +90,36 @@ class TorchBackend:
         self.weights = CheckpointWeights(folder)
         self._at_load = loaded.at_load
         config = self.model.config.get_text_config()
-        family, dims = family_of(config.model_type), dims_of(config)
         self.executor = Executor(TorchOps(self.device), TorchProducts())
-        head, cap = self.model.get_output_embeddings(), getattr(config, "final_logit_softcapping", None)
-        self.head = Head(head, self.executor.deltas, cap)
         self.taps = Taps(self.model, self.executor)
-        eager = getattr(config, "attn_logit_softcapping", None) is not None or config.model_type == "gpt_oss"
-        # Where no row says it, the call does: a softcap and sinks come with it.
-        self.attention = attention = Attention.over(self.model, self.executor, eager=eager and family is not None)
+        self.attention = attention = Attention.over(self.model, self.executor)
         if self.placed is not None:
             self.placed.try_out(self.hidden, config.model_type)
-        self.activation, norms = activation_name(config), Norms(self.model, self.executor.ops)
+        norms = Norms(self.model, self.executor.ops)
+        found = anatomy_of(self.model, self.attention, self.hidden, config, self.device)
         self.weight_table = WeightTable()
-        self.derived: Anatomy | None = None
-        """The table of a model whose architecture no row describes."""
-        refused = dict[str, str]()
-        note = ""
+        softcap, scale = found.head or (None, 1.0)
+        self.head = Head(self.model.get_output_embeddings(), self.executor.deltas, softcap, scale)
+        refused = {"logits": found.headless} if found.headless else {}
+        note = batching_note(found.anatomy, config)
         """Why sequences cannot share a forward."""
-        if family is None:
-            found = self._derive(config)
-            eager = found.attention == "eager"
-            if fault := self._find_head(config):
-                found, refused = Found(None, fault, found.attention), {"logits": fault}
-            note = batching_note(found.anatomy, config)
-            self.derived = found.anatomy
-            if found.anatomy is not None:
-                family, dims = found.anatomy.family, found.anatomy.dims
-                refused = {**found.anatomy.refused, **masked_sites(config)}
-                self.activation = found.anatomy.activation if found.anatomy.activation in ACTIVATIONS else ""
+        self.derived: Anatomy | None = found.anatomy
+        """Where its sites are; None where that was not found."""
+        family, dims, self.activation = None, dims_of(config), ""
+        if found.anatomy is not None:
+            family, dims = found.anatomy.family, found.anatomy.dims
+            refused = {**found.anatomy.refused, **masked_sites(config)}
+            self.activation = found.anatomy.activation if found.anatomy.activation in ACTIVATIONS else ""
         self._gradients = TorchGradients(
             self.executor, self.taps, norms, self.hidden, self._logits_rows, self._backward_of
         )
         self._sweeps: TorchSweeps | None = None
         self.points = self.executor.points = self._look(family, dims.n_heads)
         self.layers: list[Any] = []
-        """None for models of no family."""
+        """None where it is not known where they are."""
         if family is not None:
             self.layers = [self.taps.modules[family.layer_path("torch", i)] for i in range(dims.n_layers)]
-            if family.heads and (self.derived is None or self.derived.attention):
+            if found.anatomy is not None and found.anatomy.attention:
                 self._sweeps = TorchSweeps(self, self.executor, self.taps, attention, self.layers)
         limits, context_note = fitted(limits, config)
         limits = with_chunk(limits, self)
@@ -146,7 +138,7 @@ class TorchBackend:
             device=",".join(devices),
             placement="" if self.placed is None else str(self.placed.placement),
             dtype=str(self.model.dtype).removeprefix("torch."),
-            attention=kernel_of(config, eager=eager),
+            attention=kernel_of(config, eager=found.attention == "eager" or attention.capped),
             model_hash=model_hash,
             n_layers=dims.n_layers,
             d_model=dims.d_model,
@@ -195,24 +187,6 @@ class TorchBackend:
         sites = tuple(replace(site, generate=site.run, note="") for site in self.info.sites)
         self.info = replace(self.info, batching=why, sites=sites, generate=True, generate_note="")
         return True
-
-    def _derive(self, config: Any) -> Found:
-        """What the model's own forward shows; nothing where even that fails."""
-        try:
-            return anatomy_of(self.model, self.attention, self.hidden, config, self.device)
-        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            return Found(None, f"a forward with its own code fails: {type(error).__name__}: {error}")
-
-    def _find_head(self, config: Any) -> str:
-        """Why nothing can be said of the logits, or empty: they are the output head's, scaled or capped."""
-        try:
-            head = head_of(self.model, self.hidden, config, self.device)
-        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            return f"a forward with its own code fails: {type(error).__name__}: {error}"
-        if head is None:
-            return "the logits are not the output head's, scaled or capped"
-        self.head = replace(self.head, softcap=head[0], scale=head[1])
-        return ""
 
     def take_deltas(self) -> dict[str, Linear]:
         """See Backend."""

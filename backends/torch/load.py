@@ -26,7 +26,6 @@ from ..checkpoints.refusals import lacks, no_place, not_causal, wrong_shape
 from ..checkpoints.text_config import text_config
 from ..checkpoints.tower import Tower
 from ..model.footprint import free_bytes
-from ..model.sites import family_of
 from ..model.weights import CheckpointWeights
 from .devices.placed import PlacedLayers, loading_over
 from .linear import use_in
@@ -140,10 +139,6 @@ def load_model(
     )
     if unexpected:  # transformers would leave them out without a word
         raise no_place(folder, config.model_type, unexpected)
-    if family_of(config.get_text_config().model_type) is not None:
-        # "sdpa" is where our dispatcher sits; set directly, because families that refuse the stock sdpa (softcap, sinks)
-        # get our own attention there. Classes that we do not know stay eager: many build no mask for sdpa, or drop sinks.
-        model.config._attn_implementation_internal = "sdpa"
     model = model.eval().requires_grad_(False)
     if placed is not None:
         placed.settle(model, body_of(model))

@@ -99,29 +99,10 @@ class Taps:
 
             return module.register_forward_pre_hook(before, with_kwargs=True)
 
-        if found[0].kind:
-            by_kind = {point.kind: point for point in found}
-            return module.register_forward_hook(lambda router, _, output: self._tap_router(by_kind, router, output))
-
         def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             return _with_first(output, self._tap(found, first_of(output), args[0] if args else None))
 
         return module.register_forward_hook(after)
-
-    def _tap_router(self, found: dict[str, Point], router: Any, output: Any) -> Any:
-        """A router gives (logits, chosen weights, chosen experts), each [batch · row, …]; the last two follow."""
-        logits, weights, experts = output
-        if "router" in found:
-            rows = logits.unflatten(0, self.executor.layout)
-            new = self.executor.tap(found["router"], rows)
-            if new is not rows:
-                logits = new.flatten(0, 1)
-                top, experts = torch.topk(logits, router.top_k, dim=-1)
-                weights = torch.softmax(top, dim=-1, dtype=top.dtype)
-        if "experts" in found:
-            dense = torch.zeros_like(logits).scatter(-1, experts, weights)
-            self.executor.tap(found["experts"], dense.unflatten(0, self.executor.layout))
-        return logits, weights, experts
 
     def _tap_weights(self, point: Point, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The dense weights that experts are called with, which are only read."""

@@ -1,17 +1,17 @@
-"""Tiny checkpoints of architectures that no row describes, for the tests of derived tables."""
+"""Tiny checkpoints of architectures that have no reference here, for the tests of derived tables."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from probewire.backends import load_backend
 from probewire.backends.hooks.base import Backend
-from tests.parity.harness import load
+from tests.parity.harness import CHUNKED
 from tests.tiny_models import VOCAB_SIZE, write_tokenizer
 
 __all__ = ["SIZES", "derived", "logits_of", "write"]
@@ -51,7 +51,5 @@ def logits_of(folder: Path, tokens: list[int]) -> Any:
 
 
 def derived(folder: Path, dtype: str = "float32", backend: str = "torch") -> Backend:
-    """A backend that finds its table by itself, whatever rows there are."""
-    nothing = mock.patch(f"probewire.backends.{backend}.backend.family_of", return_value=None)
-    with nothing, mock.patch("probewire.backends.torch.load.family_of", return_value=None):
-        return load(backend, folder, dtype=dtype)
+    """A backend whose sites are tried at load, whether it has a reference or not."""
+    return load_backend(backend, folder, model_id="tiny", limits=CHUNKED, dtype=dtype, device="cpu")

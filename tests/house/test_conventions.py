@@ -17,7 +17,6 @@ ONLY_IN_ONE_BACKEND: dict[str, str] = {
     "devices/placed.py": "… over which a model's layers can lie",
     "devices/spread_cache.py": "… and the engine's keys and values with them",
     "linear.py": "torch takes a slow library for float32 on some CPUs; MLX has one of its own",
-    "mixtures.py": "transformers hands its experts their weights, and routers compute within themselves; mlx-lm does neither",
     "experts.py": "MLX's product of experts knows float32 alone on the CPU; transformers has another one to choose",
     "mends.py": "transformers' code is the meaning itself; mlx-lm's parts from it in places",
     "kept_keys.py": "… where attention is given the keys that it keeps",

@@ -41,8 +41,8 @@ class Captured:
 
 
 def load(name: str, folder: Path, *, dtype: str = "float32", limits: Limits = CHUNKED) -> Backend:
-    """A backend on this machine's CPU. What rows say is held to the reference here, and so not tried at each load."""
-    return load_backend(name, folder, model_id="tiny", limits=limits, dtype=dtype, device="cpu", prove_rows=False)
+    """A backend on this machine's CPU. What has a reference is held to it here, and so not tried at each load."""
+    return load_backend(name, folder, model_id="tiny", limits=limits, dtype=dtype, device="cpu", prove_known=False)
 
 
 def stack_caches(backend: Backend) -> None:

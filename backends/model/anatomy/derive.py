@@ -61,7 +61,6 @@ def derive(
     calling = [block.attention for block in blocks if block.call is not None]
     family = Family(
         name=model_type,
-        model_types=(model_type,),
         taps=found.taps,
         body={backend: body},
         layers=layers,

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 from ..sites import Tap
 from .block import Block
 from .trace import Trace
 
 __all__ = ["find_mixture"]
+
+_Side = Literal["output", "product"]
 
 
 def find_mixture(trace: Trace, block: Block) -> None:
@@ -21,7 +25,7 @@ def find_mixture(trace: Trace, block: Block) -> None:
     else:
         block.why["expert_weights"] = "the experts' output is not their sum by the weights that they are given"
     inside = [path for path, found in trace.products.items() if path.startswith(f"{block.base}.") and len(found) == 1]
-    logits = {path: (trace.products[path][0], "product") for path in inside}
+    logits: dict[str, tuple[Any, _Side]] = {path: (trace.products[path][0], "product") for path in inside}
     logits |= {
         path: (trace.get(path, "output"), "output") for path in trace.linear if path.startswith(f"{block.base}.")
     }
@@ -36,4 +40,5 @@ def find_mixture(trace: Trace, block: Block) -> None:
         return
     _, path, side = max(found)
     flat = side == "product" or (path, "output") in trace.flat
-    block.taps["router_logits"] = Tap(path[cut:], "product" if side == "product" else "output", flat=flat)
+    whole = side == "output" or trace.equal(trace.get(path, "output"), trace.products[path][0])
+    block.taps["router_logits"] = Tap(path[cut:], side, flat=flat, router=whole)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..sites import Tap
@@ -58,41 +58,45 @@ def _branches(
         # The first that fits: an activation's own output is a function of itself too (relu of relu squared).
         key=lambda found: trace.order[found[0], "output"],
     )
-    for path, value in wide:
-        for name, act in activations.items():
-            if _branches_at(trace, block, cut, (path, value), wide, acted, act):
-                block.activation = name
-                return
+    for found in wide:
+        fitting = [
+            (error, name, taps)
+            for name, act in activations.items()
+            for error, taps in _branches_at(trace, cut, found, wide, acted, act)
+        ]
+        if fitting:  # in few bits more than one may fit
+            _, block.activation, taps = min(fitting, key=lambda one: one[0])
+            block.taps |= taps
+            return
     block.why["mlp_gate"] = "mlp_act is no known function of what modules give"
 
 
 def _branches_at(
     trace: Trace,
-    block: Block,
     cut: int,
     found: tuple[str, Any],
     wide: Sequence[tuple[str, Any]],
     acted: Any,
     act: Callable[[Any], Any],
-) -> bool:
-    """Whether what a module gives is the gate, or holds it; the block's taps say so then."""
+) -> Iterator[tuple[float, dict[str, Tap]]]:
+    """How far mlp_act is from what it would be if this module gave the gate, or held it, and the sites then; only what fits."""
     path, value = found
     if value.shape == acted.shape:
-        gate = act(value)
-        whole = trace.close(gate, acted)
-        others = (p for p, v in wide if p != path and v.shape == acted.shape and trace.close(gate * v, acted))
-        up = None if whole else next(others, None)
-        if not whole and up is None:
-            return False
-        block.taps["mlp_gate"] = Tap(path[cut:], "output", linear=path in trace.linear)
-        if up is not None:
-            block.taps["mlp_up"] = Tap(up[cut:], "output", linear=up in trace.linear)
-        return True
+        gate, gated = act(value), {"mlp_gate": Tap(path[cut:], "output", linear=path in trace.linear)}
+        alone = trace.distance(gate, acted)
+        if alone <= trace.numbers.tolerance:
+            yield alone, gated
+            return
+        for other, factor in wide:
+            if other == path or factor.shape != acted.shape:
+                continue
+            if (error := trace.distance(gate * factor, acted)) <= trace.numbers.tolerance:
+                yield error, gated | {"mlp_up": Tap(other[cut:], "output", linear=other in trace.linear)}
+                return
     if value.shape[:-1] == acted.shape[:-1] and value.shape[-1] == 2 * acted.shape[-1]:
         halves = value[..., : acted.shape[-1]], value[..., acted.shape[-1] :]
         for first, second in ((0, 1), (1, 0)):
-            if trace.close(act(halves[first]) * halves[second], acted):
-                block.taps["mlp_gate"] = Tap(path[cut:], "output", part=(first, 2))
-                block.taps["mlp_up"] = Tap(path[cut:], "output", part=(second, 2))
-                return True
-    return False
+            error = trace.distance(act(halves[first]) * halves[second], acted)
+            if error <= trace.numbers.tolerance:
+                parts = {"mlp_gate": (first, 2), "mlp_up": (second, 2)}
+                yield error, {name: Tap(path[cut:], "output", part=part) for name, part in parts.items()}

@@ -86,6 +86,11 @@ class Trace:
     products: dict[str, list[Any]] = field(default_factory=dict[str, list[Any]])
     """Path of a module that is no plain linear one → what its own linear products gave."""
 
+    _samples: dict[str, tuple[int, dict[Any, list[str]]]] = field(
+        default_factory=dict[str, "tuple[int, dict[Any, list[str]]]"]
+    )
+    """Side → how many values there were, and what `_shown` made of them."""
+
     def note(self, path: str, side: str, value: Any, *, flat: bool = False) -> None:
         """A module read or gave a tensor, [batch, row, …]; `flat`: which has its rows one behind the other."""
         place = (path, side)
@@ -115,10 +120,30 @@ class Trace:
         """The same to the bit."""
         return a is not None and b is not None and a.shape == b.shape and self.numbers.equal(a, b)
 
-    def close(self, a: Any, b: Any) -> bool:
-        """The same but for rounding."""
-        return a is not None and b is not None and self.numbers.distance(a, b) <= self.numbers.tolerance
+    def distance(self, a: Any, b: Any) -> float:
+        """Between two tensors, relative to the second; infinite for other shapes."""
+        return self.numbers.distance(a, b) if a.shape == b.shape else float("inf")
 
     def places(self, value: Any, side: str) -> Iterator[str]:
         """Paths of the modules that read, or gave, exactly this tensor."""
-        return (path for (path, at), found in self.values.items() if at == side and self.equal(found, value))
+        if value is None:
+            return iter(())
+        shown = self._shown(side)
+        alike = shown.get(_sample(value), ())
+        return (path for path in alike if self.equal(self.values[path, side], value))
+
+    def _shown(self, side: str) -> dict[Any, list[str]]:
+        """The modules by a few numbers of their tensors, in the order of `values`: whose differ are not equal."""
+        if self._samples.get(side, (0, {}))[0] != len(self.values):
+            found = dict[Any, list[str]]()
+            for (path, at), value in self.values.items():
+                if at == side:
+                    found.setdefault(_sample(value), []).append(path)
+            self._samples[side] = len(self.values), found
+        return self._samples[side][1]
+
+
+def _sample(value: Any) -> tuple[Any, ...]:
+    flat = value.reshape(-1)
+    n = flat.shape[0]
+    return (tuple(value.shape), *(flat[i].item() for i in {0, n // 3, n - 1}))

@@ -11,13 +11,14 @@ from probewire.backends.hooks.bound import BoundPlan
 from probewire.backends.hooks.metrics import bind_metric
 from probewire.backends.hooks.plan import bind
 from probewire.backends.hooks.points import Points
-from probewire.backends.model.sites import ATTENTION_TAPS, FAMILIES, Dims, site_infos
+from probewire.backends.model.sites import ATTENTION_TAPS, Dims, Family, site_infos
 from probewire.protos.edits import Add, FromInput, Noise, ProjectOut, Replace, Scale
 from probewire.protos.errors import InvalidArgument
 from probewire.protos.metrics import Coordinate
 from probewire.protos.model import LayerWidths, ModelInfo
 from probewire.protos.spec import Capture, Condition, Gather, Hook, Plan, TopK, Where
 from probewire.protos.tensors import Tensor
+from tests.backends.model.anatomy.rows import ROWS
 
 N_LAYERS, TOKENS = 4, [7, 99, 12, 200]
 _SIZES = {"n_layers": 1, "d_model": 8, "n_kv_heads": 1, "d_mlp": 16, "vocab": 300}
@@ -26,9 +27,7 @@ _LARGE = Dims(**_SIZES, n_heads=3, d_head=6, d_v=5)
 _NONE = Dims(**_SIZES, n_heads=0, d_head=0)
 DIMS = Dims(N_LAYERS, 8, 2, 1, 4, 16, 300, by_layer=(_SMALL, _LARGE, _NONE, _SMALL))
 WITH = (0, 1, 3)
-FAMILY: Any = FAMILIES[0].__class__(
-    "uneven", ("uneven",), FAMILIES[0].taps, where=dict.fromkeys((*ATTENTION_TAPS, "z"), WITH)
-)
+FAMILY = Family("uneven", ROWS["llama", "torch"].taps, where=dict.fromkeys((*ATTENTION_TAPS, "z"), WITH))
 INFO = ModelInfo(
     "tiny", "uneven", "uneven", "torch", "cpu", "float32", "sdpa", "", N_LAYERS, 8, 2, 1, 4, 16, 300,
     sites=site_infos(FAMILY, DIMS),

@@ -11,17 +11,18 @@ from probewire.backends.hooks.plan import bind
 from probewire.backends.hooks.points import PROBE_LENGTHS, Points, Seen
 from probewire.backends.hooks.sequence import Sequence
 from probewire.backends.hooks.sweeps import NOWHERE, WHOLE, SharedPrefix, Start, grouped, hooks_in, start_of
-from probewire.backends.model.sites import FAMILIES, Dims, site_infos
+from probewire.backends.model.sites import Dims, site_infos
 from probewire.clients import hook
 from probewire.protos.edits import Scale
 from probewire.protos.model import ModelInfo
 from probewire.protos.spec import AllOf, AnyOf, Condition, Hook, Plan
+from tests.backends.model.anatomy.rows import ROWS
 
 N_LAYERS = 4
 TOKENS = [7, 99, 12, 200, 31, 64]
 INFO = ModelInfo(
     "tiny", "llama", "llama", "torch", "cpu", "float32", "sdpa", "", N_LAYERS, 8, 2, 2, 4, 16, 300,
-    sites=site_infos(FAMILIES[0], Dims(N_LAYERS, 8, 2, 2, 4, 16, 300)),
+    sites=site_infos(ROWS["llama", "torch"], Dims(N_LAYERS, 8, 2, 2, 4, 16, 300)),
 )  # fmt: skip
 RAW = "model.layers.2.mlp"
 
@@ -31,7 +32,7 @@ class Model:
 
     info = INFO
     points = Points(
-        FAMILIES[0],
+        ROWS["llama", "torch"],
         "torch",
         2,
         {(RAW, side): Seen([1, 1], [(2, n, 8) for n in PROBE_LENGTHS]) for side in ("input", "output")},
