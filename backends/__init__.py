@@ -104,7 +104,7 @@ def load_backend(
             f"the checkpoint in {named} is no causal language model on {name}: {not_causal}; probewire serves those only"
         )
     if check:
-        if prove_known or backend.info.architecture not in MODEL_TYPES:
+        if prove_known or not _has_reference(backend):
             prove_sites(backend)
         _prove_engine(name, folder, backend, device)
     offer_weights(backend)
@@ -119,6 +119,10 @@ def _named(folder: Path, source: str) -> str:
     if not source or not origin_of(folder) or Path(source).expanduser().resolve() == folder.resolve():
         return str(folder)
     return f"{source} (converted into {folder})"
+
+
+def _has_reference(backend: Backend) -> bool:
+    return backend.info.architecture in MODEL_TYPES
 
 
 def _tell_no_sweeps(backend: Backend) -> None:

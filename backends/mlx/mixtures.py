@@ -84,4 +84,4 @@ def unfaithful(
             alone = experts(rows, mx.full((*rows.shape[:-1], 1), expert, mx.uint32))[..., 0, :]
             total = total + alone.astype(mx.float32) * dense[..., expert : expert + 1].astype(mx.float32)
     off = mx.abs(total - from_experts.reshape(total.shape)).max() / mx.maximum(mx.abs(total).max(), 1e-30)
-    return float(off.item())
+    return float(off)

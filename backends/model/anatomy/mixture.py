@@ -29,7 +29,7 @@ def find_mixture(trace: Trace, block: Block) -> None:
     logits |= {
         path: (trace.get(path, "output"), "output") for path in trace.linear if path.startswith(f"{block.base}.")
     }
-    found = [
+    found: list[tuple[int, str, _Side]] = [
         (trace.order[path, "output"], path, side)
         for path, (value, side) in logits.items()
         if value is not None and tuple(value.shape) == (*trace.layout, call.n_experts)
