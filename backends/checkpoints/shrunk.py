@@ -18,6 +18,7 @@ WINDOW = 8
 WINDOWS = ("sliding_window", "sliding_window_size", "attention_window_size", "attention_chunk_size")
 """What configs call it, and the length of chunks of attention."""
 D_MODEL, D_MLP, N_HEADS = 64, 96, 4
+STATE_HEAD = 16
 MOST_EXPERTS = 4
 LONGEST_PERIOD = 12
 """Layers of one period of a pattern that are kept whole."""
@@ -73,6 +74,8 @@ def shrunk(full: Mapping[str, Any], *, n_layers: int = 0) -> dict[str, Any]:
 
     Equal numbers that mean different things stay apart: sizes are set by what they are, never looked up by what they were.
     """
+    if "num_hidden_layers" not in full:  # nemotron_h has its layers' kinds alone
+        full = {**full, "num_hidden_layers": len(full["layers_block_type"])}
     other = _other_names(full)
     small = _shrunk({**full, **{name: full[own] for name, own in other.items()}}, n_layers)
     return {name: value for name, value in small.items() if name not in other} | {
@@ -118,6 +121,7 @@ def _shrunk(full: Mapping[str, Any], n_layers: int) -> dict[str, Any]:
     if full.get("qk_rope_head_dim") and full.get("head_dim") == full["qk_rope_head_dim"]:
         small["head_dim"] = small["qk_rope_head_dim"]  # one size under two names
     small |= {name: min(value, len(kept) - 1) for name, value in full.items() if name.endswith("layer_end_index")}
+    small |= _state_heads(full)
     if full.get("rotary_dim"):
         small["rotary_dim"] = max(full["rotary_dim"] * d_head // own_head // 2 * 2, 2)
     for name in _per_layer(full):
@@ -144,6 +148,15 @@ def _lowered(name: str, value: Any) -> Any:
     if name == "time_step_limit" and value and value[1] < math.inf:
         return [value[0], min(value[1], TIME_STEP)]
     return value
+
+
+def _state_heads(full: Mapping[str, Any]) -> dict[str, int]:
+    """Heads of a state that together are a multiple of the model's width, as their classes ask."""
+    width = 0 if full.get("mamba_d_ssm") else int(D_MODEL * (full.get("mamba_expand") or full.get("expand") or 0))
+    for heads, size in (("mamba_n_heads", "mamba_d_head"), ("num_heads", "head_dim")):
+        if width and isinstance(full.get(heads), int) and full.get(size):
+            return {heads: width // STATE_HEAD, size: STATE_HEAD}
+    return {}
 
 
 def _per_layer(full: Mapping[str, Any]) -> list[str]:

@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import AutoConfig
 
 from probewire.backends.alone_engine import CacheCost
 from probewire.backends.batch_engine import BatchEngine
+from probewire.backends.checkpoints.shrunk import plain_json, shrunk
 from probewire.backends.deltas.factors import UNEMBED, BoundUse, BoundVariant, Factors
 from probewire.backends.hooks.base import Backend
 from probewire.backends.model.limits import Limits
 from probewire.backends.torch.own_cache import OwnCache
 from probewire.backends.torch.stacked import Stacks, parts_of
+from probewire.backends.torch.tiny import write_tiny
 from probewire.protos.edits import Add, Scale
 from probewire.protos.errors import Internal
 from probewire.protos.model import Sampling
@@ -369,6 +372,17 @@ def test_numbers_too_coarse_to_tell_are_tried_on_small_weights(tmp_path: Path, m
     backend = load("torch", folder, dtype="bfloat16")
     assert "on small random weights of this config" in backend.info.batching
     backend.close()
+
+
+@pytest.mark.parametrize("kind", ["mamba2", "nemotron_h"])
+def test_states_of_published_sizes_are_made_small(kind: str, tmp_path: Path) -> None:
+    """Their heads are tied to the model's width, and their layers are counted by a list."""
+    small = shrunk(plain_json(AutoConfig.for_model(kind).to_json_string(use_diff=False)))
+    write_tiny(tmp_path, small)
+    tiny = load("torch", tmp_path)
+    assert tiny.info.generate, tiny.info.generate_note
+    assert tiny.info.batching == ""
+    tiny.close()
 
 
 def test_an_edit_of_keys_in_a_batch_is_carried_on(made: Made) -> None:
