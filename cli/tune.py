@@ -62,6 +62,13 @@ def _add_training_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--alpha", type=float, default=16.0, help="LoRA's: products are scaled by alpha / rank")
     group.add_argument("--full-rank", action="store_true", help="circuit: tune the rows themselves")
     group.add_argument(
+        "--relocalise-every",
+        type=int,
+        default=0,
+        metavar="N",
+        help="circuit: find it again every N steps and follow it",
+    )
+    group.add_argument(
         "--weights", nargs="+", metavar="NAME", help="such as w_q.* w_down.3 (default: all seven, every layer)"
     )
     group.add_argument("--layer", type=int, nargs="+", default=[], metavar="L", help="reft, rmu, breakers")
@@ -135,6 +142,7 @@ def _config(args: argparse.Namespace) -> Any:
         rank=args.rank,
         alpha=args.alpha,
         full_rank=args.full_rank,
+        relocalise_every=args.relocalise_every,
         losses=_losses(args.loss),
         layers=tuple(args.layer),
         checkpoints=args.checkpoints,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -18,11 +18,34 @@ from ...protos.variants.variant import Variant
 from .circuit import Circuit
 from .space import Unit
 
-__all__ = ["WeightMask", "WeightPart", "circuit_weights"]
+__all__ = ["Sizes", "WeightMask", "WeightPart", "circuit_weights", "weights_owned"]
 
 Side = Literal["rows", "columns", "all"]
 """Of W [d_out, d_in]: rows are outputs, columns inputs."""
 Entry = tuple[str, Side, Iterable[int] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Of a model, as far as they decide what a unit owns."""
+
+    weights: Collection[str]
+    """Names of those that may change; empty: not known."""
+    n_heads: int
+    n_kv_heads: int
+    of: Callable[[str, int | None], tuple[int, ...]]
+    """(q, k, v or z; layer) → (heads, coordinates of one)."""
+
+    @classmethod
+    def of_model(cls, info: ModelInfo) -> Sizes:
+        """Of a served model."""
+
+        def of(site: str, layer: int | None) -> tuple[int, ...]:
+            known = info.site(site)
+            found = () if known is None else known.at(layer)
+            return found or ({"k": info.n_kv_heads, "v": info.n_kv_heads}.get(site, info.n_heads), info.d_head)
+
+        return cls({weight.name for weight in info.weights}, info.n_heads, info.n_kv_heads, of)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,18 +147,22 @@ def circuit_weights(client: Client, circuit: Circuit, *, include_shared: bool = 
         raise InvalidArgument(
             f"the circuit is of model {made_on[:16]}… ({circuit.origin.model}), and this is {info.model_hash[:16]}… ({info.id})"
         )
+    return weights_owned(circuit, Sizes.of_model(info), include_shared=include_shared)
+
+
+def weights_owned(circuit: Circuit, sizes: Sizes, *, include_shared: bool = False) -> WeightMask:
+    """The same of a model that no server has, such as one in training. Raises InvalidArgument as `circuit_weights`."""
     own, shared, notes = _Gathered(), _Gathered(), list[str]()
     for unit, score in zip(circuit.units, circuit.scores, strict=True):
-        for entry in _owned(unit, info):
+        for entry in _owned(unit, sizes):
             own.add(entry, unit, score)
-        for entry in _read_with_others(unit, info):
+        for entry in _read_with_others(unit, sizes):
             shared.add(entry, unit, score)
     if any(unit.position is not None for unit in circuit.units):
         notes.append("units were told apart by position; weights have none, so each counts at every position")
-    group = info.n_heads // max(info.n_kv_heads, 1)
-    others = _sharing(circuit, info)
-    known = {weight.name for weight in info.weights}
-    parts, lists = (_parts(gathered, known, notes) for gathered in (own, shared))
+    group = sizes.n_heads // max(sizes.n_kv_heads, 1)
+    others = _sharing(circuit, sizes)
+    parts, lists = (_parts(gathered, sizes.weights, notes) for gathered in (own, shared))
     lists = {name: replace(part, shared_with=others.get(name, ())) for name, part in lists.items()}
     if include_shared or group == 1:
         parts |= lists
@@ -175,7 +202,7 @@ class _Gathered:
         self.units.setdefault(name, {})[unit.name] = None
 
 
-def _parts(found: _Gathered, known: set[str], notes: list[str]) -> dict[str, WeightPart]:
+def _parts(found: _Gathered, known: Collection[str], notes: list[str]) -> dict[str, WeightPart]:
     lost = sorted(name for name in found.sides if known and name not in known)
     if lost:
         notes.append(f"this model takes no deltas at {', '.join(lost[:6])}{' …' if len(lost) > 6 else ''}")
@@ -187,7 +214,7 @@ def _parts(found: _Gathered, known: set[str], notes: list[str]) -> dict[str, Wei
     return parts
 
 
-def _owned(unit: Unit, info: ModelInfo) -> list[Entry]:
+def _owned(unit: Unit, sizes: Sizes) -> list[Entry]:
     site = Site.parse(unit.site)
     layer = site.layer
     if site.name == "mlp_act" and unit.unit is not None:
@@ -195,8 +222,8 @@ def _owned(unit: Unit, info: ModelInfo) -> list[Entry]:
         return [(f"w_gate.{layer}", "rows", j), (f"w_up.{layer}", "rows", j), (f"w_down.{layer}", "columns", j)]
     if site.name == "z" and unit.head is not None:
         return [
-            (f"w_q.{layer}", "rows", _coordinates(info, "q", layer, unit.head)),
-            (f"w_o.{layer}", "columns", _coordinates(info, "z", layer, unit.head)),
+            (f"w_q.{layer}", "rows", _coordinates(sizes, "q", layer, unit.head)),
+            (f"w_o.{layer}", "columns", _coordinates(sizes, "z", layer, unit.head)),
         ]
     if site.name in ("attn_out", "mlp_out") and unit.unit is not None:
         return [(f"{'w_o' if site.name == 'attn_out' else 'w_down'}.{layer}", "rows", (unit.unit,))]
@@ -216,15 +243,15 @@ def _owned(unit: Unit, info: ModelInfo) -> list[Entry]:
     )
 
 
-def _read_with_others(unit: Unit, info: ModelInfo) -> list[Entry]:
+def _read_with_others(unit: Unit, sizes: Sizes) -> list[Entry]:
     site = Site.parse(unit.site)
     if site.name != "z" or unit.head is None:
         return []
-    group = _key_value_head(info, unit.head)
-    return [(f"w_{name}.{site.layer}", "rows", _coordinates(info, name, site.layer, group)) for name in ("k", "v")]
+    group = _key_value_head(sizes, unit.head)
+    return [(f"w_{name}.{site.layer}", "rows", _coordinates(sizes, name, site.layer, group)) for name in ("k", "v")]
 
 
-def _sharing(circuit: Circuit, info: ModelInfo) -> dict[str, tuple[str, ...]]:
+def _sharing(circuit: Circuit, sizes: Sizes) -> dict[str, tuple[str, ...]]:
     """w_k.3, w_v.3 → the heads outside the circuit that read the keys and values which it does."""
     inside: dict[int, set[int]] = {}
     for unit in circuit.units:
@@ -233,26 +260,19 @@ def _sharing(circuit: Circuit, info: ModelInfo) -> dict[str, tuple[str, ...]]:
             inside.setdefault(site.layer, set()).add(unit.head)
     found: dict[str, tuple[str, ...]] = {}
     for layer, heads in inside.items():
-        groups = {_key_value_head(info, head) for head in heads}
-        n_heads = (_sizes(info, "q", layer) or (info.n_heads,))[0]
-        others = [h for h in range(n_heads) if h not in heads and _key_value_head(info, h) in groups]
+        groups = {_key_value_head(sizes, head) for head in heads}
+        n_heads = sizes.of("q", layer)[0]
+        others = [h for h in range(n_heads) if h not in heads and _key_value_head(sizes, h) in groups]
         names = tuple(f"z.{layer} head {head}" for head in others)
         found |= {f"w_k.{layer}": names, f"w_v.{layer}": names}
     return found
 
 
-def _key_value_head(info: ModelInfo, head: int) -> int:
+def _key_value_head(sizes: Sizes, head: int) -> int:
     """⌊h · n_kv / n_heads⌋: heads share key-value heads in order, as all families here do."""
-    return head * max(info.n_kv_heads, 1) // info.n_heads
+    return head * max(sizes.n_kv_heads, 1) // sizes.n_heads
 
 
-def _coordinates(info: ModelInfo, site: str, layer: int | None, head: int) -> range:
-    sizes = _sizes(info, site, layer)
-    width = sizes[-1] if sizes else info.d_head
+def _coordinates(sizes: Sizes, site: str, layer: int | None, head: int) -> range:
+    width = sizes.of(site, layer)[-1]
     return range(head * width, (head + 1) * width)
-
-
-def _sizes(info: ModelInfo, site: str, layer: int | None) -> tuple[int, ...]:
-    """[head, coordinate] of q, k, v or z in a layer; empty where the model does not say."""
-    known = info.site(site)
-    return () if known is None else known.at(layer)

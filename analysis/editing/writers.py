@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...clients import Client
-from ...protos.errors import Unsupported
 from ...protos.variants.delta import Delta
+from ..variants.weight_numbers import weight_numbers
 
 __all__ = ["WRITERS", "WRITER_SITES", "Writer", "left_out", "post_norms", "writer"]
 
@@ -19,11 +19,6 @@ Kind = Literal["w_o", "w_down"]
 WRITERS: tuple[Kind, ...] = ("w_o", "w_down")
 WRITER_SITES: dict[Kind, str] = {"w_o": "attn_out", "w_down": "mlp_out"}
 """What each gives, on families without norms behind them."""
-_ENDINGS: dict[Kind, tuple[tuple[str, bool], ...]] = {
-    "w_o": (("layers.{}.self_attn.o_proj", False), ("h.{}.attn.c_proj", True)),
-    "w_down": (("layers.{}.mlp.down_proj", False), ("h.{}.mlp.c_proj", True)),
-}
-"""Ends of names, and whether the file has [in, out] (Conv1D)."""
 _POST = ("post_feedforward_layernorm.weight", "post_self_attn_layernorm.weight", "post_mlp_layernorm.weight")
 
 
@@ -40,23 +35,12 @@ class Writer:
 
 
 def writer(client: Client, kind: Kind, layer: int, *, model: str = "") -> Writer:
-    """A writer's numbers. Raises Unsupported for a model whose checkpoint has none under a known name (mixtures, other families)."""
-    names = client.weight_names(model=model)
-    for ending, transposed in _ENDINGS[kind]:
-        path = next((name for name in names if name.endswith(ending.format(layer) + ".weight")), None)
-        if path is None:
-            continue
-        weight = np.asarray(client.weights(path, model=model, progress=False), dtype=np.float64)
-        bias_path = path.removesuffix("weight") + "bias"
-        bias = (
-            np.asarray(client.weights(bias_path, model=model, progress=False), dtype=np.float64)
-            if bias_path in names
-            else None
-        )
-        return Writer(f"{kind}.{layer}", weight.T if transposed else weight, bias)
-    raise Unsupported(
-        f"{client.describe(model).architecture} has no {kind}.{layer} that is one plain matrix; edit {WRITER_SITES[kind]}.{layer} by hooks"
-    )
+    """A writer's numbers. Raises Unsupported for a model that has none as one plain matrix (mixtures)."""
+    info = client.describe(model)
+    name = f"{kind}.{layer}"
+    found = weight_numbers(client, info, name, model=model)
+    bias = None if found.bias is None else np.asarray(found.bias, dtype=np.float64)
+    return Writer(name, np.asarray(found.matrix, dtype=np.float64).T, bias)
 
 
 def post_norms(client: Client, *, model: str = "") -> bool:

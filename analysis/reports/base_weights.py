@@ -9,16 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...clients import Client
+from ...protos.errors import Unsupported
 from ...protos.model_info import ModelInfo
 from ...protos.variants.delta import Delta
+from ..variants.weight_numbers import weight_numbers
 
 __all__ = ["Size", "base_matrix", "largest_singular", "size_of"]
 
 Floats = NDArray[np.float64]
 _ROUNDS = 30
 """Of the power iteration."""
-TRANSPOSED = ("gpt2",)
-"""Families whose modules keep W as [d_in, d_out]."""
 
 Size = dict[str, float | int | None]
 
@@ -28,10 +28,10 @@ def base_matrix(client: Client, info: ModelInfo, name: str, *, model: str = "") 
     found = [weight for weight in info.weights if weight.name == name]
     if len(found) != 1 or sum(weight.path == found[0].path for weight in info.weights) != 1:
         return None
-    matrix = client.weights(f"{found[0].path}.weight", model=model, progress=False).astype(np.float64)
-    wanted = (found[0].d_in, found[0].d_out)
-    oriented = matrix if info.family in TRANSPOSED else matrix.T
-    return oriented if oriented.shape == wanted else None
+    try:
+        return weight_numbers(client, info, name, model=model).matrix.astype(np.float64)
+    except Unsupported:
+        return None
 
 
 def size_of(delta: Delta, matrix: Floats | None) -> Size:

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...protos.errors import InvalidArgument
+from ..circuits.weights import WeightPart
 from .base import Base
-from .circuit_mask import WeightPart
 from .config import MAX_RANK, TuneConfig
+from .confinement import Confinement
 
 __all__ = ["Adapter", "attach", "exact_zeros"]
 
@@ -30,8 +31,8 @@ class Adapter:
     model: Any
     """PeftModel."""
     weights: tuple[str, ...]
-    parts: Mapping[str, WeightPart]
-    """Weight → the part that may change; empty: all of it."""
+    confined: Mapping[str, Confinement]
+    """Weight → what of it may change; those that are not here: all of it."""
 
     def off(self) -> Any:
         """A context in which the model is the base."""
@@ -40,6 +41,21 @@ class Adapter:
     def layer(self, weight: str) -> Any:
         """peft's layer of a weight."""
         return self.base.module(weight)
+
+    @property
+    def trainable(self) -> int:
+        """How many numbers may change: of a confined factor those inside alone."""
+        found = 0
+        for weight in self.weights:
+            layer, confined = self.layer(weight), self.confined.get(weight)
+            for factor in (layer.lora_A[_NAME].weight, layer.lora_B[_NAME].weight):
+                if not factor.requires_grad:
+                    continue
+                inside = confined is not None and factor is confined.factor
+                found += (
+                    factor.numel() * int(confined.inside.sum()) // len(confined.inside) if inside else factor.numel()
+                )
+        return found
 
     def factors(self) -> list[tuple[Any, Any]]:
         """(A [r, d_in], scaled B [d_out, r]) of each weight, with gradients."""
@@ -63,7 +79,8 @@ class Adapter:
 def attach(base: Base, config: TuneConfig, weights: Sequence[str], parts: Mapping[str, WeightPart]) -> Adapter:
     """Put LoRA on the weights; with `parts`, what lies outside them is 0 at the start and stays so: its gradient is 0 and
 
-    AdamW does without decay. Raises InvalidArgument where full_rank needs a rank beyond 512.
+    AdamW does without decay. A part without rows or columns learns nothing until its confinement is moved.
+    Raises InvalidArgument where full_rank needs a rank beyond 512.
     """
     peft: Any = import_module("peft")
     torch: Any = import_module("torch")
@@ -88,20 +105,20 @@ def attach(base: Base, config: TuneConfig, weights: Sequence[str], parts: Mappin
                 fan_in_fan_out=any(_is_conv(base.module(weight)) for weight in weights),
             ),
         )
-    adapter = Adapter(base, model, weights, dict(parts))
+    confined: dict[str, Confinement] = {}
     for weight, part in parts.items():
-        if weight in ranks:
-            _confine(torch, adapter.layer(weight), part, full_rank=config.full_rank)
-    return adapter
+        if weight in ranks and (part.side != "all" or config.full_rank):
+            confined[weight] = _confined(base.module(weight), part, full_rank=config.full_rank)
+    return Adapter(base, model, weights, confined)
 
 
 def exact_zeros(adapter: Adapter) -> bool:
     """Whether every number of ΔW outside the parts is exactly 0."""
     for weight, (a, b) in adapter.deltas().items():
-        part = adapter.parts.get(weight)
-        if part is not None:
-            rows = b if part.side == "rows" else a.T
-            if rows[:, ~part.mask(rows.shape[1])].any():
+        confined = adapter.confined.get(weight)
+        if confined is not None:
+            factor = b.T if confined.side == "rows" else a
+            if factor[~confined.inside].any():
                 return False
     return True
 
@@ -110,7 +127,7 @@ def _rank(base: Base, config: TuneConfig, weight: str, part: WeightPart | None) 
     if not config.full_rank or part is None:
         return config.rank
     module = base.module(weight)
-    rank = len(part.index) if part.index is not None else min(module.weight.shape)
+    rank = min(module.weight.shape) if part.side == "all" else len(part.index)
     if rank > MAX_RANK:
         raise InvalidArgument(
             f"full_rank needs rank {rank} at {weight}, and a variant's weight has at most {MAX_RANK}; take fewer units, or "
@@ -119,22 +136,15 @@ def _rank(base: Base, config: TuneConfig, weight: str, part: WeightPart | None) 
     return rank
 
 
-def _confine(torch: Any, layer: Any, part: WeightPart, *, full_rank: bool) -> None:
-    """Zeros outside the part, at the start and in every gradient; with full_rank one factor picks the units and is fixed."""
+def _confined(layer: Any, part: WeightPart, *, full_rank: bool) -> Confinement:
     a, b = layer.lora_A[_NAME].weight, layer.lora_B[_NAME].weight
-    inside = part.mask(b.shape[0] if part.side == "rows" else a.shape[1])
-    kept = torch.from_numpy(inside).to(a.device)
-    confined = b if part.side == "rows" else a
-    shape = kept[:, None] if part.side == "rows" else kept[None]
-    with torch.no_grad():
-        if full_rank:
-            chosen = torch.eye(len(inside), device=a.device)[kept]
-            (b if part.side == "rows" else a).copy_(chosen.T if part.side == "rows" else chosen)
-            (a if part.side == "rows" else b).zero_()
-            confined.requires_grad_(requires_grad=False)
-            return
-        confined.mul_(shape)
-    confined.register_hook(shape.to(confined.dtype).mul)
+    side = "columns" if part.side == "columns" else "rows"
+    found = Confinement(side, a, b, part.along(side, a.shape[1] if side == "columns" else b.shape[0]))
+    if full_rank:
+        found.begin_full_rank()
+    else:
+        found.begin()
+    return found
 
 
 def _is_conv(module: Any) -> bool:

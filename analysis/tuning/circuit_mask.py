@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,63 +10,39 @@ from numpy.typing import NDArray
 from ...protos.errors import InvalidArgument
 from ...protos.sites import Site
 from ..circuits.circuit import Circuit
+from ..circuits.weights import Sizes, WeightPart, weights_owned
 from .base import Base
 
-__all__ = ["WeightPart", "circuit_parts", "outside_of", "random_circuit"]
-
-Side = Literal["rows", "columns"]
-OF_NEURONS: Mapping[str, Side] = {"w_gate": "rows", "w_up": "rows", "w_down": "columns"}
-OF_HEADS: Mapping[str, Side] = {"w_q": "rows", "w_o": "columns"}
-"""Rows of w_k and w_v belong to several query heads where these are grouped, so a head does not own them."""
-OF_SITES = {"mlp_out": ("w_gate", "w_up", "w_down"), "attn_out": ("w_q", "w_k", "w_v", "w_o")}
-
-
-@dataclass(frozen=True, slots=True)
-class WeightPart:
-    """Rows (of outputs) or columns (of inputs) of W [d_out, d_in]; None: all of it."""
-
-    side: Side
-    index: tuple[int, ...] | None
-
-    def mask(self, size: int) -> NDArray[np.bool_]:
-        """[size]: which of them."""
-        found = np.zeros(size, dtype=bool)
-        found[slice(None) if self.index is None else list(self.index)] = True
-        return found
+__all__ = ["anywhere", "circuit_parts", "outside_of", "random_circuit", "width_in"]
 
 
 def circuit_parts(base: Base, circuit: Circuit) -> dict[str, WeightPart]:
-    """Weight name → its part. Positions are dropped, as weights have none; w_k and w_v are left out for heads.
+    """Weight name → its part, as `circuit_weights` says of a served model; keys and values that several heads read are left out.
 
-    Raises InvalidArgument for units that own no weights (of resid_post, q, …).
+    Raises InvalidArgument for units that own no weights (of resid_post, q, …), or none of this model.
     """
-    chosen: dict[str, set[int] | None] = {}
-    for unit in circuit.units:
-        site = Site.parse(unit.site)
-        if site.name == "mlp_act" and unit.unit is not None:
-            names, index = OF_NEURONS, {unit.unit}
-        elif site.name == "z" and unit.head is not None:
-            names, index = OF_HEADS, set(_of_head(base, unit.head))
-        elif site.name in OF_SITES and unit.unit is None:
-            names, index = OF_SITES[site.name], None
-        else:
+
+    def of(site: str, layer: int | None) -> tuple[int, int]:
+        del layer
+        return (base.n_kv_heads if site in ("k", "v") else base.n_heads, base.d_head)
+
+    parts = weights_owned(circuit, Sizes(frozenset(base.paths), base.n_heads, base.n_kv_heads, of)).parts
+    for name, part in parts.items():
+        top = width_in(base, name) if part.side == "columns" else width_out(base, name)
+        if part.index and part.index[-1] >= top:
             raise InvalidArgument(
-                f"{unit.name} owns no rows or columns of weights; a circuit to tune has units of mlp_act, heads of z, or "
-                "whole attn_out and mlp_out"
+                f"the circuit has unit {part.index[-1]} of {name}, which has {top}; is it of another model?"
             )
-        for name in names:
-            weight = f"{name}.{site.layer}"
-            if weight in base.paths:
-                before = chosen.get(weight, set())
-                chosen[weight] = None if index is None or before is None else before | index
-    if not chosen:
-        raise InvalidArgument("no unit of the circuit is in this model; was it found on another one?")
-    sides: dict[str, Side] = {**dict.fromkeys(("w_k", "w_v"), "rows"), **OF_NEURONS, **OF_HEADS}
-    parts = {
-        weight: WeightPart(sides[weight.split(".")[0]], None if index is None else tuple(sorted(index)))
-        for weight, index in chosen.items()
-    }
-    return {weight: parts[weight] for weight in base.paths if weight in parts}
+    return {name: parts[name] for name in base.paths if name in parts}
+
+
+def anywhere(base: Base, circuit: Circuit) -> dict[str, WeightPart]:
+    """Weight name → an empty part, of every weight that a circuit over the same space could own some of."""
+    space = circuit.space
+    at = np.flatnonzero(np.diff(space.site_of, prepend=-1))
+    units = tuple(space.unit_at(int(index)) for index in at)
+    parts = circuit_parts(base, Circuit(space, units, (0.0,) * len(units)))
+    return {name: replace(part, index=(), scores=(), units=()) for name, part in parts.items()}
 
 
 def random_circuit(circuit: Circuit, seed: int) -> Circuit:
@@ -98,6 +72,8 @@ def outside_of(base: Base, circuit: Circuit) -> dict[str, NDArray[np.bool_]]:
     for unit in circuit.units:
         site = Site.parse(unit.site)
         key = f"{'mlp_act' if site.name in ('mlp_act', 'mlp_out') else 'z'}.{site.layer}"
+        if site.name in ("mlp_out", "attn_out") and unit.unit is not None:
+            continue  # a coordinate of what is written: no neuron and no head is its own
         if unit.unit is None and unit.head is None:
             inside[key] = None
         elif (have := inside.setdefault(key, set())) is not None:
@@ -124,3 +100,10 @@ def width_in(base: Base, weight: str) -> int:
     module = base.module(weight)
     module = getattr(module, "base_layer", module)
     return int(getattr(module, "in_features", 0) or module.weight.shape[0])
+
+
+def width_out(base: Base, weight: str) -> int:
+    """d_out of a weight."""
+    module = base.module(weight)
+    module = getattr(module, "base_layer", module)
+    return int(getattr(module, "out_features", 0) or module.weight.shape[1])

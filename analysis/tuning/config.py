@@ -47,6 +47,10 @@ class TuneConfig:
     """LoRA's: the product is scaled by alpha / rank."""
     full_rank: bool = False
     """Circuit: the rows or columns themselves are tuned, a rank a unit, in place of a product of `rank`."""
+    relocalise_every: int = 0
+    """Circuit: every so many steps it is found again on the model as it is, and the mask moved there; 0: never moved."""
+    drift_examples: int = 8
+    """Circuit: training examples on which it is found again at the end, to say how far it has drifted; 0: not said."""
     losses: Mapping[str, float] | None = None
     """Weight by name; None: DEFAULT_LOSSES, as far as they can be computed."""
     normalise_losses: bool = True
@@ -83,7 +87,7 @@ class TuneConfig:
         for name in ("steps", "batch_size", "rank", "general_batch"):
             if type(getattr(self, name)) is not int or getattr(self, name) < 1:
                 raise InvalidArgument(f"{name} is a whole number of 1 or more, got {getattr(self, name)!r}")
-        for name in ("seed", "warm_up_steps", "checkpoints"):
+        for name in ("seed", "warm_up_steps", "checkpoints", "relocalise_every", "drift_examples"):
             if type(getattr(self, name)) is not int or getattr(self, name) < 0:
                 raise InvalidArgument(f"{name} is a whole number of 0 or more, got {getattr(self, name)!r}")
         for name in ("lr", "alpha", "clip", "forget_scale", "retain_weight", "breaker_weight"):
@@ -96,6 +100,11 @@ class TuneConfig:
             raise InvalidArgument(f"name the weights to tune, such as {ALL_WEIGHTS[0]!r}, or leave `weights` out")
         if self.full_rank and self.method != "circuit":
             raise InvalidArgument(f"full_rank is of method 'circuit', got {self.method!r}")
+        if self.relocalise_every and (self.method != "circuit" or self.full_rank or not self.drift_examples):
+            raise InvalidArgument(
+                "relocalise_every is of method 'circuit', needs drift_examples, and goes without full_rank, whose rank is the number "
+                f"of units; got {self.method!r}, {self.drift_examples} examples, full_rank={self.full_rank}"
+            )
         if self.method == "reft" and (len(self.positions) != 2 or min(self.positions) < 0 or not any(self.positions)):
             raise InvalidArgument(f"positions are (first, last) tokens of a prompt, got {self.positions}; give (4, 4)")
         self._check_losses()

@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...protos.errors import InvalidArgument
+from ..circuits.circuit import Circuit
 from .activations import reading
 from .adapters import Adapter
 from .base import Base
+from .circuit_mask import circuit_parts, outside_of
 from .config import TuneConfig
 from .examples import TokenExample, batch_of
 from .losses import (
@@ -28,6 +30,7 @@ from .losses import (
 )
 from .pushes import Pushes
 from .reft import Reft, chosen_positions
+from .relocation import Relocation
 
 __all__ = ["Objective"]
 
@@ -48,6 +51,7 @@ class Objective:
     pushes: Pushes | None = None
     outside: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict[str, NDArray[np.bool_]])
     """Site → the coordinates outside the circuit."""
+    relocation: Relocation | None = None
     step: int = 0
     """Of the step under way, from 0."""
     scales: dict[str, float] = field(default_factory=dict[str, float])
@@ -73,6 +77,25 @@ class Objective:
                 raise InvalidArgument("the loss 'sparse' is of weights, and ReFT changes none; leave it out")
             losses["sparse"] = sparse_loss(self.adapter.factors())
         return self._noted(losses, weights)
+
+    # ---- the mask ----
+
+    def relocate(self, optimizer: Any = None) -> None:
+        """At the steps that the config names: find the circuit again, and let its weights alone learn from now on."""
+        every = self.config.relocalise_every
+        if self.relocation is not None and every and self.step and self.step % every == 0:
+            self.confine(self.relocation.look(self.step), optimizer)
+
+    def confine(self, circuit: Circuit, optimizer: Any = None) -> None:
+        """What may learn is the circuit's, and what is kept coherent is the rest."""
+        assert self.adapter is not None, "method circuit"
+        assert self.relocation is not None, "a circuit that may move"
+        self.relocation.circuit = circuit
+        self.outside = outside_of(self.base, circuit)
+        parts = circuit_parts(self.base, circuit)
+        for weight, confined in self.adapter.confined.items():
+            part, size = parts.get(weight), len(confined.inside)
+            confined.move(np.zeros(size, dtype=bool) if part is None else part.along(confined.side, size), optimizer)
 
     # ---- forwards ----
 

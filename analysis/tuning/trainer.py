@@ -13,6 +13,7 @@ from typing import Any
 
 from ...clients.progress import Bar
 from ...protos.errors import FailedPrecondition
+from ..circuits.circuit import Circuit
 from .config import TuneConfig
 from .examples import TokenExample, batch_of
 from .objective import Objective
@@ -105,7 +106,9 @@ def _trainer_class(transformers: Any, torch: Any, objective: Objective) -> Any:
             folder = Path(output_dir or self.args.output_dir)
             folder.mkdir(parents=True, exist_ok=True)
             files.save_file(_learning(objective.base.model), folder / _WEIGHTS)
-            state = {"scales": objective.scales, "curves": objective.curves}
+            state: dict[str, Any] = {"scales": objective.scales, "curves": objective.curves}
+            if (relocation := objective.relocation) is not None:
+                state |= {"circuit": relocation.circuit.to_json(), "drift": relocation.drift}
             (folder / _STATE).write_text(json.dumps(state))
 
         def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -120,6 +123,9 @@ def _trainer_class(transformers: Any, torch: Any, objective: Objective) -> Any:
                     own[name].copy_(value)
             state = json.loads((folder / _STATE).read_text())
             objective.scales, objective.curves = dict(state["scales"]), list(state["curves"])
+            if objective.relocation is not None and objective.config.relocalise_every:
+                objective.relocation.drift = list(state["drift"])
+                objective.confine(Circuit.from_json(state["circuit"]))
 
     return ObjectiveTrainer
 
@@ -133,6 +139,7 @@ def _callback_class(transformers: Any, objective: Objective, bar: Bar) -> Any:
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             del args, control
             objective.step = int(state.global_step)
+            objective.relocate(_.get("optimizer"))
 
         def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             del args, state, control

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -22,20 +22,21 @@ from ...protos.variants.manifest import Base as BaseModel
 from ..circuits.circuit import Circuit
 from .adapters import Adapter, attach, exact_zeros
 from .base import Base, load_base
-from .circuit_mask import circuit_parts, outside_of, width_in
+from .circuit_mask import anywhere, circuit_parts, outside_of
 from .config import TuneConfig
 from .curves import TuneCurves
 from .examples import TokenExample, TrainExample, examples_hash, to_tokens
 from .objective import Objective
 from .pushes import Push, Pushes
 from .reft import attach_reft
+from .relocation import Relocation
 from .result import deltas_of, hooks_of, manifest_of
 from .run_file import TuneRun
 from .trainer import CHECKPOINTS, run_training
 
 __all__ = ["Tuned", "read_tuned", "tune"]
 
-VARIANT, CURVES = "variant", "curves.json"
+VARIANT, CURVES, CIRCUIT, DRIFT = "variant", "curves.json", "circuit.json", "drift.json"
 _LOCK = ".lock"
 
 
@@ -47,7 +48,24 @@ class Tuned:
     curves: TuneCurves
     run: TuneRun
     folder: Path
-    """Holds variant/ (a PEFT adapter where it has no hooks), curves.json and run.json."""
+    """Holds variant/ (a PEFT adapter where it has no hooks), curves.json and run.json; of a circuit also circuit.json, whose
+
+    weights it is that differ from the base's, and drift.json."""
+
+    @property
+    def circuit(self) -> Circuit | None:
+        """What was tuned: the given circuit, or where it was last moved to. None of other methods."""
+        path = self.folder / CIRCUIT
+        return Circuit.load(path) if path.is_file() else None
+
+    @property
+    def drift(self) -> tuple[Mapping[str, float], ...]:
+        """How far the circuit was from what it was at first, each time that it was looked for: distance (1 − Jaccard) and
+
+        spearman against the circuit found in the same way before training, `faithfulness` of the mask then in use.
+        """
+        path = self.folder / DRIFT
+        return tuple(json.loads(path.read_text())) if path.is_file() else ()
 
 
 def tune(
@@ -138,6 +156,7 @@ def _trained(
     examples = [to_tokens(base.tokenizer, example) for example in train]
     _require_fit(config, examples)
     objective = prepared(base, config, circuit=circuit, general=general, pushes=pushes)
+    objective.relocation = _relocation(base, config, circuit, examples)
     run_training(objective, examples, folder, bar)
     if objective.pushes is not None:
         objective.pushes.remove()
@@ -145,7 +164,29 @@ def _trained(
     if adapter is not None and not exact_zeros(adapter):
         raise FailedPrecondition("weights outside the circuit have changed; this is a fault of probewire: report it")
     last = {f"final_{key}": value for key, value in objective.curves[-1].items()}
+    if objective.relocation is not None:
+        objective.relocation.look(config.steps)
+        found = objective.relocation.drift[-1]
+        last |= {f"drift_{key}": value for key, value in found.items() if key != "step"}
+        (folder / DRIFT).write_text(json.dumps(objective.relocation.drift, allow_nan=False))
+        objective.relocation.circuit.save(folder / CIRCUIT)
+    if adapter is not None:
+        last["trainable"] = adapter.trainable
     return deltas_of(objective), hooks_of(objective), TuneCurves(tuple(objective.curves)), last
+
+
+def _relocation(
+    base: Base, config: TuneConfig, circuit: Circuit | None, examples: Sequence[TokenExample]
+) -> Relocation | None:
+    """Of a circuit's run: what says how far the circuit drifts, and moves the mask. None where there is nothing to say."""
+    if circuit is None or config.method != "circuit" or not config.drift_examples:
+        return None
+    every = max(1, len(examples) // config.drift_examples)
+    made = Relocation(base, circuit, examples[::every][: config.drift_examples])
+    if not config.relocalise_every and not made.possible:
+        return None  # whole blocks, or positions: it is not found again in training, and not told to be
+    made.begin()
+    return made
 
 
 def prepared(
@@ -180,22 +221,14 @@ def _adapter(base: Base, config: TuneConfig, circuit: Circuit | None) -> Adapter
         names = [name for name in weights if name.rsplit(".", 1)[-1].isdigit() and int(name.rsplit(".", 1)[1]) <= top]
         return attach(base, config, names, {})
     if config.method == "circuit" and circuit is not None:
-        parts = {name: part for name, part in circuit_parts(base, circuit).items() if name in weights}
-        if not parts:
+        owned = circuit_parts(base, circuit)
+        if config.relocalise_every:
+            owned = anywhere(base, circuit) | owned
+        parts = {name: part for name, part in owned.items() if name in weights}
+        if not any(part.index or part.side == "all" for part in parts.values()):
             raise InvalidArgument(f"the circuit touches none of the weights {', '.join(config.weights)}; name others")
-        for name, part in parts.items():
-            top = width_in(base, name) if part.side == "columns" else _width_out(base, name)
-            if part.index and part.index[-1] >= top:
-                raise InvalidArgument(
-                    f"the circuit has unit {part.index[-1]} of {name}, which has {top}; is it of another model?"
-                )
         return attach(base, config, tuple(parts), parts)
     return attach(base, config, weights, {})
-
-
-def _width_out(base: Base, weight: str) -> int:
-    module = base.module(weight)
-    return int(getattr(module, "out_features", 0) or module.weight.shape[1])
 
 
 def _require(

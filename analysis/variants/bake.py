@@ -6,17 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ...clients import Client
-from ...protos.errors import InvalidArgument
 from ...protos.hooks import Hook
 from ...protos.model import ModelInfo
 from ...protos.spec import Plan
-from ...protos.tensors import Array
 from ...protos.variants.delta import Delta
 from ...protos.variants.manifest import Base
-from ...protos.variants.placing import tail_of
 from ...protos.variants.variant import Variant
 from .linear import Linear
 from .steps import Step, step_of
+from .weight_numbers import weight_numbers
 
 __all__ = ["Baked", "bake"]
 
@@ -88,23 +86,5 @@ def _moved(hooks: Sequence[Hook], found: Sequence[Step | str], read: set[str]) -
 
 
 def _linear(client: Client, info: ModelInfo, weight: str, delta: Delta | None, model: str) -> Linear:
-    told = next(one for one in info.weights if one.name == weight)
-    parts = [one for one in info.weights if one.path == told.path]
-    start = sum(one.d_out for one in parts[: parts.index(told)])
-    total = sum(one.d_out for one in parts)
-    names = {
-        tail_of(name): name for name in client.weight_names(model)
-    }  # the body's own name is not in every checkpoint
-    held = {part: names.get(tail_of(f"{told.path}.{part}"), "") for part in ("weight", "bias")}
-    matrix = _oriented(client.weights(held["weight"], model=model, progress=False), told.d_in, total, info)
-    bias = client.weights(held["bias"], model=model, progress=False) if held["bias"] else None
-    stop = start + told.d_out
-    return Linear.of(matrix[:, start:stop], None if bias is None else bias[start:stop], delta)
-
-
-def _oriented(matrix: Array, d_in: int, d_out: int, info: ModelInfo) -> Array:
-    """[d_in, d_out]. gpt2 stores its weights so; the others turned."""
-    turned = matrix if info.family == "gpt2" else matrix.T
-    if turned.shape != (d_in, d_out):
-        raise InvalidArgument(f"a weight of {list(matrix.shape)} is not of {d_in} inputs and {d_out} outputs")
-    return turned
+    found = weight_numbers(client, info, weight, model=model)
+    return Linear.of(found.matrix, found.bias, delta)

@@ -68,7 +68,7 @@ def test_each_row_of_the_table(client: Client, kind: str) -> None:
     info = client.describe()
     one = hooks_of(info.d_model, info.d_mlp)[kind]
     baked = bake(client, Variant(plan=Plan((one,))))
-    after_a_norm = info.family == "gemma" and one.site.startswith(("mlp_out", "attn_out"))
+    after_a_norm = info.architecture == "gemma2" and one.site.startswith(("mlp_out", "attn_out"))
     if after_a_norm:
         assert [why for _, why in baked.left] == [
             f"in this model a norm lies between {'w_down' if 'mlp' in one.site else 'w_o'} and {one.site[:-2]}"
@@ -77,14 +77,14 @@ def test_each_row_of_the_table(client: Client, kind: str) -> None:
     assert not baked.left
     assert not baked.variant.plan.hooks
     expected = hooked(client, Plan((one,)))
-    if (info.family, kind) != ("gemma", "scale all"):  # the norm behind it takes a common factor out again
+    if (info.architecture, kind) != ("gemma2", "scale all"):  # the norm behind it takes a common factor out again
         assert np.abs(expected - hooked(client, Plan())).max() > 1e-4
     np.testing.assert_allclose(served(client, baked.variant), expected, atol=1e-5 * np.abs(expected).max())
 
 
 def test_several_at_one_weight_in_their_order(client: Client) -> None:
     info = client.describe()
-    if info.family == "gemma":
+    if info.architecture == "gemma2":
         pytest.skip("a norm lies behind its weights")
     kinds = hooks_of(info.d_model, info.d_mlp)
     order = (
@@ -106,7 +106,7 @@ def test_several_at_one_weight_in_their_order(client: Client) -> None:
 
 def test_what_stays_keeps_its_place(client: Client) -> None:
     info = client.describe()
-    if info.family == "gemma":
+    if info.architecture == "gemma2":
         pytest.skip("a norm lies behind its weights")
     kinds = hooks_of(info.d_model, info.d_mlp)
     plan = Plan((
