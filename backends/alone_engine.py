@@ -19,11 +19,11 @@ from ..protos.sites import Site
 from ..protos.tensors import Array
 from .hooks.executor import Executor
 from .hooks.row_span import RowSpan
-from .hooks.sampling import Choice, choose_token, logprobs_of
 from .hooks.sequence import Rows, Sequence, StepResult
 from .hooks.stepping import not_finite, result_of, sampled_logprob_rows
 from .model.chunk import SLICE_S
 from .model.limits import Limits
+from .sampling.choice import Choice, logprobs_of
 from .turns import Turns
 
 __all__ = ["AloneEngine", "CacheCost", "Live", "OwnForward", "told_of"]
@@ -203,7 +203,11 @@ class AloneEngine:
             slot.error = not_finite(slot)
             return None
         sequence = slot.sequence
-        token = choose_token(row, sequence.sampling, sequence.seed, sequence.n_generated)
+        try:
+            token = sequence.choose(row, sequence.n_generated)
+        except ProbewireError as error:
+            slot.error = error
+            return None
         return logprobs_of(row, token, slot.n_top) if slot.wants_logprobs else Choice(token)
 
     def _results(self, slots: SequenceOf[RowSpan], choices: SequenceOf[Choice | None]) -> list[StepResult]:

@@ -19,10 +19,10 @@ from ..protos.sites import Site
 from .alone_engine import AloneEngine, CacheCost, Live, OwnForward, told_of
 from .hooks.executor import Executor
 from .hooks.row_span import RowSpan
-from .hooks.sampling import Choice
 from .hooks.sequence import Sequence, StepResult
 from .model.chunk import SLICE_S
 from .model.limits import Limits
+from .sampling.choice import Choice
 
 __all__ = ["MOST_PADDING", "BatchEngine", "BatchForward"]
 

@@ -29,10 +29,11 @@ from ..protos.errors import (
     Unavailable,
     Unsupported,
 )
+from ..protos.generation.sampling import Grammar, Sampling, TokenBias
 from ..protos.gradients import IntegratedPath
 from ..protos.latents import LatentChange, Latents, ReadLatents
 from ..protos.metrics import Coordinate, Kl, Logit, LogitDifference, LogProb, Target, TopLogits, WeightedSum
-from ..protos.model import Input, Message, ModelInfo, Sampling
+from ..protos.model import Input, Message, ModelInfo
 from ..protos.saes import SaeInfo
 from ..protos.sites import Site
 from ..protos.spec import (
@@ -100,6 +101,7 @@ __all__ = [
     "Gather",
     "Generation",
     "Gradients",
+    "Grammar",
     "Hook",
     "Inline",
     "Input",
@@ -147,6 +149,7 @@ __all__ = [
     "Sweep",
     "Target",
     "Tensor",
+    "TokenBias",
     "TopK",
     "TopLogits",
     "Unauthenticated",

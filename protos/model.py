@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from .errors import InvalidArgument
+from .generation.sampling import Sampling
 from .metrics import Measured
 from .model_info import LayerWidths, ModelInfo, SiteInfo
+from .numbers import within
 from .spec import Plan
 from .tensors import Tensor
 from .tokens import EndToken, TokenLogprob
@@ -75,6 +77,8 @@ class Input:
     """Run: how many of the tokens count as prompt; None: all. Lets a run repeat a generation."""
     variants: tuple[VariantUse, ...] | None = None
     """None: the request's; given: these instead; empty: the base."""
+    continue_final: bool = False
+    """The last of the messages goes on where it ends; no reply to it is begun."""
 
     def __post_init__(self) -> None:
         for name in ("messages", "token_ids"):
@@ -87,53 +91,17 @@ class Input:
             )
         if self.messages is not None and not self.messages:
             raise InvalidArgument(f"input {self.name!r}: messages is empty; send at least one message")
+        if self.continue_final and self.messages is None:
+            raise InvalidArgument(
+                f"input {self.name!r}: continue_final goes on with the last of the messages, and there are none; a text or "
+                "token_ids are gone on with as they are: leave it out"
+            )
         if self.token_ids is not None and any(isinstance(i, bool) or i < 0 for i in self.token_ids):
             raise InvalidArgument(f"input {self.name!r}: token_ids must be integers of 0 or more")
         if self.prompt_length is not None and self.prompt_length < 1:
             raise InvalidArgument(f"input {self.name!r}: prompt_length must be 1 or more, got {self.prompt_length}")
         if self.variants is not None:
             object.__setattr__(self, "variants", checked_uses(self.variants, f"input {self.name!r}"))
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How the next token is chosen: Gumbel-max over float32 logits, noise keyed by (seed, token index)."""
-
-    max_new_tokens: int = 128
-    temperature: float = 0.0
-    """0 is greedy."""
-    top_p: float = 1.0
-    top_k: int = 0
-    """0: off."""
-    seed: int | None = None
-    """None: the server draws one and reports it. Input i of a request samples with seed + i (modulo 2**63)."""
-    stop: tuple[str, ...] = ()
-    """Text that ends the generation; it is not part of the text returned. Special tokens may be named in it."""
-    logprobs: int | None = None
-    """None: off. n: the sampled token's log-probability and those of the n likeliest (0 … 20)."""
-    ignore_eos: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
-        _within(self.max_new_tokens, 1, 1 << 20, "sampling.max_new_tokens", integer=True)
-        _within(self.temperature, 0.0, 100.0, "sampling.temperature")
-        _within(self.top_p, 0.0, 1.0, "sampling.top_p")
-        if self.top_p == 0.0:
-            raise InvalidArgument("sampling.top_p must be above 0; for greedy decoding set temperature to 0")
-        _within(self.top_k, 0, 1 << 20, "sampling.top_k", integer=True)
-        if self.seed is not None:
-            _within(self.seed, 0, (1 << 63) - 1, "sampling.seed", integer=True)
-        if self.logprobs is not None:
-            _within(self.logprobs, 0, 20, "sampling.logprobs", integer=True)
-        if len(self.stop) > 16 or any(not isinstance(s, str) or not s or len(s) > 1024 for s in self.stop):  # pyright: ignore[reportUnnecessaryIsInstance] - JSON can hold anything
-            raise InvalidArgument("sampling.stop takes at most 16 non-empty strings of at most 1,024 characters")
-
-
-def _within(value: object, low: float, high: float, what: str, *, integer: bool = False) -> None:
-    kinds = int if integer else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
-        kind = "an integer" if integer else "a number"
-        raise InvalidArgument(f"{what} must be {kind} in {low} … {high}, got {value!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,7 +309,7 @@ class TokenizeRequest:
     """Around a text, as a request has them; a chat template writes its own."""
 
     def __post_init__(self) -> None:
-        _within(self.at_most, 0, 1 << 40, "at_most", integer=True)
+        within(self.at_most, 0, 1 << 40, "at_most", integer=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import numpy as np
 
 from .errors import InvalidArgument
 
-__all__ = ["finite", "indices"]
+__all__ = ["finite", "indices", "within"]
 
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
@@ -16,6 +16,14 @@ def finite(value: object, what: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= MAX_FLOAT32:
         raise InvalidArgument(f"{what} must be a finite number of float32, got {value!r}")
     return float(value)
+
+
+def within(value: object, low: float, high: float, what: str, *, integer: bool = False) -> None:
+    """Raise InvalidArgument unless a number lies in low … high."""
+    kinds = int if integer else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+        kind = "an integer" if integer else "a number"
+        raise InvalidArgument(f"{what} must be {kind} in {low} … {high}, got {value!r}")
 
 
 def indices(value: tuple[int, ...] | None, what: str, *, negative: bool = False) -> tuple[int, ...] | None:

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ...protos.errors import ProbewireError
-from ...protos.model import Sampling
+from ...protos.generation.sampling import Sampling
 from ...protos.tensors import Array
+from ..sampling.adjusted import Adjusted
+from ..sampling.choice import Logits, choose_token
 from .bound import BoundBackward, BoundHook, BoundPlan
 from .metrics import BoundMetric
 
@@ -25,6 +27,8 @@ class Sequence:
     plan: BoundPlan
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = 0
+    adjusted: Adjusted | None = None
+    """What sampling changes in its logits; None: nothing."""
     begun: bool = False
     """In the engine, or past it."""
     metrics: tuple[BoundMetric, ...] = ()
@@ -38,6 +42,19 @@ class Sequence:
     def n_generated(self) -> int:
         """New tokens so far."""
         return len(self.tokens) - self.prompt_length
+
+    @property
+    def chooses_on_host(self) -> bool:
+        """Whether its next token is more than the largest logit's."""
+        return self.sampling.temperature > 0 or self.adjusted is not None
+
+    def choose(self, logits: Logits, index: int) -> int:
+        """New token `index`, once, from its [vocab] logits on the host. Raises ProbewireError where none can be chosen."""
+        if self.adjusted is None:
+            return choose_token(logits, self.sampling, self.seed, index)
+        token = choose_token(self.adjusted.of(logits, index), self.sampling, self.seed, index)
+        self.adjusted.took(token)
+        return token
 
     def reading(self) -> Iterator[BoundHook]:
         """Everything of it that may read rows of another input."""

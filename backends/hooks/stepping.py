@@ -7,10 +7,10 @@ import numpy as np
 from ...protos.sites import Site
 from ...protos.spec import NextLogprob
 from ...protos.tensors import Array, numpy_dtype
+from ..sampling.choice import Choice
 from .bound import choose
 from .overflow import NotFinite
 from .row_span import RowSpan
-from .sampling import Choice
 from .sequence import Rows, StepResult
 
 __all__ = ["not_finite", "result_of", "sampled_logprob_rows"]

@@ -15,13 +15,14 @@ import numpy as np
 from mlx_lm.generate import BatchGenerator
 from numpy.typing import NDArray
 
+from ...protos.errors import ProbewireError
 from ...protos.sites import Site
 from ..hooks.executor import Executor
 from ..hooks.row_span import RowSpan
-from ..hooks.sampling import Choice, choose_token
 from ..hooks.sequence import Rows, Sequence, StepResult
 from ..hooks.stepping import result_of, sampled_logprob_rows
 from ..model.limits import Limits
+from ..sampling.choice import Choice
 from .attention import Attention
 from .cache import BatchCache, BatchStates, Owner, owned
 from .forward import Forward
@@ -254,7 +255,7 @@ class MlxEngine:
         if any(slot.wants_logprobs for _, slot in forward.slots):
             forward.logits = logits.astype(mx.float32)
         sampled, forward.largest = mx.argmax(logits, axis=-1), logits.max(axis=-1).astype(mx.float32)
-        drawing = [(owner, slot) for owner, slot in forward.slots if slot.sequence.sampling.temperature > 0]
+        drawing = [(owner, slot) for owner, slot in forward.slots if slot.sequence.chooses_on_host]
         if drawing:
             sampled = self._draw(forward, drawing, logits, sampled)
         forward.sampled = sampled
@@ -273,7 +274,12 @@ class MlxEngine:
         for owner, slot in drawing:
             sequence = owner.sequence
             index = owner.position - sequence.prompt_length
-            tokens[slot.batch] = choose_token(rows[slot.batch], sequence.sampling, sequence.seed, index)
+            if not np.isfinite(rows[slot.batch].max()):
+                continue  # its error is told with its outcome
+            try:
+                tokens[slot.batch] = sequence.choose(rows[slot.batch], index)
+            except ProbewireError as error:
+                slot.error = slot.error or error
         for owner, slot in forward.slots:
             owner.next_token = int(tokens[slot.batch])
         return mx.array(tokens)

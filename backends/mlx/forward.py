@@ -11,8 +11,8 @@ import numpy as np
 
 from ..hooks.captures import Collector
 from ..hooks.row_span import RowSpan
-from ..hooks.sampling import Choice, logprobs_of
 from ..hooks.stepping import not_finite
+from ..sampling.choice import Choice, logprobs_of
 from .cache import Owner
 from .ops import to_numpy
 

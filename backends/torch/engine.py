@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from transformers import GenerationConfig
 from transformers.generation.continuous_batching.requests import RequestState
 
+from ...protos.errors import ProbewireError
 from ...protos.sites import Site
 from ..hooks.executor import Executor
 from ..hooks.row_span import RowSpan
-from ..hooks.sampling import Choice, choose_token, logprobs_of
 from ..hooks.sequence import Rows, Sequence, StepResult
 from ..hooks.stepping import not_finite, result_of, sampled_logprob_rows
 from ..model.limits import Limits
+from ..sampling.choice import Choice, logprobs_of
 from .attention import Attention
 from .ops import to_numpy
 from .packed import Packed
@@ -184,9 +185,13 @@ class TorchEngine:
                 slot.error = slot.error or not_finite(slot)
                 continue
             token, row = best[i], None
-            if sequence.sampling.temperature > 0 or slot.wants_logprobs:
+            if sequence.chooses_on_host or slot.wants_logprobs:
                 row = to_numpy(logits[i])
-                token = choose_token(row, sequence.sampling, sequence.seed, sequence.n_generated)
+                try:
+                    token = sequence.choose(row, sequence.n_generated)
+                except ProbewireError as error:
+                    slot.error = slot.error or error
+                    continue
             choice = Choice(token)
             if row is not None and slot.wants_logprobs:
                 choice = logprobs_of(row, token, slot.n_top)

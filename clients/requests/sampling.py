@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 from ...protos.errors import InvalidArgument
-from ...protos.model import Sampling
+from ...protos.generation.sampling import Grammar, Sampling, TokenBias
 
 __all__ = ["SamplingOptions", "to_sampling"]
 
@@ -27,6 +28,14 @@ class SamplingOptions(TypedDict, total=False):
     logprobs: int | None
     """n: log-probability of the sampled token and of the n likeliest."""
     ignore_eos: bool
+    presence_penalty: float
+    frequency_penalty: float
+    repetition_penalty: float
+    """1 (default): off."""
+    logit_bias: Mapping[int, float] | Sequence[TokenBias]
+    """Token id → what is added to its logit."""
+    grammar: Grammar | Mapping[str, Any] | None
+    """What the text must follow; a dict is a JSON schema."""
 
 
 def to_sampling(options: SamplingOptions) -> Sampling:
@@ -36,4 +45,9 @@ def to_sampling(options: SamplingOptions) -> Sampling:
         raise InvalidArgument(f"unknown options {unknown}; allowed: {', '.join(SamplingOptions.__annotations__)}")
     stop = options.get("stop", ())
     values: dict[str, Any] = {**options, "stop": (stop,) if isinstance(stop, str) else tuple(stop)}
+    biases, grammar = options.get("logit_bias", ()), options.get("grammar")
+    if isinstance(biases, Mapping):
+        values["logit_bias"] = tuple(TokenBias(token, bias) for token, bias in biases.items())
+    if isinstance(grammar, Mapping):
+        values["grammar"] = Grammar("json_schema", json.dumps(grammar))
     return Sampling(**values)

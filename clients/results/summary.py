@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ...protos.generation.sampling import Sampling
 from ...protos.model import Started
 from ...protos.telling import told
 from ..requests.asked import Asked
@@ -13,6 +14,7 @@ __all__ = ["summary_rows"]
 
 MAX_EDIT_ROWS = 4
 MAX_INPUT_ROWS = 16
+_PLAIN = Sampling()
 
 
 def summary_rows(started: Started, inputs: Sequence[InputResult], asked: Asked | None = None) -> list[tuple[str, str]]:
@@ -32,12 +34,17 @@ def summary_rows(started: Started, inputs: Sequence[InputResult], asked: Asked |
 def _asked_rows(asked: Asked) -> list[tuple[str, str]]:
     """What was asked beyond captures of the inputs as they are."""
     rows: list[tuple[str, str]] = []
-    if asked.operation == "generate" and asked.sampling.temperature:
-        sampling = asked.sampling
+    sampling = asked.sampling
+    if asked.operation == "generate" and (sampling.temperature or sampling.adjusts):
         parts = [f"temperature {sampling.temperature:g}"]
         parts += [f"top_p {sampling.top_p:g}"] if sampling.top_p < 1 else []
         parts += [f"top_k {sampling.top_k}"] if sampling.top_k else []
         parts += [f"seed {sampling.seed}"] if sampling.seed is not None else []
+        for name in ("repetition_penalty", "frequency_penalty", "presence_penalty"):
+            value = getattr(sampling, name)
+            parts += [f"{name} {value:g}"] if value != getattr(_PLAIN, name) else []
+        parts += [f"{len(sampling.logit_bias)} biases"] if sampling.logit_bias else []
+        parts += [f"grammar: {sampling.grammar.kind}"] if sampling.grammar is not None else []
         rows.append(("sampling", " · ".join(parts)))
     edits = [hook for hook in asked.plan.hooks if hook.edit is not None]
     rows += [("edit", f"{hook.site}  {told(hook)}") for hook in edits[:MAX_EDIT_ROWS]]

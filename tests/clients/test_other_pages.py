@@ -55,6 +55,7 @@ def blocks(page: str, *languages: str) -> list[str]:
         "docs/tuning.md",
         "docs/validation.md",
         "docs/variants.md",
+        "docs/agents.md",
     ],
 )
 def test_every_block_of_python_runs(

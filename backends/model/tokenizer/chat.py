@@ -17,10 +17,15 @@ def takes_parts(chat: Any) -> bool:
     return not _writes(chat, parts=False) and _writes(chat, parts=True)
 
 
-def rendered(chat: Any, messages: Iterable[tuple[str, str]], *, parts: bool, reply: bool) -> str:
-    """The text of (role, content) messages, with the beginning of a reply where one is asked for. Raises what the template does."""
+def rendered(chat: Any, messages: Iterable[tuple[str, str]], *, parts: bool, reply: bool, goes_on: bool = False) -> str:
+    """The text of (role, content) messages, with the beginning of a reply where one is asked for. Raises what the template does.
+
+    `goes_on`: it ends with the last message's own text, whatever the template writes behind one.
+    """
     shaped = [{"role": role, "content": _content(content, parts=parts)} for role, content in messages]
-    return str(chat.apply_chat_template(shaped, tokenize=False, add_generation_prompt=reply))
+    return str(
+        chat.apply_chat_template(shaped, tokenize=False, add_generation_prompt=reply, continue_final_message=goes_on)
+    )
 
 
 def _content(text: str, *, parts: bool) -> Any:

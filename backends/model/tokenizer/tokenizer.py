@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from ....protos.errors import InvalidArgument
 from ....protos.model import Input, ModelInfo, TokenizerInfo
 from ....protos.tokens import EndToken
+from ...sampling.grammars import Grammars
 from .chat import rendered, takes_parts
 from .codec import Codec
 from .ends import end_ids
@@ -36,6 +37,17 @@ class Tokenizer:
         self.has_chat_template = bool(self.codec.chat.chat_template)
         self._parts = takes_parts(self.codec.chat)
         self.token = cache(self._token)
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """What compiles grammars over its tokens."""
+        return Grammars(
+            self.raw,
+            self.codec.encode,
+            vocab_size=self.vocab_size,
+            end_ids=self.end_ids,
+            hidden_ids=self.hidden_ids,
+        )
 
     def encode(self, item: Input, *, at_most: int = 0, why: str = "", special: bool = True) -> list[int]:
         """Token ids of an input; `at_most` 0: any number, `why` says why not more. `special`: tokens around a text.
@@ -79,7 +91,9 @@ class Tokenizer:
             raise InvalidArgument(f"input {item.name!r}: this model has no chat template; send text or token_ids")
         messages = [(m.role, m.content) for m in item.messages or ()]
         try:
-            return rendered(self.codec.chat, messages, parts=self._parts, reply=True)
+            return rendered(
+                self.codec.chat, messages, parts=self._parts, reply=not item.continue_final, goes_on=item.continue_final
+            )
         except Exception as error:  # noqa: BLE001 - the template is the checkpoint's program and raises what it likes
             raise InvalidArgument(f"input {item.name!r}: the chat template refused the messages: {error}") from None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from ....protos.errors import InvalidArgument
@@ -14,6 +14,7 @@ from ....protos.wire.codec import from_json
 from ..http.body import parsed
 from ..http.fields import Fields, brief, is_list
 from ..http.tensors import Style, style_of
+from .constraints import constraints_of
 
 __all__ = ["Completion", "chat_completion", "messages_of", "sampling_of", "text_completion", "untouched"]
 
@@ -52,7 +53,7 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "verbosity": ("medium",),
     "web_search_options": (),
 }
-"""Field → the values that ask for nothing."""
+"""Field → the values that ask for nothing. Of sampling's among them OpenAI's own routes take others too, before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +80,24 @@ class Completion:
 def chat_completion(body: dict[str, Any]) -> Completion:
     """POST /v1/chat/completions."""
     fields = Fields(body)
-    item = Input(messages=messages_of(fields))
+    item = Input(messages=messages_of(fields), continue_final=_continues(fields))
     logprobs, top = fields.take("logprobs", bool, False), fields.optional("top_logprobs", int)
     if top is not None and not logprobs:
         raise InvalidArgument("top_logprobs needs logprobs: true")
     fields.only("echo", False)
     return _completion(fields, [item], chat=True, logprobs=(top or 0) if logprobs else None)
+
+
+def _continues(fields: Fields) -> bool:
+    """Whether the last message goes on: vLLM's two fields, of which one is true."""
+    goes_on = fields.take("continue_final_message", bool, False)
+    begins = fields.take("add_generation_prompt", bool, not goes_on)
+    if begins == goes_on:
+        raise InvalidArgument(
+            "add_generation_prompt begins a reply and continue_final_message goes on with the last message: one of them "
+            f"is true, got {str(begins).lower()} for both"
+        )
+    return goes_on
 
 
 def text_completion(body: dict[str, Any]) -> Completion:
@@ -102,6 +115,7 @@ def _completion(
         raise InvalidArgument(f"n choices of {len(prompts)} prompts: 1 to {MAX_INPUTS} together, got n = {n}")
     default = None if chat else COMPLETION_TOKENS
     sampling, limit = sampling_of(fields, logprobs=logprobs, max_tokens=default, may_be_none=echo)
+    sampling = replace(sampling, **constraints_of(fields))
     plan, style, session, variants = _extra(fields)
     raw_options = fields.raw("stream_options")
     options = Fields({} if raw_options is None else raw_options, "stream_options")
@@ -136,10 +150,7 @@ def _numbered(inputs: Sequence[Input]) -> tuple[Input, ...]:
     """Names that hooks can point at: `input` when there is one, else 0, 1, …"""
     if len(inputs) == 1:
         return tuple(inputs)
-    return tuple(
-        Input(text=item.text, messages=item.messages, token_ids=item.token_ids, name=str(i))
-        for i, item in enumerate(inputs)
-    )
+    return tuple(replace(item, name=str(i)) for i, item in enumerate(inputs))
 
 
 def sampling_of(

@@ -28,6 +28,7 @@ __all__ = ["openai_router"]
 CHAT_TOKENS = 1024
 """Most new tokens of a chat that gives no max_tokens, where the context has that much room left. OpenAI fills the whole
 context; we reserve cache to the last token before a request starts, so that would crowd out everyone else."""
+_CONTINUE = "Go on with the last message where it ends, instead of beginning a reply to it."
 _ECHO = "The prompt before what is generated, its tokens' log-probabilities too. With it max_tokens may be 0."
 
 
@@ -108,6 +109,17 @@ async def _answered(request: Request, api: Api, completion: Completion) -> Respo
     return await offload(sum(map(step_bytes, batches)), response)
 
 
+def _response_format() -> Schema:
+    text: Schema = {"type": "string"}
+    named = object_schema(
+        {"name": text, "description": text, "strict": {"type": "boolean"}, "schema": {"type": "object"}},
+        ("name", "schema"),
+    )
+    plain = object_schema({"type": {"enum": ["text", "json_object"]}}, ("type",))
+    schema = object_schema({"type": {"enum": ["json_schema"]}, "json_schema": named}, ("type", "json_schema"))
+    return {"oneOf": [plain, schema], "description": "What the text must be. A schema is kept to, strict or not."}
+
+
 def _schema(api: Api, *, chat: bool) -> Schema:
     text: Schema = {"type": "string"}
     number, integer, flag = {"type": "number"}, {"type": "integer"}, {"type": "boolean"}
@@ -147,10 +159,20 @@ def _schema(api: Api, *, chat: bool) -> Schema:
         "n": {**integer, "default": 1, "description": "Choices a prompt."},
         "stop": {"oneOf": [text, strings]},
         "seed": integer,
+        "presence_penalty": sampling["presence_penalty"],
+        "frequency_penalty": sampling["frequency_penalty"],
+        "repetition_penalty": sampling["repetition_penalty"],
+        "logit_bias": {"type": "object", "additionalProperties": number, "description": "Token id → −100 … 100."},
+        "response_format": _response_format(),
         "stream": flag,
         "stream_options": object_schema({"include_usage": flag, "include_obfuscation": flag}),
         "probewire": extra,
     }
+    if chat:
+        properties |= {
+            "continue_final_message": {**flag, "default": False, "description": _CONTINUE},
+            "add_generation_prompt": {**flag, "description": "The opposite of continue_final_message."},
+        }
     schema = object_schema(properties, ("messages",) if chat else ("prompt",))
     # Fields of OpenAI's that change nothing, or that hold the value which asks for nothing, are accepted too.
     schema["additionalProperties"] = True

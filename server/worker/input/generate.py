@@ -8,8 +8,10 @@ from functools import partial
 
 from ....backends.hooks.bound import BoundPlan, Mode
 from ....backends.hooks.sequence import Sequence
+from ....backends.sampling.adjusted import Adjusted
 from ....protos.depth import request_at_depth
 from ....protos.errors import FailedPrecondition, InvalidArgument
+from ....protos.generation.sampling import Sampling
 from ....protos.gradients import GradientsRequest
 from ....protos.model import GenerateRequest, InputStarted, RunRequest, Started
 from ....protos.sessions import Session
@@ -67,6 +69,8 @@ def _prepare(mode: Mode, request: GenerateRequest | RunRequest, binding: Binding
         if not prepared.item.source_only:
             name = f"{request_id}.{index}"
             prepared.sequence = input_sequence(name, mode, request, prepared, binding, (seed + index) % SEEDS)
+            if isinstance(request, GenerateRequest):
+                prepared.sequence.adjusted = _adjusted(request.sampling, prepared, binding)
     set_sources(request.plan, inputs, binding)
     for sequence in (s for item in inputs for s in (item.sequence, item.source) if s is not None):
         sequence.plan.revision = revision
@@ -136,6 +140,17 @@ def input_sequence(
     if isinstance(request, GenerateRequest):
         sequence.sampling = request.sampling
     return sequence
+
+
+def _adjusted(sampling: Sampling, prepared: PreparedInput, binding: Binding) -> Adjusted | None:
+    """What sampling changes in an input's logits. Raises InvalidArgument for a token or a grammar that there cannot be."""
+    vocab_size, largest = binding.info.vocab_size, max((bias.token for bias in sampling.logit_bias), default=-1)
+    if largest >= vocab_size:
+        raise InvalidArgument(f"sampling.logit_bias has token {largest}; the vocabulary is 0 … {vocab_size - 1}")
+    if not sampling.adjusts:
+        return None
+    matcher = None if sampling.grammar is None else binding.tokenizer.grammars.matcher(sampling.grammar)
+    return Adjusted(sampling, prepared.tokens, vocab_size, matcher)
 
 
 def started_of(plan: Plan, inputs: list[PreparedInput], binding: Binding, revision: int = 0) -> Started:

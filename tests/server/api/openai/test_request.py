@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from probewire.protos.errors import InvalidArgument
-from probewire.protos.model import MAX_INPUTS, ONLY_TEXT, Input, Message, Sampling
+from probewire.protos.generation.sampling import Grammar, Sampling, TokenBias
+from probewire.protos.model import MAX_INPUTS, ONLY_TEXT, Input, Message
 from probewire.protos.spec import Capture, Hook, Plan
 from probewire.server.api.http.fields import Fields
 from probewire.server.api.openai.request import (
@@ -57,6 +58,37 @@ def test_sampling_is_taken_over() -> None:
     assert made.request.sampling == Sampling(5, 0.0, 0.5, seed=7, stop=("a", "b"))
     assert (made.request.model, made.stream, made.capped) == ("m", True, True)
     assert chat(stop="x").request.sampling.stop == ("x",)
+
+
+def test_what_changes_the_logits_is_taken_over() -> None:
+    schema = {"name": "x", "description": "y", "strict": True, "schema": {"type": "object", "b": 1, "a": 2}}
+    made = text(
+        presence_penalty=0.5,
+        frequency_penalty=-1,
+        repetition_penalty=1.2,
+        logit_bias={"5": 1, "3": -100},
+        response_format={"type": "json_schema", "json_schema": schema},
+    )
+    assert made.request.sampling == Sampling(
+        max_new_tokens=16,
+        temperature=1.0,
+        presence_penalty=0.5,
+        frequency_penalty=-1.0,
+        repetition_penalty=1.2,
+        logit_bias=(TokenBias(5, 1), TokenBias(3, -100)),
+        grammar=Grammar("json_schema", '{"type":"object","b":1,"a":2}'),
+    )
+    assert text(response_format={"type": "text"}, logit_bias={}).request.sampling.adjusts is False
+    assert text(response_format={"type": "json_object"}).request.sampling.grammar == Grammar(
+        "json_schema", '{"type": "object"}'
+    )
+
+
+def test_the_last_message_goes_on_where_one_says_so() -> None:
+    assert chat(continue_final_message=True).request.inputs[0].continue_final is True
+    assert chat(continue_final_message=True, add_generation_prompt=False).request.inputs[0].continue_final is True
+    assert chat(add_generation_prompt=True).request.inputs[0].continue_final is False
+    assert "true, got false for both" in refused(lambda: chat(add_generation_prompt=False))
 
 
 def test_the_two_names_of_the_bound_are_one() -> None:

@@ -275,10 +275,6 @@ CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
     [
         (CHAT, {"tools": [{"type": "function"}]}, "tools is not supported"),
         (CHAT, {"tool_choice": "required"}, "tool_choice is not supported"),
-        (CHAT, {"response_format": {"type": "json_object"}}, "response_format is not supported"),
-        (CHAT, {"logit_bias": {"5": 1}}, "logit_bias is not supported"),
-        (CHAT, {"presence_penalty": 0.5}, "presence_penalty is not supported"),
-        (CHAT, {"frequency_penalty": -1}, "frequency_penalty is not supported"),
         (CHAT, {"modalities": ["audio"]}, "modalities is not supported"),
         (CHAT, {"reasoning_effort": "high"}, "reasoning_effort is not supported"),
         (CHAT, {"store": True}, "store is not supported"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from probewire.backends.hooks.sampling import choose_token, gumbel, logprobs_of
+from probewire.backends.sampling.choice import choose_token, gumbel, logprobs_of
 from probewire.protos.errors import InvalidArgument
 from probewire.protos.model import Sampling
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ...protos.model import Sampling
+from ...protos.generation.sampling import Sampling
 
-__all__ = ["Choice", "choose_token", "logprobs_of"]
+__all__ = ["Choice", "Logits", "choose_token", "logprobs_of"]
 
 Logits = NDArray[np.float32]
 MIN_UNIFORM = 2.0**-53
