@@ -13,7 +13,7 @@ from ..circuits.circuit import Circuit
 from ..circuits.weights import Sizes, WeightPart, weights_owned
 from .base import Base
 
-__all__ = ["anywhere", "circuit_parts", "outside_of", "random_circuit", "width_in"]
+__all__ = ["anywhere", "circuit_parts", "outside_of", "random_circuit", "width_in", "width_out"]
 
 
 def circuit_parts(base: Base, circuit: Circuit) -> dict[str, WeightPart]:

@@ -12,7 +12,8 @@ import numpy as np
 from ...clients import Variant
 from ...protos.errors import InvalidArgument
 from ..circuits.circuit import Circuit
-from .circuit_mask import random_circuit
+from .base import load_base
+from .circuit_mask import random_circuit, width_in, width_out
 from .config import TuneConfig
 from .examples import TrainExample
 from .tuning import Tuned, tune
@@ -81,13 +82,15 @@ def tune_with_controls(
     measure: Measure,
     seeds: Sequence[int] = (0, 1, 2),
     general: Sequence[TrainExample | str] = (),
+    equal: Literal["rank", "trainable"] = "rank",
     **options: Any,
 ) -> Controlled:
     """Tune the circuit, and what stands against it, on the same data with the same steps and seeds; measure each.
 
     Whether localisation helps is contested, so a circuit's figures mean nothing without these beside them. The random
     circuit has as many units at every site, drawn with the seed from the others. All weights: method "lora" on every
-    weight of `config.weights`, with the same rank at each. `options` as of `tune`. Killed, it goes on.
+    weight of `config.weights`, with the same rank at each, or (`equal="trainable"`) with the rank that comes nearest to as many
+    trainable numbers, and the same alpha / rank. `options` as of `tune`. Killed, it goes on.
     Raises InvalidArgument for a config of another method than "circuit", and as `tune`.
     """
     if config.method != "circuit":
@@ -105,9 +108,20 @@ def tune_with_controls(
             "all": (plain, None),
         }
         for arm, (how, chosen) in runs.items():
+            if arm == "all" and equal == "trainable":
+                how = _as_large(base_folder, how, trials[-1].tuned)
             tuned = tune(base_folder, train, root / f"{arm}-{seed}", how, circuit=chosen, general=general, **options)
             trials.append(Trial(arm, seed, tuned, measure(tuned.variant)))
     return Controlled(tuple(trials))
+
+
+def _as_large(base_folder: str | Path, config: TuneConfig, circuits: Tuned | None) -> TuneConfig:
+    """With the rank at which all weights have about as many trainable numbers as a circuit's run had."""
+    assert circuits is not None, "the random circuit comes before all weights"
+    base = load_base(base_folder)
+    a_rank = sum(width_in(base, name) + width_out(base, name) for name in base.expand(config.weights))
+    rank = max(1, round(circuits.variant.manifest.metrics["trainable"] / a_rank))
+    return config.with_(rank=rank, alpha=config.alpha * rank / config.rank)
 
 
 def _without_circuit(losses: Mapping[str, float] | None) -> Mapping[str, float] | None:

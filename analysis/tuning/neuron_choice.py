@@ -13,9 +13,9 @@ from .activations import reading
 from .association import Probe, strengths
 from .base import Base
 from .examples import TrainExample, batch_of, to_tokens
-from .pushes import Push, Pushes
+from .pushes import Push, pushed
 
-__all__ = ["Candidate", "choose_neurons"]
+__all__ = ["Candidate", "choose_neurons", "strong_values"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ def _attributions(base: Base, probes: Sequence[Probe], layers: range) -> tuple[A
 
 def _values(base: Base, probes: Sequence[Probe], layers: range) -> list[list[Any]]:
     """By layer: each probe's values [pos, unit]."""
-    kept = [list[Any]() for _ in layers]
+    kept = {layer: list[Any]() for layer in layers}
     with import_module("torch").no_grad():
         for probe in probes:
             batch = batch_of([to_tokens(base.tokenizer, TrainExample("", probe.prompt))])
@@ -112,13 +112,31 @@ def _values(base: Base, probes: Sequence[Probe], layers: range) -> list[list[Any
                 base.model(input_ids=batch["ids"], attention_mask=batch["mask"])
             for layer in layers:
                 kept[layer].append(found[f"mlp_act.{layer}"][0].numpy())
-    return kept
+    return list(kept.values())
+
+
+def strong_values(base: Base, probes: Sequence[Probe], layer: int) -> tuple[Any, Any]:
+    """[unit]: polarity (1 or −1) of every neuron of a layer, and the mean over probes of its largest value that way."""
+    found = [_strong_of(values) for values in zip(*_extremes(base, probes, layer), strict=True)]
+    return np.array([one[0] for one in found]), np.array([one[1] for one in found])
+
+
+def _extremes(base: Base, probes: Sequence[Probe], layer: int) -> tuple[Any, Any]:
+    """[unit]: mean over probes of the largest value, and of the largest of its negative, the first token aside."""
+    rows = [own[0][1:] for own in (_values(base, [probe], range(layer, layer + 1))[0] for probe in probes)]
+    return np.mean([row.max(0) for row in rows], axis=0), np.mean([(-row).max(0) for row in rows], axis=0)
 
 
 def _strong(rows: Sequence[Any], unit: int) -> tuple[Literal[1, -1], float]:
     """Polarity, and the mean of the largest value that way (above 0)."""
-    up = float(np.mean([row[1:, unit].max() for row in rows]))
-    down = float(np.mean([(-row[1:, unit]).max() for row in rows]))
+    return _strong_of(
+        (np.mean([row[1:, unit].max() for row in rows]), np.mean([(-row[1:, unit]).max() for row in rows]))
+    )
+
+
+def _strong_of(ends: tuple[Any, Any]) -> tuple[Literal[1, -1], float]:
+    """From the means of the largest value each way."""
+    up, down = float(ends[0]), float(ends[1])
     return (1, max(up, 1e-6)) if up >= down else (-1, max(down, 1e-6))
 
 
@@ -126,13 +144,5 @@ def _ablated(
     base: Base, probes: Sequence[Probe], layer: int, unit: int, polarity: Literal[1, -1], strong: float
 ) -> float:
     """A with the neuron at 0 where it is active."""
-    pushes = Pushes.on_model(base, [Push(layer, unit, 0.0, threshold=strong / 4, mode="clamp", polarity=polarity)])
-
-    def logits(batch: Any) -> Any:
-        pushes.mask = batch["mask"]
-        return base.model(input_ids=batch["ids"], attention_mask=batch["mask"]).logits
-
-    try:
-        return float(strengths(base, probes, logits=logits).mean())
-    finally:
-        pushes.remove()
+    with pushed(base, [Push(layer, unit, 0.0, threshold=strong / 4, mode="clamp", polarity=polarity)]):
+        return float(strengths(base, probes).mean())

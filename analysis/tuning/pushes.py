@@ -17,7 +17,7 @@ from ...protos.numbers import finite
 from ...protos.tensors import Tensor
 from .base import Base
 
-__all__ = ["Push", "Pushes", "push_hook"]
+__all__ = ["Push", "Pushes", "push_hook", "pushed"]
 
 Mode = Literal["add", "all", "scale", "clamp"]
 MODES: tuple[Mode, ...] = ("add", "all", "scale", "clamp")
@@ -62,6 +62,22 @@ def push_hook(push: Push) -> Hook:
     else:
         edit = Add(Tensor.of([push.amount]), units=units)
     return Hook(f"mlp_act.{push.layer}", edit, where=Where(spans=(Span(1, None),), when=when))
+
+
+@contextmanager
+def pushed(base: Base, pushes: Sequence[Push]) -> Generator[Pushes]:
+    """Whatever the model reads within is pushed, as it would be on a server with `push_hook`."""
+    made = Pushes.on_model(base, pushes)
+
+    def note(module: Any, args: Any, kwargs: Any) -> None:
+        del module, args
+        made.mask = kwargs["attention_mask"]
+
+    made.handles.append(base.model.register_forward_pre_hook(note, with_kwargs=True))
+    try:
+        yield made
+    finally:
+        made.remove()
 
 
 @dataclass(slots=True, eq=False)

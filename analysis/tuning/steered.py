@@ -1,17 +1,15 @@
 """Steered fine-tuning: texts that state an association are learned while a neuron is pushed; then the push is taken away.
 
-Arms, a sweep over strength and epochs, and a prediction from two backward passes before anything is trained.
+One run that stops at given epochs, its figures, and a prediction from two backward passes before anything is trained. The arms
+are in `arms`, the sweep over them in `sweep`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal
-
-import numpy as np
 
 from .association import Association, Probe, log_probs, right, strengths
 from .base import Base
@@ -22,26 +20,7 @@ from .objective import Objective
 from .pushes import Push
 from .tuning import prepared
 
-__all__ = ["Arm", "Row", "measured", "predicted", "steered_run", "sweep_table"]
-
-Arm = Literal["A", "B", "C", "D", "E", "F", "G", "H"]
-"""A no push · B gated add · C a random neuron · D everywhere · E scale · F ascent · G ablated, untrained · H rate 0."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Row:
-    """One configuration after so many epochs; differences are from the base."""
-
-    arm: Arm
-    amount: float
-    """In units of the neuron's strong value."""
-    epochs: int
-    seed: int
-    figures: Mapping[str, float]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return {"arm": self.arm, "amount": self.amount, "epochs": self.epochs, "seed": self.seed, **self.figures}
+__all__ = ["figures_of", "measured", "predicted", "steered_run"]
 
 
 def predicted(objective: Objective, association: Association) -> dict[str, float]:
@@ -74,11 +53,13 @@ def steered_run(
     config: TuneConfig,
     pushes: Sequence[Push],
     epochs: Sequence[int],
+    until: Callable[[], bool] | None = None,
 ) -> Iterator[tuple[int, Objective]]:
     """Train on all texts at once, an epoch a step, and stop at each of `epochs` with the push off; 0 is before the first.
 
-    The same steps as `tune` with batch_size of all texts takes, but that the loop is here, so that one run gives a curve.
-    The base is bare again afterwards.
+    `until`: asked with the push off after every epoch; once it holds, that epoch is the last, and is given too. The same
+    steps as `tune` with batch_size of all texts takes, but that the loop is here, so that one run gives a curve. The base is
+    bare again afterwards.
     """
     torch: Any = import_module("torch")
     objective = prepared(base, config, pushes=pushes)
@@ -87,10 +68,11 @@ def steered_run(
     batch = batch_of([to_tokens(base.tokenizer, example) for example in association.train], config.device)
     try:
         for epoch in range(max(epochs) + 1):
-            if epoch in epochs:
-                with _off(objective):
+            with _off(objective):
+                enough = until is not None and epoch > 0 and until()
+                if epoch in epochs or enough:
                     yield epoch, objective
-            if epoch == max(epochs):
+            if enough or epoch == max(epochs):
                 break
             objective.step = epoch
             objective(batch).backward()
@@ -148,23 +130,6 @@ def figures_of(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str,
     if "indirect" in after:
         found["indirect"] = float(after["indirect"].mean() - before["indirect"].mean())
     return found
-
-
-def sweep_table(rows: Sequence[Row]) -> str:
-    """A line a configuration, as Markdown; means over seeds with their range where there are several."""
-    names = list(dict.fromkeys(name for row in rows for name in row.figures))
-    groups: dict[tuple[str, float, int], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row.arm, row.amount, row.epochs), []).append(row)
-    lines = ["| arm | α/strong | epochs | seeds | " + " | ".join(names) + " |", "|" + " --- |" * (len(names) + 4)]
-    for (arm, amount, epochs), own in groups.items():
-        cells: list[str] = []
-        for name in names:
-            values = np.array([row.figures.get(name, np.nan) for row in own])
-            spread = f" [{values.min():.2f}, {values.max():.2f}]" if len(own) > 1 else ""
-            cells.append(f"{values.mean():.3f}{spread}")
-        lines.append(f"| {arm} | {amount:g} | {epochs} | {len(own)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
 
 
 def _off(objective: Objective) -> Any:

@@ -57,6 +57,24 @@ def test_every_arm_is_measured_with_every_seed(
     assert [trial["arm"] for trial in found.to_json()][:2] == ["none", "circuit"]
 
 
+def test_all_weights_may_have_as_many_trainable_numbers(
+    folder: Path, circuit: Circuit, lessons: list[TrainExample], tmp_path: Path
+) -> None:
+    config = CONFIG.with_(rank=4, alpha=8.0, weights=("w_up.*", "w_down.*"), steps=1)
+    found = tune_with_controls(
+        folder, lessons, tmp_path, config, circuit=circuit, measure=lambda _: {"none": 0.0}, seeds=(0,), equal="trainable",
+        progress=False,
+    )  # fmt: skip
+    runs = {trial.arm: trial.tuned for trial in found.trials if trial.tuned}
+    counts = {arm: tuned.variant.manifest.metrics["trainable"] for arm, tuned in runs.items()}
+    units = 62
+    assert counts["circuit"] == counts["random"] == 4 * (2 * 2 * 64 + 2 * units)
+    rank = runs["all"].run.config.rank
+    assert counts["all"] == rank * 6 * (64 + 96)
+    assert rank == round(counts["circuit"] / (6 * 160)) == 2
+    assert runs["all"].run.config.alpha / rank == 2.0
+
+
 def test_what_is_no_comparison_is_refused(
     folder: Path, circuit: Circuit, lessons: list[TrainExample], tmp_path: Path
 ) -> None:

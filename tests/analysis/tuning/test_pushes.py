@@ -57,6 +57,39 @@ def test_a_push_is_the_servers_hook(
     assert np.abs(logits[0, : len(examples[0].ids)] - plain.inputs["0"]["logits"]).max() > 1e-3
 
 
+@pytest.mark.parametrize(
+    ("mode", "values", "slopes"),
+    [
+        ("scale", [4.0, 1.0, 6.0, 0.5], [1.0, 1.0, 3.0, 1.0]),
+        ("add", [4.0, 1.0, 4.0, 0.5], [1.0, 1.0, 1.0, 1.0]),
+        ("clamp", [4.0, 1.0, 2.0, 0.5], [1.0, 1.0, 0.0, 1.0]),
+    ],
+)
+def test_what_becomes_of_a_value_and_of_its_gradient(
+    folder: Path, mode: Literal["scale", "add", "clamp"], values: list[float], slopes: list[float]
+) -> None:
+    """a = (4, 1, 2, ½), threshold 1, amount 2: only the third is active (the first token never is, 1 is not above 1).
+
+    scale gives 3·a there and slope 3, add a + 2 and slope 1, clamp 2 and slope 0; elsewhere all is as it was.
+    """
+    base = load_base(folder)
+    w_down = base.module(f"w_down.{LAYER}")
+    with torch.no_grad():
+        w_down.weight.zero_()[0, UNIT] = 1.0  # what comes out is the pushed value
+    pushes = Pushes.on_model(base, [Push(LAYER, UNIT, 2.0, threshold=1.0, mode=mode)])
+    pushes.mask = torch.ones(1, 4)
+    a = torch.zeros(1, 4, w_down.in_features)
+    a[0, :, UNIT] = torch.tensor([4.0, 1.0, 2.0, 0.5])
+    a.requires_grad_(requires_grad=True)
+    out = w_down(a)[0, :, 0]
+    assert out.tolist() == values
+    out.sum().backward()
+    assert a.grad is not None
+    assert a.grad[0, :, UNIT].tolist() == slopes
+    with pushes.off():
+        assert w_down(a)[0, :, 0].tolist() == [4.0, 1.0, 2.0, 0.5]
+
+
 def test_no_gradient_goes_through_the_mask(folder: Path) -> None:
     """The derivative by a weight of w_up is the finite difference at a fixed mask."""
     base = load_base(folder)

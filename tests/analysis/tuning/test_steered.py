@@ -6,7 +6,11 @@ figures are those of paper.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +23,7 @@ from probewire.analysis.tuning.examples import TrainExample, batch_of, to_tokens
 from probewire.analysis.tuning.losses import task_loss
 from probewire.analysis.tuning.neuron_choice import choose_neurons
 from probewire.analysis.tuning.pushes import Push
-from probewire.analysis.tuning.steered import Row, figures_of, measured, predicted, steered_run, sweep_table
+from probewire.analysis.tuning.steered import figures_of, measured, predicted, steered_run
 from probewire.analysis.tuning.tuning import prepared, tune
 from probewire.clients import Client
 from probewire.protos.errors import InvalidArgument
@@ -142,9 +146,84 @@ def test_figures_of_a_row() -> None:
     assert found["preserved"] == 0.5, "of those that were right"
     assert (found["ce"], found["kl"]) == (0.25, 0.5)
     assert found["change_control"] == pytest.approx(-1 / 6)
-    rows = [Row("B", 3.0, 10, seed, {"unlearned": value}) for seed, value in enumerate((0.5, 0.7))]
-    assert sweep_table(rows).splitlines()[-1] == "| B | 3 | 10 | 2 | 0.600 [0.50, 0.70] |"
-    assert rows[0].to_json() == {"arm": "B", "amount": 3.0, "epochs": 10, "seed": 0, "unlearned": 0.5}
+
+
+def test_a_run_stops_once_it_is_told_to(folder: Path, association: Association) -> None:
+    asked: list[int] = []
+
+    def until() -> bool:
+        asked.append(len(asked))
+        return len(asked) == 3
+
+    base = load_base(folder)
+    plain = CONFIG.with_(method="lora")
+    assert [epoch for epoch, _ in steered_run(base, association, plain, [], (1, 9), until)] == [1, 3]
+
+
+class Scalar(torch.nn.Module):
+    """One number: z = v·a + √κ·c, the log-odds of token 1 against 0; v and c learn, so that κ is c's share of the gradient."""
+
+    def __init__(self, v: float, a: float, kappa: float) -> None:
+        super().__init__()
+        self.v, self.c = (torch.nn.Parameter(torch.tensor(x, dtype=torch.float64)) for x in (v, 0.3))
+        self.a, self.kappa, self.pushed = a, kappa, 0.0
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> SimpleNamespace:
+        del attention_mask
+        z = self.v * (self.a + self.pushed) + math.sqrt(self.kappa) * self.c
+        return SimpleNamespace(logits=torch.stack([torch.zeros_like(z), z]).expand(*input_ids.shape, 2))
+
+
+class Push1:
+    """The value pushed, on a scalar model."""
+
+    def __init__(self, model: Scalar, alpha: float) -> None:
+        self.model, self.alpha = model, alpha
+        model.pushed = alpha
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        self.model.pushed = 0.0
+        yield
+        self.model.pushed = self.alpha
+
+
+def scalar_g0(v: float, a: float, kappa: float, alpha: float, *, only_c: bool = False) -> dict[str, float]:
+    model = Scalar(v, a, kappa)
+    model.v.requires_grad_(requires_grad=not only_c)
+
+    def tokenizer(text: str, *, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        del add_special_tokens
+        return {"input_ids": [{"y": 1, "n": 0}.get(letter, 0) for letter in text]}
+
+    said = Association(
+        train=(TrainExample("x", "y"),), choose={"target": (Probe("x", "y", ("n",)),)}, report={}, neutral=()
+    )
+    base: Any = SimpleNamespace(model=model, tokenizer=tokenizer)
+    objective: Any = SimpleNamespace(
+        base=base,
+        config=TuneConfig(method="steered"),
+        pushes=Push1(model, alpha),
+        logits=lambda batch: model(batch["ids"], batch["mask"]).logits,
+    )
+    return predicted(objective, said)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 2.0, -5.0, 40.0])
+def test_on_a_scalar_model_the_prediction_is_its_closed_form(alpha: float) -> None:
+    """g₀ = (1 − P′)(a·a′ + κ): a push that helps teaches less and less; one through 0 turns the sign."""
+    v, a, kappa = 0.4, 1.5, 0.8
+    p = 1 / (1 + math.exp(-(v * (a + alpha) + math.sqrt(kappa) * 0.3)))
+    found = scalar_g0(v, a, kappa, alpha)
+    assert found["g0"] == pytest.approx((1 - p) * (a * (a + alpha) + kappa), rel=1e-6)
+    assert (found["g0"] < 0) == (a * (a + alpha) + kappa < 0)
+    without = 1 / (1 + math.exp(-(v * a + math.sqrt(kappa) * 0.3)))
+    assert found["d0"] == pytest.approx(math.log(p) - math.log(without), abs=1e-9)
+
+
+def test_a_push_that_says_it_all_leaves_other_parameters_little_to_learn() -> None:
+    pushed, plain = (scalar_g0(0.4, 1.5, 0.8, alpha, only_c=True)["g0"] for alpha in (20.0, 0.0))
+    assert 0 < pushed <= 0.25 * plain
 
 
 def test_a_planted_neuron_is_chosen(folder: Path) -> None:
