@@ -12,12 +12,12 @@ from dataclasses import asdict, replace
 
 from child import BUILD
 
-from probewire.analysis.tuning.arms import Arm, Neuron
-from probewire.analysis.tuning.association import known_association
 from probewire.analysis.tuning.base import Base, load_base
 from probewire.analysis.tuning.config import TuneConfig
-from probewire.analysis.tuning.neuron_choice import Candidate, choose_neurons
-from probewire.analysis.tuning.sweep import AMOUNTS, run_sweep
+from probewire.analysis.tuning.steered.arms import Arm, Neuron
+from probewire.analysis.tuning.steered.association import known_association
+from probewire.analysis.tuning.steered.neuron_choice import Candidate, choose_neurons
+from probewire.analysis.tuning.steered.sweep import AMOUNTS, run_sweep
 from probewire.backends.checkpoints import resolve_model
 
 FOLDER = BUILD / "surgery-tuning"

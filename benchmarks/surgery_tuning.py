@@ -19,11 +19,11 @@ from probewire.analysis.circuits.circuit import Circuit
 from probewire.analysis.circuits.space import Space
 from probewire.analysis.datasets import load_set
 from probewire.analysis.tuning.activations import reading
-from probewire.analysis.tuning.association import Probe, strengths
 from probewire.analysis.tuning.base import Base, load_base
 from probewire.analysis.tuning.config import TuneConfig
 from probewire.analysis.tuning.controls import Controlled, tune_with_controls
 from probewire.analysis.tuning.examples import TrainExample, batch_of, to_tokens
+from probewire.analysis.tuning.steered.association import Probe, strengths
 from probewire.backends.checkpoints import resolve_model
 from probewire.clients import Delta, Variant
 

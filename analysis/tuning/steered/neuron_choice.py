@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .activations import reading
+from ..activations import reading
+from ..base import Base
+from ..examples import TrainExample, batch_of, to_tokens
+from ..pushes import Push, pushed
 from .association import Probe, strengths
-from .base import Base
-from .examples import TrainExample, batch_of, to_tokens
-from .pushes import Push, pushed
 
 __all__ = ["Candidate", "choose_neurons", "strong_values"]
 

@@ -12,16 +12,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ...clients.progress import progress_bar
-from ...protos.errors import FailedPrecondition, InvalidArgument
+from ....clients.progress import progress_bar
+from ....protos.errors import FailedPrecondition, InvalidArgument
+from ..base import Base
+from ..config import TuneConfig
+from ..pushes import Push, pushed
+from ..tuning import prepared
 from .arms import Arm, Neuron, arm_config, arm_pushes, mask_shares, matched_neurons
 from .association import Association
-from .base import Base
-from .config import TuneConfig
-from .pushes import Push, pushed
-from .steered import measured, predicted, steered_run
+from .steered_run import measured, predicted, steered_run
 from .sweep_rows import Row, Sweep
-from .tuning import prepared
 
 __all__ = ["AMOUNTS", "read_sweep", "run_sweep"]
 

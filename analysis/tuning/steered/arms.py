@@ -13,13 +13,13 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from ...protos.errors import InvalidArgument
+from ....protos.errors import InvalidArgument
+from ..base import Base
+from ..config import TuneConfig
+from ..examples import TokenExample, TrainExample, batch_of, to_tokens
+from ..pushes import Push, Pushes, pushed
 from .association import Association, Probe
-from .base import Base
-from .config import TuneConfig
-from .examples import TokenExample, TrainExample, batch_of, to_tokens
 from .neuron_choice import strong_values
-from .pushes import Push, Pushes, pushed
 
 __all__ = ["ARMS", "Arm", "Neuron", "arm_config", "arm_pushes", "mask_shares", "matched_neurons"]
 

@@ -16,14 +16,21 @@ import numpy as np
 import pytest
 import torch
 
-from probewire.analysis.tuning.association import Association, Probe, known_association, log_probs, right, strengths
 from probewire.analysis.tuning.base import Base, load_base
 from probewire.analysis.tuning.config import TuneConfig
 from probewire.analysis.tuning.examples import TrainExample, batch_of, to_tokens
 from probewire.analysis.tuning.losses import task_loss
-from probewire.analysis.tuning.neuron_choice import choose_neurons
 from probewire.analysis.tuning.pushes import Push
-from probewire.analysis.tuning.steered import figures_of, measured, predicted, steered_run
+from probewire.analysis.tuning.steered.association import (
+    Association,
+    Probe,
+    known_association,
+    log_probs,
+    right,
+    strengths,
+)
+from probewire.analysis.tuning.steered.neuron_choice import choose_neurons
+from probewire.analysis.tuning.steered.steered_run import figures_of, measured, predicted, steered_run
 from probewire.analysis.tuning.tuning import prepared, tune
 from probewire.clients import Client
 from probewire.protos.errors import InvalidArgument

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arms import Arm
-from .steered import figures_of
+from .steered_run import figures_of
 
 __all__ = ["Outcome", "Row", "Sweep"]
 

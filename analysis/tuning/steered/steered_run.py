@@ -11,14 +11,14 @@ from contextlib import ExitStack
 from importlib import import_module
 from typing import Any, Literal
 
+from ..base import Base
+from ..config import TuneConfig
+from ..examples import TrainExample, batch_of, to_tokens
+from ..losses import preserve_loss, task_loss
+from ..objective import Objective
+from ..pushes import Push
+from ..tuning import prepared
 from .association import Association, Probe, log_probs, right, strengths
-from .base import Base
-from .config import TuneConfig
-from .examples import TrainExample, batch_of, to_tokens
-from .losses import preserve_loss, task_loss
-from .objective import Objective
-from .pushes import Push
-from .tuning import prepared
 
 __all__ = ["figures_of", "measured", "predicted", "steered_run"]
 

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from probewire.analysis.tuning.arms import Arm, Neuron, arm_config, arm_pushes, mask_shares, matched_neurons
-from probewire.analysis.tuning.association import Association, Probe
 from probewire.analysis.tuning.base import Base, load_base
 from probewire.analysis.tuning.config import TuneConfig
 from probewire.analysis.tuning.examples import TrainExample
-from probewire.analysis.tuning.neuron_choice import strong_values
 from probewire.analysis.tuning.pushes import push_hook
-from probewire.analysis.tuning.sweep import read_sweep, run_sweep
-from probewire.analysis.tuning.sweep_rows import Row, Sweep
+from probewire.analysis.tuning.steered.arms import Arm, Neuron, arm_config, arm_pushes, mask_shares, matched_neurons
+from probewire.analysis.tuning.steered.association import Association, Probe
+from probewire.analysis.tuning.steered.neuron_choice import strong_values
+from probewire.analysis.tuning.steered.sweep import read_sweep, run_sweep
+from probewire.analysis.tuning.steered.sweep_rows import Row, Sweep
 from probewire.clients import Client
 from probewire.protos.errors import FailedPrecondition, InvalidArgument
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...protos.errors import InvalidArgument
-from ..datasets import load_set
-from .base import Base
-from .examples import TokenExample, TrainExample, batch_of, to_tokens
+from ....protos.errors import InvalidArgument
+from ...datasets import load_set
+from ..base import Base
+from ..examples import TokenExample, TrainExample, batch_of, to_tokens
 
 __all__ = ["Association", "Probe", "known_association", "log_probs", "right", "strengths"]
 
