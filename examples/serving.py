@@ -43,6 +43,13 @@ def connected(url: str | None) -> Generator[Client]:
 @contextmanager
 def server() -> Generator[str]:
     """Runs `probewire serve` and gives its gRPC address."""
+    with addresses() as found:
+        yield found["grpc"]
+
+
+@contextmanager
+def addresses() -> Generator[dict[str, str]]:
+    """Runs `probewire serve` and gives its addresses by face: grpc, http."""
     with tempfile.TemporaryDirectory() as folder:
         ready = Path(folder, "ready.json")
         ports = ("--port", "0", "--grpc-port", "0")
@@ -53,7 +60,7 @@ def server() -> Generator[str]:
         )
         try:
             _wait_for(ready, process)
-            yield json.loads(ready.read_text())["grpc"]
+            yield json.loads(ready.read_text())
         finally:
             process.terminate()
             process.wait()

@@ -7,7 +7,7 @@ Circuit size depends on the target, on the ablation and on the prompts; it is kn
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import combinations
@@ -214,7 +214,7 @@ def _grown(
         for s in range(seeds)
     ]
     scores = tuple(accuracy(client, one) for one in sets)
-    empty = Grown(name, n_parameters(info), scores, (), (), (), (), (0,) * FIFTHS, {})
+    empty = Grown(name, n_parameters(info, client.weight_names(model)), scores, (), (), (), (), (0,) * FIFTHS, {})
     if not empty.can_do:
         return empty
     space = head_space(info) if unit == "head" else neuron_space(info)
@@ -264,10 +264,15 @@ def _roles(client: Client, circuits: list[Circuit], model: str, vocabulary: Sequ
     return roles
 
 
-def n_parameters(info: ModelInfo) -> int:
-    """Of the weights that take deltas, where the model lists them; else of a gated transformer of its sizes."""
+def n_parameters(info: ModelInfo, names: Iterable[str] = ()) -> int:
+    """Of the weights that take deltas, where the model lists them; else of a gated transformer of its sizes.
+
+    `names` (`client.weight_names`) tell whether the head is the embedding, which then counts once.
+    """
     if info.weights:
-        return sum(weight.d_in * weight.d_out for weight in info.weights)
+        paths, own = {weight.name: f"{weight.path}.weight" for weight in info.weights}, set(names)
+        tied = paths.get("w_embed") in own and paths.get("w_unembed") not in own
+        return sum(one.d_in * one.d_out for one in info.weights if not (tied and one.name == "w_unembed"))
     attention = 2 * info.d_model * (info.n_heads + info.n_kv_heads) * info.d_head
     layer = attention + 3 * info.d_model * info.d_mlp * max(info.n_experts, 1)
     return info.n_layers * layer + info.vocab_size * info.d_model

@@ -18,6 +18,7 @@ from .shipped import capital_facts, synthetic_facts
 from .solver import Solved, solve_delta
 from .target_value import TargetValue, target_value
 from .transfer import Transferred, install_circuit, transfer_affine, transfer_variant, transfer_vector
+from .transferred_condition import TransferredCondition, transfer_condition
 from .twins import rotated_twin, truncated_twin
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Solved",
     "TargetValue",
     "Transferred",
+    "TransferredCondition",
     "capital_facts",
     "choose_layer",
     "edit_facts",
@@ -54,6 +56,7 @@ __all__ = [
     "synthetic_facts",
     "target_value",
     "transfer_affine",
+    "transfer_condition",
     "transfer_variant",
     "transfer_vector",
     "truncated_twin",

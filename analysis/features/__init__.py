@@ -3,6 +3,7 @@
 from .causal import causal_check
 from .corpora import DOMAINS, domain_texts
 from .entanglement import Entanglement, Profile, entangled_units, entanglement, profile, similar_across
+from .entanglement_page import entanglement_page
 from .rows import DomainRows, collect_rows
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "domain_texts",
     "entangled_units",
     "entanglement",
+    "entanglement_page",
     "profile",
     "similar_across",
 ]

@@ -78,10 +78,41 @@ def test_patch_one_site(url: str) -> None:
         ("localise_feature", "random directions"),
         ("circuit", "saved: "),
         ("tune_circuit", "64 of 1536 columns changed"),
+        ("growth", "fewer than three models"),
+        ("entangled", "deviations above matched neurons"),
+        ("compose_circuits", "heads alone"),
+        ("five_tasks", "copying: "),
+        ("dual_sae", "separated: explained variance"),
     ],
 )
 def test_analyses(url: str, name: str, says: str) -> None:
     assert says in run(name, url)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("circuit_qa", "level 2"),
+        ("edit_circuit", "a random circuit"),
+        ("safety", "removed "),
+        ("sae_stability", "random directions: PWMCC"),
+        ("standing_steering", "informal: 6 of 6 answers are the base's to the token"),
+        ("transfer", "condition by rotation"),
+        ("tune_steered", "predicted: the association goes"),
+    ],
+)
+def test_studies(url: str, name: str, says: str) -> None:
+    assert says in run(name, url, draws=False)
+
+
+@pytest.mark.slow
+def test_rest_capture() -> None:
+    serving = runpy.run_path(str(EXAMPLES / "serving.py"))
+    with serving["addresses"]() as found:
+        said = run("rest_capture", found["http"], draws=False)
+    assert "attn_probs.5: float32" in said
+    assert said.count("→") == 12, "an event a token"
 
 
 def run(name: str, url: str | None = None, *, draws: bool = True) -> str:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ....clients import Client, Hook, LogitDifference, hook
 from ....protos.edits import Edit
 from ....protos.errors import InvalidArgument
+from ....protos.variants.use import VariantUse
 from ...circuits.ablated import ablated
 from ...circuits.circuit import Circuit
 from ...circuits.discovery import prune_ranking
@@ -104,9 +105,10 @@ def score_bias(
     *,
     half: str = "held_out",
     at: str = "all",
+    variants: Sequence[VariantUse] = (),
     model: str = "",
 ) -> list[BiasScores]:
-    """What each list of (site, edit) does, at the last token of the prompt's word alone.
+    """What each list of (site, edit) does, at the last token of the prompt's word alone, under loaded `variants`.
 
     `at`: "all" words (whoever applies it cannot tell occupations from kings), or "occupations".
     """
@@ -124,7 +126,7 @@ def score_bias(
         plans.append(
             [hook(site, edit, positions=p, inputs=names) for site, edit in listed for p, names in by_place.items()]
         )
-    values = measure(client, prompts, LogitDifference(he, she), plans, kl=False, model=model).values
+    values = measure(client, prompts, LogitDifference(he, she), plans, variants=variants, kl=False, model=model).values
     found: list[BiasScores] = []
     n, n_pairs = len(own.occupations), len(own.men)
     for row in values:

@@ -17,13 +17,15 @@ from probewire.analysis.editing import (
     random_map,
     rotated_twin,
     transfer_affine,
+    transfer_condition,
     transfer_variant,
     transfer_vector,
     truncated_twin,
     variant_hooks,
 )
 from probewire.analysis.editing.model_map import matched_positions
-from probewire.clients import Affine, Client, SteeringVector, Tensor, Variant, hook
+from probewire.analysis.steering import conditional, fit_condition
+from probewire.clients import Affine, Client, Condition, SteeringVector, Tensor, Variant, hook, steer
 from probewire.protos.errors import FailedPrecondition, InvalidArgument, Unsupported
 from probewire.protos.model import Tokenized
 from probewire.protos.variants.delta import Delta
@@ -130,6 +132,66 @@ def test_a_variant_does_there_what_it_did_here(tiny: Client, twin: Twin) -> None
     assert apart(moved, logits(tiny, text)) > 1e-2  # it does something
     wrong = transfer_variant(tiny, edited.variant, twin.client, random_map(by, 5), TEXTS, ridge=1e-10, rank=1)
     assert apart(logits(twin.client, text, variant_hooks(wrong.variant)), expected) > 1e-2
+
+
+def said(client: Client, text: str, condition: Any) -> bool:
+    """Whether the server takes a condition to hold for a prompt: a hook under it changes what is generated from it."""
+    vector = np.full(64, 50.0, np.float32)
+    hooks = conditional([steer("resid_post.2", vector)], condition)
+    found = [client.run(text, hooks=some, capture=["resid_post.2"])["resid_post.2"][-1] for some in ([], hooks)]
+    return bool(np.abs(found[1] - found[0]).max() > 1.0)
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+def test_a_condition_holds_there_where_it_held_here(tiny: Client, twin: Twin, normalise: bool) -> None:
+    by = fit_map(tiny, twin.client, TEXTS, (1, 1), kind="procrustes")
+    rows = np.stack([np.asarray(tiny.run(text, capture=["resid_post.1"])["resid_post.1"])[-1] for text in TEXTS])
+    direction = np.random.default_rng(4).normal(size=64)
+    read = rows @ direction / (np.linalg.norm(rows, axis=1) * np.linalg.norm(direction) if normalise else 1.0)
+    ordered = np.sort(read)
+    at = int(np.argmax(np.diff(ordered)[2:-2])) + 2  # where no rounding can decide
+    threshold = float((ordered[at] + ordered[at + 1]) / 2)
+    here = Condition(
+        threshold, site="resid_post.1", direction=Tensor.of(direction.astype(np.float32)), normalise=normalise
+    )
+    found = transfer_condition(tiny, here, twin.client, by, TEXTS)
+    assert found.source.tolist() == (read > threshold).tolist()
+    assert found.agreement == 1.0
+    assert found.condition.direction is not None
+    np.testing.assert_allclose(found.condition.direction.numpy(), twin.q @ direction, atol=1e-2)
+    if not normalise:  # a cosine's is anywhere within the gap
+        assert found.condition.threshold == pytest.approx(threshold, abs=1e-2 * float(np.abs(read).max()))
+    for text in HELD_OUT:
+        assert said(twin.client, text, found.condition) == said(tiny, text, here)
+    wrong = transfer_condition(tiny, here, twin.client, random_map(by, 3), TEXTS)
+    assert wrong.agreement < 1.0, "another rotation reads something else"
+
+
+def test_a_fitted_condition_is_latched_there_too(tiny: Client, twin: Twin) -> None:
+    by = fit_map(tiny, twin.client, TEXTS, (1, 1), kind="procrustes")
+    fitted = fit_condition(tiny, TEXTS[:6], [text.upper() for text in TEXTS[:6]], sites="resid_post.1", n_shuffles=0)
+    prompts = [*TEXTS[6:], *(text.upper() for text in TEXTS[6:])]
+    found = transfer_condition(tiny, fitted, twin.client, by, prompts)
+    assert (found.condition.latch, found.condition.normalise) == ("mean", True)
+    assert found.agreement == 1.0
+    assert "the same answer for 100%" in str(found)
+
+
+def test_what_is_no_condition_for_another_model(tiny: Client, twin: Twin) -> None:
+    by = fit_map(tiny, twin.client, TEXTS, (1, 1), kind="procrustes")
+    direction = Tensor.of(np.ones(64, np.float32))
+    for wrong, match in (
+        (Condition(0.0, site="resid_post.1", unit=3), "no counterpart"),
+        (Condition(0.0, site="resid_post.2", direction=direction), "the map leads from resid_post.1"),
+        (Condition(0.0, direction=direction), "the site of its hook"),
+    ):
+        with pytest.raises(InvalidArgument, match=match):
+            transfer_condition(tiny, wrong, twin.client, by, TEXTS)
+    right = Condition(0.0, site="resid_post.1", direction=direction)
+    with pytest.raises(InvalidArgument, match="2 prompts; give 4 or more"):
+        transfer_condition(tiny, right, twin.client, by, TEXTS[:2])
+    with pytest.raises(FailedPrecondition, match="not the models"):
+        transfer_condition(twin.client, right, tiny, by, TEXTS)
 
 
 def test_tokens_that_end_at_the_same_character_pair() -> None:
