@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ...protos.errors import InvalidArgument, NotFound
+from .agreement import check_agreement
 from .conversion.kind import refuse_unnamed_packing
 from .json_file import json_object
 from .weight_file import WeightFile, read_weight_file
@@ -36,7 +37,7 @@ class CheckpointFolder:
 
 
 def inspect_folder(path: Path) -> CheckpointFolder:
-    """Check config, weights and tokenizer.
+    """Check config, weights and tokenizer, and that they agree; of the weights, headers alone are read.
 
     Raises NotFound when there is no such folder, InvalidArgument when it cannot be loaded as it is.
     """
@@ -53,6 +54,7 @@ def inspect_folder(path: Path) -> CheckpointFolder:
         _check_index(path, weights)
         refuse_unnamed_packing(path, config, [name for file in weights for name in file.shapes])
         check_tokenizer(path)
+        check_agreement(path, config, weights)
     except OSError as error:
         raise InvalidArgument(f"{error.filename or path} cannot be read: {error.strerror}") from error
     return CheckpointFolder(path, config, weights)

@@ -11,7 +11,7 @@ from ...protos.errors import InvalidArgument
 from .refusals import contradicts_itself, unknown_type
 from .tower import Tower, is_wrapper
 
-__all__ = ["PROVEN", "text_config"]
+__all__ = ["PROVEN", "check_compared", "text_config"]
 
 PROVEN = (
     "gemma3",
@@ -72,11 +72,7 @@ def text_config(folder: Path) -> Any:
     if tower is None:
         _check_whole(whole, written)
         return whole
-    if tower.wrapper not in PROVEN:
-        raise InvalidArgument(
-            f"the text model of a {tower.wrapper} checkpoint by itself was not compared with the whole model; probewire serves "
-            f"those of {', '.join(PROVEN)}"
-        )
+    check_compared(tower)
     text = _by_itself(whole.get_text_config())
     text.tie_word_embeddings = bool(
         getattr(whole, "tie_word_embeddings", False)
@@ -88,6 +84,15 @@ def text_config(folder: Path) -> Any:
         if stored:
             setattr(text, name, _renamed(stored, tower))
     return text
+
+
+def check_compared(tower: Tower) -> None:
+    """Raise InvalidArgument for the text model of a wrapper that is not among those that were compared with the whole."""
+    if tower.wrapper not in PROVEN:
+        raise InvalidArgument(
+            f"the text model of a {tower.wrapper} checkpoint by itself was not compared with the whole model; probewire serves "
+            f"those of {', '.join(PROVEN)}"
+        )
 
 
 def _whole(folder: Path, written: dict[str, Any]) -> Any:

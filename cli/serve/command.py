@@ -96,7 +96,12 @@ def _add_network(group: argparse._ArgumentGroup) -> None:  # pyright: ignore[rep
     group.add_argument(
         "--tls-client-ca", type=Path, default=None, help="clients must show a certificate signed by these (PEM)"
     )
-    group.add_argument("--ready-file", type=Path, default=None, help="write {http, grpc, pid} here as JSON once ready")
+    group.add_argument(
+        "--ready-file",
+        type=Path,
+        default=None,
+        help="write {http, grpc, pid} here as JSON once ready, and `failed` where a model could not be loaded",
+    )
     group.add_argument(
         "--drain", type=float, default=_GATEWAY.drain_s, metavar="S", help="how long requests may go on after SIGTERM"
     )

@@ -8,11 +8,12 @@ import os
 import signal
 import socket
 from pathlib import Path
+from typing import Any
 
 import orjson
 from rich.console import Console
 
-from ...protos.errors import FailedPrecondition
+from ...protos.errors import FailedPrecondition, ProbewireError
 from ...protos.loading import LoadRequest
 from ...protos.model import ModelInfo
 from ...server.api.grpc.service import RpcServer, admit_at_the_door
@@ -31,7 +32,7 @@ __all__ = ["serve"]
 async def serve(
     config: GatewayConfig, requests: list[LoadRequest], ready_file: Path | None = None, tls: Tls | None = None
 ) -> int:
-    """Serve until SIGINT or SIGTERM; gives the exit status. Raises when a port is taken or a model cannot load."""
+    """Serve until SIGINT or SIGTERM; gives the exit status. Raises when a port is taken or no model can load."""
     keep_freed_memory()
     allow_many_connections()
     console = Console(stderr=True)
@@ -48,11 +49,13 @@ async def serve(
         await rpc.start()
         serving = asyncio.create_task(http.serve(sockets=[listener]))
         try:
-            if await _loaded(gateway, requests, stop, console):
+            failed = await _loaded(gateway, requests, stop, console)
+            if failed is not None:
                 models = [worker.info for worker in gateway.workers.values() if worker.info is not None]
-                _announce(models, http_url, grpc_url, has_users=gateway.users.any)
+                _announce(models, failed, http_url, grpc_url, has_users=gateway.users.any)
                 if ready_file is not None:
-                    _write(ready_file, {"http": http_url, "grpc": grpc_url, "pid": os.getpid()})
+                    told = {"http": http_url, "grpc": grpc_url, "pid": os.getpid()}
+                    _write(ready_file, {**told, "failed": failed} if failed else told)
                 await stop.wait()
         finally:
             gateway.drain()
@@ -79,8 +82,13 @@ def _stop_signal(gateway: Gateway, console: Console) -> asyncio.Event:
     return stop
 
 
-async def _loaded(gateway: Gateway, requests: list[LoadRequest], stop: asyncio.Event, console: Console) -> bool:
-    """Load all of them at once, with a bar each; False when told to stop before the end."""
+async def _loaded(
+    gateway: Gateway, requests: list[LoadRequest], stop: asyncio.Event, console: Console
+) -> dict[str, str] | None:
+    """Load all of them at once, with a bar each. Those that could not be, and why; None when told to stop before the end.
+
+    Raises when none could be.
+    """
     stopped = asyncio.create_task(stop.wait())
     try:
         with LoadBars(console) as bars:
@@ -89,9 +97,12 @@ async def _loaded(gateway: Gateway, requests: list[LoadRequest], stop: asyncio.E
                 everything = asyncio.gather(*loads)
                 await asyncio.wait([everything, stopped], return_when=asyncio.FIRST_COMPLETED)
                 if stopped.done():
-                    return False
-                await everything
-                return True
+                    return None
+                ended = dict(zip((request.id for request in requests), await everything, strict=True))
+                failed = {name: error for name, error in ended.items() if error is not None}
+                if len(failed) == len(ended):
+                    raise next(iter(failed.values()))
+                return {name: error.message for name, error in failed.items()}
             finally:
                 for load in loads:
                     load.cancel()
@@ -100,9 +111,17 @@ async def _loaded(gateway: Gateway, requests: list[LoadRequest], stop: asyncio.E
         stopped.cancel()
 
 
-async def _load(gateway: Gateway, request: LoadRequest, bars: LoadBars) -> None:
-    async for progress in gateway.load_for_operator(request):
-        bars.show(request.id, progress)
+async def _load(gateway: Gateway, request: LoadRequest, bars: LoadBars) -> ProbewireError | None:
+    """Why it could not be loaded, where the fault is the model's; raises where the request itself is refused."""
+    try:
+        async for progress in gateway.load_for_operator(request, keep_failed=True):
+            bars.show(request.id, progress)
+    except ProbewireError as error:
+        worker = gateway.workers.get(request.id)
+        if worker is None or not worker.never_loaded:
+            raise
+        return error
+    return None
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -127,15 +146,17 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _write(path: Path, content: dict[str, str | int]) -> None:
+def _write(path: Path, content: dict[str, Any]) -> None:
     """In one piece, so that whoever waits for the file never reads half of it."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.write_bytes(orjson.dumps(content))
     draft.replace(path)
 
 
-def _announce(models: list[ModelInfo], http_url: str, grpc_url: str, *, has_users: bool) -> None:
-    width = max(len(info.id) for info in models)
+def _announce(
+    models: list[ModelInfo], failed: dict[str, str], http_url: str, grpc_url: str, *, has_users: bool
+) -> None:
+    width = max(map(len, [*(info.id for info in models), *failed]))
     key = ', api_key="pw_…"' if has_users else ""
     bearer = " -H 'authorization: Bearer pw_…'" if has_users else ""
     model = f', model="{models[0].id}"' if len(models) > 1 else ""
@@ -145,6 +166,7 @@ def _announce(models: list[ModelInfo], http_url: str, grpc_url: str, *, has_user
         f"probewire {VERSION} is ready",
         "",
         *(f"  {info.id:<{width}}  {info.backend} on {info.device}, {info.dtype}, {_size(info)}" for info in models),
+        *(f"  {name:<{width}}  COULD NOT BE LOADED: {reason}" for name, reason in failed.items()),
         "",
         f"  REST and OpenAI  {http_url}  (documentation: {http_url}/docs)",
         f"  gRPC             {grpc_url}",

@@ -125,7 +125,8 @@ class Gateway:
     async def describe(self, model: str) -> ModelInfo:
         self.policy.check("Models.Describe")
         worker = self.find(model)
-        if worker.info is None or worker.state == "failed":
+        worker.check_not_failed()
+        if worker.info is None:
             raise Unavailable(f"model {worker.config.id!r} is {worker.status}; retry", retry_after_s=2.0)
         return worker.info
 
@@ -137,15 +138,17 @@ class Gateway:
                 async for step in progress:
                     yield step
 
-    async def load_for_operator(self, request: LoadRequest) -> AsyncIterator[LoadProgress]:
-        """As `load`, for whoever starts the server."""
+    async def load_for_operator(
+        self, request: LoadRequest, *, keep_failed: bool = False
+    ) -> AsyncIterator[LoadProgress]:
+        """As `load`, for whoever starts the server. `keep_failed`: the name of one that cannot load stays, with its reason."""
         worker = self.roster.join(request, self._state.folder)
         async with closing(worker.progress()) as progress:
             try:
                 async for step in progress:
                     yield step
             finally:
-                if worker.state == "failed" and worker.info is None:
+                if worker.never_loaded and not keep_failed:
                     self.roster.forget(worker)
 
     async def unload(self, model: str) -> None:

@@ -35,7 +35,8 @@ class Roster:
 
     def find(self, model: str) -> Worker:
         """The worker of a model; empty: the only one. Raises, naming the models there are and the fix."""
-        names = ", ".join(self.workers)
+        live = {name: worker for name, worker in self.workers.items() if not worker.never_loaded} or self.workers
+        names = ", ".join(live)
         if self.closing:
             raise Unavailable("the server is shutting down")
         if model:
@@ -44,9 +45,9 @@ class Roster:
             return self.workers[model]
         if not self.workers:
             raise FailedPrecondition("no model is loaded; load one first (`probewire serve MODEL`, or the Load call)")
-        if len(self.workers) > 1:
+        if len(live) > 1:
             raise InvalidArgument(f"several models are loaded, so the request must name one of: {names}")
-        return next(iter(self.workers.values()))
+        return next(iter(live.values()))
 
     def id_for(self, request: LoadRequest) -> str:
         """The id that a load would have its model served under; its parts are in their own fields.
@@ -79,8 +80,9 @@ class Roster:
             )
         if self.closing:
             raise Unavailable("the server is shutting down")
-        if found is None and len(self.workers) >= self._config.max_models:
-            raise ResourceExhausted(f"{len(self.workers)} models are loaded, the most allowed; unload one first")
+        n_loaded = sum(not worker.never_loaded for worker in self.workers.values())
+        if (found is None or found.never_loaded) and n_loaded >= self._config.max_models:
+            raise ResourceExhausted(f"{n_loaded} models are loaded, the most allowed; unload one first")
         worker = Worker(
             config, self._config.supervision, self._new_folder, on_restart=lambda: self._on_restart(config.id)
         )

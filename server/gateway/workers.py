@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import psutil
 
+from ...backends.checkpoints.at_sight import refuse_at_sight
 from ...protos.activity import ModelActivity, WorkerStatus
 from ...protos.errors import Internal, ProbewireError, Unavailable
 from ...protos.loading import LoadProgress
@@ -102,6 +103,11 @@ class Worker:
     def restarts(self) -> int:
         """How often a new process had to be started because one died."""
         return self._revivals
+
+    @property
+    def never_loaded(self) -> bool:
+        """It failed before it served anything: only its name and the reason are kept, where they are."""
+        return self._state == "failed" and self.info is None
 
     @property
     def status(self) -> str:
@@ -244,12 +250,16 @@ class Worker:
         if run.process is not None:
             run.process.kill()
 
+    def check_not_failed(self) -> None:
+        """Raise Unavailable, with the reason, where it has been given up."""
+        if self._state == "failed":
+            raise Unavailable(f"model {self.config.id!r} failed: {self._detail}; unload it, or load it again")
+
     def _ready_channel(self) -> WorkerChannel:
         name = repr(self.config.id)
         if self._state == "ready" and self._channel is not None:
             return self._channel
-        if self._state == "failed":
-            raise Unavailable(f"model {name} failed: {self._detail}; unload it, or load it again")
+        self.check_not_failed()
         if self._state == "stopping":
             raise Unavailable(f"model {name} is being unloaded")
         raise Unavailable(f"model {name} is {self._state} ({self._detail}); retry", retry_after_s=2.0)
@@ -297,6 +307,7 @@ class Worker:
     async def _launch(self) -> None:
         """Start a process and wait until it has answered a probe. Raises ProbewireError and nothing else."""
         self.sessions = {}
+        await asyncio.to_thread(refuse_at_sight, self.config.model, self.config.backend)
         try:
             address = f"unix:{self._new_folder() / 'worker.sock'}"
             process = await WorkerProcess.start(replace(self.config, address=address), self._on_progress)

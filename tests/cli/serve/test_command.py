@@ -48,6 +48,40 @@ def test_it_serves_both_apis_and_ends_cleanly(tmp_path: Path, number: signal.Sig
         assert [worker for worker in workers if worker.is_running()] == []
 
 
+def test_a_bad_model_among_several_is_named_and_the_others_serve(tmp_path: Path) -> None:
+    file = tmp_path / "ready.json"
+    with started("good", "bad=fake/broken", "--port", "0", "--grpc-port", "0", "--ready-file", str(file)) as process:
+        where = ready(process, file)
+        assert where["failed"] == {"bad": "config.json is no model's"}
+        listed = httpx.get(f"{where['http']}/v1/models", timeout=DEADLINE_S).json()
+        assert [model["id"] for model in listed["data"]] == ["good"]
+        assert listed["failed"] == {"bad": "config.json is no model's"}
+        described = httpx.get(f"{where['http']}/v1/models/bad", timeout=DEADLINE_S)
+        with grpc.insecure_channel(where["grpc"].removeprefix("grpc://")) as channel:
+            start = channel.unary_stream("/probewire.v1.Inference/Generate")
+            assert next(start(request_bytes(n=2))), "the only model that serves needs no name"
+            asked = GenerateRequest((Input("{}"),), sampling=Sampling(max_new_tokens=2), model="bad")
+            with pytest.raises(grpc.RpcError) as refused:
+                next(start(to_proto(asked).SerializeToString()))
+        for told in (described.text, str(refused.value)):
+            assert "model 'bad' failed: config.json is no model's; unload it, or load it again" in told
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=DEADLINE_S)
+        assert process.returncode == 0, output
+        assert "model bad failed: config.json is no model's" in output
+        assert "  bad   COULD NOT BE LOADED: config.json is no model's" in output
+
+
+def test_where_no_model_loads_it_ends(tmp_path: Path) -> None:
+    file = tmp_path / "ready.json"
+    with started("fake/broken", "b=fake/bug", "--port", "0", "--grpc-port", "0", "--ready-file", str(file)) as process:
+        output, _ = process.communicate(timeout=DEADLINE_S)
+        assert process.returncode == 2, output
+        assert "probewire: config.json is no model's" in output
+        assert "model b failed: loading 'fake/bug' failed: RuntimeError: out of memory" in output
+    assert not file.exists()
+
+
 def test_it_lets_requests_finish_and_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     file = tmp_path / "ready.json"
     with started("a", "--port", "0", "--grpc-port", "0", "--drain", "60", "--ready-file", str(file)) as process:

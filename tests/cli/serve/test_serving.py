@@ -19,7 +19,7 @@ def _info(name: str) -> ModelInfo:
 def test_with_several_models_the_examples_name_one(
     names: tuple[str, ...], has_users: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    serving._announce([_info(name) for name in names], "http://x:1", "grpc://x:2", has_users=has_users)
+    serving._announce([_info(name) for name in names], {}, "http://x:1", "grpc://x:2", has_users=has_users)
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     [line] = [line for line in lines if ".generate(" in line]
     printed = ast.parse(line, mode="eval").body
@@ -30,3 +30,8 @@ def test_with_several_models_the_examples_name_one(
     assert keywords == ({} if len(names) == 1 else {"model": "a"})
     [chat] = [line for line in lines if line.startswith("probewire chat")]
     assert chat.endswith(" --model a") == (len(names) > 1)
+
+
+def test_what_could_not_be_loaded_is_named_beside_what_is_served(capsys: pytest.CaptureFixture[str]) -> None:
+    serving._announce([_info("a")], {"longer": "it is cut short"}, "http://x:1", "grpc://x:2", has_users=False)
+    assert "  longer  COULD NOT BE LOADED: it is cut short\n" in capsys.readouterr().out

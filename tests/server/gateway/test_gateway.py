@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
+from unittest import mock
 
 import grpc
 import numpy as np
@@ -25,6 +27,7 @@ from probewire.protos.model import (
 )
 from probewire.protos.operations import BY_CALL
 from probewire.server.gateway.gateway import Gateway
+from probewire.server.gateway.process import WorkerProcess
 from probewire.server.state.captures import Kept
 from probewire.server.streams import EncodedStreams
 
@@ -233,6 +236,22 @@ def test_a_bad_load_is_refused_before_a_process_starts(request_: LoadRequest, me
         error = await error_of(load())
         assert isinstance(error, InvalidArgument)
         assert message in error.message
+        assert it.workers == {}
+
+    over_gateway(scenario)
+
+
+def test_a_folder_that_cannot_be_one_is_refused_before_a_process_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "model.safetensors").write_bytes(b"\x10")
+    monkeypatch.setattr(WorkerProcess, "start", mock.Mock(side_effect=AssertionError))
+
+    async def scenario(it: Gateway, server: Served) -> None:
+        error = await error_of(loaded(it, str(tmp_path)))
+        assert isinstance(error, InvalidArgument)
+        assert "model.safetensors is not a safetensors file (1 bytes)" in error.message
         assert it.workers == {}
 
     over_gateway(scenario)

@@ -278,3 +278,15 @@ def test_the_folder_goes_with_the_gateway(roster: Roster) -> None:
     roster.remove_folder()
     assert not roster.folder.exists()
     roster.remove_folder()
+
+
+def test_what_never_loaded_is_no_choice_and_takes_no_place(roster: Roster, join: Callable[..., Worker]) -> None:
+    in_state(join("bad"), "failed")
+    assert roster.find("").config.id == "bad", "its reason is all there is to say"
+    good = join("good")
+    assert roster.find("") is good
+    join("b")
+    join("c")
+    assert refused(lambda: join("bad"), ResourceExhausted).startswith("3 models are loaded")
+    assert refused(lambda: roster.find(""), InvalidArgument).endswith("must name one of: good, b, c")
+    assert roster.find("bad").never_loaded

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from .....protos.errors import Internal, InvalidArgument, PermissionDenied, ProbewireError
-from .....protos.loading import LoadProgress, LoadRequest
+from .....protos.loading import HealthReport, LoadProgress, LoadRequest
 from .....protos.model import Input, ModelInfo, Tokenized, TokenizeRequest
 from .....protos.wire.codec import to_json
 from .....protos.wire.error_body import error_to_json
@@ -37,8 +37,14 @@ def models_router(api: Api) -> APIRouter:
         "/v1/models",
         summary="Every loaded model",
         responses=ok(
-            "OpenAI's list in `data`; `models` says what each offers",
-            ("application/json", object_schema({"object": _TEXT, "data": {}, "models": schemas.array(ModelInfo)})),
+            "OpenAI's list in `data`; `models` says what each offers; `failed` names those that could not be loaded, "
+            "and why",
+            (
+                "application/json",
+                object_schema(
+                    {"object": _TEXT, "data": {}, "models": schemas.array(ModelInfo), "failed": {"type": "object"}}
+                ),
+            ),
         ),
     )
     async def models(request: Request) -> Response:
@@ -49,6 +55,7 @@ def models_router(api: Api) -> APIRouter:
                 "object": "list",
                 "data": [*(_openai_model(api, info.id) for info in found), *await _variants(api)],
                 "models": [to_json(info) for info in found],
+                "failed": _failed(await operations.health()),
             }
         )
 
@@ -118,6 +125,12 @@ def models_router(api: Api) -> APIRouter:
 
 def _openai_model(api: Api, model: str) -> dict[str, Any]:
     return {"id": model, "object": "model", "created": api.started_at, "owned_by": "probewire"}
+
+
+def _failed(report: HealthReport) -> dict[str, str]:
+    """Model -> why it was given up."""
+    states = {name: status.partition(": ") for name, status in report.models.items()}
+    return {name: reason for name, (state, _, reason) in states.items() if state == "failed"}
 
 
 async def _variants(api: Api) -> list[dict[str, Any]]:

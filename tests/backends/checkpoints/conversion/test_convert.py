@@ -206,7 +206,10 @@ def test_what_is_no_checkpoint(tmp_path: Path, cache: Path) -> None:
 @pytest.mark.parametrize(
     ("says", "words"),
     [
-        ({"quantization": {"group_size": 64, "bits": 4}}, r"is quantised \(by mlx\) in a way that is not converted"),
+        (
+            {"quantization": {"group_size": 64, "bits": 4}},
+            r"says that the weights are quantised \(mlx 4 bit, group 64\)",
+        ),
         (
             {"quantization_config": {"quant_method": "hqq"}},
             r"is quantised \(hqq\) in a way that is not converted; gptq, awq, ",
