@@ -201,7 +201,8 @@ def _verdict(found: Controlled, judge: Judge) -> None:
     for other in ("random", "all"):
         print(f"accuracy of circuit − {other}: {_interval(right['circuit'] - right[other])}")
         if "circuit" not in kl or other not in kl:
-            print(f"KL of circuit ≤ KL of {other} at accuracy {AT}: miss, as one of them does not reach it")
+            said = "miss: the circuit does not reach it" if "circuit" not in kl else f"{other} does not reach it"
+            print(f"KL of circuit ≤ KL of {other} at accuracy {AT}: {said}")
             continue
         difference = kl["circuit"] - kl[other]
         said = "pass" if difference.mean() <= 0 else "miss"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
 from ....protos.errors import InvalidArgument
 from .labels import checked_labels
+from .model_signal import ModelSignal
 
 __all__ = ["GradientGuided", "latent_importance"]
 
@@ -26,20 +27,30 @@ def latent_importance(acts: Any, error: Any, labels: Any) -> Any:
 class GradientGuided:
     """Every `every` steps, `share` of the latents are re-initialised: the dead first, then those of least importance.
 
-    A latent begins anew at the residual of a forget row, those of largest error first; L is the SAE's own squared error.
+    A latent begins anew at the residual of a forget row, those of largest error first; L is the SAE's own squared error, or
+    with `signal` the model's next-token loss (`model_signal`).
     Adam keeps its moments of the old latent, which fade within some tens of steps. Nothing is managed in the last
     `rest` of the steps, so that what began anew can learn. Adds nothing to the loss.
     """
 
     name = "guided"
 
-    def __init__(self, labels: Any, steps: int, *, every: int = 25, share: float = 0.01, rest: float = 0.4) -> None:
+    def __init__(
+        self,
+        labels: Any,
+        steps: int,
+        *,
+        every: int = 25,
+        share: float = 0.01,
+        rest: float = 0.4,
+        signal: ModelSignal | Literal["error"] = "error",
+    ) -> None:
         if every < 1 or not 0 < share < 1 or not 0 <= rest < 1 or steps < 1:
             raise InvalidArgument(
                 f"every is 1 or more, share and rest lie between 0 and 1; got {every}, {share}, {rest}"
             )
         self.labels = checked_labels(labels)
-        self.steps, self.every, self.share, self.rest = steps, every, share, rest
+        self.steps, self.every, self.share, self.rest, self.signal = steps, every, share, rest, signal
         self.changed = 0
         """Latents that began anew so far."""
         self._step = 0
@@ -49,7 +60,8 @@ class GradientGuided:
     @property
     def note(self) -> Mapping[str, Any]:
         """For the manifest of a run."""
-        return {"every": self.every, "share": self.share, "rest": self.rest, "signal": "error"}
+        signal = self.signal if isinstance(self.signal, str) else {"model": dict(self.signal.note)}
+        return {"every": self.every, "share": self.share, "rest": self.rest, "signal": signal}
 
     def before(self, sae: Any) -> None:
         """Put what was chosen at the end of the last step in place; weights may not change within a step."""
@@ -68,13 +80,15 @@ class GradientGuided:
 
     def __call__(self, sae: Any, output: Any) -> Any:
         """No term; every so often, the choice of what is to begin anew."""
-        del sae
         torch: Any = import_module("torch")
         fired = (output.feature_acts.detach() > 0).any(0)
         self._fired = fired if self._fired is None else self._fired | fired
         self._step += 1
         if self._step % self.every == 0 and self._step <= (1 - self.rest) * self.steps:
-            importance = latent_importance(output.feature_acts, output.losses["mse_loss"], self.labels)
+            if isinstance(self.signal, ModelSignal):
+                importance = self.signal.importance(sae)
+            else:
+                importance = latent_importance(output.feature_acts, output.losses["mse_loss"], self.labels)
             importance = torch.where(self._fired, importance, importance.min() - 1)
             residual = (output.sae_in - output.sae_out).detach()[self.labels]
             n = min(max(1, round(self.share * len(importance))), len(residual))

@@ -85,6 +85,7 @@ class TrainingRun:
         self.trainer: Any = import_module("sae_lens.training.sae_trainer").SAETrainer(
             cfg=config.trainer_config(), sae=self.sae, data_provider=iter(())
         )
+        self.sae.activation_scaler = self.trainer.activation_scaler  # for managers that read rows of their own
         self.curves = Curves()
         self._generator: Any = self._torch.Generator().manual_seed(config.seed).get_state()
 

@@ -14,15 +14,23 @@ import torch
 from probewire.analysis.sae.dual.gates import ClusterGates, FeatureAttention
 from probewire.analysis.sae.dual.guided import GradientGuided, latent_importance
 from probewire.analysis.sae.dual.managed import Managed
+from probewire.analysis.sae.dual.model_signal import ModelSignal
 from probewire.analysis.sae.dual.separation import Separation, rate_ratios, separation_auroc, separation_loss
 from probewire.analysis.sae.training.training import train
 from probewire.analysis.sae.training.training_run import AddedLoss, Manager
 from probewire.protos.errors import InvalidArgument
 from tests.analysis.sae.dual.conftest import Two
 
+
+def _signal() -> ModelSignal:
+    rows = np.random.default_rng(5).normal(size=(2, 24, 16)).astype(np.float32)
+    return ModelSignal(rows[0], rows[1], 12)
+
+
 MAKERS: dict[str, Callable[[Any], AddedLoss]] = {
     "separation": lambda labels: Separation(labels, 0.05),
     "guided": lambda labels: GradientGuided(labels, 40, every=6, share=0.1),
+    "guided by the model": lambda labels: GradientGuided(labels, 40, every=6, share=0.1, signal=_signal()),
     "cluster_gates": lambda labels: ClusterGates(labels, clusters=4, every=7),
     "feature_attention": FeatureAttention,
     "managed": lambda labels: Managed(
