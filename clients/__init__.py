@@ -29,11 +29,12 @@ from ..protos.errors import (
     Unavailable,
     Unsupported,
 )
+from ..protos.generation.messages import Message, Tool, ToolCall
 from ..protos.generation.sampling import Grammar, Sampling, TokenBias
 from ..protos.gradients import IntegratedPath
 from ..protos.latents import LatentChange, Latents, ReadLatents
 from ..protos.metrics import Coordinate, Kl, Logit, LogitDifference, LogProb, Target, TopLogits, WeightedSum
-from ..protos.model import Input, Message, ModelInfo
+from ..protos.model import Input, ModelInfo
 from ..protos.saes import SaeInfo
 from ..protos.sites import Site
 from ..protos.spec import (
@@ -150,6 +151,8 @@ __all__ = [
     "Target",
     "Tensor",
     "TokenBias",
+    "Tool",
+    "ToolCall",
     "TopK",
     "TopLogits",
     "Unauthenticated",

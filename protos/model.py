@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from .errors import InvalidArgument
+from .generation.messages import ONLY_TEXT, Message, Tool, ToolFormat
 from .generation.sampling import Sampling
 from .metrics import Measured
 from .model_info import LayerWidths, ModelInfo, SiteInfo
@@ -45,22 +46,6 @@ __all__ = [
 ]
 
 
-ONLY_TEXT = "send text: images and sounds are not read, and of a model that sees or hears this server serves the text tower only"
-"""What is said to a message with an image part."""
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One chat message."""
-
-    role: str
-    content: str
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.content, str):  # pyright: ignore[reportUnnecessaryIsInstance] - what callers may send
-            raise InvalidArgument(f"a message's content must be a str, got {str(self.content)[:80]}; {ONLY_TEXT}")
-
-
 @dataclass(frozen=True, slots=True)
 class Input:
     """One named prompt: exactly one of text, messages and token_ids. Special tokens are added once."""
@@ -79,8 +64,11 @@ class Input:
     """None: the request's; given: these instead; empty: the base."""
     continue_final: bool = False
     """The last of the messages goes on where it ends; no reply to it is begun."""
+    tools: tuple[Tool, ...] = ()
+    """What the chat template is told that the model may call."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "tools", tuple(self.tools))
         for name in ("messages", "token_ids"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
@@ -91,6 +79,11 @@ class Input:
             )
         if self.messages is not None and not self.messages:
             raise InvalidArgument(f"input {self.name!r}: messages is empty; send at least one message")
+        if self.tools and self.messages is None:
+            raise InvalidArgument(
+                f"input {self.name!r}: tools are told to the model by its chat template, with messages; send those, or leave "
+                "tools out"
+            )
         if self.continue_final and self.messages is None:
             raise InvalidArgument(
                 f"input {self.name!r}: continue_final goes on with the last of the messages, and there are none; a text or "
@@ -333,3 +326,5 @@ class TokenizerInfo:
     eos_token: str | None = None
     pad_token: str | None = None
     chat_template: str | None = None
+    tool_format: ToolFormat | None = None
+    """How the template writes calls of tools; None: it reads no tools, or writes calls in another form than JSON."""

@@ -593,16 +593,18 @@ class Tokenized(_message.Message):
     def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., tokens: _Optional[_Iterable[str]] = ..., text: _Optional[str] = ..., raw: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class TokenizerInfo(_message.Message):
-    __slots__ = ("bos_token", "eos_token", "pad_token", "chat_template")
+    __slots__ = ("bos_token", "eos_token", "pad_token", "chat_template", "tool_format")
     BOS_TOKEN_FIELD_NUMBER: _ClassVar[int]
     EOS_TOKEN_FIELD_NUMBER: _ClassVar[int]
     PAD_TOKEN_FIELD_NUMBER: _ClassVar[int]
     CHAT_TEMPLATE_FIELD_NUMBER: _ClassVar[int]
+    TOOL_FORMAT_FIELD_NUMBER: _ClassVar[int]
     bos_token: str
     eos_token: str
     pad_token: str
     chat_template: str
-    def __init__(self, bos_token: _Optional[str] = ..., eos_token: _Optional[str] = ..., pad_token: _Optional[str] = ..., chat_template: _Optional[str] = ...) -> None: ...
+    tool_format: ToolFormat
+    def __init__(self, bos_token: _Optional[str] = ..., eos_token: _Optional[str] = ..., pad_token: _Optional[str] = ..., chat_template: _Optional[str] = ..., tool_format: _Optional[_Union[ToolFormat, _Mapping]] = ...) -> None: ...
 
 class WeightsRequest(_message.Message):
     __slots__ = ("model", "name")
@@ -627,12 +629,62 @@ class WeightChunk(_message.Message):
     def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Message(_message.Message):
-    __slots__ = ("role", "content")
+    __slots__ = ("role", "content", "tool_calls", "tool_call_id", "name")
     ROLE_FIELD_NUMBER: _ClassVar[int]
     CONTENT_FIELD_NUMBER: _ClassVar[int]
+    TOOL_CALLS_FIELD_NUMBER: _ClassVar[int]
+    TOOL_CALL_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
     role: str
     content: str
-    def __init__(self, role: _Optional[str] = ..., content: _Optional[str] = ...) -> None: ...
+    tool_calls: _containers.RepeatedCompositeFieldContainer[ToolCall]
+    tool_call_id: str
+    name: str
+    def __init__(self, role: _Optional[str] = ..., content: _Optional[str] = ..., tool_calls: _Optional[_Iterable[_Union[ToolCall, _Mapping]]] = ..., tool_call_id: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
+
+class ToolCall(_message.Message):
+    __slots__ = ("id", "name", "arguments")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ARGUMENTS_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    name: str
+    arguments: str
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., arguments: _Optional[str] = ...) -> None: ...
+
+class Tool(_message.Message):
+    __slots__ = ("name", "description", "parameters")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    description: str
+    parameters: str
+    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., parameters: _Optional[str] = ...) -> None: ...
+
+class ToolFormat(_message.Message):
+    __slots__ = ("opening", "closing", "name_key", "arguments_key", "between", "markers")
+    OPENING_FIELD_NUMBER: _ClassVar[int]
+    CLOSING_FIELD_NUMBER: _ClassVar[int]
+    NAME_KEY_FIELD_NUMBER: _ClassVar[int]
+    ARGUMENTS_KEY_FIELD_NUMBER: _ClassVar[int]
+    BETWEEN_FIELD_NUMBER: _ClassVar[int]
+    MARKERS_FIELD_NUMBER: _ClassVar[int]
+    opening: str
+    closing: str
+    name_key: str
+    arguments_key: str
+    between: str
+    markers: _containers.RepeatedCompositeFieldContainer[ToolMarker]
+    def __init__(self, opening: _Optional[str] = ..., closing: _Optional[str] = ..., name_key: _Optional[str] = ..., arguments_key: _Optional[str] = ..., between: _Optional[str] = ..., markers: _Optional[_Iterable[_Union[ToolMarker, _Mapping]]] = ...) -> None: ...
+
+class ToolMarker(_message.Message):
+    __slots__ = ("id", "text")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    text: str
+    def __init__(self, id: _Optional[int] = ..., text: _Optional[str] = ...) -> None: ...
 
 class VariantUse(_message.Message):
     __slots__ = ("name", "scale", "where")
@@ -683,7 +735,7 @@ class WeightInfo(_message.Message):
     def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., d_in: _Optional[int] = ..., d_out: _Optional[int] = ..., bias: _Optional[bool] = ..., note: _Optional[str] = ...) -> None: ...
 
 class Input(_message.Message):
-    __slots__ = ("name", "text", "messages", "token_ids", "source_only", "prompt_length", "variants", "continue_final")
+    __slots__ = ("name", "text", "messages", "token_ids", "source_only", "prompt_length", "variants", "continue_final", "tools")
     NAME_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
@@ -692,6 +744,7 @@ class Input(_message.Message):
     PROMPT_LENGTH_FIELD_NUMBER: _ClassVar[int]
     VARIANTS_FIELD_NUMBER: _ClassVar[int]
     CONTINUE_FINAL_FIELD_NUMBER: _ClassVar[int]
+    TOOLS_FIELD_NUMBER: _ClassVar[int]
     name: str
     text: str
     messages: Messages
@@ -700,7 +753,8 @@ class Input(_message.Message):
     prompt_length: int
     variants: VariantUses
     continue_final: bool
-    def __init__(self, name: _Optional[str] = ..., text: _Optional[str] = ..., messages: _Optional[_Union[Messages, _Mapping]] = ..., token_ids: _Optional[_Union[Indices, _Mapping]] = ..., source_only: _Optional[bool] = ..., prompt_length: _Optional[int] = ..., variants: _Optional[_Union[VariantUses, _Mapping]] = ..., continue_final: _Optional[bool] = ...) -> None: ...
+    tools: _containers.RepeatedCompositeFieldContainer[Tool]
+    def __init__(self, name: _Optional[str] = ..., text: _Optional[str] = ..., messages: _Optional[_Union[Messages, _Mapping]] = ..., token_ids: _Optional[_Union[Indices, _Mapping]] = ..., source_only: _Optional[bool] = ..., prompt_length: _Optional[int] = ..., variants: _Optional[_Union[VariantUses, _Mapping]] = ..., continue_final: _Optional[bool] = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ...) -> None: ...
 
 class Sampling(_message.Message):
     __slots__ = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "stop", "logprobs", "ignore_eos", "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "grammar")

@@ -75,7 +75,7 @@ def test_any_json_object(client: openai.OpenAI, model: str) -> None:
     answer = client.chat.completions.create(
         model=model, messages=MESSAGES, max_tokens=40, temperature=1.0, seed=1, response_format={"type": "json_object"}
     )
-    assert (answer.choices[0].message.content or "").lstrip()[0] == "{"
+    assert (answer.choices[0].message.content or "").lstrip().startswith("{")
 
 
 def test_a_bias_decides(client: openai.OpenAI, ours: Client, model: str) -> None:
@@ -111,6 +111,7 @@ def test_the_last_message_goes_on(client: openai.OpenAI, ours: Client, model: st
     answer = client.chat.completions.create(
         model=model, messages=begun, max_tokens=6, temperature=0, extra_body={**goes_on, "probewire": {}}
     )
+    assert answer.model_extra is not None
     sent = answer.model_extra["probewire"]["started"]["inputs"][0]["token_ids"]
     turn = ours.tokenize([*MESSAGES], model=model)
     assert ours.tokenize(sent, model=model).text == turn.text + "Well, I"
@@ -118,6 +119,17 @@ def test_the_last_message_goes_on(client: openai.OpenAI, ours: Client, model: st
     both = {"continue_final_message": True, "add_generation_prompt": True}
     with pytest.raises(openai.UnprocessableEntityError, match="one of them is true"):
         client.chat.completions.create(model=model, messages=begun, extra_body=both)
+
+
+def test_a_model_whose_template_reads_no_tools_says_so(client: openai.OpenAI, model: str) -> None:
+    tools: Any = [{"type": "function", "function": {"name": "look"}}]
+    for fields in ({}, {"max_tokens": 2}, {"tool_choice": "required"}):
+        with pytest.raises(openai.UnprocessableEntityError, match="this model's chat template reads no tools"):
+            client.chat.completions.create(model=model, messages=MESSAGES, tools=tools, **fields)
+    answer = client.chat.completions.create(
+        model=model, messages=MESSAGES, tools=tools, tool_choice="none", max_tokens=1
+    )
+    assert answer.choices[0].finish_reason == "length"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, cast
 
+from ....protos.generation.messages import Message
 from .chat import rendered, takes_parts
 from .codec import Codec
 
@@ -36,7 +37,7 @@ def _behind_reply(codec: Codec) -> set[int]:
     """The mark of the end of a turn, where the template writes one. What only opens the next turn does not count."""
     if not codec.chat.chat_template:
         return set()
-    messages = [("user", "Hello"), ("assistant", _REPLY)]
+    messages = [Message("user", "Hello"), Message("assistant", _REPLY)]
     try:
         text = rendered(codec.chat, messages, parts=takes_parts(codec.chat), reply=False)
     except Exception:  # noqa: BLE001 - the template is the checkpoint's program and raises what it likes

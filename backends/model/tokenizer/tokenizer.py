@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ....protos.errors import InvalidArgument
+from ....protos.generation.messages import ToolFormat
 from ....protos.model import Input, ModelInfo, TokenizerInfo
 from ....protos.tokens import EndToken
 from ...sampling.grammars import Grammars
@@ -16,6 +17,7 @@ from .chat import rendered, takes_parts
 from .codec import Codec
 from .ends import end_ids
 from .files import read_codec
+from .tool_format import tool_format
 
 __all__ = ["Tokenizer"]
 
@@ -37,6 +39,12 @@ class Tokenizer:
         self.has_chat_template = bool(self.codec.chat.chat_template)
         self._parts = takes_parts(self.codec.chat)
         self.token = cache(self._token)
+
+    @cached_property
+    def tool_format(self) -> ToolFormat | None:
+        """How the chat template writes calls of tools."""
+        ends = [self.token(i) for i in self.end_ids]
+        return tool_format(self.codec, parts=self._parts, ends=ends, hidden=self.hidden_ids)
 
     @cached_property
     def grammars(self) -> Grammars:
@@ -89,10 +97,21 @@ class Tokenizer:
     def _render(self, item: Input) -> str:
         if not self.has_chat_template:
             raise InvalidArgument(f"input {item.name!r}: this model has no chat template; send text or token_ids")
-        messages = [(m.role, m.content) for m in item.messages or ()]
+        messages, tells = item.messages or (), bool(item.tools) or any(m.tool_calls for m in item.messages or ())
+        if tells and self.tool_format is None:
+            raise InvalidArgument(
+                f"input {item.name!r}: this model's chat template reads no tools, or writes calls of them in another form than "
+                "JSON, so it would not be told of them; describe them in a message and ask for a form (sampling.grammar, "
+                "response_format), or serve a model whose template reads tools"
+            )
         try:
             return rendered(
-                self.codec.chat, messages, parts=self._parts, reply=not item.continue_final, goes_on=item.continue_final
+                self.codec.chat,
+                messages,
+                parts=self._parts,
+                reply=not item.continue_final,
+                goes_on=item.continue_final,
+                tools=item.tools,
             )
         except Exception as error:  # noqa: BLE001 - the template is the checkpoint's program and raises what it likes
             raise InvalidArgument(f"input {item.name!r}: the chat template refused the messages: {error}") from None
@@ -126,7 +145,8 @@ class Tokenizer:
         chat = self.codec.chat
         tokens: list[Any] = [getattr(chat, name, None) for name in ("bos_token", "eos_token", "pad_token")]
         bos, eos, pad = (None if token is None else str(token) for token in tokens)
-        return TokenizerInfo(bos, eos, pad, chat.chat_template if isinstance(chat.chat_template, str) else None)
+        template = chat.chat_template if isinstance(chat.chat_template, str) else None
+        return TokenizerInfo(bos, eos, pad, template, self.tool_format)
 
     @property
     def hidden_texts(self) -> frozenset[str]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ....protos.errors import ProbewireError
+from ....protos.generation.messages import ToolCall
 from ....protos.model import Event, Finished, Revised, Started, TensorFrame, Token, Usage
 from ....protos.wire.assemble import assemble
 from ....protos.wire.codec import to_json
@@ -14,6 +15,7 @@ from ....protos.wire.error_body import error_to_json
 from ..http.answer import Answer
 from ..http.formats import dumps
 from ..http.tensors import Style, capture_json
+from .calls import CallReader, call_json
 from .echo import Echo
 from .logprobs import ChatLogprobs, TextLogprobs
 from .request import Completion
@@ -92,8 +94,30 @@ def _choice(
             told = {name: [*before.logprobs[name], *values] for name, values in after.items()}
     elif completion.logprobs:
         told = _logprobs(completion).of(tokens)
+    if (reader := _reader(completion, finished.input, answer.started.request_id)) is not None:
+        said = "".join(reader.add(token.id, token.text) for token in answer.tokens if token.input == finished.input)
+        rest, calls = reader.end()
+        return _called(said + rest, calls, {"index": index, "logprobs": told}, finished)
     said = {"message": {"role": "assistant", "content": text, "refusal": None}} if completion.chat else {"text": text}
     return {"index": index, **said, "logprobs": told, "finish_reason": choice_reason(finished)}
+
+
+def _reader(completion: Completion, name: str, request_id: str) -> CallReader | None:
+    """What parts a choice's text from its calls, where there are tools."""
+    use, form = completion.tool_use, completion.tool_format
+    return None if use is None or form is None else CallReader(form, many=use.many, key=f"{request_id}/{name}")
+
+
+def _called(text: str, calls: tuple[ToolCall, ...], choice: dict[str, Any], finished: Finished) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": text if text or not calls else None, "refusal": None}
+    if calls:
+        message["tool_calls"] = [call_json(call) for call in calls]
+    return {**choice, "message": message, "finish_reason": _reason_with(calls, finished)}
+
+
+def _reason_with(calls: tuple[ToolCall, ...], finished: Finished) -> str:
+    reason = choice_reason(finished)
+    return "tool_calls" if calls and reason == "stop" else reason
 
 
 class Chunks:
@@ -105,6 +129,7 @@ class Chunks:
         self._completion = completion
         self._index = {item.name: i for i, item in enumerate(completion.request.inputs)}
         self._logprobs = {name: _logprobs(completion) for name in self._index}
+        self._readers: dict[str, CallReader] = {}
         self._head: dict[str, Any] = {}
         self._finished: dict[str, Finished] = {}
 
@@ -119,7 +144,9 @@ class Chunks:
         for event in events:
             if isinstance(event, Token):
                 told = self._logprobs[event.input].of([event]) if self._completion.logprobs else None
-                chunks.append(self._chunk(event.input, event.text, told, extra=tensors.pop(event.input, {})))
+                reader = self._readers.get(event.input)
+                text = event.text if reader is None else reader.add(event.id, event.text)
+                chunks.append(self._chunk(event.input, text, told, extra=tensors.pop(event.input, {})))
             elif isinstance(event, Revised) and self._completion.style is not None:
                 chunks.append(self._chunk(event.input, "", None, extra={"revised": to_json(event)}))
             elif isinstance(event, Finished):
@@ -127,8 +154,19 @@ class Chunks:
                 if self._completion.style is not None:
                     extra = {**extra, "finished": [to_json(event)]}
                 self._finished[event.input] = event
-                chunks.append(self._chunk(event.input, None, None, reason=choice_reason(event), extra=extra))
+                calls = self._ended(event.input, chunks)
+                chunks.append(self._chunk(event.input, None, None, reason=_reason_with(calls, event), extra=extra))
         return chunks + [self._chunk(name, "", None, extra=extra) for name, extra in tensors.items()]
+
+    def _ended(self, name: str, chunks: list[bytes]) -> tuple[ToolCall, ...]:
+        """A choice's calls, put out whole, behind the rest of its text."""
+        reader = self._readers.pop(name, None)
+        rest, calls = ("", ()) if reader is None else reader.end()
+        if rest:
+            chunks.append(self._chunk(name, rest, None, extra={}))
+        if calls:
+            chunks.append(self._chunk(name, None, None, extra={}, calls=calls))
+        return calls
 
     def error(self, error: ProbewireError, request_id: str) -> bytes:
         """The last line: no [DONE] follows."""
@@ -144,6 +182,8 @@ class Chunks:
 
     def _opening(self, started: Started) -> list[bytes]:
         completion = self._completion
+        made = {name: _reader(completion, name, started.request_id) for name in self._index}
+        self._readers = {name: reader for name, reader in made.items() if reader is not None}
         self._head = _head(completion, started, "chat.completion.chunk" if completion.chat else "text_completion")
         extra = {} if completion.style is None else {"started": to_json(started)}
         if not completion.chat:
@@ -160,10 +200,13 @@ class Chunks:
         role: bool = False,
         reason: str | None = None,
         extra: dict[str, Any],
+        calls: tuple[ToolCall, ...] = (),
     ) -> bytes:
         said: dict[str, Any] = {"text": text or ""}
         if self._completion.chat:
             delta: dict[str, Any] = {"role": "assistant"} if role else {}
+            if calls:
+                delta["tool_calls"] = [call_json(call, i) for i, call in enumerate(calls)]
             said = {"delta": delta if text is None else {**delta, "content": text}}
         choice = {"index": self._index[name], **said, "logprobs": logprobs, "finish_reason": reason}
         chunk = {**self._head, "choices": [choice]}

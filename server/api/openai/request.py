@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from ....protos.errors import InvalidArgument
-from ....protos.model import MAX_INPUTS, ONLY_TEXT, GenerateRequest, Input, Message, Sampling
+from ....protos.generation.messages import ONLY_TEXT, Message, ToolCall, ToolFormat
+from ....protos.generation.sampling import Sampling
+from ....protos.model import MAX_INPUTS, GenerateRequest, Input
 from ....protos.spec import Plan
 from ....protos.variants.use import VariantUse
 from ....protos.wire.codec import from_json
@@ -15,6 +17,7 @@ from ..http.body import parsed
 from ..http.fields import Fields, brief, is_list
 from ..http.tensors import Style, style_of
 from .constraints import constraints_of
+from .tools import ToolUse, tools_of
 
 __all__ = ["Completion", "chat_completion", "messages_of", "sampling_of", "text_completion", "untouched"]
 
@@ -75,6 +78,9 @@ class Completion:
     """The prompt stands before what is generated, and its tokens' log-probabilities before the new ones'."""
     silent: bool = False
     """Nothing is generated: `max_tokens` is 0."""
+    tool_use: ToolUse | None = None
+    tool_format: ToolFormat | None = None
+    """How the model writes calls, where it is told of tools."""
 
 
 def chat_completion(body: dict[str, Any]) -> Completion:
@@ -85,7 +91,14 @@ def chat_completion(body: dict[str, Any]) -> Completion:
     if top is not None and not logprobs:
         raise InvalidArgument("top_logprobs needs logprobs: true")
     fields.only("echo", False)
-    return _completion(fields, [item], chat=True, logprobs=(top or 0) if logprobs else None)
+    use = tools_of(fields)
+    item = item if use is None else replace(item, tools=use.tools)
+    made = _completion(fields, [item], chat=True, logprobs=(top or 0) if logprobs else None)
+    if use is not None and (use.required or use.strict) and made.request.sampling.grammar is not None:
+        raise InvalidArgument(
+            "response_format is one form of the whole text, tool_choice and strict tools another; leave out one"
+        )
+    return replace(made, tool_use=use)
 
 
 def _continues(fields: Fields) -> bool:
@@ -219,19 +232,42 @@ def messages_of(fields: Fields) -> tuple[Message, ...]:
 
 
 def _message(fields: Fields, path: str) -> Message:
-    role = fields.required("role", str)
+    role, calls = fields.required("role", str), fields.raw("tool_calls")
     content = fields.raw("content")
+    if content is None and calls and role == "assistant":
+        content = ""
     if is_list(content):
         parts = enumerate(content)
         content = "\n".join(_text_part(Fields(part, f"{path}.content[{i}]")) for i, part in parts)
     elif not isinstance(content, str):
         raise InvalidArgument(f"{path}.content must be text, got {brief(content)}")
-    for name in ("audio", "function_call", "refusal", "name", "tool_call_id"):
-        fields.only(name)
-    for name in ("tool_calls", "annotations"):
-        fields.only(name, [])
+    answers = role == "tool"
+    answered, name = (fields.take(key, str, "") if answers else "" for key in ("tool_call_id", "name"))
+    for key in ("audio", "function_call", "refusal", "name", "tool_call_id"):
+        fields.only(key)
+    fields.only("annotations", [])
     fields.done()
-    return Message(role, content)
+    if calls and role != "assistant":
+        raise InvalidArgument(f"{path}.tool_calls are an assistant's, and its role is {brief(role)}")
+    return Message(role, content, _calls(calls, f"{path}.tool_calls"), answered, name)
+
+
+def _calls(raw: Any, path: str) -> tuple[ToolCall, ...]:
+    if raw is None:
+        return ()
+    if not is_list(raw):
+        raise InvalidArgument(f"{path} must be a list, got {brief(raw)}")
+    return tuple(_call(Fields(item, f"{path}[{i}]"), f"{path}[{i}]") for i, item in enumerate(raw))
+
+
+def _call(fields: Fields, path: str) -> ToolCall:
+    own = fields.required("id", str)
+    fields.only("type", "function")
+    function = Fields(fields.raw("function"), f"{path}.function")
+    fields.done()
+    made = ToolCall(own, function.required("name", str), function.take("arguments", str, "{}"))
+    function.done()
+    return made
 
 
 def _text_part(fields: Fields) -> str:

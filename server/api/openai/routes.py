@@ -22,6 +22,7 @@ from .answer import Chunks, whole_answer
 from .echo import Echo, Reading, reading
 from .named_model import with_variants
 from .request import COMPLETION_TOKENS, Completion, chat_completion, text_completion
+from .tools import ToolUse, grammar_of_calls
 
 __all__ = ["openai_router"]
 
@@ -29,6 +30,9 @@ CHAT_TOKENS = 1024
 """Most new tokens of a chat that gives no max_tokens, where the context has that much room left. OpenAI fills the whole
 context; we reserve cache to the last token before a request starts, so that would crowd out everyone else."""
 _CONTINUE = "Go on with the last message where it ends, instead of beginning a reply to it."
+_TOOLS = (
+    "Functions that the model may call, for models whose chat template reads tools. Calls are read back from its text."
+)
 _ECHO = "The prompt before what is generated, its tokens' log-probabilities too. With it max_tokens may be 0."
 
 
@@ -46,6 +50,10 @@ def openai_router(api: Api) -> APIRouter:
         body, size = await read_object(request, api.max_body_bytes)
         completion = await offload(size, chat_completion, body)
         completion = await unless_gone(request.receive, _named(api.operations, completion))
+        if completion.tool_use is not None:
+            completion = await unless_gone(
+                request.receive, _told_of_tools(api.operations, completion, completion.tool_use)
+            )
         if not completion.capped:
             completion = await unless_gone(request.receive, _bounded(api.operations, completion))
         return await _answered(request, api, completion)
@@ -68,6 +76,16 @@ def openai_router(api: Api) -> APIRouter:
 async def _named(operations: Operations, completion: Completion) -> Completion:
     """With the variants that the model's name asks for."""
     return dataclasses.replace(completion, request=await with_variants(operations, completion.request))
+
+
+async def _told_of_tools(operations: Operations, completion: Completion, use: ToolUse) -> Completion:
+    """With the form in which the model calls tools. Where there is none, the worker refuses the tools."""
+    asked = completion.request
+    form = (await answer(operations, "tokenizer_info", asked.model)).tool_format
+    if form is None or (grammar := grammar_of_calls(use, form)) is None:
+        return dataclasses.replace(completion, tool_format=form)
+    sampling = dataclasses.replace(asked.sampling, grammar=grammar)
+    return dataclasses.replace(completion, tool_format=form, request=dataclasses.replace(asked, sampling=sampling))
 
 
 async def _bounded(operations: Operations, completion: Completion) -> Completion:
@@ -171,6 +189,9 @@ def _schema(api: Api, *, chat: bool) -> Schema:
     if chat:
         properties |= {
             "continue_final_message": {**flag, "default": False, "description": _CONTINUE},
+            "tools": {"type": "array", "items": {"type": "object"}, "description": _TOOLS},
+            "tool_choice": {"oneOf": [{"enum": ["none", "auto", "required"]}, {"type": "object"}]},
+            "parallel_tool_calls": {**flag, "default": True},
             "add_generation_prompt": {**flag, "description": "The opposite of continue_final_message."},
         }
     schema = object_schema(properties, ("messages",) if chat else ("prompt",))

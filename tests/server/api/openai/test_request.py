@@ -200,7 +200,7 @@ def test_parts_of_a_message_are_its_lines() -> None:
         ),
         (
             {"role": "user", "content": "x", "tool_calls": [{}]},
-            "messages[1].tool_calls is not supported here, so [{}] cannot be honoured; leave it out or send []",
+            "messages[1].tool_calls are an assistant's, and its role is 'user'",
         ),
         ({"role": "user", "content": "x", "weight": 1}, "messages[1] has unknown fields ['weight']"),
     ],

@@ -273,8 +273,6 @@ CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 @pytest.mark.parametrize(
     ("path", "extra", "message"),
     [
-        (CHAT, {"tools": [{"type": "function"}]}, "tools is not supported"),
-        (CHAT, {"tool_choice": "required"}, "tool_choice is not supported"),
         (CHAT, {"modalities": ["audio"]}, "modalities is not supported"),
         (CHAT, {"reasoning_effort": "high"}, "reasoning_effort is not supported"),
         (CHAT, {"store": True}, "store is not supported"),
