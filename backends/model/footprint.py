@@ -13,6 +13,7 @@ from ...protos.errors import FailedPrecondition
 from ...protos.tensors import numpy_dtype
 from ..checkpoints.quantised.at_load import bytes_of
 from .limits import Limits
+from .recurrent import keeps_keys, state_size
 from .sites import dims_of
 from .weights import CheckpointWeights
 
@@ -21,8 +22,6 @@ __all__ = ["Footprint", "check_free", "check_room", "footprint", "free_bytes"]
 HEADROOM = 0.1
 """Of weights and cache together: activations, buffers, the allocator."""
 _GPT2_NAMES = {"n_embd": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads"}
-
-_KEPT = (".k_proj.weight", ".v_proj.weight")
 
 CGROUP = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")
@@ -34,11 +33,14 @@ class Footprint:
 
     weights: int
     cache: int
+    """Keys and values of all positions."""
+    state: int = 0
+    """What recurrent layers hold, of all sequences."""
 
     @property
     def total(self) -> int:
         """With headroom."""
-        return round((self.weights + self.cache) * (1 + HEADROOM))
+        return round((self.weights + self.cache + self.state) * (1 + HEADROOM))
 
 
 def footprint(folder: Path, dtype: str, limits: Limits, backend: str = "", quantize: str = "") -> Footprint:
@@ -50,9 +52,11 @@ def footprint(folder: Path, dtype: str, limits: Limits, backend: str = "", quant
     config: dict[str, Any] = json.loads((folder / "config.json").read_text())
     itemsize = numpy_dtype(_dtype(checkpoint, config) if dtype == "auto" else dtype).itemsize
     weights = _held(checkpoint, None if dtype == "auto" else itemsize, itemsize, backend, quantize)
-    if checkpoint.tower is not None:
-        return Footprint(weights, _kept(checkpoint) * limits.cache_tokens * itemsize)
-    text = config
+    inner: Any = config.get("text_config")
+    text: dict[str, Any] = {**config, **inner} if checkpoint.tower is not None and isinstance(inner, dict) else config
+    state = limits.n_slots * state_size(checkpoint.names(), text).nbytes(itemsize)
+    if checkpoint.tower is not None or state:
+        return Footprint(weights, _kept(checkpoint) * limits.cache_tokens * itemsize, state)
     text |= {ours: text[theirs] for theirs, ours in _GPT2_NAMES.items() if theirs in text}
     try:
         dims = dims_of(SimpleNamespace(**text))
@@ -62,8 +66,10 @@ def footprint(folder: Path, dtype: str, limits: Limits, backend: str = "", quant
 
 
 def _kept(checkpoint: CheckpointWeights) -> int:
-    """Numbers that a position takes in the cache, by the projections' shapes: a wrapper's config leaves out what is usual."""
-    return sum(shape[0] for name, shape in checkpoint.names().items() if name.endswith(_KEPT))
+    """Numbers that a position takes in the cache, by the projections' shapes: a wrapper's config leaves out what is usual, and
+    that of recurrent layers does not say which they are."""
+    shapes = checkpoint.names()
+    return sum(shape[0] for name, shape in shapes.items() if keeps_keys(name, shapes))
 
 
 def _dtype(checkpoint: CheckpointWeights, config: dict[str, Any]) -> str:
@@ -99,10 +105,11 @@ def check_room(
     """Raise FailedPrecondition, with figures, when a model will not fit in `free` bytes (None: not known)."""
     need = footprint(folder, dtype, limits, backend, quantize)
     if free is not None and need.total > free:
+        state = f", recurrent state of {limits.n_slots:,} sequences {_gib(need.state)}" if need.state else ""
         raise FailedPrecondition(
             f"loading {name!r} takes about {_gib(need.total)} (weights {_gib(need.weights)}, KV cache of "
-            f"{limits.cache_tokens:,} positions {_gib(need.cache)}, and a tenth more), and {_gib(free)} are free; "
-            "unload another model, choose a smaller dtype, or lower --cache-tokens"
+            f"{limits.cache_tokens:,} positions {_gib(need.cache)}{state}, and a tenth more), and {_gib(free)} are free; "
+            f"unload another model, choose a smaller dtype, or lower --cache-tokens{' or --slots' if need.state else ''}"
         )
 
 
