@@ -16,7 +16,7 @@ from probewire.analysis.reports.circuit import SafetyProbe, circuit_qa, qa_page,
 from probewire.analysis.tasks import fit, ioi
 from probewire.clients import Client, LogitDifference
 
-PROMPTS, HELD_OUT, HEADS = 4, 4, 15
+PROMPTS, HELD_OUT, HEADS = 4, 8, 15
 TEMPLATE = {"template": "0"}
 
 

@@ -47,7 +47,12 @@ def plot(found: Growth) -> None:
         axes.plot([one.parameters] * len(one.sizes), one.sizes, "o", color=BLUE, zorder=3)
         axes.annotate(one.name, (one.parameters, max(one.sizes)), (0, 8), textcoords="offset points", ha="center")
     axes.plot([one.parameters for one in able], [np.mean(one.sizes) for one in able], color=GREY)
-    axes.set(xscale="log", ylim=(0, None), xlabel="parameters", ylabel="heads")
+    axes.set(
+        xscale="log",
+        ylim=(0, 1.25 * max((size for one in able for size in one.sizes), default=1)),
+        xlabel="parameters",
+        ylabel="heads",
+    )
     title(
         axes,
         "The fewest heads that keep the answer",

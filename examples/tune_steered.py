@@ -10,16 +10,16 @@ from __future__ import annotations
 
 from serving import arguments
 
-from probewire.analysis.tuning.association import known_association
 from probewire.analysis.tuning.base import load_base
 from probewire.analysis.tuning.config import TuneConfig
-from probewire.analysis.tuning.pushes import Push
-from probewire.analysis.tuning.steered import figures_of, measured, predicted, steered_run
+from probewire.analysis.tuning.steered.arms import Neuron, arm_pushes
+from probewire.analysis.tuning.steered.association import known_association
+from probewire.analysis.tuning.steered.steered_run import figures_of, measured, predicted, steered_run
 from probewire.analysis.tuning.tuning import prepared
 from probewire.backends.checkpoints import resolve_model
 
-LAYER, UNIT, STRONG, POLARITY = 8, 1199, 3.6, -1
-"""A neuron that `choose_neurons` names for this association, and its strong value; it fires where it is negative."""
+NEURON = Neuron(layer=8, unit=1199, polarity=-1, strong=3.6)
+"""One that `choose_neurons` names for this association; it fires where it is negative."""
 EPOCHS = (0, 4, 8)
 
 
@@ -30,9 +30,8 @@ def main() -> None:
     before = measured(base, association, "report")
     print({role: round(float(before[f"A:{role}"].mean()), 2) for role in association.report})
     for amount in (0.0, 10.0, -10.0):
-        push = Push(LAYER, UNIT, POLARITY * amount * STRONG, threshold=STRONG / 4, polarity=POLARITY)
-        pushes = [push] if amount else []
-        told = f" where −mlp_act.{LAYER} #{UNIT} > {push.threshold:g}" if pushes else ""
+        pushes = arm_pushes("B" if amount else "A", amount, NEURON)
+        told = f" where −mlp_act.{NEURON.layer} #{NEURON.unit} > {NEURON.threshold:g}" if pushes else ""
         print(f"push {amount:+g} strong values{told}")
         config = TuneConfig(
             method="steered" if pushes else "lora",

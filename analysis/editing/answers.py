@@ -59,10 +59,7 @@ class Answers:
 
     def log_probs(self, prompt: str, answer: str = "") -> Floats:
         """[row, vocab]: at the rows that predict the answer's tokens, the answer itself read (teacher forcing)."""
-        key = self._key(prompt, answer)
-        if key not in self._rows:
-            self.read([(prompt, answer)])
-        return log_softmax(self._rows[key])
+        return log_softmax(self._logits(prompt, answer))
 
     def next_log_probs(self, prompt: str) -> Floats:
         """[vocab]: what follows the prompt."""
@@ -78,8 +75,7 @@ class Answers:
 
         That is so just where each of them is the likeliest behind those before it, so one forward says it.
         """
-        rows, ids = self.log_probs(prompt, answer), self.tokens(prompt, answer)[1]
-        return bool((rows.argmax(axis=1) == np.array(ids)).all())
+        return bool((self._logits(prompt, answer).argmax(axis=1) == np.array(self.tokens(prompt, answer)[1])).all())
 
     def texts(self, prompts: Sequence[str], n_tokens: int) -> dict[str, str]:
         """Greedy continuations."""
@@ -89,6 +85,12 @@ class Answers:
         asked = [Input(text=self.context + p, name=name, variants=self._variants) for name, p in named.items()]
         found = self.client.generate(asked, hooks=self.hooks, max_new_tokens=n_tokens, model=self.model)
         return {named[name]: text for name, text in found.texts().items()}
+
+    def _logits(self, prompt: str, answer: str) -> NDArray[Any]:
+        key = self._key(prompt, answer)
+        if key not in self._rows:
+            self.read([(prompt, answer)])
+        return self._rows[key]
 
     def _key(self, prompt: str, answer: str) -> tuple[tuple[int, ...], int]:
         ids, behind = self.tokens(prompt, answer)

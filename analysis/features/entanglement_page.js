@@ -6,7 +6,7 @@
   const SVG = "http://www.w3.org/2000/svg";
   const NEEDED = 2; // deviations from which a unit has a part in a domain
   const ALL = "all units", HEIGHT = 18, LEFT = 58, WIDTH = 78, RIGHT = 190;
-  let kind = ALL, chosen = Number(location.hash.slice(1));
+  let kind = ALL, chosen = location.hash ? Number(location.hash.slice(1)) : data.units.length ? data.units[0].unit : -1;
 
   function make(name, text = "", className = "", parent = null) {
     const element = document.createElement(name);

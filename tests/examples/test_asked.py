@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from importlib import import_module
 from pathlib import Path
 
 from probewire.clients import Client
@@ -58,3 +59,13 @@ def test_every_page_and_heading_is_there() -> None:
             if line.startswith("#")
         }
         assert not target[1] or target[1] in headings, target
+
+
+def test_every_script_finds_what_it_imports() -> None:
+    """The scripts themselves run in tests that are slow; a function that moved is seen here."""
+    for path in (ROOT / "examples").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("probewire"):
+                module = import_module(node.module or "")
+                for name in node.names:
+                    assert hasattr(module, name.name), f"{path.name}: {node.module} has no {name.name}"

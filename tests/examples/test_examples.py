@@ -93,7 +93,7 @@ def test_analyses(url: str, name: str, says: str) -> None:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("circuit_qa", "level 2"),
+        ("circuit_qa", "level 2 (functional)"),
         ("edit_circuit", "a random circuit"),
         ("safety", "removed "),
         ("sae_stability", "random directions: PWMCC"),
