@@ -24,13 +24,18 @@ class Edge:
     receiver: str
     score: float = 0.0
 
+    @property
+    def name(self) -> str:
+        """As claims write it: "mlp_out.3 → attn_resid.5"."""
+        return f"{self.sender} → {self.receiver}"
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:
     """ "z.9 head 6 is a name mover, score ≥ .3": something that can be measured again."""
 
     unit: str
-    """As `Unit.name` writes it."""
+    """As `Unit.name` or `Edge.name` writes it."""
     role: str
     """In words."""
     measure: str

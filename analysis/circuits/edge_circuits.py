@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,10 @@ from ..attribution.taylor import patterns
 from .edge_space import EdgeSpace
 from .space import Mask
 
-__all__ = ["EdgeModel", "EdgeSpace", "acdc_edges", "edge_circuits"]
+__all__ = ["EDGE_ABLATIONS", "EdgeAblation", "EdgeModel", "EdgeSpace", "acdc_edges", "edge_circuits"]
+
+EdgeAblation = Literal["patch", "mean"]
+EDGE_ABLATIONS: tuple[EdgeAblation, ...] = get_args(EdgeAblation)
 
 Floats = NDArray[np.float64]
 Rows = NDArray[Any]
@@ -40,9 +43,9 @@ class EdgeModel:
     pairs: tuple[Pair, ...]
     space: EdgeSpace
     outputs: Mapping[int, tuple[list[Rows], list[Rows]]]
-    """Pair → each sender's rows [pos, d_model] on the clean and on the corrupt prompt."""
+    """Pair → each sender's rows [pos, d_model] on the clean prompt, and what dropped edges carry in their place."""
     model: str
-    ablation: str = "patch"
+    ablation: EdgeAblation = "patch"
     _ends: Floats | None = field(default=None)
 
     def means(self, masks: Sequence[Mask]) -> Floats:
@@ -61,6 +64,12 @@ class EdgeModel:
 
     def values(self, masks: Sequence[Mask]) -> Floats:
         """[circuit, pair]"""
+        some = max(
+            MAX_INPUTS // len(self.pairs), 1
+        )  # more would not share requests, and each holds every sender's rows
+        return np.concatenate([self._values(masks[at : at + some]) for at in range(0, len(masks), some)])
+
+    def _values(self, masks: Sequence[Mask]) -> Floats:
         kept = [self.space.checked(mask) for mask in masks]
         runs = [_Run(pair, mask, *self.outputs[pair.index]) for mask in kept for pair in self.pairs]
         for sender, site in enumerate(self.space.senders):
@@ -81,7 +90,7 @@ class EdgeModel:
         kind, _, layer = site.partition(".")
         read = f"{kind.removesuffix('_out')}_resid.{layer}"
         receiver = self.space.receivers.index(read)
-        waiting = [run for run in runs if not run.known(sender, receiver, self.space)]
+        waiting = [run for run in runs if not run.known(sender, receiver, self.space, self.ablation == "patch")]
         for start in range(0, len(waiting), MAX_INPUTS):
             some = {str(index): run for index, run in enumerate(waiting[start : start + MAX_INPUTS])}
             hooks = [
@@ -108,12 +117,14 @@ class _Run:
         """Sender → its output in this circuit. The embedding's is the clean prompt's."""
         self.state: dict[int, int] = {0: CLEAN}
 
-    def known(self, sender: int, receiver: int, space: EdgeSpace) -> bool:
-        """Fill in an output that needs no run, because the input is wholly the clean or wholly the corrupt one."""
+    def known(self, sender: int, receiver: int, space: EdgeSpace, patched: bool) -> bool:
+        """Fill in an output that needs no run, because the input is wholly the clean or, if `patched`, the corrupt one."""
         before = np.flatnonzero(space.exists[:, receiver]).tolist()
         kept = [bool(self.mask[one, receiver]) for one in before]
         clean = all(keep and self.state[one] == CLEAN for one, keep in zip(before, kept, strict=True))
-        corrupt = all(not keep or self.state[one] == CORRUPT for one, keep in zip(before, kept, strict=True))
+        corrupt = patched and all(
+            not keep or self.state[one] == CORRUPT for one, keep in zip(before, kept, strict=True)
+        )
         if clean or corrupt:
             self.live[sender] = (self.clean if clean else self.corrupt)[sender]
             self.state[sender] = CLEAN if clean else CORRUPT
@@ -129,12 +140,22 @@ class _Run:
 
 
 def edge_circuits(
-    client: Client, clean: Prompts, corrupt: Prompts, metric: Metric | Sequence[Metric], *, model: str = ""
+    client: Client,
+    clean: Prompts,
+    corrupt: Prompts,
+    metric: Metric | Sequence[Metric],
+    *,
+    ablation: EdgeAblation = "patch",
+    model: str = "",
 ) -> EdgeModel:
-    """Edge circuits on the clean prompts, patch ablation. It has what faithfulness.py's curves and MIB figures need.
+    """Edge circuits on the clean prompts. It has what faithfulness.py's curves and MIB figures need.
 
-    Raises InvalidArgument for prompts that do not pair.
+    `ablation`: what dropped edges carry: the corrupt prompt's values (patch), or each sender's mean over all corrupt prompts,
+    by position where they are of one length, else of first tokens and of all others. Raises InvalidArgument for prompts
+    that do not pair.
     """
+    if ablation not in EDGE_ABLATIONS:
+        raise InvalidArgument(f"ablation={ablation!r}; of edges there are {', '.join(EDGE_ABLATIONS)}")
     pairs = make_pairs(client, clean, corrupt, metric, model=model)
     info = client.describe(model)
     space = EdgeSpace(tuple(sender_sites(info)), tuple(receiver_sites(info)))
@@ -147,7 +168,9 @@ def edge_circuits(
             for side in ("clean", "corrupt")
         )
         outputs[pair.index] = (clean_rows, corrupt_rows)
-    return EdgeModel(client, pairs, space, outputs, model)
+    if ablation == "mean":
+        outputs = _averaged(outputs)
+    return EdgeModel(client, pairs, space, outputs, model, ablation)
 
 
 def acdc_edges(model: EdgeModel, *, tau: float = 0.01) -> tuple[Mask, float]:
@@ -171,6 +194,24 @@ def acdc_edges(model: EdgeModel, *, tau: float = 0.01) -> tuple[Mask, float]:
             if found - current < tau:
                 kept, current = trial, found
     return kept, current
+
+
+def _averaged(outputs: Mapping[int, tuple[list[Rows], list[Rows]]]) -> dict[int, tuple[list[Rows], list[Rows]]]:
+    """Corrupt rows replaced by their means over pairs. First tokens have one of their own: they hold most of the norm."""
+    found: dict[int, tuple[list[Rows], list[Rows]]] = {index: (clean, []) for index, (clean, _) in outputs.items()}
+    for sender in range(len(next(iter(outputs.values()))[1])):
+        rows = [corrupt[sender] for _, corrupt in outputs.values()]
+        if len({len(one) for one in rows}) == 1:
+            by_position = np.mean(rows, axis=0)
+            means = [by_position] * len(rows)
+        else:
+            first = np.mean([one[0] for one in rows], axis=0)
+            others = np.concatenate([one[1:] for one in rows])
+            rest = others.mean(axis=0) if len(others) else first
+            means = [np.stack([first, *[rest] * (len(one) - 1)]) for one in rows]
+        for (_, into), mean in zip(found.values(), means, strict=True):
+            into.append(mean)
+    return found
 
 
 def _wide(rows: Rows) -> Rows:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ...protos.errors import InvalidArgument
 from .ablated import Ablated, Judged, Ranked
 from .circuit import Circuit
+from .edge_circuits import EdgeModel
 from .edge_space import EdgeSpace
 from .joined import JoinedSpace
 from .space import Mask, Scores, Space
@@ -53,9 +54,9 @@ def completeness(model: Judged, circuit: Circuit | Mask) -> float:
     return float(_scaled(model, [~_mask(model, circuit)])[0])
 
 
-def judge(model: Ablated, circuit: Circuit) -> Circuit:
+def judge(model: Ablated | EdgeModel, circuit: Circuit) -> Circuit:
     """The circuit with its faithfulness and completeness, and the ablation that they were measured with."""
-    kept = circuit.mask
+    kept = _mask(model, circuit)
     f, rest = _scaled(model, [kept, ~kept])
     return circuit.with_origin(
         faithfulness=float(f), completeness=float(rest), ablation=model.ablation, n_prompts=len(model.pairs)

@@ -15,7 +15,8 @@ from ....clients.requests.prompts import Prompts
 from ....protos.errors import InvalidArgument
 from ....protos.model import ModelInfo
 from ...ablation.reference import Reference
-from ...circuits import Ablated, Ablation, Circuit, Mask, ablated
+from ...circuits import Ablated, Ablation, Circuit, EdgeModel, EdgeSpace, Mask, ablated, edge_circuits
+from ...circuits.joined import AnySpace
 from ...tasks import FittedExample, FittedTask, Task, fit
 
 __all__ = ["Bench", "Prompted", "make_bench", "task_card"]
@@ -28,7 +29,7 @@ class Prompted:
     """Some examples under any circuit."""
 
     task: FittedTask
-    judge: Ablated
+    judge: Ablated | EdgeModel
 
     @property
     def span(self) -> Floats:
@@ -69,10 +70,40 @@ class Bench:
     seed: int
     model: str
 
+    @property
+    def space(self) -> AnySpace | EdgeSpace:
+        """What the circuit's members are of: its own units, or all edges of the model."""
+        return self.held_out.judge.space
+
+    @property
+    def mask(self) -> Mask:
+        """Its members in that space."""
+        return self.circuit.mask if not isinstance(self.space, EdgeSpace) else self.circuit.edge_mask(self.space)
+
+    @property
+    def members(self) -> tuple[tuple[str, int], ...]:
+        """(name, flat index in the space), best first."""
+        space = self.space
+        if not isinstance(space, EdgeSpace):
+            return tuple((unit.name, space.index_of(unit)) for unit in self.circuit.units)
+        wide = len(space.receivers)
+        edges = sorted(self.circuit.edges, key=lambda edge: -edge.score)
+        return tuple(
+            (edge.name, space.senders.index(edge.sender) * wide + space.receivers.index(edge.receiver))
+            for edge in edges
+        )
+
+    @property
+    def noun(self) -> str:
+        """What its members are called."""
+        return "edges" if isinstance(self.space, EdgeSpace) else "units"
+
     def also(self, examples: Sequence[FittedExample]) -> Prompted:
         """Other examples, judged as the held-out ones are."""
         task = _part(self.held_out.task, examples)
-        return _prompted(self.client, task, self.circuit, self.held_out.judge.ablation, self.held_out.judge.reference)
+        judge = self.held_out.judge
+        source = None if isinstance(judge, EdgeModel) else judge.reference
+        return _prompted(self.client, task, self.circuit, judge.ablation, source)
 
 
 def task_card(task: FittedTask, seed: int = 0) -> dict[str, Any]:
@@ -146,6 +177,12 @@ def _prompted(
 ) -> Prompted:
     """Examples under any circuit of a circuit's space."""
     prompts = (task.clean, task.corrupt, task.metrics)
+    if circuit.edges:
+        if how == "zero" or source is not None:
+            raise InvalidArgument(
+                "a circuit of edges is judged under patch, or under mean over the task's corrupt prompts; zero and reference= are of units"
+            )
+        return Prompted(task, edge_circuits(client, *prompts, ablation=how, model=task.model))
     options: dict[str, Any] = {"ablation": how, "reference": source, "progress": False, "model": task.model}
     return Prompted(task, ablated(client, *prompts, circuit.space, **options))
 

@@ -37,7 +37,7 @@ EDGES = 3
 
 def reproduced(bench: Bench) -> tuple[list[Check], list[Untested]]:
     """The file's own figures, measured again: within .05 on its prompts, or within the interval on others of their kind."""
-    origin, mask = bench.circuit.origin, bench.circuit.mask
+    origin, mask = bench.circuit.origin, bench.mask
     checks: list[Check] = []
     lost: list[Untested] = []
     for name, told, kept in (("faithfulness", origin.faithfulness, mask), ("completeness", origin.completeness, ~mask)):
@@ -77,8 +77,9 @@ def _distance(figure: Figure, told: float) -> tuple[float, float]:
 
 def functional(bench: Bench, n_random: int) -> tuple[list[Check], list[Untested], dict[str, Any]]:
     """The task needs the space; the circuit keeps it on held-out prompts, the rest does not, and random ones do worse."""
-    mask, fresh = bench.circuit.mask, bench.held_out
-    drawn = random_masks(bench.circuit.space, mask, n=n_random, seed=bench.seed)
+    mask, fresh = bench.mask, bench.held_out
+    by_site = not bench.circuit.edges  # a late sender has one edge or two, and would be drawn as itself
+    drawn = random_masks(bench.space, mask, n=n_random, seed=bench.seed, by_site=by_site)
     shares = fresh.shares([mask, ~mask, *drawn])
     f, random = shares[0], shares[2:].mean(axis=1)
     p = (1 + int((random >= f.mean()).sum())) / (1 + len(random))
@@ -96,7 +97,12 @@ def functional(bench: Bench, n_random: int) -> tuple[list[Check], list[Untested]
             unit="share",
         ),
         counted(
-            f"better than {n_random} random circuits by site", p, BOUNDS["p"], n=n_random, worse="higher", unit="p"
+            f"better than {n_random} random circuits {'by site' if by_site else 'of as many edges'}",
+            p,
+            BOUNDS["p"],
+            n=n_random,
+            worse="higher",
+            unit="p",
         ),
     ]
     return checks, [], {"random": random.tolist(), "faithfulness": float(f.mean())}
@@ -107,7 +113,8 @@ def robust(bench: Bench) -> tuple[list[Check], list[Untested], dict[str, Any]]:
     checks: list[Check] = []
     lost: list[Untested] = []
     facts: dict[str, Any] = {}
-    mask = bench.circuit.mask
+    mask = bench.mask
+    alike = f"its {bench.noun} matter alike under two ablations"
     if bench.template is None:
         why = "say which labels it was found on (found_on), of a task whose other examples differ in them"
         lost.append(Untested("faithful in another template", why))
@@ -119,16 +126,12 @@ def robust(bench: Bench) -> tuple[list[Check], list[Untested], dict[str, Any]]:
     other = None if bench.other is None else necessity(bench.other, bench)
     rank = None if other is None else spearman(list(own.values()), list(other.values()))
     if rank is None:
-        lost.append(
-            Untested(
-                "its units matter alike under two ablations", "it takes three units, and a space without positions"
-            )
-        )
+        lost.append(Untested(alike, f"it takes three {bench.noun}, and a space without positions"))
     else:
         both = f"{bench.held_out.judge.ablation} and {bench.other.judge.ablation if bench.other else ''}"
         checks.append(
             counted(
-                "its units matter alike under two ablations",
+                alike,
                 rank,
                 BOUNDS["ablations"],
                 n=len(own),
@@ -144,15 +147,15 @@ def robust(bench: Bench) -> tuple[list[Check], list[Untested], dict[str, Any]]:
 
 
 def necessity(on: Prompted, bench: Bench) -> dict[str, float]:
-    """Unit name → what the faithfulness loses without it, for the best units."""
-    mask, units = bench.circuit.mask, bench.circuit.units[:MOST_UNITS]
+    """Name of a unit or edge → what the faithfulness loses without it, for the best of them."""
+    mask, members = bench.mask, bench.members[:MOST_UNITS]
     masks: list[Mask] = [mask]
-    for unit in units:
+    for _, index in members:
         one = mask.copy()
-        one.flat[bench.circuit.space.index_of(unit)] = False
+        one.flat[index] = False
         masks.append(one)
     f = on.shares(masks).mean(axis=1)
-    return {unit.name: float(f[0] - value) for unit, value in zip(units, f[1:], strict=True)}
+    return {name: float(f[0] - value) for (name, _), value in zip(members, f[1:], strict=True)}
 
 
 def _edge_cases(bench: Bench) -> tuple[float, int, str]:
@@ -183,5 +186,5 @@ def _edge_cases(bench: Bench) -> tuple[float, int, str]:
 
 def _answers(bench: Bench, examples: Sequence[FittedExample]) -> Floats:
     """[whole model and circuit, example]: the metric."""
-    mask = bench.circuit.mask
+    mask = bench.mask
     return bench.also(examples).judge.values([np.ones_like(mask), mask])

@@ -10,6 +10,7 @@ import numpy as np
 
 from ....clients import Input, capture
 from ....protos.errors import ProbewireError
+from ...attribution.edges import edge_attribution
 from ...circuits import (
     Claim,
     Mask,
@@ -45,12 +46,15 @@ def interpretability(
     checks, lost = claims(bench, necessity)
     few = bench.also(bench.held_out.task.examples[:PROMPTS]).judge  # two forwards a unit, half and prompt
     found = minimality(few, bench.circuit, n=1, max_units=MOST_UNITS, seed=bench.seed)
-    note = (
-        f"units that change the answer by more than {found.threshold:.0%} of its range, alone or beside a random half"
-    )
+    note = f"{bench.noun} that change the answer by more than {found.threshold:.0%} of its range, alone or beside a random half"
     checks.append(
         counted(
-            "units that are needed", found.share, BOUNDS["minimality"], n=len(found.indices), unit="share", note=note
+            f"{bench.noun} that are needed",
+            found.share,
+            BOUNDS["minimality"],
+            n=len(found.indices),
+            unit="share",
+            note=note,
         )
     )
     facts: dict[str, Any] = {"contexts": _contexts(bench)}
@@ -59,13 +63,14 @@ def interpretability(
         lost.append(Untested("found again on other prompts", "there are not enough examples for two sets of them"))
     else:
         overlaps = [_jaccard(a, b) for a, b in combinations(masks, 2)]
-        drawn = random_masks(bench.circuit.space, bench.circuit.mask, n=20, seed=bench.seed, by_site=False)
-        chance = float(np.mean([_jaccard(bench.circuit.mask, one) for one in drawn]))
+        drawn = random_masks(bench.space, bench.mask, n=20, seed=bench.seed, by_site=False)
+        chance = float(np.mean([_jaccard(bench.mask, one) for one in drawn]))
         facts |= {"stability": overlaps, "stability_by_chance": chance}
-        facts["overlap_with_the_file"] = [_jaccard(bench.circuit.mask, one) for one in masks]
+        facts["overlap_with_the_file"] = [_jaccard(bench.mask, one) for one in masks]
+        ranked = "EAP" if bench.circuit.edges else "AtP"
         value, note = (
             float(np.mean(overlaps)),
-            f"Jaccard of {len(masks)} sets of prompts, ranked by AtP; by chance {chance:.2f}",
+            f"Jaccard of {len(masks)} sets of prompts, ranked by {ranked}; by chance {chance:.2f}",
         )
         checks.append(
             counted(
@@ -82,15 +87,18 @@ def claims(bench: Bench, necessity: Mapping[str, float]) -> tuple[list[Check], l
     roles: HeadRoles | None = None
     for claim in bench.circuit.card.claims:
         name = f"{claim.unit}: {claim.role}"
-        unit = Unit.parse(claim.unit)
         try:
             if claim.measure in ("previous_token", "duplicate_token", "induction"):
                 roles = roles or head_roles(bench.client, length=24, n_prompts=2, seed=bench.seed, model=bench.model)
-                layer, head = _layer_and_head(unit)
+                layer, head = _layer_and_head(Unit.parse(claim.unit))
                 value = float(getattr(roles, claim.measure).values[layer, head])
                 checks.append(counted(name, value, claim.min, n=2, unit=claim.measure))
             elif claim.measure == "name_mover":
-                checks.append(judged(name, measured(_moved(bench, unit), seed=bench.seed), claim.min, unit="logits"))
+                checks.append(
+                    judged(
+                        name, measured(_moved(bench, Unit.parse(claim.unit)), seed=bench.seed), claim.min, unit="logits"
+                    )
+                )
             elif claim.measure == "necessity" and claim.unit in necessity:
                 checks.append(counted(name, necessity[claim.unit], claim.min, n=len(bench.held_out.task), unit="share"))
             else:
@@ -104,9 +112,9 @@ def claims(bench: Bench, necessity: Mapping[str, float]) -> tuple[list[Check], l
 
 def _why_not(claim: Claim, bench: Bench) -> str:
     if claim.measure == "necessity":
-        held = claim.unit in {unit.name for unit in bench.circuit.units}
+        held = claim.unit in {name for name, _ in bench.members}
         return (
-            f"{claim.unit} is not among the circuit's {MOST_UNITS} best units"
+            f"{claim.unit} is not among the circuit's {MOST_UNITS} best {bench.noun}"
             if held
             else f"{claim.unit} is not in the circuit"
         )
@@ -143,11 +151,18 @@ def _found_again(bench: Bench, seeds: int) -> list[Mask]:
     masks: list[Mask] = []
     for start in range(0, seeds * size, size):
         task: FittedTask = bench.also([bench.pool[i] for i in order[start : start + size]]).task
-        scores = rank_units(
-            bench.client, task.clean, task.corrupt, task.metrics, bench.circuit.space, model=bench.model
-        )
-        masks.append(bench.circuit.space.top(scores, len(bench.circuit)))
+        masks.append(_best(bench, task))
     return masks
+
+
+def _best(bench: Bench, task: FittedTask) -> Mask:
+    """As many units by AtP, or edges by EAP, as the circuit has."""
+    prompts = (task.clean, task.corrupt, task.metrics)
+    if bench.circuit.edges:
+        found = edge_attribution(bench.client, *prompts, model=bench.model)
+        return bench.space.top(found.importance, len(bench.circuit.edges))
+    scores = rank_units(bench.client, *prompts, bench.circuit.space, model=bench.model)
+    return bench.circuit.space.top(scores, len(bench.circuit))
 
 
 def _jaccard(a: Mask, b: Mask) -> float:

@@ -30,10 +30,15 @@ def qa_page(
         "title": f"Checks of {report.name or report.circuit}",
         "levels": list(LEVELS),
         "report": {**report.to_json(), "facts": facts, "sha256": report.sha256},
-        "units": []
-        if circuit is None
-        else [[u.name, s] for u, s in zip(circuit.units, circuit.scores, strict=True)][:UNITS],
+        "units": [] if circuit is None else _members(circuit)[:UNITS],
         "claims": [] if circuit is None else [[c.unit, c.role, c.measure, c.min] for c in circuit.card.claims],
         "interference": None if interference is None else interference.to_json(),
     }
     return page(__package__ or "probewire.analysis.reports.circuit", "page", str(data["title"]), data, path)
+
+
+def _members(circuit: Circuit) -> list[list[Any]]:
+    """[name, score] of each edge, where it is a circuit of edges, else of each unit; best first."""
+    if circuit.edges:
+        return [[edge.name, edge.score] for edge in sorted(circuit.edges, key=lambda edge: -edge.score)]
+    return [[u.name, s] for u, s in zip(circuit.units, circuit.scores, strict=True)]

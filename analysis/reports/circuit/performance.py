@@ -24,6 +24,17 @@ def performance(bench: Bench) -> dict[str, Any]:
         "share": len(circuit) / circuit.space.size,
         "edges": len(circuit.edges),
     }
+    if circuit.edges:
+        size = bench.space.size
+        why = "edges take a run of the model a node: no hooks of one forward say them"
+        return {
+            **found,
+            "units": len(circuit.edges),
+            "of": size,
+            "share": len(circuit.edges) / size,
+            "hooks": None,
+            "why": why,
+        }
     try:
         hooks = ablation_hooks(circuit.space, circuit.mask, Zeros())
     except InvalidArgument as error:

@@ -48,16 +48,11 @@ def circuit_qa(
     `task`: examples of its behaviour, more than it was found on; default the shipped one that its origin names. `found_on`:
     the labels of those it was found on ({"template": "0"}), so that other ones can be told. `n` held-out prompts,
     `n_random` random circuits (20 at least, for p < .05), `seeds` sets of prompts to find it again on. `ablation`: default
-    the file's. `who`: a report of level 3 on its card by another, or on another backend, is what level 4 takes.
-    Raises InvalidArgument for a circuit of another model, for one of edges, and for too few examples.
+    the file's. Of a circuit of edges its edges are checked, by `edge_circuits`: a forward a node for every circuit and prompt. `who`: a report of level 3 on its card by another, or on another backend, is what level 4 takes.
+    Raises InvalidArgument for a circuit of another model, for edges of heads, and for too few examples.
     """
     if n_random < 20:
         raise InvalidArgument(f"n_random must be 20 or more, for p < .05 takes that many; got {n_random}")
-    if circuit.edges:
-        raise InvalidArgument(
-            "the checks are of units; take the circuit without its edges (Circuit(circuit.space, circuit.units, circuit.scores, …)), or "
-            "judge the edges with edge_circuits"
-        )
     started = time.perf_counter()
     examples = task or _shipped(circuit)
     options: dict[str, Any] = {"n": n, "ablation": ablation, "reference": reference, "seed": seed, "model": model}

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from ....clients import Input
 from ....clients.requests.prompts import Prompt
 from ....protos.metrics import Metric, Target
 from ...ablation.reference import measure, tokenized
 from ...attribution.taylor import patterns
-from ...circuits import random_masks
+from ...circuits import edge_circuits, random_masks
 from ...circuits.ablated import ablation_hooks, mean_source
 from ..verdicts import Check
 from .bench import Bench
@@ -55,9 +56,11 @@ def _changes(
     bench: Bench, probe: SafetyProbe, n_random: int
 ) -> tuple[float, np.ndarray[tuple[int, ...], np.dtype[np.float64]]]:
     """Mean change without the circuit, and [draw] without random ones."""
-    space, mask = bench.circuit.space, bench.circuit.mask
     named = list(tokenized(bench.client, list(probe.prompts), model=bench.model).values())
     metrics = list(probe.metric) if isinstance(probe.metric, Sequence) else [probe.metric] * len(named)
+    if bench.circuit.edges:
+        return _without_edges(bench, named, metrics, n_random)
+    space, mask = bench.circuit.space, bench.circuit.mask
     reference = measure(bench.client, named, patterns(space.sites), model=bench.model)
     gone = [~mask, *(~one for one in random_masks(space, mask, n=n_random, seed=bench.seed))]
     plans = [[], *(ablation_hooks(space, one, mean_source(reference, 1)) for one in gone)]
@@ -69,4 +72,15 @@ def _changes(
         for item in some:
             total += np.asarray(sweep.array(item.name).values, dtype=np.float64)
     mean = total / len(named)
+    return float(mean[1] - mean[0]), mean[2:] - mean[0]
+
+
+def _without_edges(
+    bench: Bench, named: Sequence[Input], metrics: Sequence[Metric], n_random: int
+) -> tuple[float, np.ndarray[tuple[int, ...], np.dtype[np.float64]]]:
+    """The same of edges: those that are taken away carry their senders' means over the probe's prompts."""
+    model = edge_circuits(bench.client, list(named), list(named), list(metrics), ablation="mean", model=bench.model)
+    mask = bench.mask
+    random = random_masks(bench.space, mask, n=n_random, seed=bench.seed, by_site=False)
+    mean = model.means([np.ones_like(mask), ~mask, *(~one for one in random)])
     return float(mean[1] - mean[0]), mean[2:] - mean[0]

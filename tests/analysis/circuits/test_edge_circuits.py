@@ -10,7 +10,7 @@ from probewire.analysis.attribution.patching import patch
 from probewire.analysis.attribution.path_patching import path_patching
 from probewire.analysis.circuits.edge_circuits import acdc_edges, edge_circuits
 from probewire.analysis.circuits.faithfulness import FRACTIONS, area_from_one, curve, mib
-from probewire.clients import Client, InvalidArgument, Kl, LogitDifference
+from probewire.clients import Client, InvalidArgument, Kl, LogitDifference, patch as patch_hook
 
 CLEAN, CORRUPT = "abcdefgh", "abxdefyh"
 METRIC = LogitDifference((65, 70), (80,))
@@ -121,3 +121,30 @@ def test_rankings_of_the_default_models_edges(default_client: Client) -> None:
     assert cmd[0] > 0.6
     assert cmd[0] > cmd[1] + 0.1
     assert cmd[1] > cmd[2] + 0.05
+
+
+def test_means_in_place_of_dropped_edges_against_a_forward_by_hooks(tiny: Client) -> None:
+    """Every edge out of one sender dropped is the sender replaced by its mean; all edges into the logits too."""
+    clean, corrupt = [CLEAN, "hgfedcba"], [CORRUPT, "hgfxdcba"]
+    model = edge_circuits(tiny, clean, corrupt, METRIC, ablation="mean")
+    runs = tiny.run(corrupt, capture=["attn_out.1"], progress=False).inputs.values()
+    mean = np.mean([np.asarray(run["attn_out.1"]) for run in runs], axis=0).astype(np.float32)
+    mask = model.space.exists.copy()
+    mask[model.space.senders.index("attn_out.1")] = False
+    for text, value in zip(clean, model.values([mask])[0], strict=True):
+        row = tiny.run(text, hooks=[patch_hook("attn_out.1", value=mean)], capture=["logits"])["logits"][-1]
+        assert value == pytest.approx(float((row[65] + row[70]) / 2 - row[80]), abs=1e-5)
+    assert model.full == pytest.approx(edge_circuits(tiny, clean, corrupt, METRIC).full, abs=1e-9)
+
+
+def test_means_of_prompts_of_several_lengths(tiny: Client) -> None:
+    clean, corrupt = [CLEAN, "hgfedc"], [CORRUPT, "hgfxdc"]
+    model = edge_circuits(tiny, clean, corrupt, METRIC, ablation="mean")
+    rows = [np.asarray(tiny.run(text, capture=["mlp_out.0"])["mlp_out.0"], dtype=np.float64) for text in corrupt]
+    at = model.space.senders.index("mlp_out.0")
+    put = model.outputs[0][1][at]
+    np.testing.assert_allclose(put[0], np.mean([one[0] for one in rows], axis=0), rtol=1e-5, atol=1e-6)
+    rest = np.concatenate([one[1:] for one in rows]).mean(axis=0)
+    np.testing.assert_allclose(put[1:], np.broadcast_to(rest, put[1:].shape), rtol=1e-5, atol=1e-6)
+    with pytest.raises(InvalidArgument, match="of edges there are patch, mean"):
+        edge_circuits(tiny, clean, corrupt, METRIC, ablation="zero")  # pyright: ignore[reportArgumentType] - what is tested

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ FOUND_ON = {"letters": "early"}
 
 
 @pytest.fixture(scope="session")
-def planted_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+def planted_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("planted")
     planted = plant(tiny_checkpoint("llama", folder / "base"), folder / "planted")
     path = planted / "model.safetensors"
@@ -45,7 +46,12 @@ def planted_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]
             if name.startswith(f"model.layers.{LAYER}."):
                 weight[:, NEURON] = 30.0 * one
     save_file(weights, path, metadata={"format": "pt"})
-    with client_of(planted) as client:
+    return planted
+
+
+@pytest.fixture(scope="session")
+def planted_client(planted_folder: Path) -> Iterator[Client]:
+    with client_of(planted_folder) as client:
         yield client
 
 
