@@ -1,12 +1,15 @@
 """What variants cost: tokens a second of eight streams with them, as a share of the same streams without, in one run.
 
-python benchmarks/variants.py MODEL_FOLDER [--backend torch] [--dtype float32] [--rounds 3] [--tokens 24]
+python benchmarks/variants.py MODEL_FOLDER [--backend torch] [--dtype float32] [--rounds 3] [--tokens 24] [--cpu]
+
+--cpu counts the process's CPU seconds (set OMP_NUM_THREADS=1), for machines that others use too.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -35,12 +38,12 @@ def variant(client: Client, rng: np.random.Generator, rank: int, names: tuple[st
     )
 
 
-def seconds(client: Client, uses: list[Any], n_tokens: int) -> float:
+def seconds(client: Client, uses: list[Any], n_tokens: int, clock: Callable[[], float]) -> float:
     """Of a generation of all streams, each with what it runs with."""
     inputs = {f"s{i}": Input(text=PROMPT, variants=use) for i, use in enumerate(uses)}
-    start_s = time.perf_counter()
+    start_s = clock()
     client.generate(inputs, max_new_tokens=n_tokens, ignore_eos=True)
-    return time.perf_counter() - start_s
+    return clock() - start_s
 
 
 def main() -> None:
@@ -51,7 +54,9 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=24)
+    parser.add_argument("--cpu", action="store_true")
     given = parser.parse_args()
+    clock = time.process_time if given.cpu else time.perf_counter
     folder = Path(given.folder)
     limits = Limits(n_slots=N_STREAMS, context_tokens=512, cache_tokens=4096)
     config = WorkerConfig(str(folder), "m", backend=given.backend, dtype=given.dtype, engine=limits)
@@ -68,12 +73,12 @@ def main() -> None:
         "rank 8 everywhere, one stream of eight": ["v0", *[()] * (N_STREAMS - 1)],
     }
     for uses in cases.values():
-        seconds(client, uses, 4)
+        seconds(client, uses, 4, clock)
     ratios: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(given.rounds):
         for name, uses in cases.items():
-            before = seconds(client, [()] * N_STREAMS, given.tokens)
-            ratios[name].append(before / seconds(client, uses, given.tokens))
+            before = seconds(client, [()] * N_STREAMS, given.tokens, clock)
+            ratios[name].append(before / seconds(client, uses, given.tokens, clock))
     print(
         f"{given.backend} {given.dtype}, {N_STREAMS} streams of {given.tokens} tokens, {given.rounds} rounds: speed ÷ base"
     )

@@ -74,7 +74,7 @@ def shrunk(full: Mapping[str, Any], *, n_layers: int = 0) -> dict[str, Any]:
 
     Equal numbers that mean different things stay apart: sizes are set by what they are, never looked up by what they were.
     """
-    if "num_hidden_layers" not in full:  # nemotron_h has its layers' kinds alone
+    if "num_hidden_layers" not in full and "layers_block_type" in full:  # nemotron_h has its layers' kinds alone
         full = {**full, "num_hidden_layers": len(full["layers_block_type"])}
     other = _other_names(full)
     small = _shrunk({**full, **{name: full[own] for name, own in other.items()}}, n_layers)

@@ -6,10 +6,9 @@ it. Rows of other sequences are not touched. The base's weights are never writte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence as SequenceOf
+from collections.abc import Generator, Hashable, Iterable, Iterator, Sequence as SequenceOf
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,68 +16,16 @@ from numpy.typing import NDArray
 from ...protos.errors import Internal
 from ...protos.spec import Where
 from ..hooks.bound import chosen_by
-from .factors import UNEMBED, BoundUse, BoundVariant, Factors
+from .factors import UNEMBED, BoundUse, BoundVariant
+from .placed import NOTHING, Part, Placed, Products, Rows
 
 if TYPE_CHECKING:
     from ..hooks.row_span import RowSpan
 
-__all__ = ["FEW_ROWS", "Deltas", "Part", "Products"]
-
-FEW_ROWS = 16
-"""Parts of fewer rows are computed together: their factors side by side, with what is not a row's own set to 0."""
+__all__ = ["Deltas"]
 
 MOST_BYTES = 2 << 30
 """Of variants' factors that stay on the device once they have been used."""
-
-Rows = NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Part:
-    """One variant at one strength, and the rows of this forward that run with it."""
-
-    variant: BoundVariant
-    scale: float
-    rows: Rows | None
-    """Numbers of rows of [batch · row, …]; None: all of them."""
-
-    @property
-    def few(self) -> bool:
-        """Whether it is computed with others."""
-        return self.rows is not None and len(self.rows) < FEW_ROWS
-
-
-class Products(Protocol):
-    """A backend's own arithmetic. x [n, d_in] and y [n, d_out] are flat; what comes back takes y's place."""
-
-    def prepare(self, factors: Factors, near: Any) -> Any:
-        """The factors on the device, in a tensor's dtype."""
-        ...
-
-    def one(self, x: Any, y: Any, factors: Any, scale: float, rows: Rows | None) -> Any:
-        """y with one part added, to all rows or to some."""
-        ...
-
-    def several(self, x: Any, y: Any, together: Any) -> Any:
-        """y with several parts added, each to its own few rows."""
-        ...
-
-    def together(self, parts: SequenceOf[tuple[Any, float, Rows]], near: Any) -> Any:
-        """What `several` needs of (factors, scale, rows), made once for forwards that are alike."""
-        ...
-
-
-@dataclass(slots=True, eq=False)
-class _Placed:
-    """The parts of one forward, and what was made of them."""
-
-    parts: tuple[Part, ...] = ()
-    together: dict[str, Any] = field(default_factory=dict[str, Any])
-    """Module path → what `several` needs there."""
-
-    def at(self, path: str) -> list[Part]:
-        """Those that change a module."""
-        return [part for part in self.parts if path in part.variant.factors]
 
 
 class Deltas:
@@ -88,11 +35,18 @@ class Deltas:
         self.products = products
         self.most_bytes = most_bytes
         """Of factors, counted in float32, that are kept on the device beside those at work."""
-        self._now = _Placed()
-        self._head: _Placed | None = None
-        self._alike: tuple[Hashable, _Placed] = (None, self._now)
+        self._now = NOTHING
+        self._head: Placed | None = None
+        self._alike: tuple[Hashable, Placed] = (None, self._now)
         self._ready: dict[str, dict[str, Any]] = {}
         """Hash → module path → factors on the device, the latest used last."""
+        self._source: Any = None
+        self._first = ""
+        """The module that read `_source` first."""
+        self._held: dict[str, list[Any]] = {}
+        """What was read of it for modules that are still to come."""
+        self._after: dict[str, dict[str, None]] = {}
+        """Module → those seen to read the same input after it: q, then k and v."""
         self._nbytes: dict[str, int] = {}
 
     @property
@@ -102,9 +56,9 @@ class Deltas:
 
     def place(self, slots: SequenceOf[RowSpan], layout: tuple[int, int]) -> None:
         """The rows of a forward over [batch, row, …] tensors, of sequences with variants and without."""
-        self._head = None
+        self._head, self._source, self._held = None, None, {}
         if not any(slot.plan.uses for slot in slots):
-            self._now = _EMPTY
+            self._now = NOTHING
             return
         found = list(_ranges((slot, slot.batch * layout[1] + slot.start, slot.positions) for slot in slots))
         self._now = self._placed(found, layout[0] * layout[1])
@@ -135,11 +89,11 @@ class Deltas:
         for slot, positions in rows:
             found.append((slot, start, np.asarray(positions, dtype=np.int64)))
             start += len(found[-1][2])
-        self._head = _EMPTY
+        self._head = NOTHING
         if any(slot.plan.uses for slot, _, _ in found):
             self._head = self._placed(list(_ranges(found)), start)
 
-    def _placed(self, found: list[tuple[BoundUse, Rows]], n_rows: int) -> _Placed:
+    def _placed(self, found: list[tuple[BoundUse, Rows]], n_rows: int) -> Placed:
         rows: dict[tuple[str, float], list[Rows]] = {}
         variants: dict[tuple[str, float], BoundVariant] = {}
         for use, own in found:
@@ -154,39 +108,56 @@ class Deltas:
                 if key[1] != 0.0
                 for once in _each_once(own)
             )
-            self._alike = (alike, _Placed(tuple(parts)))
+            self._alike = (alike, Placed(tuple(parts), n_rows))
         return self._alike[1]
 
     def touches(self, path: str) -> bool:
         """Whether this forward changes a module."""
-        return any(path in part.variant.factors for part in self._now.parts)
+        return self._now.changes(path)
 
-    def added(self, path: str, x: Any, y: Any, *, columns: Callable[[Any], Any] | None = None) -> Any:
+    def added(self, path: str, x: Any, y: Any, *, source: Any = None, columns: Any = None) -> Any:
         """What a module gives, [n, d_out] of rows [n, d_in] (token ids [n] of the embedding), with this forward's deltas.
 
-        `columns`: of prepared factors, those that y has, where the head gives some of its logits only.
+        `source`: the tensor that the module was given, which is the same one for modules that read the same rows. `columns`:
+        those that y has, where the head gives some of its logits only.
         """
         placed = self._now
         if path == UNEMBED:
             if self._head is None:
-                if not self.touches(path):
+                if not placed.changes(path):
                     return y
                 raise Internal("the output head was read without saying whose rows it reads")
             placed = self._head
-        if not placed.parts or not (parts := placed.at(path)):
+        if not placed.parts:
             return y
         assert self.products is not None
-        few = [part for part in parts if part.few]
-        if len(few) > 1 and columns is None:
-            parts = [part for part in parts if not part.few]
-            if path not in placed.together:
-                own = [(self._factors(part, path, y), part.scale, part.rows) for part in few]
-                placed.together[path] = self.products.together([(f, s, r) for f, s, r in own if r is not None], y)
-            y = self.products.several(x, y, placed.together[path])
-        for part in parts:
-            factors = self._factors(part, path, y)
-            y = self.products.one(x, y, factors if columns is None else columns(factors), part.scale, part.rows)
+        steps = placed.steps(path, self.products, self._factors, y)
+        if not steps:
+            return y
+        for step, h in zip(steps, self._read(placed, path, x, y, source), strict=True):
+            y = self.products.write(y, h, step.made if columns is None else self.products.columns(step.made, columns))
         return y
+
+    def _read(self, placed: Placed, path: str, x: Any, y: Any, source: Any) -> list[Any]:
+        """x·A of each step of a module, and for modules that were seen to read the same input after it."""
+        assert self.products is not None
+        if source is self._source and path in self._held:
+            return self._held.pop(path)
+        if source is not None and source is self._source:
+            self._after.setdefault(self._first, {})[path] = None
+        else:
+            self._source, self._first, self._held = source, path, {}
+        paths = (path, *(self._after.get(path, ()) if source is not None else ()))
+        found: dict[str, list[Any]] = {
+            one: [None] * len(placed.steps(one, self.products, self._factors, y)) for one in paths
+        }
+        for reading in placed.readings(paths, self.products):
+            h = self.products.read(x, reading.made)
+            for whose, index, columns in reading.whose:
+                found[whose][index] = h if len(reading.whose) == 1 else h[:, columns]
+        own = found.pop(path)
+        self._held = found
+        return own
 
     def _factors(self, part: Part, path: str, near: Any) -> Any:
         assert self.products is not None
@@ -212,10 +183,8 @@ class Deltas:
         """No forward is under way."""
         if self._now.parts:
             self._let_go()
-        self._now, self._head = _EMPTY, None
-
-
-_EMPTY = _Placed()
+        self._now, self._head = NOTHING, None
+        self._source, self._held = None, {}
 
 
 def _each_once(rows: Rows) -> Iterator[Rows]:

@@ -20,7 +20,8 @@ from ...protos.errors import Internal, InvalidArgument
 from ...protos.latents import ReadLatents
 from ...protos.sites import ATTENTION_SITES, Site
 from ...protos.spec import AnyOf
-from ..deltas.at_work import Deltas, Products
+from ..deltas.at_work import Deltas
+from ..deltas.placed import Products
 from ..ops import Ops
 from .alarms import no_key_left
 from .bound import Acting, BoundHook, choose

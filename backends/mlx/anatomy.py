@@ -16,7 +16,6 @@ from ..model.anatomy.numbers import head_caps, head_scales, numbers_of
 from ..model.families import BODIES
 from .attention import Attention
 from .cache import run_caches
-from .deltas import columns_of
 from .mends import ACTIVATIONS
 from .trace import TOLERANCES, traced
 
@@ -47,7 +46,7 @@ class Head:
             logits = self.module.as_linear(hidden) if tied else self.module(hidden)
             logits = logits if columns is None else logits[..., mx.array(columns)]
         rows, own = hidden.reshape(-1, hidden.shape[-1]), logits.reshape(-1, logits.shape[-1])
-        some = None if columns is None else columns_of(mx.array(columns))
+        some = None if columns is None else mx.array(columns)
         logits = self.deltas.added(UNEMBED, rows, own, columns=some).reshape(logits.shape)
         if self.scale != 1.0:
             logits = logits * self.scale

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence as SequenceOf
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,18 +15,17 @@ from transformers.pytorch_utils import Conv1D
 
 from ..deltas.at_work import Deltas
 from ..deltas.factors import EMBED, UNEMBED, Factors
+from ..deltas.placed import Rows, Shares
 from ..deltas.weight_table import Linear, linear_of
 from ..hooks.points import Seen
 from .quantised import QuantisedLinear
 
-__all__ = ["TorchProducts", "columns_of", "take_deltas"]
-
-Rows = NDArray[np.int64]
+__all__ = ["TorchProducts", "take_deltas"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Ready:
-    """Factors on the device, in the model's dtype."""
+    """Factors on the device."""
 
     a: torch.Tensor
     b: torch.Tensor
@@ -34,25 +33,27 @@ class _Ready:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Together:
-    """Several parts' factors side by side, for the rows of all of them."""
+class _Step:
+    """Some parts' factors side by side, for the rows of all of them."""
 
+    rows: slice | torch.Tensor | None
+    """None: all that there are."""
     a: torch.Tensor
     """[d_in, all ranks]."""
+    foreign: torch.Tensor | None
+    """[row, all ranks]: whether a product is of another part's rows; None: there is one part."""
+    by_rank: torch.Tensor | None
+    """[all ranks]: strengths, where parts differ. Not in `b`, where what overflows would reach the others: 0 · ∞ is no number."""
     b: torch.Tensor
     """[all ranks, d_out]."""
-    scales: torch.Tensor | None
-    """[all ranks], of its part each; None: 1. Not in `b`, where what overflows would reach the others: 0 · ∞ is no number."""
-    foreign: torch.Tensor
-    """[row, all ranks]: whether a product is of another part's rows."""
-    at: torch.Tensor | None
-    """The rows; None: all that there are."""
-    biases: tuple[torch.Tensor, torch.Tensor] | None
-    """[row, part] scales and [part, d_out]."""
+    scale: float
+    """Of all parts."""
+    bias: torch.Tensor | None
+    """[d_out] or [row, d_out], `scale` apart."""
 
 
 class TorchProducts:
-    """See backends/deltas/at_work.py."""
+    """See backends/deltas/placed.py."""
 
     def prepare(self, factors: Factors, near: torch.Tensor) -> _Ready:
         """See Products."""
@@ -60,81 +61,88 @@ class TorchProducts:
             bias = None if factors.bias is None else _on(factors.bias, near)
             return _Ready(_on(factors.a, near), _on(factors.b, near), bias)
 
-    def one(self, x: torch.Tensor, y: torch.Tensor, factors: _Ready, scale: float, rows: Rows | None) -> torch.Tensor:
+    def step(self, factors: SequenceOf[_Ready], shares: Shares, near: torch.Tensor) -> _Step:
         """See Products."""
-        if rows is None:
-            return _added(y, _read(x, factors.a), factors, scale)
-        first, stop = int(rows[0]), int(rows[-1]) + 1
-        if stop - first == len(rows):
-            own = y[first:stop]
-            new = _added(own, _read(x[first:stop], factors.a), factors, scale)
-            return y if not torch.is_grad_enabled() else torch.cat([y[:first], new, y[stop:]])
-        at = torch.from_numpy(rows).to(y.device)
-        change = _read(x[at], factors.a) @ factors.b
-        change = change if factors.bias is None else change + factors.bias
-        return _to_rows(y, at, change, scale)
-
-    def several(self, x: torch.Tensor, y: torch.Tensor, together: _Together) -> torch.Tensor:
-        """See Products."""
-        h = _read(x if together.at is None else x[together.at], together.a)
-        h = (h if together.scales is None else h * together.scales).masked_fill(together.foreign, 0.0)
-        if together.at is None and together.biases is None:
-            return torch.addmm(y, h, together.b) if torch.is_grad_enabled() else y.addmm_(h, together.b)
-        change = h @ together.b
-        if together.biases is not None:
-            change = torch.addmm(change, *together.biases)
-        at = torch.arange(len(y), device=y.device) if together.at is None else together.at
-        return _to_rows(y, at, change, 1.0)
-
-    def together(self, parts: SequenceOf[tuple[_Ready, float, Rows]], near: torch.Tensor) -> _Together:
-        """See Products."""
-        rows = np.unique(np.concatenate([own for _, _, own in parts]))
-        ranks = [factors.a.shape[1] for factors, _, _ in parts]
-        foreign = np.ones((len(rows), sum(ranks)), dtype=bool)
-        scales = np.zeros((len(rows), len(parts)), dtype=np.float32)
-        by_rank = np.repeat(np.array([scale for _, scale, _ in parts], dtype=np.float32), ranks)
-        start = 0
-        for index, ((_, scale, own), rank) in enumerate(zip(parts, ranks, strict=True)):
-            at = np.searchsorted(rows, own)
-            foreign[at, start : start + rank] = False
-            scales[at, index] = scale
-            start += rank
+        rows = None if shares.rows is None else _chosen(shares.rows, near)
+        scale, by_part = shares.scale, _on(shares.scales, near)
+        if shares.own is None:
+            (one,) = factors
+            return _Step(rows, one.a, None, None, one.b, float(shares.scales[0]), one.bias)
         with torch.inference_mode(False):
-            none = torch.zeros(near.shape[1], dtype=near.dtype, device=near.device)
-            biases = [none if factors.bias is None else factors.bias for factors, _, _ in parts]
-            some = any(factors.bias is not None for factors, _, _ in parts)
-            return _Together(
-                torch.cat([factors.a for factors, _, _ in parts], 1),
-                torch.cat([factors.b for factors, _, _ in parts]),
-                None if all(scale == 1.0 for _, scale, _ in parts) else _on(by_rank, near),
-                torch.from_numpy(foreign).to(near.device),
-                None if len(rows) == len(near) else torch.from_numpy(rows).to(near.device),
-                (_on(scales, near), torch.stack(biases)) if some else None,
+            ranks = torch.tensor([one.a.shape[1] for one in factors], device=near.device)
+            own = torch.from_numpy(shares.own).to(near.device)
+            bias: torch.Tensor | None = None
+            if any(one.bias is not None for one in factors):
+                none = torch.zeros_like(factors[0].b[0])
+                shifts = torch.stack([none if one.bias is None else one.bias for one in factors])
+                bias = (own.to(shifts.dtype) if scale is not None else own * by_part) @ shifts
+            return _Step(
+                rows,
+                torch.cat([one.a for one in factors], 1),
+                (~own).repeat_interleave(ranks, 1),
+                None if scale is not None else by_part.repeat_interleave(ranks),
+                torch.cat([one.b for one in factors]),
+                1.0 if scale is None else scale,
+                bias,
             )
+
+    def beside(self, steps: SequenceOf[_Step]) -> _Step:
+        """See Products."""
+        with torch.inference_mode(False):
+            foreign = [one.foreign for one in steps if one.foreign is not None]
+            by_rank: torch.Tensor | None = None
+            if any(one.by_rank is not None for one in steps):
+                by_rank = torch.cat(
+                    [torch.ones_like(one.a[0]) if one.by_rank is None else one.by_rank for one in steps]
+                )
+            a = torch.cat([one.a for one in steps], 1)
+            return replace(steps[0], a=a, foreign=torch.cat(foreign, 1) if foreign else None, by_rank=by_rank)
+
+    def read(self, x: torch.Tensor, step: _Step) -> torch.Tensor:
+        """See Products."""
+        x = x if step.rows is None else x[step.rows]
+        h = x.to(step.a.dtype) @ step.a if x.is_floating_point() else step.a[x]
+        h = h if step.by_rank is None else h * step.by_rank
+        return h if step.foreign is None else h.masked_fill(step.foreign, 0.0)
+
+    def write(self, y: torch.Tensor, h: torch.Tensor, step: _Step) -> torch.Tensor:
+        """See Products. Into y itself, which the module has just made, unless autograd looks on."""
+        if torch.is_grad_enabled():
+            return _written(y, h, step)
+        own = y if step.rows is None else y[step.rows]
+        if own.dtype == h.dtype:
+            own.addmm_(h, step.b, alpha=step.scale)
+        else:
+            own.add_(h @ step.b, alpha=step.scale)
+        if step.bias is not None:
+            own.add_(step.bias, alpha=step.scale)
+        return y.index_copy_(0, step.rows, own) if isinstance(step.rows, torch.Tensor) else y
+
+    def columns(self, step: _Step, at: torch.Tensor) -> _Step:
+        """See Products."""
+        return replace(step, b=step.b[:, at], bias=None if step.bias is None else step.bias[..., at])
+
+
+def _written(y: torch.Tensor, h: torch.Tensor, step: _Step) -> torch.Tensor:
+    change = h @ step.b if step.bias is None else h @ step.b + step.bias
+    own = y if step.rows is None else y[step.rows]
+    new = torch.add(own, change, alpha=step.scale).to(y.dtype)
+    if step.rows is None:
+        return new
+    if isinstance(step.rows, slice):
+        return torch.cat([y[: step.rows.start], new, y[step.rows.stop :]])
+    return y.index_copy(0, step.rows, new)
 
 
 def _on(array: NDArray[Any], near: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(np.array(array)).to(near.device, near.dtype)
+    """A CPU multiplies few rows faster in 32 bits than in 16."""
+    dtype = torch.float32 if near.device.type == "cpu" and near.dtype.itemsize == 2 else near.dtype
+    return torch.from_numpy(np.array(array)).to(near.device, dtype)
 
 
-def _read(x: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
-    """x·A; of token ids, the rows of A that they choose."""
-    return x @ a if x.is_floating_point() else a[x]
-
-
-def _added(y: torch.Tensor, h: torch.Tensor, factors: _Ready, scale: float) -> torch.Tensor:
-    """y + scale · (h·B + bias): into y itself, which the module has just made, unless autograd looks on."""
-    if torch.is_grad_enabled():
-        y = torch.addmm(y, h, factors.b, alpha=scale)
-        return y if factors.bias is None else y + scale * factors.bias
-    y.addmm_(h, factors.b, alpha=scale)
-    return y if factors.bias is None else y.add_(factors.bias, alpha=scale)
-
-
-def _to_rows(y: torch.Tensor, at: torch.Tensor, change: torch.Tensor, scale: float) -> torch.Tensor:
-    if torch.is_grad_enabled():
-        return y.index_add(0, at, change, alpha=scale)
-    return y.index_add_(0, at, change, alpha=scale)
+def _chosen(rows: Rows, near: torch.Tensor) -> slice | torch.Tensor:
+    first, stop = int(rows[0]), int(rows[-1]) + 1
+    return slice(first, stop) if stop - first == len(rows) else torch.from_numpy(rows).to(near.device)
 
 
 def take_deltas(model: Any, seen: Mapping[tuple[str, str], Seen], deltas: Deltas) -> dict[str, Linear]:
@@ -163,7 +171,7 @@ def _forward(deltas: Deltas, name: str, stock: Callable[..., Any], x: torch.Tens
     if not deltas.active:
         return y
     rows = x.reshape(-1) if name == EMBED else x.reshape(-1, x.shape[-1])
-    return deltas.added(name, rows, y.reshape(-1, y.shape[-1])).view(y.shape)
+    return deltas.added(name, rows, y.reshape(-1, y.shape[-1]), source=x).view(y.shape)
 
 
 def _embedding_scale(module: nn.Module) -> float | None:
@@ -178,8 +186,3 @@ def _embedding_scale(module: nn.Module) -> float | None:
             return None
         scale = float((given.double() * rows).sum() / (rows * rows).sum().clamp_min(1e-300))
         return scale if torch.allclose(given.double(), rows * scale, rtol=1e-2, atol=1e-12) else None
-
-
-def columns_of(at: torch.Tensor) -> Callable[[_Ready], _Ready]:
-    """The factors of some of the columns of what a module gives."""
-    return lambda factors: _Ready(factors.a, factors.b[:, at], None if factors.bias is None else factors.bias[at])

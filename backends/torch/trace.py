@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from .mixtures import Products, dense_weights, given, n_experts_of, unfaithful
 from .quantised import QuantisedLinear
 from .taps import first_of
 
-__all__ = ["TOLERANCES", "traced"]
+__all__ = ["TOLERANCES", "Layers", "recorded", "same_layers", "traced"]
 
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 """Relative: two orders of one sum; in float64 the libraries go through float32 in places."""
@@ -147,3 +148,89 @@ def _distance(a: torch.Tensor, b: torch.Tensor) -> float:
         return float("inf")
     a, b = a.double(), b.double()
     return float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))
+
+
+# ---- two ways to compute one model, layer by layer: in 16 bits, what layers add up differs by more than a layer ----
+
+Layers = dict[str, tuple[torch.Tensor, torch.Tensor]]
+"""Path of an item of a list of modules → what it read and what it gave, [batch, row, d_model] each."""
+
+
+@contextmanager
+def recorded(model: nn.Module) -> Generator[Layers]:
+    """Inside, what the layers of one forward read and give."""
+    layers: Layers = {}
+
+    def note(path: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        read, gave = args[0] if args else kwargs.get("hidden_states"), first_of(output)
+        if isinstance(read, torch.Tensor) and isinstance(gave, torch.Tensor) and read.ndim == 3:
+            layers[path] = (read.clone(), gave.clone())
+
+    handles = [
+        item.register_forward_hook(
+            lambda _, args, kwargs, output, path=path: note(path, args, kwargs, output), with_kwargs=True
+        )
+        for path, item in _items(model)
+    ]
+    try:
+        yield layers
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def same_layers(model: nn.Module, layers: Layers, forward: Callable[[], Any], tolerance: float) -> bool:
+    """Whether each layer, given what it read when `layers` were recorded, gives what it gave then.
+
+    `tolerance`: of what a layer adds to a row, as a share of the most that it adds to one of the row's units.
+    """
+    agrees = dict.fromkeys(layers, False)
+
+    def give(path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        read = args[0] if args else kwargs.get("hidden_states")
+        if path not in layers or not isinstance(read, torch.Tensor) or read.shape != layers[path][0].shape:
+            return None
+        # A copy, as a layer may write into what it reads.
+        new = layers[path][0].clone()
+        return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
+
+    def compare(path: str, output: Any) -> None:
+        if path in layers:
+            agrees[path] = _agree(first_of(output), *layers[path], tolerance)
+
+    handles = [
+        handle
+        for path, item in _items(model)
+        for handle in (
+            item.register_forward_pre_hook(
+                lambda _, args, kwargs, path=path: give(path, args, kwargs), with_kwargs=True
+            ),
+            item.register_forward_hook(lambda _, __, output, path=path: compare(path, output)),
+        )
+    ]
+    try:
+        forward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return bool(agrees) and all(agrees.values())
+
+
+def _agree(gave: Any, read: torch.Tensor, before: torch.Tensor, tolerance: float) -> bool:
+    """Both roundings of the sum apart: a stream may hold values beside which all that a layer adds is small."""
+    if not isinstance(gave, torch.Tensor) or gave.shape != before.shape:
+        return False
+    rounding = 4 * torch.finfo(before.dtype).eps
+    gave, read, before = gave.double(), read.double(), before.double()
+    added = before - read if read.shape == before.shape else before
+    bound = tolerance * added.abs().amax(-1, keepdim=True) + rounding * torch.maximum(before.abs(), gave.abs())
+    return bool(((gave - before).abs() <= bound).all())
+
+
+def _items(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    return [
+        (f"{path}.{i}", item)
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ModuleList)
+        for i, item in enumerate(module)
+    ]

@@ -20,7 +20,9 @@ ASKED = Message("user", "Where?")
 
 
 def made(folder: Path, template: str) -> Tokenizer:
-    where = tokenizer_folder("byte_level", folder, eos_token="<|im_end|>", chat_template=template, unk_token="<|calls|>")
+    where = tokenizer_folder(
+        "byte_level", folder, eos_token="<|im_end|>", chat_template=template, unk_token="<|calls|>"
+    )
     file = where / "tokenizer.json"
     file.write_text(file.read_text().replace("<unk>", "<|calls|>"))
     return Tokenizer(where, VOCAB_SIZE)
