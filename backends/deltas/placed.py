@@ -63,7 +63,11 @@ class Products(Protocol):
         """The factors on a tensor's device, as precise as its arithmetic there needs."""
         ...
 
-    def step(self, factors: SequenceOf[Any], shares: Shares, near: Any) -> Any:
+    def split(self, shares: Shares, ranks: tuple[int, ...], near: Any) -> Any:
+        """The shares on a tensor's device, of parts that have these ranks."""
+        ...
+
+    def step(self, factors: SequenceOf[Any], split: Any) -> Any:
         """What `read` and `write` need of some parts at one module, made once for forwards that are alike."""
         ...
 
@@ -110,6 +114,10 @@ class Placed:
     parts: tuple[Part, ...] = ()
     n_rows: int = 0
     _steps: dict[str, tuple[_Step, ...]] = field(default_factory=dict[str, tuple[_Step, ...]])
+    _splits: dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[Shares, Any]] = field(
+        default_factory=dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[Shares, Any]]
+    )
+    """By numbers of parts, and their ranks: modules that the same parts change are split alike."""
     _readings: dict[tuple[str, ...], tuple[_Reading, ...]] = field(
         default_factory=dict[tuple[str, ...], tuple[_Reading, ...]]
     )
@@ -123,18 +131,27 @@ class Placed:
     ) -> tuple[_Step, ...]:
         """What is done at a module, one after another."""
         if path not in self._steps:
-            parts = [part for part in self.parts if path in part.variant.factors]
-            few = [part for part in parts if part.few]
-            groups = [few, *([part] for part in parts if not part.few)] if len(few) > 1 else [[part] for part in parts]
-            self._steps[path] = tuple(
-                _Step(
-                    shares := _shares(group, self.n_rows),
-                    products.step([factors(part, path, near) for part in group], shares, near),
-                    sum(part.variant.factors[path].a.shape[1] for part in group),
-                )
-                for group in groups
-            )
+            here = [i for i, part in enumerate(self.parts) if path in part.variant.factors]
+            few = [i for i in here if self.parts[i].few]
+            groups = [few, *([i] for i in here if i not in few)] if len(few) > 1 else [[i] for i in here]
+            self._steps[path] = tuple(self._step(path, tuple(group), products, factors, near) for group in groups)
         return self._steps[path]
+
+    def _step(
+        self,
+        path: str,
+        group: tuple[int, ...],
+        products: Products,
+        factors: Callable[[Part, str, Any], Any],
+        near: Any,
+    ) -> _Step:
+        parts = [self.parts[i] for i in group]
+        ranks = tuple(part.variant.factors[path].a.shape[1] for part in parts)
+        if (group, ranks) not in self._splits:
+            shares = _shares(parts, self.n_rows)
+            self._splits[group, ranks] = (shares, products.split(shares, ranks, near))
+        shares, split = self._splits[group, ranks]
+        return _Step(shares, products.step([factors(part, path, near) for part in parts], split), sum(ranks))
 
     def readings(self, paths: tuple[str, ...], products: Products) -> tuple[_Reading, ...]:
         """What modules that read one input read of it, of those whose steps are made."""

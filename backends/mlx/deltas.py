@@ -30,6 +30,18 @@ class _Ready:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class _Split:
+    """What rows have of parts: see _Step."""
+
+    rows: mx.array | None
+    scale: float
+    own: mx.array | None
+    by_rank: mx.array | None
+    weights: mx.array | None
+    """[row, part] of biases, `scale` apart; None: there is one part."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Step:
     """Some parts' factors side by side, for the rows of all of them."""
 
@@ -59,24 +71,30 @@ class MlxProducts:
         mx.eval(made.a, made.b, *(() if bias is None else (bias,)))
         return made
 
-    def step(self, factors: SequenceOf[_Ready], shares: Shares, near: mx.array) -> _Step:
+    def split(self, shares: Shares, ranks: tuple[int, ...], near: mx.array) -> _Split:
         """See Products."""
-        rows = None if shares.rows is None else mx.array(shares.rows.astype(np.int32))
+        rows, scale = None if shares.rows is None else mx.array(shares.rows.astype(np.int32)), shares.scale
         if shares.own is None:
-            (one,) = factors
-            return _Step(rows, one.a, None, None, one.b, float(shares.scales[0]), one.bias)
-        scale = shares.scale
-        ranks = [one.a.shape[1] for one in factors]
+            return _Split(rows, float(shares.scales[0]), None, None, None)
+        own = mx.array(np.repeat(shares.own, ranks, axis=1))
+        if scale is not None:
+            return _Split(rows, scale, own, None, _like(shares.own, near))
+        return _Split(
+            rows, 1.0, own, _like(np.repeat(shares.scales, ranks), near), _like(shares.own * shares.scales, near)
+        )
+
+    def step(self, factors: SequenceOf[_Ready], split: _Split) -> _Step:
+        """See Products."""
+        first = factors[0]
+        if split.weights is None:
+            return _Step(split.rows, first.a, None, None, first.b, split.scale, first.bias)
         bias: mx.array | None = None
         if any(one.bias is not None for one in factors):
-            none = mx.zeros_like(factors[0].b[0])
-            weights = shares.own * (np.ones_like(shares.scales) if scale is not None else shares.scales)
-            bias = _like(weights, near) @ mx.stack([none if one.bias is None else one.bias for one in factors])
-        by_rank = None if scale is not None else _like(np.repeat(shares.scales, ranks), near)
+            none = mx.zeros_like(first.b[0])
+            bias = split.weights @ mx.stack([none if one.bias is None else one.bias for one in factors])
         a, b = mx.concatenate([one.a for one in factors], axis=1), mx.concatenate([one.b for one in factors])
-        own = mx.array(np.repeat(shares.own, ranks, axis=1))
-        mx.eval(a, b, own, *(one for one in (bias, by_rank, rows) if one is not None))
-        return _Step(rows, a, own, by_rank, b, 1.0 if scale is None else scale, bias)
+        mx.eval(a, b, *(() if bias is None else (bias,)))
+        return _Step(split.rows, a, split.own, split.by_rank, b, split.scale, bias)
 
     def beside(self, steps: SequenceOf[_Step]) -> _Step:
         """See Products."""

@@ -33,6 +33,18 @@ class _Ready:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class _Split:
+    """What rows have of parts: see _Step."""
+
+    rows: slice | torch.Tensor | None
+    scale: float
+    foreign: torch.Tensor | None
+    by_rank: torch.Tensor | None
+    weights: torch.Tensor | None
+    """[row, part] of biases, `scale` apart; None: there is one part."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Step:
     """Some parts' factors side by side, for the rows of all of them."""
 
@@ -61,30 +73,31 @@ class TorchProducts:
             bias = None if factors.bias is None else _on(factors.bias, near)
             return _Ready(_on(factors.a, near), _on(factors.b, near), bias)
 
-    def step(self, factors: SequenceOf[_Ready], shares: Shares, near: torch.Tensor) -> _Step:
+    def split(self, shares: Shares, ranks: tuple[int, ...], near: torch.Tensor) -> _Split:
         """See Products."""
-        rows = None if shares.rows is None else _chosen(shares.rows, near)
-        scale, by_part = shares.scale, _on(shares.scales, near)
+        rows, scale = None if shares.rows is None else _chosen(shares.rows, near), shares.scale
         if shares.own is None:
-            (one,) = factors
-            return _Step(rows, one.a, None, None, one.b, float(shares.scales[0]), one.bias)
+            return _Split(rows, float(shares.scales[0]), None, None, None)
         with torch.inference_mode(False):
-            ranks = torch.tensor([one.a.shape[1] for one in factors], device=near.device)
+            by_part, n = _on(shares.scales, near), torch.tensor(ranks, device=near.device)
             own = torch.from_numpy(shares.own).to(near.device)
+            foreign = (~own).repeat_interleave(n, 1)
+            if scale is not None:
+                return _Split(rows, scale, foreign, None, own.to(by_part.dtype))
+            return _Split(rows, 1.0, foreign, by_part.repeat_interleave(n), own * by_part)
+
+    def step(self, factors: SequenceOf[_Ready], split: _Split) -> _Step:
+        """See Products."""
+        first = factors[0]
+        if split.weights is None:
+            return _Step(split.rows, first.a, None, None, first.b, split.scale, first.bias)
+        with torch.inference_mode(False):
             bias: torch.Tensor | None = None
             if any(one.bias is not None for one in factors):
-                none = torch.zeros_like(factors[0].b[0])
-                shifts = torch.stack([none if one.bias is None else one.bias for one in factors])
-                bias = (own.to(shifts.dtype) if scale is not None else own * by_part) @ shifts
-            return _Step(
-                rows,
-                torch.cat([one.a for one in factors], 1),
-                (~own).repeat_interleave(ranks, 1),
-                None if scale is not None else by_part.repeat_interleave(ranks),
-                torch.cat([one.b for one in factors]),
-                1.0 if scale is None else scale,
-                bias,
-            )
+                none = torch.zeros_like(first.b[0])
+                bias = split.weights @ torch.stack([none if one.bias is None else one.bias for one in factors])
+            a, b = torch.cat([one.a for one in factors], 1), torch.cat([one.b for one in factors])
+            return _Step(split.rows, a, split.foreign, split.by_rank, b, split.scale, bias)
 
     def beside(self, steps: SequenceOf[_Step]) -> _Step:
         """See Products."""
@@ -113,7 +126,7 @@ class TorchProducts:
         if own.dtype == h.dtype:
             own.addmm_(h, step.b, alpha=step.scale)
         else:
-            own.add_(h @ step.b, alpha=step.scale)
+            own.copy_(own.float().addmm_(h, step.b, alpha=step.scale))
         if step.bias is not None:
             own.add_(step.bias, alpha=step.scale)
         return y.index_copy_(0, step.rows, own) if isinstance(step.rows, torch.Tensor) else y
