@@ -14,7 +14,7 @@ from .text_config import check_compared
 from .tower import Tower, tower_of
 from .weight_file import WeightFile
 
-__all__ = ["check_agreement"]
+__all__ = ["check_agreement", "check_layers"]
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 _COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -33,6 +33,12 @@ def check_agreement(folder: Path, config: Mapping[str, Any], weights: Iterable[W
         stored = {new: stored[old] for old, new in tower.names.items()}
     packed_tensors(scheme_of(folder), stored)
     _check_layers(folder, config, tower, stored)
+
+
+def check_layers(folder: Path, config: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Raise InvalidArgument where whole layers are missing among the names of a folder's weights, or a wrapper's text model."""
+    tower = tower_of(config, names)
+    _check_layers(folder, config, tower, names if tower is None else tower.names.values())
 
 
 def _check_layers(folder: Path, config: Mapping[str, Any], tower: Tower | None, names: Iterable[str]) -> None:

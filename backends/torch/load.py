@@ -32,7 +32,7 @@ from .linear import use_in
 from .ops import torch_dtype
 from .quantised import quantise
 
-__all__ = ["Loaded", "body_of", "class_of", "load_model"]
+__all__ = ["Loaded", "body_of", "check_complete", "class_of", "load_model"]
 
 _FOLLOWS_FROM_CONFIG = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")
 """What old checkpoints store though it follows from the config."""
@@ -63,6 +63,13 @@ class _LeftOut(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         told = record.getMessage()
         return "LOAD REPORT" not in told or any(fault in told for fault in ("MISSING", "MISMATCH", "CONVERSION"))
+
+
+class _NoReport(logging.Filter):
+    """Keeps back that report whatever it says: it is told in our words."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
 
 
 @contextmanager
@@ -118,8 +125,7 @@ def load_model(
     kwargs: dict[str, Any] = {"dtype": "auto" if dtype == "auto" else torch_dtype(dtype)}
     if torch.float64 in (kwargs["dtype"], config.get_text_config().dtype):
         kwargs["experts_implementation"] = "eager"  # the usual one, a grouped product, knows no float64
-    if tower is not None:
-        kwargs["key_mapping"] = {f"^{re.escape(old)}": new for old, new in tower.prefixes.items()}
+    kwargs |= _renamed(tower)
     if scheme is not None and scheme.method == "fp8":
         _check_whole_blocks(folder, scheme)
     quantised = bool(quantize) or scheme is not None
@@ -127,11 +133,7 @@ def load_model(
         model, report = _loaded(folder, config, scheme, tower, {**kwargs, **over})
     if scheme is not None and scheme.method == "fp8":
         _one_dtype(model, kwargs["dtype"] if dtype != "auto" else config.get_text_config().dtype)
-    if misfits := sorted(report["mismatched_keys"]):
-        raise wrong_shape(folder, *misfits[0], n=len(misfits))
-    missing = sorted(report["missing_keys"])
-    if missing:  # transformers would leave them random
-        raise lacks(folder, missing)
+    _refuse_holes(folder, report)
     unexpected = sorted(
         name
         for name in report["unexpected_keys"]
@@ -150,6 +152,34 @@ def load_model(
         free = free_bytes()
         use_in(model, None if free is None else free - cache_bytes)
     return Loaded(model, at_load, kept)
+
+
+def check_complete(folder: Path) -> None:
+    """Raise InvalidArgument where a folder of plain weights lacks some, or has them in other shapes, as `load_model` would;
+    no weight is read."""
+    config, tower = text_config(folder), CheckpointWeights(folder).tower
+    if type(config) not in cast("Any", MODEL_FOR_CAUSAL_LM_MAPPING):
+        return
+    logger, kept_back = logging.getLogger("transformers.modeling_utils"), _NoReport()
+    logger.addFilter(kept_back)
+    try:
+        _, report = _loaded(folder, config, None, tower, {"device_map": "meta", **_renamed(tower)})
+    finally:
+        logger.removeFilter(kept_back)
+    _refuse_holes(folder, report)
+
+
+def _refuse_holes(folder: Path, report: dict[str, Any]) -> None:
+    """transformers would leave random what is missing."""
+    if misfits := sorted(report["mismatched_keys"]):
+        raise wrong_shape(folder, *misfits[0], n=len(misfits))
+    if missing := sorted(report["missing_keys"]):
+        raise lacks(folder, missing)
+
+
+def _renamed(tower: Tower | None) -> dict[str, Any]:
+    """What tells the library that a tower's weights have other names in its files."""
+    return {} if tower is None else {"key_mapping": {f"^{re.escape(old)}": new for old, new in tower.prefixes.items()}}
 
 
 def body_of(model: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from ....protos.tensors import Array
 from ..json_file import json_object
 from .source import NUMPY, Planned, Stored, copied
 
-__all__ = ["PickledTensors", "bin_paths", "bin_plan"]
+__all__ = ["PickledTensors", "bin_paths", "bin_plan", "check_complete", "check_listed"]
 
 _SINGLE = "pytorch_model.bin"
 _INDEX = "pytorch_model.bin.index.json"
@@ -56,6 +57,34 @@ def bin_paths(folder: Path) -> list[Path]:
         if Path(name).name != name or not (folder / name).is_file():
             raise InvalidArgument(f"{folder / _INDEX} lists {name!r}, which is missing; fetch it again")
     return [folder / name for name in names]
+
+
+def check_listed(folder: Path, names: Iterable[str]) -> None:
+    """Raise InvalidArgument where the index lists tensors that none of its files holds."""
+    if not (folder / _INDEX).is_file():
+        return
+    listed: dict[str, Any] = json_object(folder / _INDEX).get("weight_map") or {}
+    if absent := sorted(listed.keys() - set(names)):
+        raise InvalidArgument(
+            f"{folder / _INDEX} lists {len(absent)} tensors that its files do not hold, {absent[0]} first; fetch them again"
+        )
+
+
+def check_complete(source: Path, written: Path) -> None:
+    """Raise InvalidArgument, in the name of its source, where a folder has not all weights of its architecture in their shapes.
+
+    What else may be wrong with it is the load's to say.
+    """
+    from ...torch.load import check_complete as check  # there, as its tensors could be read
+
+    try:
+        check(written)
+    except InvalidArgument as error:
+        if not error.message.startswith(f"the checkpoint in {written} "):
+            return
+        raise InvalidArgument(error.message.replace(str(written), str(source), 1)) from error
+    except (ArithmeticError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError):
+        return
 
 
 def bin_plan(source: PickledTensors, keep: str) -> list[Planned]:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ....protos.errors import Unsupported
+from ..agreement import check_layers
 from ..folder import inspect_folder, read_config
 from ..progress import Report
 from .adapter import merged
-from .bin import PickledTensors, bin_paths, bin_plan
+from .bin import PickledTensors, bin_paths, bin_plan, check_complete, check_listed
 from .kind import quantization_of
 from .source import FileTensors
 from .texts import copy_texts, has_tokenizer
@@ -24,11 +25,15 @@ STORES_TRANSPOSED = ("gpt2", "openai-gpt")
 
 
 def write_pickled(source: Path, out: Path, dtype: str, report: Report) -> None:
-    """The folder of a pytorch_model.bin."""
+    """The folder of a pytorch_model.bin. Raises InvalidArgument where weights of its architecture are missing."""
     config = read_config(source)
+    tensors = PickledTensors(bin_paths(source))
+    check_listed(source, tensors.stored)
+    check_layers(source, config, tensors.stored)
     write_config(out, config, dtype)
     copy_texts(source, out)
-    write_weights(out, bin_plan(PickledTensors(bin_paths(source)), dtype), report)
+    write_weights(out, bin_plan(tensors, dtype), report)
+    check_complete(source, out)
 
 
 def write_adapted(source: Path, base: Path, out: Path, dtype: str, report: Report) -> None:

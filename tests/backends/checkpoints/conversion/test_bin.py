@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import resource
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -120,13 +121,13 @@ def test_what_is_no_file_of_tensors_is_refused_and_never_run(what: str, pickled:
 
 
 @pytest.mark.parametrize("name", ["torch", "mlx"])
-def test_half_a_model_is_refused_under_the_name_of_its_source(
+def test_what_has_no_place_is_refused_under_the_name_of_its_source(
     name: str, pickled: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By its own path where it is converted on the way, and by the name that it was found by where it was before."""
     monkeypatch.setattr("probewire.backends.checkpoints.checkpoint.default_cache_dir", lambda: cache)
     weights = torch.load(pickled / "pytorch_model.bin", weights_only=True)
-    del weights["model.layers.1.mlp.up_proj.weight"]
+    weights["model.layers.1.mlp.more.weight"] = torch.zeros(2, 2)
     torch.save(weights, pickled / "pytorch_model.bin")
     found = resolve_model(str(pickled), cache_dir=cache)
     for folder, source in ((pickled, ""), (found.folder, str(pickled)), (found.folder, "org/half")):
@@ -136,6 +137,110 @@ def test_half_a_model_is_refused_under_the_name_of_its_source(
     with pytest.raises(InvalidArgument) as caught:
         load_backend(name, found.folder, model_id="tiny", limits=LIMITS, device="cpu", check=False)
     assert f"the checkpoint in {found.folder} " in caught.value.message
+
+
+def _lacks_one(weights: dict[str, torch.Tensor]) -> None:
+    del weights["model.layers.1.mlp.up_proj.weight"]
+
+
+def _lacks_a_layer(weights: dict[str, torch.Tensor]) -> None:
+    for name in [name for name in weights if ".layers.1." in name]:
+        del weights[name]
+
+
+def _has_half_of_one(weights: dict[str, torch.Tensor]) -> None:
+    weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"][:100].clone()
+
+
+HALVES: dict[str, tuple[Callable[[dict[str, torch.Tensor]], None], str]] = {
+    "a weight is missing": (
+        _lacks_one,
+        r"lacks 1 weights of its architecture, for example \['model\.layers\.1\.mlp\.up_proj",
+    ),
+    "a layer is missing": (_lacks_a_layer, r"holds no weight of 1 of its 2 layers \(1\)"),
+    "half of a weight": (_has_half_of_one, r"holds model\.embed_tokens\.weight as \[100, 64\], but under its config"),
+}
+
+
+@pytest.mark.parametrize("what", HALVES)
+def test_half_a_model_is_not_converted_and_leaves_nothing(
+    what: str, pickled: Path, cache: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    halve, words = HALVES[what]
+    weights = torch.load(pickled / "pytorch_model.bin", weights_only=True)
+    halve(weights)
+    torch.save(weights, pickled / "pytorch_model.bin")
+    for out in (None, tmp_path / "out"):
+        with pytest.raises(InvalidArgument, match=rf"^the checkpoint in {pickled} {words}"):
+            convert_model(str(pickled), out, cache_dir=cache)
+    assert nothing_left(tmp_path, cache)
+    assert "LOAD REPORT" not in capfd.readouterr().err
+
+
+def nothing_left(out: Path, cache: Path) -> bool:
+    """Neither beside the output folder, nor in the cache."""
+    return not [*out.glob("*out*"), *(path for path in cache.glob("converted/*") if path.suffix != ".lock")]
+
+
+@pytest.mark.parametrize("as_zip", [True, False])
+@pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.9, 0.999])
+def test_a_file_that_is_cut_anywhere(share: float, as_zip: bool, pickled: Path, cache: Path, tmp_path: Path) -> None:
+    file = pickled / "pytorch_model.bin"
+    torch.save(torch.load(file, weights_only=True), file, _use_new_zipfile_serialization=as_zip)
+    file.write_bytes(file.read_bytes()[: round(share * file.stat().st_size)])
+    with pytest.raises(
+        InvalidArgument, match=r"pytorch_model\.bin cannot be read as a file of torch\.save.*fetch it again"
+    ):
+        convert_model(str(pickled), cache_dir=cache)
+    assert nothing_left(tmp_path, cache)
+
+
+def test_a_file_of_full_length_with_a_part_that_was_never_fetched(pickled: Path, cache: Path, tmp_path: Path) -> None:
+    """It reads as zeros, and torch does not look at check sums."""
+    file = pickled / "pytorch_model.bin"
+    content = bytearray(file.read_bytes())
+    start = len(content) // 2
+    content[start : start + 4096] = bytes(4096)
+    file.write_bytes(content)
+    with pytest.raises(
+        InvalidArgument, match=r"pytorch_model\.bin is damaged: \S+/data/\d+ in it is not what was written"
+    ):
+        convert_model(str(pickled), cache_dir=cache)
+    assert nothing_left(tmp_path, cache)
+
+
+def test_a_file_that_was_written_without_check_sums(pickled: Path, cache: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(torch.load(pickled / "pytorch_model.bin", weights_only=True), pickled / "pytorch_model.bin")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert (convert_model(str(pickled), cache_dir=cache).folder / "model.safetensors").is_file()
+
+
+def test_an_index_lists_a_tensor_that_no_file_holds(pickled: Path, cache: Path, tmp_path: Path) -> None:
+    weights = torch.load(pickled / "pytorch_model.bin", weights_only=True)
+    index = {"weight_map": dict.fromkeys([*weights, "model.layers.1.one_more"], "pytorch_model.bin")}
+    (pickled / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    with pytest.raises(
+        InvalidArgument, match=r"lists 1 tensors that its files do not hold, model\.layers\.1\.one_more first"
+    ):
+        convert_model(str(pickled), cache_dir=cache)
+    assert nothing_left(tmp_path, cache)
+
+
+def test_a_disk_that_takes_no_more(pickled: Path, cache: Path, tmp_path: Path) -> None:
+    """The system itself refuses to write on, in the middle of the weights."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
+    try:
+        for out in (None, tmp_path / "out"):
+            with pytest.raises(FailedPrecondition, match=r"cannot be written: File too large; nothing was left behind"):
+                convert_model(str(pickled), out, cache_dir=cache)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert nothing_left(tmp_path, cache)
+    assert (convert_model(str(pickled), cache_dir=cache).folder / "model.safetensors").is_file()
 
 
 def test_without_torch_it_says_what_is_missing(pickled: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
