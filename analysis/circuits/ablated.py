@@ -17,6 +17,7 @@ from ...protos.errors import InvalidArgument
 from ...protos.metrics import Metric
 from ...protos.sites import HEAD_SITES, Site
 from ...protos.spec import MAX_HOOKS
+from ...protos.variants.use import VariantUse
 from ..ablation.reference import Reference, measure
 from ..attribution.pairs import Pair, make_pairs
 from ..attribution.taylor import patterns
@@ -108,6 +109,9 @@ class Ablated:
     reference: Reference | None
     model: str
     progress: bool
+    hooks: tuple[Hook, ...] = ()
+    """What changes the model under all circuits, before they ablate; at both prompts of a pair."""
+    variants: tuple[VariantUse, ...] = ()
     _ends: Floats | None = field(default=None)
 
     def values(self, masks: Sequence[Mask]) -> Floats:
@@ -138,7 +142,10 @@ class Ablated:
     def _of_pair(self, pair: Pair, masks: Sequence[Mask]) -> Floats:
         plans = [ablation_hooks(self.space, mask, self._source(pair)) for mask in masks]
         inputs = [pair.input("clean"), pair.input("corrupt", source_only=True), *pair.baselines]
-        sweep = self.client.sweep(inputs, [pair.target("clean")], plans, progress=self.progress, model=self.model)
+        options: dict[str, Any] = {"hooks": list(self.hooks), "progress": self.progress, "model": self.model}
+        if self.variants:
+            options["variant"] = list(self.variants)
+        sweep = self.client.sweep(inputs, [pair.target("clean")], plans, **options)
         return np.asarray(sweep.array(pair.name("clean")).values, dtype=np.float64)
 
     def _source(self, pair: Pair) -> MakeSource | Source:
@@ -164,17 +171,25 @@ def ablated(
     ablation: Ablation = "patch",
     reference: Reference | Prompts | None = None,
     progress: bool = True,
+    hooks: Sequence[Hook] = (),
+    variants: Sequence[VariantUse] = (),
     model: str = "",
 ) -> Ablated:
     """Circuits of a space, run on the clean prompts. `ablation` "patch" takes the corrupt prompt's values.
 
     "mean" takes those of `reference`: prompts, or a Reference already measured (analysis/ablation); default the corrupt
-    prompts. Raises InvalidArgument for prompts that do not pair, and for ones of other lengths than the space's.
+    prompts. `hooks` and `variants` change the model under every circuit; with "mean" a measured Reference goes with them, as
+    what is measured here is of the base. Raises InvalidArgument for prompts that do not pair, and for ones of other lengths
+    than the space's.
     """
     if ablation not in ABLATIONS:
         raise InvalidArgument(f"ablation {ablation!r}; allowed: {', '.join(ABLATIONS)}")
     if reference is not None and ablation != "mean":
         raise InvalidArgument(f"a reference is for mean ablation, but ablation is {ablation!r}")
+    if ablation == "mean" and (hooks or variants) and not isinstance(reference, Reference):
+        raise InvalidArgument(
+            "the means of a changed model are not those of the base; give a Reference measured on it, or patch"
+        )
     pairs = make_pairs(client, clean, corrupt, metric, model=model)
     wrong = [len(pair) for pair in pairs if space.n_tokens not in (None, len(pair))]
     if wrong:
@@ -188,7 +203,15 @@ def ablated(
             client, prompts, patterns(space.sites), positionwise=space.n_tokens is not None, model=model
         )
     return Ablated(
-        client, pairs, space, ablation, reference if isinstance(reference, Reference) else None, model, progress
+        client,
+        pairs,
+        space,
+        ablation,
+        reference if isinstance(reference, Reference) else None,
+        model,
+        progress,
+        tuple(hooks),
+        tuple(variants),
     )
 
 

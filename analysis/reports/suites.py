@@ -37,9 +37,15 @@ BOUNDS: Mapping[str, float] = {
     "perplexity": log(1.03),
     "repetition": 0.05,
     "refusals": 0.06,
+    "pronouns": 0.1,
+    "faithfulness": -0.1,
+    "explained_variance": -0.02,
+    "l0": 0.1,
+    "sae_loss": 0.05,
 }
 """How much worse is not worse: two points, .05 nats, 3 % of perplexity, five points of repeated 4-grams, and six points of
-refusals, the least that 64 questions without a changed answer can certify."""
+refusals, the least that 64 questions without a changed answer can certify; .1 nats between occupations; a tenth of a
+circuit's faithfulness; of SAEs two points of variance, a tenth of the latents that fire, .05 nats lost by splicing."""
 CHAT_TOKENS = 24
 LONGEST_TEXT = 256
 """Tokens of a documentation text."""

@@ -14,8 +14,10 @@ from ...clients import Client
 from ...protos.errors import InvalidArgument
 from ...protos.variants.variant import Variant
 from ..datasets import load_set
+from .behaviours import pronoun_measures
 from .harness_scores import harness_measures
 from .harness_tasks import documents
+from .interpretability import Explained, circuit_measures, sae_measures
 from .probes import shipped_probes
 from .report_files import FORMAT_VERSION, saved
 from .statistics import wilson
@@ -26,12 +28,13 @@ from .verdicts import Check, Verdict, holm, overall
 
 __all__ = ["SUITES", "Suite", "ValidationReport", "validate", "validate_variant"]
 
-Suite = Literal["facts", "tasks", "safety", "general"]
+Suite = Literal["facts", "tasks", "safety", "general", "interpretability"]
 SUITES: tuple[Suite, ...] = get_args(Suite)
 N = 200
 """Examples of each task: with 188 and no changed answer two points can be certified, with fewer they cannot."""
 DOCUMENTS = 32
 SPEED_TOKENS = 16
+SAE_TEXTS = 32
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,6 +90,8 @@ def validate_variant(
     intended: Sequence[Measure] = (),
     extra: Sequence[Measure] = (),
     lm_eval_tasks: Sequence[str] = (),
+    circuits: Sequence[Explained] = (),
+    saes: Sequence[str] = (),
     n: int = N,
     seed: int = 0,
     progress: bool = True,
@@ -95,11 +100,19 @@ def validate_variant(
     """Validate a variant: the value, which is loaded for this alone, or the name of one that is loaded.
 
     `intended`: what it is for, with a bound that it must pass; `extra`: more measures of any suite. `bounds` over BOUNDS by
-    name. `lm_eval_tasks`: names of the harness's tasks, ours or its own. Raises what `load_variant` raises, NotFound for a name
+    name. `lm_eval_tasks`: names of the harness's tasks, ours or its own. `circuits`: of a library (`CircuitLibrary.circuits()`),
+    or with their tasks; `saes`: names of loaded ones. Raises what `load_variant` raises, NotFound for a name
     that is not loaded, FailedPrecondition where scipy or the harness is missing, Unavailable without the documentation.
     """
     options: dict[str, Any] = {"suites": suites, "bounds": bounds, "intended": intended, "extra": extra}
-    options |= {"lm_eval_tasks": lm_eval_tasks, "n": n, "seed": seed, "progress": progress}
+    options |= {
+        "lm_eval_tasks": lm_eval_tasks,
+        "circuits": circuits,
+        "saes": saes,
+        "n": n,
+        "seed": seed,
+        "progress": progress,
+    }
     if isinstance(variant, str):
         info = client.variant(variant, model)
         about = {"name": info.name, "version": info.version, "hash": info.hash}
@@ -119,6 +132,8 @@ def validate(
     intended: Sequence[Measure] = (),
     extra: Sequence[Measure] = (),
     lm_eval_tasks: Sequence[str] = (),
+    circuits: Sequence[Explained] = (),
+    saes: Sequence[str] = (),
     n: int = N,
     seed: int = 0,
     progress: bool = True,
@@ -141,9 +156,21 @@ def validate(
         measures += general_measures(subject, limits, texts, documents(DOCUMENTS), progress=progress)
         assert found is not None
         measures.append(repeated(found, limits["repetition"]))
+    left_out = list[str]()
     if "safety" in suites:
         assert found is not None
         measures.append(over_refusal(found, limits["refusals"]))
+        try:
+            measures += pronoun_measures(
+                subject.client, spread=limits["pronouns"], accuracy=limits["accuracy"], model=subject.model
+            )
+        except InvalidArgument as error:  # a tokenizer without them
+            left_out.append(f"pronouns: {error}")
+    if "interpretability" in suites:
+        explained, lost = circuit_measures(subject.client, circuits, limits["faithfulness"], model=subject.model)
+        texts = [str(row["text"]) for row in load_set("general").data["texts"]][:SAE_TEXTS]
+        measures += [*explained, *sae_measures(subject.client, saes, texts, limits, model=subject.model)]
+        left_out += lost
     measures += harness_measures(pair, lm_eval_tasks, limits["accuracy"], n=n)
     checks: list[Check] = []
     for measure in measures:
@@ -165,7 +192,12 @@ def validate(
     speed = _speed(subject)
     decided = _adjusted(checks, {measure.name for measure in intended})
     return ValidationReport(
-        tuple(decided), overall(decided), whole, tuple(harmless), _not_tested(suites, intended, lm_eval_tasks), speed
+        tuple(decided),
+        overall(decided),
+        whole,
+        tuple(harmless),
+        (*left_out, *_not_tested(suites, intended, lm_eval_tasks, circuits, saes)),
+        speed,
     )
 
 
@@ -211,14 +243,18 @@ def _speed(subject: Subject) -> dict[str, float]:
     return found
 
 
-def _not_tested(suites: Sequence[Suite], intended: Sequence[Measure], lm_eval_tasks: Sequence[str]) -> tuple[str, ...]:
+def _not_tested(
+    suites: Sequence[Suite],
+    intended: Sequence[Measure],
+    lm_eval_tasks: Sequence[str],
+    circuits: Sequence[Explained],
+    saes: Sequence[str],
+) -> tuple[str, ...]:
     found = [f"the suite {name}: it was left out" for name in SUITES if name not in suites]
     if not intended:
         found.append("the intended effect: no measure of it was given")
     if not lm_eval_tasks:
         found.append("lm-evaluation-harness: no task was named")
-    return (
-        *found,
-        "circuits and SAE latents under the variant",
-        "long contexts, other languages, sampling at a temperature",
-    )
+    if "interpretability" in suites:
+        found += ["circuits: none was given"] * (not circuits) + ["SAEs: none was named"] * (not saes)
+    return (*found, "long contexts, other languages, sampling at a temperature")
