@@ -88,6 +88,7 @@ def main() -> None:
     parser.add_argument("--layers", default="3,5,8,10,12", help="to search")
     parser.add_argument("--baselines", type=int, default=12, help="facts that baselines are tried on")
     parser.add_argument("--sequence", type=int, default=24, help="facts one after the other")
+    parser.add_argument("--every", type=int, default=3, help="facts of the sequence between two measurements")
     parser.add_argument("--wordings", type=int, default=len(PREFIXES), help="that a key and a value are the mean of")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--unrelated", type=int, default=ALL_GENERAL, help="general prompts")
@@ -109,7 +110,7 @@ def main() -> None:
         if "joint" in parts:
             joint(client, base, facts[:JOINT], layer, args.tokens, values[:JOINT], size, report)
         if "sequence" in parts:
-            sequence(client, base, layer, args.sequence, size, report)
+            sequence(client, base, layer, args.sequence, args.every, size, report)
 
 
 def layers(client: Client, base: Answers, tried: Sequence[int], report: Report) -> int:
@@ -204,7 +205,7 @@ def joint(
     report.add(f"joint exact, spread over {spread}", scores.to_json(), f"{scores}\n{edited}")
 
 
-def sequence(client: Client, base: Answers, layer: int, n: int, size: Size, report: Report) -> None:
+def sequence(client: Client, base: Answers, layer: int, n: int, every: int, size: Size, report: Report) -> None:
     """Twelve capitals, the eight of the search, four invented people: one after the other."""
     facts = [*capital_facts("judge"), *capital_facts("choose"), *synthetic_facts("choose")[:4]][:n]
     for keep in (True, False):
@@ -215,7 +216,7 @@ def sequence(client: Client, base: Answers, layer: int, n: int, size: Size, repo
             layers=layer,
             method="exact" if keep else "rome",
             keep_earlier=keep,
-            every=3,
+            every=every,
             unrelated=size.few,
             **size.edit,
             base=base,

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from ....protos.errors import FailedPrecondition, InvalidArgument, NotFound
 from ....protos.model import GenerateRequest, Input, ModelInfo, RunRequest
 from ....protos.spec import Hook, Plan
+from ....protos.variants.use import VariantUse
 from ....protos.wire.assemble import AssembledCapture
 from ...auth.callers import current_caller
 from ...auth.users import LOCAL
@@ -21,6 +22,7 @@ from ..http.fields import Fields
 from ..http.schema import object_schema
 from ..http.stream import CompletenessCheck, StreamResponse, begun, gathered, step_bytes, unless_gone
 from ..openai.answer import usage_json
+from ..openai.named_model import base_and_variants
 from ..openai.request import messages_of, sampling_of, untouched
 from .answer import ActivationLines, Source, activations_of, choice_of
 from .docs import MAX_TOKENS, TEMPERATURE, TOP_P, chat_answers, chat_schema, hooks_schema, patch_schema
@@ -62,9 +64,10 @@ def neuroscope_router(api: Api) -> APIRouter:
         fields.only("n", 1)
         untouched(fields)
         fields.done()
+        model, variants = await unless_gone(request.receive, base_and_variants(api.operations, model))
         hooks, _ = await _checked(request, api, registry, sent, model)
         plan, sources = plan_hooks(hooks)
-        wanted = GenerateRequest((item,), model, Plan(tuple(plan)), sampling)
+        wanted = GenerateRequest((item,), model, Plan(tuple(plan)), sampling, variants=variants)
         events = CompletenessCheck(api.operations.generate(wanted), wanted.inputs)
         if stream:
             return StreamResponse(await begun(request, events), ActivationLines(sources), step_bytes)
@@ -83,6 +86,7 @@ def neuroscope_router(api: Api) -> APIRouter:
         fields.done()
         if not hooks:
             raise InvalidArgument("hooks is empty; send at least one, or DELETE to clear them")
+        model, _ = await unless_gone(request.receive, base_and_variants(api.operations, model))
         info = await _described(request, api, model)
         for hook in hooks:
             if info is not None:
@@ -102,6 +106,7 @@ def neuroscope_router(api: Api) -> APIRouter:
         fields = Fields((await read_object(request, api.max_body_bytes, optional=True))[0])
         model = fields.take("model", str, named)
         fields.done()
+        model, _ = await unless_gone(request.receive, base_and_variants(api.operations, model))
         registry.clear(caller_of(request), model)
         return JsonResponse({"status": "hooks_cleared"})
 
@@ -169,10 +174,11 @@ async def _patched(request: Request, api: Api, registry: Registry, fields: Field
         if any(item.type == "activation_patching" for item in interventions):
             raise InvalidArgument("activation_patching takes rows from baseline_prompt, which is missing")
         baseline = prompt
+    model, variants = await unless_gone(request.receive, base_and_variants(api.operations, model))
     hooks, info = await _checked(request, api, registry, sent, model)
     for item in interventions:
         item.place.check(info)
-    means = means_of(await _means(request, api, mean_hooks(interventions), baseline, model))
+    means = means_of(await _means(request, api, mean_hooks(interventions), baseline, model, variants))
     edits = edit_hooks(interventions, means, sampling.seed or 0)
     captures, sources = plan_hooks(hooks, inputs=(PROMPT,))
     wanted = GenerateRequest(
@@ -180,6 +186,7 @@ async def _patched(request: Request, api: Api, registry: Registry, fields: Field
         model,
         Plan((*edits, *captures)),  # captures last: they see the values as edited
         sampling,
+        variants=variants,
     )
     batches = await gathered(request, CompletenessCheck(api.operations.generate(wanted), wanted.inputs))
 
@@ -201,10 +208,10 @@ async def _patched(request: Request, api: Api, registry: Registry, fields: Field
 
 
 async def _means(
-    request: Request, api: Api, hooks: list[Hook], baseline: str, model: str
+    request: Request, api: Api, hooks: list[Hook], baseline: str, model: str, variants: tuple[VariantUse, ...]
 ) -> tuple[AssembledCapture, ...]:
     if not hooks:
         return ()
-    wanted = RunRequest((Input(text=baseline, name=BASELINE),), model, Plan(tuple(hooks)))
+    wanted = RunRequest((Input(text=baseline, name=BASELINE),), model, Plan(tuple(hooks)), variants=variants)
     events = CompletenessCheck(api.operations.run(wanted), wanted.inputs)
     return Answer.of(await gathered(request, events)).captures

@@ -11,29 +11,34 @@ from ....protos.variants.stored import VariantInfo
 from ....protos.variants.use import VariantUse
 from ...service import Operations, answer
 
-__all__ = ["variant_models", "with_variants"]
+__all__ = ["base_and_variants", "variant_models", "with_variants"]
 
 SEPARATOR, STACK = ":", "+"
 
 
 async def with_variants(operations: Operations, asked: GenerateRequest) -> GenerateRequest:
-    """The request with its model's own id, and the variants behind the last colon before those that it names itself.
+    """The request with its model's own id, and the variants that its name has before those that it names itself."""
+    base, uses = await base_and_variants(operations, asked.model)
+    return replace(asked, model=base, variants=(*uses, *asked.variants))
+
+
+async def base_and_variants(operations: Operations, named: str) -> tuple[str, tuple[VariantUse, ...]]:
+    """(the model's own id, the variants behind the last colon of the name).
 
     An id that is loaded under exactly that name wins. Raises NotFound for a base that is not loaded, InvalidArgument for what
     names no variant.
     """
-    base, colon, part = asked.model.rpartition(SEPARATOR)
+    base, colon, part = named.rpartition(SEPARATOR)
     if not colon:
-        return asked
+        return named, ()
     ids = [info.id for info in await answer(operations, "models")]
-    if asked.model in ids:
-        return asked
+    if named in ids:
+        return named, ()
     if base and base not in ids:
         raise NotFound(
-            f"no model {asked.model!r} is loaded; loaded: {', '.join(ids) or 'none'} (and behind a colon its variants)"
+            f"no model {named!r} is loaded; loaded: {', '.join(ids) or 'none'} (and behind a colon its variants)"
         )
-    uses = tuple(VariantUse(name) for name in part.split(STACK))
-    return replace(asked, model=base, variants=(*uses, *asked.variants))
+    return base, tuple(VariantUse(name) for name in part.split(STACK))
 
 
 def variant_models(found: Sequence[VariantInfo], user: str) -> list[tuple[str, VariantInfo]]:

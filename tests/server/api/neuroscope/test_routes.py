@@ -10,7 +10,7 @@ import pytest
 from fake_model import N_LAYERS, fake_info, value
 from neuroscope_caller import CHAT, HOOKS, MESSAGES, N_PROMPT, RESIDUAL, Client, message_of
 
-from probewire.protos.model import GenerateRequest
+from probewire.protos.model import GenerateRequest, RunRequest
 from probewire.protos.sites import Site
 from probewire.protos.spec import (
     MAX_HOOKS,
@@ -229,3 +229,31 @@ def test_what_callers_register_is_bounded(client: Client) -> None:
         registry.add("one more", "", ())
     registry.clear("0", "")
     registry.add("one more", "", ())
+
+
+# ---- base:variant ------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_may_be_named_with_variants(client: Client) -> None:
+    named = "fake/model:formal+ada/lyon"
+    client.chat(RESIDUAL, model=named)
+    client.patch({"layer_name": "transformer.h.1", "component": "mlp", "type": "mean_ablation"}, model=named)
+    chat, means, patched = client.operations.requests
+    for request in (chat, means, patched):
+        assert isinstance(request, GenerateRequest | RunRequest)
+        assert request.model == "fake/model"
+        assert [use.name for use in request.variants] == ["formal", "ada/lyon"], "the baseline runs them too"
+    client.chat(RESIDUAL, model="fake/model")
+    assert client.operations.requests[-1].variants == ()
+
+
+def test_hooks_registered_for_a_base_serve_its_variants(client: Client) -> None:
+    assert client("POST", HOOKS, {"hooks": [RESIDUAL], "model": "fake/model:formal"}).status_code == 200
+    assert client.chat(model="fake/model:other")["activations"].keys() == {"r"}
+    assert client("DELETE", HOOKS, {"model": "fake/model:formal"}).status_code == 200
+    assert client.chat(model="fake/model")["activations"] == {}
+
+
+def test_a_base_that_is_not_loaded_is_told(client: Client) -> None:
+    response = client("POST", CHAT, {"messages": MESSAGES, "model": "other:formal"})
+    assert "no model 'other:formal' is loaded; loaded: fake/model" in message_of(response, 404)
