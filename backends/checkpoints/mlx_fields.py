@@ -44,6 +44,12 @@ def mlx_fields(config: Mapping[str, Any], full: Mapping[str, Any]) -> tuple[dict
         fields |= _of_whole_layers(full)
     if model_type.startswith("qwen3_5"):
         fields["full_attention_interval"] = full["layer_types"].index("full_attention") + 1
+    if model_type == "granitemoehybrid":
+        names = {"linear_attention": "mamba", "full_attention": "attention"}
+        fields["layer_types"] = [names.get(kind, kind) for kind in full["layer_types"]]
+        fields["position_embedding_type"] = full.get("position_embedding_type") or "nope"
+        if not full.get("num_local_experts"):
+            fields["intermediate_size"] = full["shared_intermediate_size"]
     if model_type == "lfm2":
         fields.setdefault("block_dim", full["hidden_size"])
     n_heads = full.get("num_attention_heads")

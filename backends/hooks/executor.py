@@ -23,6 +23,7 @@ from ...protos.spec import AnyOf
 from ..deltas.at_work import Deltas
 from ..deltas.placed import Products
 from ..ops import Ops
+from ..terms import Terms
 from .alarms import no_key_left
 from .bound import Acting, BoundHook, choose
 from .captures import Collector
@@ -49,6 +50,7 @@ class Executor:
         self.edits = Edits(ops)
         self.deltas = Deltas(products)
         """What variants add to weights."""
+        self.terms = Terms(self)
         self.slots: list[RowSpan] = []
         self.asked: set[Point] = set()
         """Points that some sequence of this forward asks for: asked at every one of every layer, so kept."""
@@ -74,6 +76,7 @@ class Executor:
             self._watch_for(backward)
         self.collector = Collector(self.ops)
         self.reached.clear()
+        self.terms.clear()
 
     def hold(self, slots: SequenceOf[RowSpan], layout: tuple[int, int]) -> None:
         """From here on the batch of this forward is these sequences; none: nobody's rows pass."""
@@ -374,6 +377,7 @@ class Executor:
     def end(self) -> None:
         """Let go of what the forward made: an idle model keeps nobody's tensors on its device."""
         self.deltas.end()
+        self.terms.clear()
         self.slots, self.collector, self.watching = [], Collector(self.ops), {}
 
     def _check_raw(self) -> None:

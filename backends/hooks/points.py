@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from ...protos.errors import InvalidArgument
 from ...protos.sites import Site
-from ..model.sites import ATTENTION_TAPS, Family, Tap
+from ..model.sites import ATTENTION_TAPS, Family, Tap, Term
 
 __all__ = ["PROBE_LENGTHS", "WHOLE", "Point", "Points", "Seen", "Side", "Spot", "View"]
 
@@ -58,14 +58,17 @@ class Point:
     path: str
     """Of the module; of attention's insides and the logits, what they are called."""
     side: str
-    kind: Literal["", "stream"] = ""
-    """stream: the residual branch holds the tensor too, and an edit must reach it there: it is written in place."""
+    kind: Literal["", "stream", "term"] = ""
+    """stream: the residual branch holds the tensor too, and an edit must reach it there: it is written in place.
+    term: it is no tensor of the module's but what was added to a stream to make that."""
     linear: bool = False
     """A plain linear module computes it."""
     changes: bool = False
     """The tensor is written to later in the forward: what is kept of it must be a copy."""
     flat: bool = False
     """Its rows stand one behind the other, [batch · row, …]."""
+    term: Term | None = None
+    """Of a term: its parts, by whole paths."""
 
     @property
     def in_place(self) -> bool:
@@ -202,6 +205,10 @@ class Points:
             path = f"{self.family.layer_path(self.backend, site.layer or 0)}.{self.family.attention}"
             return Spot(self._point(path, site.name, ""))
         path, tap = self._tap(site)
+        if tap.term is not None:
+            assert site.layer is not None
+            term = tap.term.below(self.family.layer_path(self.backend, site.layer))
+            return Spot(self._points.setdefault((path, tap.side, "term"), Point(path, tap.side, "term", term=term)))
         kind = "stream" if tap.in_place else ""
         if tap.side == "attention":
             return Spot(self._point(path, site.name, ""))

@@ -13,6 +13,7 @@ import mlx.core as mx
 
 from ..hooks.executor import Executor
 from ..hooks.points import PROBE_BATCH, PROBE_LENGTHS, Point, Seen
+from ..terms import Place, places_of
 from .mixtures import block_of, dense_weights, given, n_experts_of, replayed, taken
 
 __all__ = ["Taps"]
@@ -26,6 +27,10 @@ class _Tapped:
         self.tapped_class: type | None = None
         self.inputs: list[Point] = []
         self.outputs: list[Point] = []
+        self.terms: list[Point] = []
+        """Sums that make what it reads or gives."""
+        self.kept: dict[Place, list[tuple[Point, int]]] = {}
+        """What of it such sums want."""
         self.weights: list[Point] = []
         """Of experts: by how much the block that calls them takes what they give."""
         self.experts: _Tapped | None = None
@@ -38,7 +43,7 @@ class _Tapped:
     def forget(self) -> None:
         """Do nothing from now on."""
         self.module.__class__ = self.own_class
-        self.inputs, self.outputs, self.weights, self.experts = [], [], [], None
+        self.inputs, self.outputs, self.weights, self.terms, self.kept, self.experts = [], [], [], [], {}, None
 
 
 class Taps:
@@ -83,11 +88,14 @@ class Taps:
         for point in points:
             if point.side in ("input", "output", "weights"):
                 self._attach_one(point)
-        for tapped in self.attached:  # what the residual branch holds, then what the module reads
-            tapped.inputs.sort(key=lambda point: not point.in_place)
+        for place, found in places_of(self.points).items():
+            self._tapped(place.path).kept[place] = found
 
     def _attach_one(self, point: Point) -> None:
         tapped = self._tapped(point.path)
+        if point.term is not None:
+            tapped.terms.append(point)
+            return
         {"input": tapped.inputs, "output": tapped.outputs, "weights": tapped.weights}[point.side].append(point)
         if point.side == "weights":
             self._tapped(block_of(point.path)).experts = tapped
@@ -108,8 +116,8 @@ class Taps:
         def call(module: Any, *args: Any, **kwargs: Any) -> Any:
             if self._again:
                 return tapped.gave
-            if tapped.inputs:
-                first = self._tap(tapped.inputs, args[0] if args else None, None)
+            if tapped.inputs or tapped.terms or tapped.kept:
+                first = self._enter(tapped, args[0] if args else None)
                 args = (first, *args[1:]) if args else args
             if tapped.experts is not None:
                 self._block = []
@@ -121,16 +129,40 @@ class Taps:
                 self._let_go()
                 tapped.called = ()
             if isinstance(output, tuple):
-                first = self._tap(tapped.outputs, output[0], None) if tapped.outputs else output[0]
-                output = (first, *output[1:])
-            elif tapped.outputs:
-                output = self._tap(tapped.outputs, output, args[0] if args else None)
+                output = (self._leave(tapped, output[0], None), *output[1:])
+            else:
+                output = self._leave(tapped, output, args[0] if args else None)
             if self._block is not None:
                 tapped.gave = output
                 self._block.append(tapped)
             return output
 
         return type(tapped.own_class.__name__, (tapped.own_class,), {"__call__": call})
+
+    def _enter(self, tapped: _Tapped, value: Any) -> Any:
+        """What a module reads: what a stream is made of, what the residual branch holds, then what the module alone reads."""
+        value = self._put(tapped, "input", value)
+        for held in (True, False):
+            if found := [point for point in tapped.inputs if point.in_place is held]:
+                value = self._tap(found, value, None)
+            self._keep(tapped, "input", value, held=held)
+        return value
+
+    def _leave(self, tapped: _Tapped, value: Any, linear_input: Any) -> Any:
+        value = self._put(tapped, "output", value)
+        value = self._tap(tapped.outputs, value, linear_input) if tapped.outputs else value
+        self._keep(tapped, "output", value)
+        return value
+
+    def _put(self, tapped: _Tapped, side: str, value: Any) -> Any:
+        for point in tapped.terms:
+            value = self.executor.terms.put(point, value) if point.side == side else value
+        return value
+
+    def _keep(self, tapped: _Tapped, side: str, value: Any, *, held: bool = False) -> None:
+        for place, found in tapped.kept.items():
+            if place.side == side and place.held is held:
+                self.executor.terms.keep(found, value if isinstance(value, mx.array) else None)
 
     def _tap_weights(self, block: _Tapped, experts: _Tapped) -> None:
         """The weights of the experts that a block has just called, which are only read."""

@@ -12,7 +12,17 @@ from typing import Any, Literal
 from ...protos.model import LayerWidths, ModelInfo, SiteInfo
 from ...protos.sites import ATTENTION_SITES, AXES, GLOBAL_SITES
 
-__all__ = ["ATTENTION_TAPS", "NO_GRADIENTS", "Dims", "Family", "Tap", "dims_of", "site_infos", "without_gradients"]
+__all__ = [
+    "ATTENTION_TAPS",
+    "NO_GRADIENTS",
+    "Dims",
+    "Family",
+    "Tap",
+    "Term",
+    "dims_of",
+    "site_infos",
+    "without_gradients",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +47,27 @@ class Tap:
     """The stream takes so many times the tensor, and the site is what it takes."""
     flat: bool = False
     """The tensor has its rows one behind the other: [batch · row, …]."""
+    term: Term | None = None
+    """The site is no tensor of a module's: it is this sum, and the tensor is what the model makes by adding it to a stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """A sum that no module gives: the tensor is stream + scale · Σ cᵢ · partᵢ, to the bit and in this order."""
+
+    stream: Tap
+    parts: tuple[tuple[str, float], ...]
+    """(path of the module whose output it is, c)."""
+    scale: float = 1.0
+
+    def below(self, base: str) -> Term:
+        """The same with whole paths."""
+
+        def whole(path: str) -> str:
+            return f"{base}.{path}" if path else base
+
+        stream = replace(self.stream, path=whole(self.stream.path))
+        return Term(stream, tuple((whole(path), c) for path, c in self.parts), self.scale)
 
 
 @dataclass(frozen=True, slots=True)

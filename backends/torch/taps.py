@@ -14,6 +14,7 @@ from transformers.utils.generic import ModelOutput
 
 from ..hooks.executor import Executor
 from ..hooks.points import PROBE_BATCH, PROBE_LENGTHS, Point, Seen
+from ..terms import Place, places_of
 from .mixtures import Products, dense_weights, given, n_experts_of
 
 __all__ = ["Taps", "first_of"]
@@ -71,14 +72,22 @@ class Taps:
         """Make exactly these points reach the executor."""
         if points == self.points:
             return
-        wanted: dict[tuple[str, str], list[Point]] = {}
+        wanted: dict[tuple[bool, str, str], list[Point]] = {}
+        terms = [point for point in points if point.term is not None]
         for point in points:
-            if point.side in ("input", "output", "product", "weights"):
-                wanted.setdefault((point.path, point.side), []).append(point)
+            if point.term is None and point.side in ("input", "output", "product", "weights"):
+                wanted.setdefault((not point.in_place, point.path, point.side), []).append(point)
         for handle in self.handles:
             handle.remove()
         self.points = set(points)
-        self.handles = [self._hook(path, side, found) for (path, side), found in wanted.items()]
+        # What a stream is made of, what the residual branch holds, then what a module reads; hooks act as they were put.
+        held, read = ([(key, found) for key, found in wanted.items() if key[0] is last] for last in (False, True))
+        self.handles = [self._put(point) for point in terms]
+        self.handles += [self._hook(path, side, found) for (_, path, side), found in held]
+        kept = places_of(terms)
+        self.handles += [self._keep(place, found) for place, found in kept.items() if place.held]
+        self.handles += [self._hook(path, side, found) for (_, path, side), found in read]
+        self.handles += [self._keep(place, found) for place, found in kept.items() if not place.held]
 
     def _hook(self, path: str, side: str, found: list[Point]) -> RemovableHandle | _Within:
         module = self.modules[path]
@@ -86,22 +95,33 @@ class Taps:
             return module.register_forward_pre_hook(partial(self._tap_weights, found[0]), with_kwargs=True)
         if side == "product":
             return _Within(module, lambda value: self._tap(found, value, None))
-        if side == "input":
-            found.sort(
-                key=lambda point: not point.in_place
-            )  # what the residual branch holds, then what the module reads
+        return self._at(path, side, partial(self._tap, found))
 
-            def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-                if args:
-                    return (self._tap(found, args[0], None), *args[1:]), kwargs
-                value = self._tap(found, kwargs.get("hidden_states"), None)
-                return args, {**kwargs, "hidden_states": value} if "hidden_states" in kwargs else kwargs
+    def _put(self, point: Point) -> RemovableHandle:
+        return self._at(point.path, point.side, lambda value, _: self.executor.terms.put(point, value))
 
-            return module.register_forward_pre_hook(before, with_kwargs=True)
+    def _keep(self, place: Place, found: list[tuple[Point, int]]) -> RemovableHandle:
+        def keep(value: Any, _: Any) -> Any:
+            self.executor.terms.keep(found, value if isinstance(value, torch.Tensor) else None)
+            return value
+
+        return self._at(place.path, place.side, keep)
+
+    def _at(self, path: str, side: str, do: Callable[[Any, Any], Any]) -> RemovableHandle:
+        """`do`: what a module reads or gives, and what it reads → what to go on with."""
+        module = self.modules[path]
+
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if args:
+                return (do(args[0], None), *args[1:]), kwargs
+            value = do(kwargs.get("hidden_states"), None)
+            return args, {**kwargs, "hidden_states": value} if "hidden_states" in kwargs else kwargs
 
         def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            return _with_first(output, self._tap(found, first_of(output), args[0] if args else None))
+            return _with_first(output, do(first_of(output), args[0] if args else None))
 
+        if side == "input":
+            return module.register_forward_pre_hook(before, with_kwargs=True)
         return module.register_forward_hook(after)
 
     def _tap_weights(self, point: Point, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

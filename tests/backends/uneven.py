@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.backends.derived import SIZES
 
-__all__ = ["UNEVEN"]
+__all__ = ["SUMMED", "UNEVEN"]
 
 _GROUPED = {**SIZES, "num_key_value_heads": 2}
 _HEADS = {**_GROUPED, "head_dim": 16}
@@ -98,3 +98,20 @@ UNEVEN: dict[str, dict[str, Any]] = {
     },
 }
 """Model type → its config's fields."""
+
+_SHARED = {"num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 32, "residual_multiplier": 0.5}
+_MAMBA2 = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_chunk_size": 4}
+
+SUMMED: dict[str, dict[str, Any]] = {
+    "granitemoeshared": UNEVEN["granitemoeshared"],
+    "granitemoe_swa": {**_HEADS, **_SHARED, "sliding_window": 8},
+    "granitemoehybrid": {**_GROUPED, **_MAMBA2, **_SHARED, "layer_types": ["mamba", "attention"] * 2},
+    "falcon_h1": {
+        **_HEADS,
+        **_MAMBA2,
+        "mamba_d_ssm": 128,
+        "ssm_out_multiplier": 0.7,
+        "attention_out_multiplier": 0.9,
+    },
+}
+"""Of which a layer adds up two modules' outputs itself."""

@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..sites import ATTENTION_TAPS, Dims, Family, Tap
+from ..sites import ATTENTION_TAPS, Dims, Family, Tap, Term
 from .attention import batching_fault, find_attention, made_by
 from .block import Block, flattened, not_shared, read_by, stream_only
 from .layers import sizes, table
 from .mixture import find_mixture
 from .mlp import find_mlp
-from .sums import UNITY, parallel, sequential, single, unfinished
+from .sums import UNITY, Joined, begun, joined, parallel, sequential, single, unfinished
 from .trace import AttentionCall, Trace
 
 __all__ = ["Anatomy", "Block", "NotUnderstood", "derive"]
@@ -120,7 +120,10 @@ def _block(trace: Trace, base: str, numbers: Sequence[float], activations: Mappi
     if found is None:
         more = unfinished(trace, base, x, y, numbers) if alone is None else None
         if more is not None and (not calls or made_by(trace, base, more[1][0], calls[0].path)):
-            return _unfinished(trace, block, more, calls, activations)
+            return _unfinished(trace, block, more, calls, numbers, activations)
+        start = begun(trace, base, x, y, numbers) if alone is None else None
+        if start is not None and calls and _one_is_attention(trace, base, start[1], calls[0].path):
+            return _begun(trace, block, start, activations)
         return _with_one_part(trace, block, calls, alone, activations)
     middle, first, second, block.scales = found
     block.kind = "parallel" if middle is None else "sequential"
@@ -158,6 +161,7 @@ def _unfinished(
     block: Block,
     found: tuple[str, tuple[str, float], str],
     calls: Sequence[AttentionCall],
+    numbers: Sequence[float],
     activations: Mapping[str, Any],
 ) -> Block:
     """A layer whose first part is understood, and whose output is not resid_mid and one module's output."""
@@ -166,11 +170,18 @@ def _unfinished(
     block.kind, block.scales = "sequential", (scale, UNITY)
     block.taps["resid_mid"] = middle = _middle(trace, base, reader)
     block.taps["attn_out"] = _output(trace, base, first, scale)
-    block.why["mlp_out"] = (
-        "resid_post is more than resid_mid and what the MLP adds: a third term, or a factor of the layer's, follows"
-        if second
-        else "no module gives all that the layer adds to resid_mid"
-    )
+    stream, y = trace.get(reader, "input"), trace.get(base, "output")
+    at = trace.order[reader, "input"]
+    after = [one for one in trace.below(base, "output", x) if trace.order[one[0], "output"] > at]
+    both = None if second else joined(trace, stream, y, after, numbers)
+    if both is not None:
+        block.taps["mlp_out"] = Tap("", "output", term=_term(base, middle, both))
+    else:
+        block.why["mlp_out"] = (
+            "resid_post is more than resid_mid and what the MLP adds: a third term, or a factor of the layer's, follows"
+            if second
+            else "no module, and no sum of two, gives all that the layer adds to resid_mid"
+        )
     if not calls:
         read_by(trace, block, ("attn_resid", "attn_in"), _whole(trace, base, first), x)
     if second:
@@ -178,6 +189,32 @@ def _unfinished(
     elif f"{base}.{middle.path}" in trace.norms:
         block.taps["mlp_resid"], block.taps["mlp_in"] = Tap(middle.path, "input"), Tap(middle.path, "output")
         block.why["mlp_act"] = "no one module is the MLP"
+    find_mixture(trace, block)
+    return block
+
+
+def _term(base: str, stream: Tap, found: Joined) -> Term:
+    scale, parts = found
+    return Term(stream, tuple((path[len(base) + 1 :], c) for path, c in parts), scale)
+
+
+def _one_is_attention(trace: Trace, base: str, found: Joined, attention: str) -> bool:
+    return sum(made_by(trace, base, path, attention) for path, _ in found[1]) == 1
+
+
+def _begun(
+    trace: Trace,
+    block: Block,
+    found: tuple[str, Joined, tuple[str, float]],
+    activations: Mapping[str, Any],
+) -> Block:
+    """A layer where attention and another mixer, side by side, make resid_mid; attn_out is the sum of the two."""
+    base, (reader, first, (second, scale)) = block.base, found
+    block.kind, block.scales = "sequential", (first[0], scale)
+    block.taps["resid_mid"] = middle = _middle(trace, base, reader)
+    block.taps["attn_out"] = Tap(middle.path, "input", term=_term(base, block.taps["resid_pre"], first))
+    block.taps["mlp_out"] = _output(trace, base, second, scale)
+    find_mlp(trace, block, second, trace.get(reader, "input"), activations)
     find_mixture(trace, block)
     return block
 

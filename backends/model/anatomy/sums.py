@@ -7,13 +7,16 @@ from typing import Any
 
 from .trace import Trace
 
-__all__ = ["UNITY", "Sum", "parallel", "sequential", "single", "unfinished"]
+__all__ = ["UNITY", "Joined", "Sum", "begun", "joined", "parallel", "sequential", "single", "unfinished"]
 
 UNITY = 1.0
 
 
 Sum = tuple[str | None, str, str, tuple[float, float]]
 """The reader of resid_mid, attention's and the MLP's output, and by how much the stream takes them."""
+
+Joined = tuple[float, tuple[tuple[str, float], ...]]
+"""The scale of a sum of two modules' outputs, and their paths, each with what it is multiplied by."""
 
 
 def sequential(trace: Trace, base: str, x: Any, y: Any, numbers: Sequence[float]) -> Sum | None:
@@ -71,6 +74,61 @@ def unfinished(
         scaled = [path for path, m in after for s in trace.factors.get(base, ()) if trace.equal((r + m) * s, y)]
         return reader, first, scaled[-1] if scaled else ""
     return None
+
+
+def joined(
+    trace: Trace, x: Any, total: Any, outs: Sequence[tuple[str, Any]], numbers: Sequence[float]
+) -> Joined | None:
+    """The two modules of which x + c · (A + B) is the total, or x + (a · A + b · B). None where several could be: each
+    would be another site to an edit."""
+    each = _different(trace, x, total, outs)
+    found = list[Joined]()
+    for i, (first, a) in enumerate(each):
+        for second, b in each[i + 1 :]:
+            both = a + b
+            scale = next((c for c in (UNITY, *numbers) if trace.equal(x + _times(both, c), total)), None)
+            if scale is not None:
+                found.append((scale, ((first, UNITY), (second, UNITY))))
+                continue
+            ways = ((p, q) for p in (UNITY, *numbers) for q in (UNITY, *numbers) if p != q)
+            own = next((w for w in ways if trace.equal(x + (_times(a, w[0]) + _times(b, w[1])), total)), None)
+            if own is not None:
+                found.append((UNITY, ((first, own[0]), (second, own[1]))))
+    return found[0] if len(found) == 1 else None
+
+
+def begun(
+    trace: Trace, base: str, x: Any, y: Any, numbers: Sequence[float]
+) -> tuple[str, Joined, tuple[str, float]] | None:
+    """The reader of resid_mid where two modules make that of the layer's input, and one the output of that."""
+    outs, seen = trace.below(base, "output", x), list[Any]()
+    for reader, r in trace.below(base, "input", x):
+        if trace.equal(r, x) or trace.equal(r, y) or any(trace.equal(r, other) for other in seen):
+            continue
+        seen.append(r)
+        at = trace.order[reader, "input"]
+        after = [one for one in outs if trace.order[one[0], "output"] > at]
+        second = _last(_summed(trace, r, y, after, numbers))
+        if second is None:
+            continue
+        before = [one for one in outs if trace.order[one[0], "output"] < at]
+        if (first := joined(trace, x, r, before, numbers)) is not None:
+            return reader, first, second
+    return None
+
+
+def _different(trace: Trace, x: Any, total: Any, outs: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Each tensor once, at the outermost module that gives it: what is edited inside it is edited there too."""
+    found = list[tuple[str, Any]]()
+    for path, value in reversed(outs):
+        known = (x, total, *(other for _, other in found))
+        if _is_something(value) and not any(trace.equal(value, other) for other in known):
+            found.append((path, value))
+    return found[::-1]
+
+
+def _times(value: Any, c: float) -> Any:
+    return value if c == UNITY else value * c
 
 
 def _summed(

@@ -34,6 +34,16 @@ KINDS: dict[str, dict[str, Any]] = {
         "mamba_d_state": 8,
         "mamba_dt_rank": 8,
     },
+    "granitemoehybrid": {  # dense, as the smallest are published; its attention turns nothing
+        **GROUPED,
+        "layer_types": ["mamba", "attention"] * 2,
+        "mamba_n_heads": 8,
+        "mamba_d_head": 16,
+        "mamba_d_state": 8,
+        "mamba_n_groups": 1,
+        "num_local_experts": 0,
+        "shared_intermediate_size": 32,
+    },
     "gpt_bigcode": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128},
 }
 ALONE = ("gpt_bigcode",)
