@@ -191,9 +191,12 @@ def _embedding_scale(module: Any) -> float | None:
     if "weight" not in module or module.weight.ndim != 2:
         return None
     given = module(mx.arange(min(8, module.weight.shape[0])))
-    if "scales" in module:  # packed rows have no other reading than this one
-        return 1.0
-    rows = module.weight[: len(given)].astype(mx.float32)
+    rows = module.weight[: len(given)]
+    if "scales" in module:
+        biases = module.biases[: len(given)] if "biases" in module else None
+        how = {"group_size": module.group_size, "bits": module.bits, "mode": module.mode}
+        rows = mx.dequantize(rows, module.scales[: len(given)], biases, **how)
+    rows = rows.astype(mx.float32)
     wide = given.astype(mx.float32)
     if wide.shape != rows.shape:
         return None
