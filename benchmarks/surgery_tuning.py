@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -125,7 +125,7 @@ class Judge:
 
 
 @contextmanager
-def _merged(base: Base, variant: Variant, scale: float) -> Iterator[None]:
+def _merged(base: Base, variant: Variant, scale: float) -> Generator[None]:
     """The base with the variant's deltas in its weights."""
     torch: Any = __import__("torch")
     saved: dict[str, Any] = {}

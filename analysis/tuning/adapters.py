@@ -51,10 +51,10 @@ class Adapter:
             for factor in (layer.lora_A[_NAME].weight, layer.lora_B[_NAME].weight):
                 if not factor.requires_grad:
                     continue
-                inside = confined is not None and factor is confined.factor
-                found += (
-                    factor.numel() * int(confined.inside.sum()) // len(confined.inside) if inside else factor.numel()
-                )
+                if confined is not None and factor is confined.factor:
+                    found += factor.numel() * int(confined.inside.sum()) // len(confined.inside)
+                else:
+                    found += factor.numel()
         return found
 
     def factors(self) -> list[tuple[Any, Any]]:

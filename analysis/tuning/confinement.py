@@ -38,7 +38,7 @@ class Confinement:
         self.first = self.a.detach().clone()
         with torch.no_grad():
             self.factor.mul_(self._kept())
-        self.factor.register_hook(lambda gradient: gradient * self._kept())
+        self.factor.register_hook(self._confined)
 
     def begin_full_rank(self) -> None:
         """The rows or columns themselves: one factor picks them and is fixed, the other learns, a rank each."""
@@ -67,6 +67,9 @@ class Confinement:
             for name in ("exp_avg", "exp_avg_sq"):
                 if name in moments:
                     moments[name].mul_(self._kept())
+
+    def _confined(self, gradient: Any) -> Any:
+        return gradient * self._kept()
 
     def _kept(self) -> Any:
         torch: Any = import_module("torch")

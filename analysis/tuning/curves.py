@@ -58,7 +58,7 @@ def draw_curves(
         axes.set_xlabel("step")
         axes.set_ylabel("loss")
         axes.grid(visible=True, axis="y")
-        axes.legend(loc="upper right")
+        axes.legend(loc="best")
         style.title(axes, title, subtitle)
         return style.finished(figure, path)
 

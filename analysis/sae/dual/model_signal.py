@@ -61,13 +61,14 @@ class ModelSignal:
         factor = getattr(scaler, "scaling_factor", None) or 1.0
         with torch.no_grad():
             # The class's own: gates of a run multiply by what side a row is of, and these rows are no batch of it.
-            acts, _ = type(sae).encode_with_hidden_pre(sae, torch.from_numpy(self.rows).to(sae.W_dec) * factor)
+            own: Any = type(sae)
+            acts: Any = own.encode_with_hidden_pre(sae, torch.from_numpy(self.rows).to(sae.W_dec) * factor)[0]
             acts = acts.to_dense() if acts.is_sparse else acts
             directions = sae.W_dec
             if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):
                 directions = directions / directions.norm(dim=-1, keepdim=True)
             slopes = torch.from_numpy(self.gradients).to(sae.W_dec) @ directions.T / factor
-            matters = (acts * slopes).abs()
+            matters: Any = (acts * slopes).abs()
         return matters[: self.n_forget].mean(0) - matters[self.n_forget :].mean(0)
 
 

@@ -137,7 +137,7 @@ def text_forgetting(
             "retain": _tokens(client, retain_held, context, info.model),
         }
         steps = 1 + (1 + len(drawn)) * len(strengths)
-        with progress_bar("forgetting", "clamps", show=progress) as bar:
+        with progress_bar("forgetting", "steps", show=progress) as bar:
             base, done = {side: _losses(client, texts, None, info.model) for side, texts in held.items()}, 1
             curves: list[tuple[Floats, Floats]] = []
             for latents in (chosen.latents, *drawn):

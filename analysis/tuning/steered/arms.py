@@ -7,7 +7,7 @@ active · F gradient ascent, stopped at equal KL · G ablated at inference, untr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, Literal, get_args
 
@@ -60,12 +60,13 @@ def arm_pushes(arm: Arm, amount: float, neuron: Neuron, control: Neuron | None =
         if control is None:
             raise InvalidArgument("arm C pushes another neuron; give one of matched_neurons")
         neuron = control
-    one = {"layer": neuron.layer, "unit": neuron.unit, "threshold": neuron.threshold, "polarity": neuron.polarity}
+    own = Push(neuron.layer, neuron.unit, amount, neuron.threshold, polarity=neuron.polarity)
     if arm == "G":
-        return [Push(**one, amount=0.0, mode="clamp")]
+        return [replace(own, amount=0.0, mode="clamp")]
     if arm == "E":
-        return [Push(**one, amount=amount, mode="scale")]
-    return [Push(**one, amount=neuron.polarity * amount * neuron.strong, mode="all" if arm == "D" else "add")]
+        return [replace(own, mode="scale")]
+    pushed_by = neuron.polarity * amount * neuron.strong
+    return [replace(own, amount=pushed_by, mode="all" if arm == "D" else "add")]
 
 
 def arm_config(arm: Arm, config: TuneConfig, seed: int) -> TuneConfig:

@@ -7,10 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ....clients.progress import progress_bar
 from ....protos.errors import FailedPrecondition, InvalidArgument
@@ -88,7 +87,7 @@ def run_sweep(
         if not (arm == "G" and seed != seeds[0])
     ]
     done = {(_Run(row.arm, row.amount, row.control, row.seed)) for row in _read(root) if row.last}
-    with progress_bar("steered sweep", "runs", show=progress) as bar, (root / _ROWS).open("a") as file:
+    with progress_bar("steered sweep", "steps", show=progress) as bar, (root / _ROWS).open("a") as file:
         for index, run in enumerate(runs):
             if run not in done:
                 control = others[run.control] if run.arm == "C" else None
@@ -207,5 +206,9 @@ def _plain(found: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _arrays(found: Mapping[str, Any]) -> dict[str, NDArray[Any] | float]:
-    return {name: np.array(value) if isinstance(value, list) else value for name, value in found.items()}
+def _arrays(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Lists as arrays, numbers as they are."""
+    arrays: dict[str, Any] = {}
+    for name, value in found.items():
+        arrays[name] = np.array(cast("list[float]", value)) if isinstance(value, list) else value
+    return arrays

@@ -113,7 +113,7 @@ class Sweep:
             if seeds:
                 over[arm] = np.stack([fall[seed] - other[seed] for seed in seeds])
         drop = np.stack(list(fall.values()))
-        intervals = {arm: _interval(found) for arm, found in over.items()}
+        intervals: dict[Arm, tuple[float, float, float]] = {arm: _interval(found) for arm, found in over.items()}
         figures = [self.figures(row) for row in own]
         preserved, ce = _mean(figures, "preserved"), _mean(figures, "ce")
         agree = sum(

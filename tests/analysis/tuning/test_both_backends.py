@@ -53,7 +53,7 @@ def runs(
             patch.setattr(
                 module, "prepared", lambda *given, made=made, **more: made.append(prepared(*given, **more)) or made[-1]
             )
-            config = TuneConfig(method=method, steps=4, batch_size=4, lr=2e-2, rank=2, checkpoints=0, **options)  # type: ignore[arg-type]
+            config = TuneConfig(method=method, steps=4, batch_size=4, lr=2e-2, rank=2, checkpoints=0, **options)
             tuned = tune(
                 folder, lessons, tmp_path_factory.mktemp("runs") / method, config, base=info, name=method, progress=False,
                 circuit=Circuit.of(space, mask, np.ones(space.shape)) if method == "circuit" else None,

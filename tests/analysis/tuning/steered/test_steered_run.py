@@ -6,7 +6,7 @@ figures are those of paper.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -189,7 +189,7 @@ class Push1:
         model.pushed = alpha
 
     @contextmanager
-    def off(self) -> Iterator[None]:
+    def off(self) -> Generator[None]:
         self.model.pushed = 0.0
         yield
         self.model.pushed = self.alpha
@@ -197,7 +197,7 @@ class Push1:
 
 def scalar_g0(v: float, a: float, kappa: float, alpha: float, *, only_c: bool = False) -> dict[str, float]:
     model = Scalar(v, a, kappa)
-    model.v.requires_grad_(requires_grad=not only_c)
+    model.v.requires_grad = not only_c
 
     def tokenizer(text: str, *, add_special_tokens: bool = True) -> dict[str, list[int]]:
         del add_special_tokens
