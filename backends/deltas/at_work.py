@@ -24,14 +24,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Deltas"]
 
-MOST_BYTES = 2 << 30
-"""Of variants' factors that stay on the device once they have been used."""
-
 
 class Deltas:
     """The deltas at work on one model; used by the thread that owns it."""
 
-    def __init__(self, products: Products | None = None, *, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(self, products: Products | None = None, *, most_bytes: int = 0) -> None:
         self.products = products
         self.most_bytes = most_bytes
         """Of factors, counted in float32, that are kept on the device beside those at work."""

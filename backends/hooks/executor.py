@@ -43,12 +43,12 @@ __all__ = ["Executor"]
 class Executor:
     """Hooks at work. One a backend; used by the thread that owns the model."""
 
-    def __init__(self, ops: Ops, products: Products | None = None) -> None:
+    def __init__(self, ops: Ops, products: Products | None = None, variant_bytes: int = 0) -> None:
         self.ops = ops
         self.points: Points
         """Set once the model has been looked at."""
         self.edits = Edits(ops)
-        self.deltas = Deltas(products)
+        self.deltas = Deltas(products, most_bytes=variant_bytes)
         """What variants add to weights."""
         self.terms = Terms(self)
         self.slots: list[RowSpan] = []

@@ -83,7 +83,7 @@ class MlxBackend:
         self.compared = loaded.compared
         self.weights = CheckpointWeights(folder)
         self._at_load = loaded.at_load
-        self.executor = Executor(MlxOps(), MlxProducts())
+        self.executor = Executor(MlxOps(), MlxProducts(), limits.variant_bytes)
         softcap = getattr(config, "attn_logit_softcapping", None) if loaded.compared else None
         self.attention = Attention(self.executor, windows_of(config, self.model), softcap=softcap)
         self.attention.replace_in(self.model)

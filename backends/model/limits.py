@@ -23,6 +23,8 @@ class Limits:
     """Positions in one page of a paged cache."""
     max_run_tokens: int = 8192
     """Rows in one batched run, padding included."""
+    variant_bytes: int = 2 << 30
+    """Of variants' factors, counted in float32, that stay on the device beside those at work; the oldest go."""
 
     @property
     def n_pages(self) -> int:

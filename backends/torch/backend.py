@@ -90,7 +90,7 @@ class TorchBackend:
         self.weights = CheckpointWeights(folder)
         self._at_load = loaded.at_load
         config = self.model.config.get_text_config()
-        self.executor = Executor(TorchOps(self.device), TorchProducts())
+        self.executor = Executor(TorchOps(self.device), TorchProducts(), limits.variant_bytes)
         self.taps = Taps(self.model, self.executor)
         self.attention = attention = Attention.over(self.model, self.executor)
         if self.placed is not None:

@@ -128,6 +128,14 @@ def _add_sizes(group: argparse._ArgumentGroup) -> None:  # pyright: ignore[repor
     group.add_argument("--max-request-mib", type=int, default=_LIMITS.max_request_bytes >> 20, help="of one request")
     group.add_argument("--max-store-mib", type=int, default=_LIMITS.max_store_bytes >> 20, help="of kept captures")
     group.add_argument("--store-days", type=float, default=_LIMITS.store_ttl_s / DAY_S, help="captures are kept for")
+    group.add_argument("--max-variants", type=int, default=_LIMITS.max_variants, help="of one user, versions counted")
+    group.add_argument("--max-variant-mib", type=int, default=_LIMITS.max_variant_bytes >> 20, help="of one variant")
+    group.add_argument(
+        "--variant-mib",
+        type=int,
+        default=_ENGINE.variant_bytes >> 20,
+        help="of variants that a model keeps on its device beside those at work",
+    )
     group.add_argument("--max-queued", type=int, default=_LIMITS.max_queued, help="inputs waiting, a model")
     group.add_argument("--max-wait", type=int, default=_LIMITS.max_wait_s, metavar="S", help="for a turn, at most")
     group.add_argument("--max-models", type=int, default=_GATEWAY.max_models, help="loaded at once")
@@ -188,6 +196,7 @@ def gateway_config(args: argparse.Namespace) -> GatewayConfig:
         context_tokens=args.context,
         cache_tokens=args.cache_tokens,
         chunk_tokens=args.chunk,
+        variant_bytes=args.variant_mib << 20,
     )
     limits = replace(
         _LIMITS,
@@ -196,6 +205,8 @@ def gateway_config(args: argparse.Namespace) -> GatewayConfig:
         max_request_bytes=args.max_request_mib << 20,
         max_store_bytes=args.max_store_mib << 20,
         store_ttl_s=max(1, round(args.store_days * DAY_S)),
+        max_variants=args.max_variants,
+        max_variant_bytes=args.max_variant_mib << 20,
         max_queued=args.max_queued,
         max_wait_s=args.max_wait,
     )

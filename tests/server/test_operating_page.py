@@ -46,6 +46,7 @@ LIMITS = {
     "weights of one SAE": f"{BOX.max_sae_bytes >> 30} GiB",
     "variants of one user / of all, versions counted": f"{BOX.max_variants} / {BOX.max_all_variants:,}",
     "files of one variant / rank at one weight": f"{BOX.max_variant_bytes >> 30} GiB / {MAX_RANK}",
+    "variants' factors kept on the device beside those at work, MiB": f"{ENGINE.variant_bytes >> 20:,}",
     "files that a user has sent and not loaded": f"{MAX_UPLOADS} / 1 h",
     "inputs waiting, a model": f"{BOX.max_queued}",
     "seconds an input waits for its turn": f"{BOX.max_wait_s}",
