@@ -33,7 +33,7 @@ $(STAMP): pyproject.toml constraints.txt
 	fi
 	$(PY) -m pip install --quiet --constraint constraints.txt pip
 	@echo 'installing into $(VENV); the first time this takes a minute or more'
-	PYTHONWARNINGS=ignore $(PY) -m pip install --quiet --constraint constraints.txt --editable '.[torch,mlx,server,grammar,analysis,sae,tune,validate,dev]'
+	PYTHONWARNINGS=ignore $(PY) -m pip install --quiet --constraint constraints.txt --editable '.[torch,mlx,server,grammar,agents,analysis,sae,tune,validate,dev]'
 	@touch $@
 
 # The folders under their import name, for tools that look on disk: protoc and pyright.

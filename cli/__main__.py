@@ -26,6 +26,7 @@ COMMANDS = {
     "tune": "fine-tune a model on this machine: a variant comes of it",
     "circuit": "check circuits against a model, and keep them in a library",
     "variant": "load, look at, compose, merge and convert variants: changes of a model as values",
+    "mcp": "offer a served model to agents, over the Model Context Protocol",
     "top": "see who is running what on a server, live",
     "bench": "measure this machine against plain inference and against peers (needs a checkout)",
 }

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..clients.client import DEFAULT_URL, Client
 from ..protos.errors import InvalidArgument
 
-__all__ = ["add_connection_arguments", "connected"]
+__all__ = ["add_connection_arguments", "connected", "key_of"]
 
 KEY_VARIABLE = "PROBEWIRE_API_KEY"
 
@@ -42,7 +42,7 @@ def connected(args: argparse.Namespace, *, timeout_s: float | None = 600.0) -> C
         warnings.simplefilter("always")
         client = Client(
             args.url,
-            api_key=_key(args),
+            api_key=key_of(args),
             ca_file=args.ca_file,
             cert_file=args.cert_file,
             key_file=args.key_file,
@@ -53,7 +53,8 @@ def connected(args: argparse.Namespace, *, timeout_s: float | None = 600.0) -> C
     return client
 
 
-def _key(args: argparse.Namespace) -> str | None:
+def key_of(args: argparse.Namespace) -> str | None:
+    """The key that the options or the environment name."""
     if args.api_key_file is None:
         return args.api_key or os.environ.get(KEY_VARIABLE) or None
     try:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "docs"
-PACKAGES = ("protos", "backends", "server", "clients", "analysis", "cli")
+PACKAGES = ("protos", "backends", "server", "clients", "analysis", "agents", "cli")
 PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/RESULTS.md")
 _LINK = re.compile(r"\]\(([^)#\s]+)")
 

@@ -56,6 +56,7 @@ def blocks(page: str, *languages: str) -> list[str]:
         "docs/validation.md",
         "docs/variants.md",
         "docs/agents.md",
+        "docs/skills/probewire/SKILL.md",
     ],
 )
 def test_every_block_of_python_runs(
@@ -100,3 +101,9 @@ def test_every_command_is_one_there_is(page: str) -> None:
                 parser.parse_args(shlex.split(found[2], comments=True))
             made = re.match(r"make (\w[\w-]*)", line)
             assert made is None or f"\n{made[1]}: " in (ROOT / "Makefile").read_text(), line
+
+
+def test_what_is_listed_for_agents_is_there() -> None:
+    listed = re.findall(r"\]\(([^)]+)\)", (ROOT / "docs/llms.txt").read_text())
+    assert len(listed) > 10
+    assert [name for name in listed if not (ROOT / "docs" / name).is_file()] == []

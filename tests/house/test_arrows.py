@@ -16,7 +16,8 @@ ARROWS: dict[str, set[str]] = {
     "server": {"backends", "protos"},
     "clients": {"protos"},
     "analysis": {"clients", "protos"},
-    "cli": {"analysis", "backends", "clients", "protos", "server"},
+    "agents": {"analysis", "clients", "protos"},
+    "cli": {"agents", "analysis", "backends", "clients", "protos", "server"},
 }
 """Folder -> the other folders it may import."""
 
@@ -36,6 +37,7 @@ STARTS = {"server/worker/main.py": "server/api"}
 HOMES: dict[str, tuple[str, ...]] = {
     "mlx": ("backends/mlx",),
     "mlx_lm": ("backends/mlx",),
+    "mcp": ("agents",),
     "lm_eval": ("analysis/reports",),
     "torch": ("backends/torch", "analysis/sae", "analysis/tuning"),
     "peft": ("analysis/tuning",),
@@ -56,7 +58,7 @@ ANY_TRANSFORMERS = ("backends/torch", "analysis/tuning")
 
 HEAVY = {"mlx", "mlx_lm", "peft", "torch", "transformers"}
 
-LIGHT = ("protos", "server", "clients", "analysis", "cli")
+LIGHT = ("protos", "server", "clients", "analysis", "agents", "cli")
 """Folders whose modules load no tensor library when imported (the worker process loads one when it starts)."""
 
 
