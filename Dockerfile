@@ -13,7 +13,7 @@ ENV PATH=/opt/venv/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 COPY constraints.txt ./
 RUN pip install --constraint constraints.txt torch transformers
 COPY . .
-RUN pip install --constraint constraints.txt '.[torch,server]'
+RUN pip install --constraint constraints.txt '.[torch,server,grammar]'
 
 FROM python:3.11-slim-bookworm
 RUN useradd --create-home --uid 10001 probewire

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BARE", "MARKED", "PLAIN", "TAGGED", "UNLIKE"]
+__all__ = ["BARE", "MARKED", "PLAIN", "TAGGED", "THINKING", "UNLIKE"]
 
 _ENDS = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 _TOLD = (
@@ -22,6 +22,13 @@ TAGGED = (
     "+ (c['function']['arguments'] | tojson) + '}\n</call>' }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}" + _ENDS
 )
 """Between tags that are text, several of them."""
+
+THINKING = TAGGED.replace(
+    "{% for c in m['tool_calls'] or [] %}",
+    "{% if m['tool_calls'] %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% for c in m['tool_calls'] or [] %}",
+    1,
+)
+"""As TAGGED, with thoughts before."""
 
 MARKED = (
     _TOLD

@@ -38,11 +38,17 @@ def tool_format(codec: Codec, *, parts: bool, ends: Sequence[str], hidden: froze
     if one is None or len(named) != 1:
         return None
     [(start, end, (name_key, arguments_key))] = named
-    opening, closing = one[:start], one[end:]
+    opening, closing = _without_thought(one[:start]), one[end:]
     between = _between(chat, before, parts=parts, ends=ends)
     ids = {i for text in (opening, closing, between or "") for i in codec.encode(text)} & hidden
     markers = tuple(ToolMarker(i, codec.raw(i).decode(errors="replace")) for i in sorted(ids))
     return ToolFormat(opening, closing, name_key, arguments_key, between, markers)
+
+
+def _without_thought(text: str) -> str:
+    """What some templates write before a call of thoughts that there are none of; a model writes its own."""
+    _, thought, behind = text.rpartition("</think>")
+    return behind.lstrip() if thought else text
 
 
 def _written(chat: Any, before: str, names: Sequence[str], *, parts: bool, ends: Sequence[str]) -> str | None:

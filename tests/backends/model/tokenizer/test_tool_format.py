@@ -12,7 +12,7 @@ from probewire.protos.errors import InvalidArgument
 from probewire.protos.generation.messages import Message, Tool, ToolCall, ToolFormat, ToolMarker
 from probewire.protos.model import Input
 from tests.tiny_tokenizers import VOCAB_SIZE, tokenizer_folder
-from tests.tool_templates import BARE, MARKED, PLAIN, TAGGED, UNLIKE
+from tests.tool_templates import BARE, MARKED, PLAIN, TAGGED, THINKING, UNLIKE
 
 CALL = ToolCall("abc123xyz", "look", '{"where": "Rome"}')
 TOOLS = (Tool("look", "Looks.", '{"type": "object", "properties": {"where": {"type": "string"}}}'),)
@@ -32,12 +32,13 @@ def made(folder: Path, template: str) -> Tokenizer:
     ("template", "expected"),
     [
         (TAGGED, ToolFormat("<call>\n", "\n</call>", "name", "arguments", "\n</call>\n<call>\n")),
+        (THINKING, ToolFormat("<call>\n", "\n</call>", "name", "arguments", "\n</call>\n<call>\n")),
         (MARKED, ToolFormat("<|calls|>[", "]", "name", "arguments", ", ", (ToolMarker(0, "<|calls|>"),))),
         (BARE, ToolFormat("", "", "name", "parameters", None)),
         (PLAIN, None),
         (UNLIKE, None),
     ],
-    ids=["tagged", "marked", "bare", "plain", "unlike"],
+    ids=["tagged", "thinking", "marked", "bare", "plain", "unlike"],
 )
 def test_it_is_what_stands_around_the_calls(tmp_path: Path, template: str, expected: ToolFormat | None) -> None:
     tokenizer = made(tmp_path, template)
