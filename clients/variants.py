@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..protos.errors import InvalidArgument, NotFound
 from ..protos.service import Service
-from ..protos.variants.files import write_folder
+from ..protos.variants.files import with_card, write_folder
 from ..protos.variants.limits import check_limits
 from ..protos.variants.manifest import checked_name
 from ..protos.variants.stored import LoadVariantRequest, StoredFile, VariantFile, VariantInfo, VariantPartRequest
@@ -104,7 +104,8 @@ def fetch_variant(
     if found.hash != info.hash:
         raise InvalidArgument(f"variant {name!r} came as {found.hash[:16]}… and is {info.hash[:16]}…; fetch it again")
     if folder is not None:
-        write_folder(Path(folder).expanduser(), files)
+        card = (found.deltas, found.plan, found.manifest, found.hash)
+        write_folder(Path(folder).expanduser(), with_card(files, *card))
     return found
 
 

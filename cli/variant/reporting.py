@@ -76,6 +76,7 @@ def verdict_exit(verdict: str, *, allow_inconclusive: bool) -> int:
 def _noted(folder: Path) -> None:
     """The reports' hashes, in the manifest of the variant's folder; its own hash stays."""
     from ...analysis.reports.report_files import hashes
+    from ...protos.variants.files import with_card
 
     path = folder / "variant.json"
     if not path.is_file():
@@ -83,4 +84,6 @@ def _noted(folder: Path) -> None:
     found: Mapping[str, str] = hashes(folder)
     variant = Variant.load(folder)
     noted = replace(variant, manifest=replace(variant.manifest, reports={**variant.manifest.reports, **found}))
-    path.write_bytes(noted.files()["variant.json"])
+    told = with_card(noted.files(), noted.deltas, noted.plan, noted.manifest, noted.hash)
+    for name in ("variant.json", "README.md"):
+        (folder / name).write_bytes(told[name])

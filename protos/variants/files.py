@@ -14,6 +14,7 @@ from ..errors import FailedPrecondition, InvalidArgument, NotFound
 from ..spec import Plan
 from ..tensors import Array, Tensor
 from ..wire.codec import from_json, to_json
+from .card import card
 from .delta import Delta
 from .json_file import json_object, json_text
 from .manifest import Base, Manifest
@@ -22,7 +23,17 @@ from .peft import CONFIG, EMBEDDINGS, WEIGHTS, read_peft, written_peft
 from .placing import RAW, by_module, checkpoint_path, gathered, module_of
 from .tensor_file import read_tensors, written_tensors
 
-__all__ = ["FILES", "Parts", "as_modules", "folder_files", "from_files", "read_folder", "to_files", "write_folder"]
+__all__ = [
+    "FILES",
+    "Parts",
+    "as_modules",
+    "folder_files",
+    "from_files",
+    "read_folder",
+    "to_files",
+    "with_card",
+    "write_folder",
+]
 
 MANIFEST, PLAN, PLAN_TENSORS, DELTAS, CARD = (
     "variant.json",
@@ -62,6 +73,14 @@ def to_files(deltas: Mapping[str, Delta], plan: Plan, manifest: Manifest, conten
         if tensors:
             files[PLAN_TENSORS] = written_tensors(tensors)
     return files
+
+
+def with_card(
+    files: Mapping[str, bytes], deltas: Mapping[str, Delta], plan: Plan, manifest: Manifest, content: str
+) -> dict[str, bytes]:
+    """The same and README.md, which is of the folder alone: it is not sent to a server."""
+    text = card(deltas, plan, manifest, content, in_peft=CONFIG in files and not plan.hooks)
+    return {**files, CARD: text.encode()}
 
 
 def from_files(files: Mapping[str, bytes], where: str) -> Parts:

@@ -14,7 +14,7 @@ from ..model_info import ModelInfo
 from ..numbers import finite
 from ..spec import Plan
 from .delta import Delta, Float32
-from .files import Parts, as_modules, from_files, read_folder, to_files, write_folder
+from .files import Parts, as_modules, from_files, read_folder, to_files, with_card, write_folder
 from .hashing import content_hash
 from .manifest import Base, Manifest
 from .mlx_lm import written_mlx_lm
@@ -74,8 +74,8 @@ class Variant:
         return variant
 
     def save(self, folder: str | Path) -> Path:
-        """Write the folder, which must not be there yet or be empty; gives its path."""
-        return write_folder(Path(folder), self.files())
+        """Write the folder, which must not be there yet or be empty, with a card (README.md); gives its path."""
+        return write_folder(Path(folder), with_card(self.files(), self.deltas, self.plan, self.manifest, self.hash))
 
     def files(self) -> dict[str, bytes]:
         """The files of its folder, by name."""
