@@ -201,7 +201,8 @@ def _ranges(slots: Iterable[tuple[RowSpan, int, NDArray[np.int64]]]) -> Iterator
             if use.where != _EVERYWHERE:
                 tokens = slot.tokens if slot.tokens is None else slot.tokens[positions - slot.position]
                 rows = rows[chosen_by(use.where, plan, positions, tokens)]
-            yield use, rows
+            if use.gate is None or (len(rows) and use.gate.decided):
+                yield use, rows
 
 
 _EVERYWHERE = Where()

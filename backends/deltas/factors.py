@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from ...protos.spec import Where
 from ...protos.tensors import Array
@@ -40,6 +41,15 @@ class BoundVariant:
     """By module path, and EMBED and UNEMBED."""
 
 
+class Decision(Protocol):
+    """What the prompt decides."""
+
+    @property
+    def decided(self) -> bool:
+        """Whether the condition holds; asked once the prompt has been read."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class BoundUse:
     """A variant as one sequence runs with it."""
@@ -47,6 +57,8 @@ class BoundUse:
     variant: BoundVariant
     scale: float = 1.0
     where: Where = Where()
+    gate: Decision | None = None
+    """What the prompt decides, where the use has a condition."""
 
     @property
     def key(self) -> tuple[str, float]:

@@ -5,13 +5,15 @@ No array library but numpy: both backends use it as it is, so that both choose t
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import operator
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...protos.conditions import AnyOf
 from ...protos.gradients import IntegratedPath
 from ...protos.model import ModelInfo
 from ...protos.sites import Site
@@ -78,6 +80,8 @@ class BoundHook:
     """How much of the edit is made: of a variant's hook, the scale that it is used at."""
     within: Where | None = None
     """Rows beyond which it does not act: of a variant's hook, those that it is used at."""
+    gate: BoundHook | None = None
+    """Of a variant's hook: what the prompt decides of its use."""
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
@@ -85,9 +89,21 @@ class BoundHook:
         when = self.hook.where.when
         return () if when is None else when.parts
 
+    @property
+    def decided(self) -> bool:
+        """Whether its latched conditions hold, once the prompt has been read. Waits for the device."""
+        when = self.hook.where.when
+        held = [_holds(one, float(self.latch[0, number])) for number, one in enumerate(self.conditions)]
+        return any(held) if isinstance(when, AnyOf) else all(held)
+
     def condition_sites(self, site: Site) -> tuple[Site, ...]:
         """Where each of this hook's conditions reads, when it acts at `site`."""
         return tuple(Site.parse(one.site) if one.site else site for one in self.conditions)
+
+
+def _holds(when: Condition, coordinate: float) -> bool:
+    compare = {"gt": operator.gt, "ge": operator.ge, "lt": operator.lt, "le": operator.le}[when.op]
+    return bool(compare(coordinate, when.threshold))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,6 +146,8 @@ class BoundPlan:
     """Scratch space of the executor (reduction state)."""
     uses: tuple[BoundUse, ...] = ()
     """The variants whose deltas its rows run with."""
+    gates: Mapping[str, BoundHook] = field(default_factory=dict[str, BoundHook])
+    """The conditions of variants' uses, by name; they are among the hooks too, at the end."""
 
     @property
     def last_layer(self) -> int | None:

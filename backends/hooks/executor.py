@@ -265,6 +265,8 @@ class Executor:
         mask = self._condition(slot, bound, index, site, shown)
         if chosen is not None and not len(chosen):
             return shown
+        if bound.gate is not None and not bound.gate.decided:
+            return shown
         capture, edited = bound.hook.capture, shown
         if bound.hook.edit is not None:
             edited = self._edit(slot, bound, index, site, shown, chosen, mask, linear_input)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence as SequenceOf
 from dataclasses import dataclass, replace
 
-from ...protos.edits import FromInput, Replace
+from ...protos.edits import FromInput, Replace, Scale
 from ...protos.errors import InvalidArgument, NotFound
 from ...protos.latents import ReadLatents
 from ...protos.sites import Site
@@ -20,11 +20,13 @@ from .checks import check_hook, expand
 from .points import Point, Points
 from .source_rows import attach_source, check_keys_left
 
-__all__ = ["VariantHook", "bind", "hook_saes", "succeed"]
+__all__ = ["Gate", "VariantHook", "bind", "hook_saes", "succeed"]
 
 
 FIRST_OF_VARIANTS = 1 << 29
 """Index of the first hook that a variant brings, behind all of a plan's."""
+FIRST_OF_GATES = 1 << 30
+"""… and of the first condition of a variant's use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,23 @@ class VariantHook:
     """How messages name it."""
     strength: float = 1.0
     within: Where | None = None
+    gate: str = ""
+    """Name of the gate that it waits for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """The condition of a variant's use: read at the prompt, where it changes nothing."""
+
+    name: str
+    where: Where
+
+    @property
+    def hook(self) -> Hook:
+        """Something that would act where the last of its conditions is read."""
+        assert self.where.when is not None
+        sites = sorted((one.site for one in self.where.when.parts), key=lambda name: Site.parse(name).order or (0, 0))
+        return Hook(sites[-1], edit=Scale(1.0), where=Where(when=self.where.when))
 
 
 def bind(
@@ -51,13 +70,14 @@ def bind(
     assets: UserAssets = EMPTY,
     applied_last: int = 0,
     first: SequenceOf[VariantHook] = (),
+    gates: SequenceOf[Gate] = (),
 ) -> BoundPlan:
     """Check the hooks of a plan that apply to one input and make them concrete.
 
     `input_lengths` holds the token counts of the request's inputs, for hooks that read another one: they come back
     with `needs` set, to be filled by `give_rows`. `assets` holds stored captures and SAEs. The first `applied_last` hooks
     apply after all others: a request's own, which see what its session has edited. Those of variants, `first`, apply before
-    all. Raises InvalidArgument with the hook's index, the reason and the fix.
+    all. `gates` come back among `BoundPlan.gates`. Raises InvalidArgument with the hook's index, the reason and the fix.
     """
     hooks: list[BoundHook] = []
     for index, hook in enumerate(plan.hooks):
@@ -70,8 +90,14 @@ def bind(
         check_hook(hook, sites, model, mode, where, prompt_length=prompt_length, n_rows=n_rows)
         bound = BoundHook(index, hook, sites, saes=hook_saes(hook, sites, assets, where))
         hooks.append(bound)
+    waiting = {
+        gate.name: _of_variant(
+            FIRST_OF_GATES + i, VariantHook(gate.hook, gate.name), model, assets, mode, prompt_length, n_rows
+        )
+        for i, gate in enumerate(gates)
+    }
     theirs = [
-        _of_variant(FIRST_OF_VARIANTS + i, one, model, assets, mode, prompt_length, n_rows)
+        _of_variant(FIRST_OF_VARIANTS + i, one, model, assets, mode, prompt_length, n_rows, waiting.get(one.gate))
         for i, one in enumerate(first)
     ]
     by_site: dict[Site, list[tuple[BoundHook, int]]] = {}
@@ -80,12 +106,14 @@ def bind(
     for bound in in_order:
         for i, site in enumerate(bound.sites):
             by_site.setdefault(site, []).append((bound, i))
-    at = _by_point(in_order, model.points)
+    at = _by_point(in_order, model.points, list(waiting.values()))
     alone = {point: acting[0] for point, acting in at.items() if len(acting) == 1 and acting[0].reads is None}
     plain = {point: one for point, one in alone.items() if _is_plain(one.bound.hook, one.site)}
     latents = {point: one for point, one in alone.items() if _only_reads_latents(one.bound.hook)}
     sites = frozenset(one.site for acting in at.values() for one in acting)
-    bound_plan = BoundPlan(mode, prompt_length, n_rows, tuple(hooks), by_site, at, plain, latents, sites)
+    bound_plan = BoundPlan(
+        mode, prompt_length, n_rows, (*hooks, *waiting.values()), by_site, at, plain, latents, sites, gates=waiting
+    )
     for bound in hooks:
         attach_source(bound, bound_plan, model, tokens, input_lengths or {}, assets.captures)
         check_keys_left(bound, bound_plan, tokens)
@@ -93,17 +121,24 @@ def bind(
 
 
 def _of_variant(
-    index: int, one: VariantHook, model: Bindable, assets: UserAssets, mode: Mode, prompt_length: int, n_rows: int
+    index: int,
+    one: VariantHook,
+    model: Bindable,
+    assets: UserAssets,
+    mode: Mode,
+    prompt_length: int,
+    n_rows: int,
+    gate: BoundHook | None = None,
 ) -> BoundHook:
     where = f"{one.what} ({one.hook.site})"
     sites = expand(one.hook, model.info, where)
     check_hook(one.hook, sites, model, mode, where, prompt_length=prompt_length, n_rows=n_rows)
     saes = hook_saes(one.hook, sites, assets, where)
-    return BoundHook(index, one.hook, sites, saes=saes, strength=one.strength, within=one.within)
+    return BoundHook(index, one.hook, sites, saes=saes, strength=one.strength, within=one.within, gate=gate)
 
 
-def _by_point(hooks: list[BoundHook], points: Points) -> dict[Point, list[Acting]]:
-    """What acts at each tensor, in order; conditions are read once all that they see has acted."""
+def _by_point(hooks: list[BoundHook], points: Points, gates: list[BoundHook]) -> dict[Point, list[Acting]]:
+    """What acts at each tensor, in order; conditions are read once all that they see has acted. Of gates nothing acts."""
     found: dict[Point, list[Acting]] = {}
     reading: dict[Point, list[Acting]] = {}
     for bound in hooks:
@@ -114,6 +149,10 @@ def _by_point(hooks: list[BoundHook], points: Points) -> dict[Point, list[Acting
                 if read != site:
                     spot = points.spot(read)
                     reading.setdefault(spot.point, []).append(Acting(bound, i, read, spot.view, reads=number))
+    for bound in gates:
+        for number, read in enumerate(bound.condition_sites(bound.sites[0])):
+            spot = points.spot(read)
+            reading.setdefault(spot.point, []).append(Acting(bound, 0, read, spot.view, reads=number))
     return {
         point: _ordered(found.get(point, []), reading.get(point, [])) for point in dict.fromkeys((*found, *reading))
     }
@@ -178,8 +217,9 @@ def succeed(old: BoundPlan, new: BoundPlan) -> None:
             continue
         latch = next((latch for hook, latch in known if hook == bound.hook), None)
         if latch is None:
+            what = "a variant's condition" if bound.index >= FIRST_OF_VARIANTS else f"hook {bound.index}"
             raise InvalidArgument(
-                f"hook {bound.index} ({bound.hook.site}) latches on the prompt, which a running generation has passed; "
+                f"{what} ({bound.hook.site}) latches on the prompt, which a running generation has passed; "
                 "leave latch off, or update the session when nothing runs on it"
             )
         bound.latch.update(latch)

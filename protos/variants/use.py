@@ -28,7 +28,8 @@ class VariantUse:
     scale: float = 1.0
     """Times its deltas and what its hooks change; 0 is the base, −1 the reverse."""
     where: Where = Where()
-    """Token rows at which it acts: positions, spans, phase and token_ids. Default: all."""
+    """Token rows at which it acts: positions, spans, phase and token_ids. Default: all. With a condition (`when`, latched) the
+    prompt decides, on the base, whether it acts at the tokens that follow."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAMED.fullmatch(self.name):  # pyright: ignore[reportUnnecessaryIsInstance] - what callers may send
@@ -41,10 +42,12 @@ class VariantUse:
             raise InvalidArgument(
                 f"variant {self.name}: scale must be a number in ±{MAX_SCALE:,.0f}, got {self.scale!r}"
             )
-        if self.where.when is not None:
+        when = self.where.when
+        if when is not None and not all(one.latched and one.site for one in when.parts):
             raise InvalidArgument(
-                f"variant {self.name}: a use cannot have a condition (when); give it positions, spans, phase or token_ids, or "
-                "put the condition on the hooks of the variant's plan"
+                f"variant {self.name}: the conditions of a use (when) each name their site and latch ('last' or 'mean'): the prompt, "
+                "which runs on the base, decides for the tokens that follow; conditions of single rows belong to hooks of the "
+                "variant's plan"
             )
 
     @classmethod

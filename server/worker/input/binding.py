@@ -78,11 +78,12 @@ class Binding:
             assets=self.assets,
             applied_last=applied_last,
             first=() if running is None else running.hooks(prepared.item),
+            gates=() if running is None else running.gates(prepared.item),
         )
         if running is not None:
             for use in running.of(prepared.item):
                 check_where(use.where, made.prompt_length, made.n_rows, f"variant {use.name}")
-            made.uses = running.bound(prepared.item)
+            made.uses = running.bound(prepared.item, made.gates)
         return made
 
     def running(self, *uses: VariantUse) -> Self:

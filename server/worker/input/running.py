@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ....backends.deltas.factors import BoundUse
 from ....backends.hooks.base import Backend
-from ....backends.hooks.plan import VariantHook
+from ....backends.hooks.bound import BoundHook
+from ....backends.hooks.plan import Gate, VariantHook
 from ....backends.saes.user_assets import FoundVariant, UserAssets
 from ....protos.model import Input
 from ....protos.spec import Where
 from ....protos.variants.use import UsedVariant, VariantUse, checked_uses
 
 __all__ = ["RunningVariants"]
+
+NO_GATES: Mapping[str, BoundHook] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,20 +38,32 @@ class RunningVariants:
         """What an input asks for."""
         return self.uses if item.variants is None else item.variants
 
-    def bound(self, item: Input) -> tuple[BoundUse, ...]:
+    def bound(self, item: Input, gates: Mapping[str, BoundHook] = NO_GATES) -> tuple[BoundUse, ...]:
         """The deltas that an input runs with. Raises NotFound, and InvalidArgument for a variant that does not fit the model."""
         table = self.backend.weight_table
         return tuple(
-            BoundUse(table.bind(found.variant), use.scale, use.where)
-            for use in self.of(item)
+            BoundUse(table.bind(found.variant), use.scale, use.where, gates.get(_gate(i, use)))
+            for i, use in enumerate(self.of(item))
             if (found := self.find(use.name)).variant.deltas
+        )
+
+    def gates(self, item: Input) -> tuple[Gate, ...]:
+        """The conditions of its uses."""
+        return tuple(
+            Gate(_gate(i, use), use.where) for i, use in enumerate(self.of(item)) if use.where.when is not None
         )
 
     def hooks(self, item: Input) -> tuple[VariantHook, ...]:
         """The hooks that they bring, in the order in which they are named."""
         return tuple(
-            VariantHook(hook, f"variant {use.name}, hook {i}", use.scale, None if use.where == Where() else use.where)
-            for use in self.of(item)
+            VariantHook(
+                hook,
+                f"variant {use.name}, hook {i}",
+                use.scale,
+                None if use.where == Where() else use.where,
+                _gate(number, use),
+            )
+            for number, use in enumerate(self.of(item))
             for i, hook in enumerate(self.find(use.name).variant.plan.hooks)
         )
 
@@ -75,3 +90,8 @@ class RunningVariants:
     def _used(self, use: VariantUse, inputs: tuple[str, ...]) -> UsedVariant:
         found = self.find(use.name)
         return UsedVariant(found.name, found.version, found.variant.hash, found.owner, use.scale, inputs)
+
+
+def _gate(index: int, use: VariantUse) -> str:
+    """How the condition of an input's use is named; nobody's where it has none."""
+    return "" if use.where.when is None else f"the condition of variant {use.name} ({index})"

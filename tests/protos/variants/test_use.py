@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 
+from probewire.protos.conditions import AllOf, AnyOf
 from probewire.protos.errors import InvalidArgument
 from probewire.protos.model import Input, RunRequest
 from probewire.protos.spec import Condition, Where
@@ -34,9 +37,17 @@ def test_no_scale(scale: Any) -> None:
         VariantUse("a", scale)
 
 
-def test_a_use_has_no_condition() -> None:
-    with pytest.raises(InvalidArgument, match="cannot have a condition"):
-        VariantUse("a", where=Where(when=Condition(0.0, site="resid_pre.0", unit=1)))
+@pytest.mark.parametrize(
+    "when",
+    [
+        Condition(0.0, site="resid_pre.0", unit=1),
+        Condition(0.0, unit=1, latch="last"),
+        AllOf((Condition(0.0, site="embed", unit=1, latch="last"), Condition(0.0, site="embed", unit=2))),
+    ],
+)
+def test_a_condition_of_single_rows_or_of_no_site(when: Any) -> None:
+    with pytest.raises(InvalidArgument, match="each name their site and latch"):
+        VariantUse("a", where=Where(when=when))
 
 
 def test_at_most_eight_together() -> None:
@@ -57,3 +68,17 @@ def test_absent_and_empty_are_two_things_on_the_wire() -> None:
 def test_json_takes_a_name_alone(given: Any) -> None:
     request = from_json(RunRequest, {"inputs": [{"text": "a"}], "variants": given})
     assert request.variants == (VariantUse("formal"),)
+
+
+def test_a_condition_goes_over_both_wires() -> None:
+    both = AnyOf(
+        (
+            Condition(0.5, site="resid_post.1", direction=np.arange(4.0), latch="mean"),
+            Condition(0.1, site="embed", unit=1, latch="last", normalise=True),
+        )
+    )
+    use = VariantUse("v", 1.5, where=Where(when=both))
+    for found in (from_proto(VariantUse, to_proto(use)), from_json(VariantUse, json.loads(json.dumps(to_json(use))))):
+        assert repr(found) == repr(use)
+        assert found.where.when is not None
+        assert found.where.when.latched
