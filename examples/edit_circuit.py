@@ -31,20 +31,24 @@ def main() -> None:
         print(circuit, ", ".join(unit.name for unit in circuit.units[:8]), "…")
         base = score_bias(client, model=args.model)[0]
         print(f"{'as it is':<18} {base}")
+        found: dict[str, tuple[float, float]] = {}
         for name, one in {"the circuit": circuit, "a random circuit": chance(circuit)}.items():
             edited = edit_circuit(client, one, Scale(FACTOR), name=name.replace(" ", "-"), model=args.model)
             info = client.load_variant(edited.variant, name="edited-circuit", model=args.model)
             uses = (use("edited-circuit"),)
             scores = score_bias(client, variants=uses, model=args.model)[0]
             kl = kl_at_end(client, general, variants=uses, model=args.model)
-            size = float(np.sqrt(sum(norm**2 for norm in edited.relative_norms.values())))
+            size = max(edited.relative_norms.values())
             print(
-                f"{name:<18} {scores}; KL elsewhere {kl.mean():.4f}; {len(edited.variant.deltas)} weights, ‖Δ‖/‖W‖ {size:.2f}"
+                f"{name:<18} {scores}; KL elsewhere {kl.mean():.4f}; {len(edited.variant.deltas)} weights, ‖Δ‖/‖W‖ ≤ {size:.2f}"
             )
             client.unload_variant(info.name, model=args.model)
             down, gap = 1 - scores.deviation / base.deviation, 1 - scores.gap / base.gap
+            found[name] = (down, gap)
             print(f"{'':<18} deviation of occupations down {down:.0%}, gap of defining words down {gap:.0%}")
-    print("wanted: the first down by a quarter or more, the second by a tenth at most, and more than by chance")
+    (down, gap), (by_chance, _) = found.values()
+    reached = down >= 0.25 and gap <= 0.1 and down > by_chance
+    print(f"bias down by a quarter, gap by a tenth at most, and more than by chance: {'yes' if reached else 'no'}")
 
 
 def chance(circuit: Circuit) -> Circuit:
