@@ -28,6 +28,7 @@ from probewire.analysis.editing import (
 )
 from probewire.analysis.editing.keys import preserved_keys, rows_at
 from probewire.analysis.editing.measure_facts import general_prompts
+from probewire.analysis.editing.solver import likeness
 from probewire.analysis.editing.wording import PREFIXES, question_wording
 from probewire.analysis.sae import documentation
 from probewire.clients import Client, Delta, Variant
@@ -70,8 +71,7 @@ def show(client: Client, layer: int, tokens: list[int]) -> None:
     )
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for name, moment, ridge, served in moments(client, layer, tokens, kept):
-        weight = None if moment is None else moment * (len(keys) / np.trace(moment)) + ridge * np.eye(len(keys))
-        told = f"| {name} | {'–' if moment is None else f'{ridge:g}'} | {alike(keys, held, weight):.2f} |"
+        told = f"| {name} | {'–' if moment is None else f'{ridge:g}'} | {likeness(keys, held, moment=moment, ridge=ridge):.2f} |"
         for preserve in (None, kept):
             solved = solve_delta(keys, wanted, moment=moment, preserve=preserve, ridge=ridge)
             told += f" {leak(solved.dense, keys, held):.3f} |"
@@ -118,14 +118,6 @@ def held_out(client: Client, facts: tuple[Fact, ...], layer: int) -> Floats:
     asked = list(dict.fromkeys(q for fact in facts for q in fact.judged if q.subject not in edited))
     site = f"mlp_act.{layer}"
     return rows_at(client, [question_wording(client, one) for one in asked], [site])[site].T
-
-
-def alike(keys: Floats, held: Floats, weight: Floats | None) -> float:
-    """Mean over held-out keys of the largest cosine with an edited one, in the metric that the least change is of: kᵀG⁻¹k′."""
-    one, other = (found if weight is None else np.linalg.solve(weight, found) for found in (keys, held))
-    inner = keys.T @ other
-    sizes = np.sqrt(np.outer((keys * one).sum(axis=0), (held * other).sum(axis=0)))
-    return float((inner / sizes).max(axis=0).mean())
 
 
 def leak(delta: Floats, keys: Floats, held: Floats) -> float:

@@ -22,7 +22,7 @@ from .fact import Fact
 from .finetune import finetune
 from .keys import fact_rows, preserved_keys
 from .moments import Moments
-from .solver import Mode, Solved, solve_delta
+from .solver import Mode, Solved, likeness, solve_delta
 from .target_value import TargetValue, require_linear_output, target_value
 from .wording import PREFIXES
 
@@ -36,6 +36,8 @@ layers, by regularised least squares and in the null space of what is usual. fin
 _MODES: dict[str, Mode] = {"exact": "exact", "rome": "exact", "memit": "ridge", "null_space": "null_space"}
 DEPTH = 0.15
 """Where facts are written unless a layer is given or looked for, as a share of the layers."""
+_TELLS = 0.9
+"""Of the plain cosine of neighbours with edited keys: a moment that leaves more of it does not know them."""
 
 
 def edit_facts(
@@ -104,6 +106,8 @@ def edit_facts(
             notes.append(
                 f"layer {layer}: {kept.shape[1]} keys of neighbours preserved, {one.free_dimensions} dimensions left"
             )
+        if moment is not None and kept is not None and (told := _unprotected(keys, kept, moment)):
+            notes.append(f"layer {layer}: {told}")
         if moments is not None and not moments[f"mlp_act.{layer}"].enough:
             notes.append(f"layer {layer}: the moments are of fewer than three tokens a dimension")
     deltas = {weight: Delta(one.a, one.b) for weight, one in solved.items()}
@@ -198,6 +202,17 @@ def _kept(
     )
     parts = [np.asarray(one, dtype=np.float64) for one in (found, more) if one is not None]
     return np.concatenate(parts, axis=1) if parts else None
+
+
+def _unprotected(keys: Floats, kept: Floats, moment: Floats) -> str:
+    """A sentence where a moment tells neighbours from the edited keys no better than plain inner products do."""
+    plain, told = likeness(keys, kept), likeness(keys, kept, moment=moment)
+    if told <= _TELLS * plain:
+        return ""
+    return (
+        f"the moments' text does not speak of the neighbours (cosine with the edited keys {told:.2f} in its metric, {plain:.2f} without), so "
+        "they protect none of them; give second_moment sentences about such subjects"
+    )
 
 
 def _layers(info: ModelInfo, layers: int | Sequence[int] | None) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ...protos.errors import InvalidArgument
 
-__all__ = ["MAX_CONDITION", "Mode", "Solved", "solve_delta"]
+__all__ = ["MAX_CONDITION", "Mode", "Solved", "likeness", "solve_delta"]
 
 Floats = NDArray[np.float64]
 Mode = Literal["exact", "ridge", "null_space"]
@@ -96,6 +96,19 @@ def solve_delta(
     if mode == "ridge":
         return _ridge(k, r, c, kept, len(k) / 100 if lam is None else lam, weight)
     return _null_space(k, r, c, kept, lam, tau)
+
+
+def likeness(keys: Any, others: Any, *, moment: Any = None, ridge: float = 0.1) -> float:
+    """Mean over `others` [d_in, p] of the largest cosine with a key, in the metric kᵀG⁻¹k′ that the least change goes by.
+
+    A change leaks to other inputs as far as they are alike in it; a moment whose text holds the others makes them less so.
+    """
+    k, other = _matrix(keys, "keys"), _matrix(others, "others")
+    c = _moment(moment, len(k))
+    g = None if c is None else c * (len(k) / np.trace(c)) + ridge * np.eye(len(k))
+    one, two = (found if g is None else _solve(g, found) for found in (k, other))
+    sizes = np.sqrt(np.outer((k * one).sum(axis=0), (other * two).sum(axis=0)))
+    return float(((k.T @ two) / np.maximum(sizes, 1e-300)).max(axis=0).mean())
 
 
 def _exact(k: Floats, r: Floats, c: Floats | None, kept: Floats | None, ridge: float) -> Solved:

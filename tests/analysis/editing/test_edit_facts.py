@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -106,6 +107,18 @@ def test_every_method_gives_a_variant_of_this_model(tiny: Client) -> None:
         assert edited.variant.manifest.data["records"] == 1
         assert edited.variant.deltas["w_down.1"].rank == 1
         assert "pilot" not in str(edited.variant.manifest.to_json())  # no texts
+
+
+def test_moments_that_know_no_neighbour_are_told(tiny: Client) -> None:
+    value, kept = target_value(tiny, ADA, 1, steps=2, prefixes=("",)), preserved_keys(tiny, [ADA], 1)
+    taken = second_moment(tiny, ["a b c d"], "mlp_act.1", progress=False)
+    assert kept is not None
+    width, unit = len(kept), kept / np.linalg.norm(kept, axis=0)
+    for second, silent in ((np.eye(width), False), (np.eye(width) + 1e4 * unit @ unit.T, True)):
+        site = replace(taken["mlp_act.1"], n=10 * width, second=second)
+        moments = replace(taken, sites={"mlp_act.1": site})
+        edited = edit_facts(tiny, ADA, layers=1, moments=moments, values=[value], prefixes=("",))
+        assert any("does not speak of the neighbours" in note for note in edited.notes) != silent
 
 
 def test_fine_tuning_is_gradient_descent_on_the_matrix(tiny: Client) -> None:

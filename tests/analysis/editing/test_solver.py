@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from probewire.analysis.editing import solve_delta
+from probewire.analysis.editing.solver import likeness
 from probewire.protos.errors import InvalidArgument
 
 D_IN, D_OUT = 24, 10
@@ -166,3 +167,20 @@ def test_what_is_refused(said: str, options: dict[str, Any]) -> None:
 def test_a_key_of_zeros_is_refused() -> None:
     with pytest.raises(InvalidArgument, match="key 1 is zero"):
         solve_delta(np.stack([drawn(D_IN), np.zeros(D_IN)], axis=1), drawn(D_OUT, 2))
+
+
+def test_likeness_is_the_largest_cosine_in_the_metric_of_the_change() -> None:
+    keys, others, c = drawn(D_IN, 3), drawn(D_IN, 5, seed=1), moment()
+    assert likeness(keys, keys) == pytest.approx(1.0)
+    g = inverse(c / c.trace() * D_IN + 0.1 * EYE)
+    for metric, given in ((EYE, None), (g, c)):
+        cosines = [[k @ metric @ o / np.sqrt((k @ metric @ k) * (o @ metric @ o)) for k in keys.T] for o in others.T]
+        assert likeness(keys, others, moment=given) == pytest.approx(float(np.mean(np.max(cosines, axis=1))), rel=1e-9)
+
+
+def test_a_moment_that_holds_the_others_tells_them_apart() -> None:
+    shared = drawn(D_IN, 1, seed=4)
+    keys, others = (shared + 0.5 * drawn(D_IN, n, seed=n) for n in (3, 6))
+    apart_from = likeness(keys, others, moment=moment())
+    assert apart_from > 0.6
+    assert likeness(keys, others, moment=moment() + 50 * others @ others.T) < apart_from / 2
