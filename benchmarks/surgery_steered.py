@@ -23,7 +23,7 @@ from probewire.backends.checkpoints import resolve_model
 FOLDER = BUILD / "surgery-tuning"
 CONFIG = TuneConfig(method="steered", lr=1e-4, losses={"task": 1.0}, normalise_losses=False)
 SMALL: dict[Arm, tuple[float, ...]] = {
-    "A": (0.0,), "B": (10.0, 30.0), "C": (30.0,), "D": (30.0,), "E": (10.0,), "F": (0.0,), "G": (0.0,), "H": (10.0,)
+    "A": (0.0,), "B": (10.0, 30.0), "C": (10.0, 30.0), "D": (10.0, 30.0), "E": (10.0,), "F": (0.0,), "G": (0.0,), "H": (10.0,)
 }  # fmt: skip
 
 

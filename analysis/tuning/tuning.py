@@ -54,7 +54,10 @@ class Tuned:
 
     @property
     def circuit(self) -> Circuit | None:
-        """What was tuned: the given circuit, or where it was last moved to. None of other methods."""
+        """What was tuned: the given circuit, or where it was last moved to. None where it is not found again: other methods,
+
+        whole blocks, units told apart by position, drift_examples=0.
+        """
         path = self.folder / CIRCUIT
         return Circuit.load(path) if path.is_file() else None
 

@@ -15,7 +15,7 @@ from .steered_run import figures_of
 __all__ = ["Outcome", "Row", "Sweep"]
 
 Floats = NDArray[np.float64]
-Name = Literal["unlearns", "prevents", "not specific", "not selective", "no effect"]
+Name = Literal["unlearns", "prevents", "not specific", "not selective", "no effect", "not compared"]
 PRESERVED, COHERENT = 0.95, 0.02
 """Least share of siblings that stay right, and largest rise of cross-entropy on neutral text (nats)."""
 _DRAWS = 2000
@@ -45,7 +45,7 @@ class Outcome:
     name: Name
     """unlearns: below base, and more so than A, C and D. prevents: above base, below A. not specific: beats A and not C.
 
-    not selective: siblings or neutral text pay for it.
+    not selective: siblings or neutral text pay for it. not compared: A, C or D was not run at its amount and epochs.
     """
     amount: float
     epochs: int
@@ -156,12 +156,14 @@ def _named(
 ) -> Name:
     if preserved < PRESERVED or ce > COHERENT:
         return "not selective"
+    if len(over) < 3:
+        return "not compared"
     beats = {arm: ends[1] > 0 for arm, ends in over.items()}
-    if not beats.get("A", False):
+    if not beats["A"]:
         return "no effect"
-    if not beats.get("C", False):
+    if not beats["C"]:
         return "not specific"
-    if drop[1] > 0 and beats.get("D", False) and agree * 3 >= seeds * 2:
+    if drop[1] > 0 and beats["D"] and agree * 3 >= seeds * 2:
         return "unlearns"
     return "prevents"
 

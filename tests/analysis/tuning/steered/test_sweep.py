@@ -199,6 +199,9 @@ def test_the_outcome_is_what_the_rule_says(
         assert found.drop[0] == pytest.approx(1 - np.mean(b) / 4)
         assert found.over["A"][0] == pytest.approx((np.mean(a) - np.mean(b)) / 4)
         assert found.drop[1] <= found.drop[0] <= found.drop[2]
+        alone = Sweep(tuple(row for row in rows if row.arm != "C"), {"choose": base, "report": base}).outcome()
+        assert alone is not None
+        assert alone.name == "not compared"
 
 
 def test_what_is_no_sweep_is_refused(base: Base, association: Association, tmp_path: Path) -> None:
