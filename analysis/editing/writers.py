@@ -12,7 +12,7 @@ from ...clients import Client
 from ...protos.variants.delta import Delta
 from ..variants.weight_numbers import weight_numbers
 
-__all__ = ["WRITERS", "WRITER_SITES", "Writer", "left_out", "post_norms", "writer"]
+__all__ = ["WRITERS", "WRITER_SITES", "Writer", "behind_writers", "left_out", "post_norms", "writer"]
 
 Floats = NDArray[np.float64]
 Kind = Literal["w_o", "w_down"]
@@ -46,6 +46,18 @@ def writer(client: Client, kind: Kind, layer: int, *, model: str = "") -> Writer
 def post_norms(client: Client, *, model: str = "") -> bool:
     """Whether a norm stands between the writers and the stream (Gemma 2 and 3, OLMo 2): changes of weights are then none of the stream."""
     return any(name.endswith(_POST) for name in client.weight_names(model=model))
+
+
+def behind_writers(client: Client, *, model: str = "") -> str:
+    """What stands between w_o and w_down and the stream, or empty: then changes of these weights are not, or not all, the stream's."""
+    info = client.describe(model)
+    if post_norms(client, model=model):
+        return "norms behind its writers"
+    for kind, name in WRITER_SITES.items():
+        site = info.site(name)
+        if site is None or "low_rank" not in site.edits:
+            return f"more than {kind} in {name} (a factor, experts, or another mixer beside attention)"
+    return ""
 
 
 def left_out(one: Writer, basis: Floats) -> Delta:

@@ -13,7 +13,7 @@ from ....protos.spec import Plan
 from ....protos.variants.delta import Delta
 from ....protos.variants.manifest import Base, Manifest
 from ...steering.conditions import FittedCondition, conditional
-from ..writers import WRITERS, left_out, post_norms, writer
+from ..writers import WRITERS, behind_writers, left_out, writer
 from .directions import ablation_hooks
 
 __all__ = ["ablate_direction", "gate", "induce_direction", "redirect"]
@@ -27,17 +27,15 @@ def ablate_direction(
     """No writer writes along the direction any more: ΔW = −r̂ r̂ᵀ W (rank 1) at every w_o and w_down, and their biases.
 
     The embedding loses it by a hook; with `weights_only` by nothing, and then what tokens bring along stays.
-    On families with norms behind the writers all of it is hooks, and `weights_only` is refused.
+    Where norms stand behind the writers, or more than they writes (mixtures, Falcon-H1), all is hooks, and `weights_only` is refused.
     """
     unit, info = _unit(client, direction, model), client.describe(model)
     manifest = Manifest(
         name=name, base=Base.of(info), method="ablate_direction", options={"weights_only": weights_only}
     )
-    if post_norms(client, model=model):
+    if behind := behind_writers(client, model=model):
         if weights_only:
-            raise InvalidArgument(
-                f"{info.architecture} has norms behind its writers, so weights alone do not take a direction out"
-            )
+            raise InvalidArgument(f"{info.architecture} has {behind}, so weights alone do not take a direction out")
         return Variant({}, Plan(tuple(ablation_hooks(unit))), manifest)
     deltas: dict[str, Delta] = {}
     for kind in WRITERS:
@@ -51,7 +49,7 @@ def ablate_direction(
 def induce_direction(
     client: Client, direction: ArrayLike, layer: int, *, alpha: float = 1.0, name: str = "", model: str = ""
 ) -> Variant:
-    """alpha·direction written by one layer's MLP at every token: a bias of w_down, or a hook where norms stand behind it."""
+    """alpha·direction written by one layer's MLP at every token: a bias of w_down, or a hook where more stands behind it."""
     info = client.describe(model)
     given = _checked(direction, info.d_model) * alpha
     manifest = Manifest(
@@ -59,7 +57,7 @@ def induce_direction(
     )
     if not 0 <= layer < info.n_layers:
         raise InvalidArgument(f"layer {layer} is outside 0 … {info.n_layers - 1}")
-    if post_norms(client, model=model):
+    if behind_writers(client, model=model):
         return Variant({}, Plan((hook(f"mlp_out.{layer}", Add(Tensor.of(given.astype(np.float32)))),)), manifest)
     d_in = writer(client, "w_down", layer, model=model).weight.shape[1]
     return Variant(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,11 @@ from probewire.analysis.editing.safety.behaviour import logodds
 from probewire.analysis.steering import fit_condition
 from probewire.clients import Add, Client, InvalidArgument, ProjectOut, Tensor, capture, hook
 from probewire.protos.variants.use import VariantUse
+from tests.analysis.editing.conftest import opened
 from tests.analysis.editing.safety.conftest import PLANTED, REFUSAL, prompts
 from tests.analysis.editing.served import as_hooks
+from tests.backends.derived import write
+from tests.backends.uneven import SUMMED, UNEVEN
 from tests.parity.opened import TOKENS, Opened, gap
 
 RNG = np.random.default_rng(4)
@@ -63,6 +67,28 @@ def test_families_with_norms_behind_their_writers_get_hooks(opened_here: Opened)
     with pytest.raises(InvalidArgument, match="norms behind its writers"):
         ablate_direction(client, DIRECTION, weights_only=True)
     assert [one.site for one in induce_direction(client, DIRECTION, 1).plan.hooks] == ["mlp_out.1"]
+
+
+@pytest.mark.parametrize("kind", ["falcon_h1", "granite"])
+def test_where_more_than_the_writers_writes_all_is_hooks(kind: str, tmp_path: Path) -> None:
+    """Falcon-H1's Mamba writes beside w_o; Granite's stream takes half of what w_down gives."""
+    with opened(write(kind, tmp_path, **{**UNEVEN, **SUMMED}[kind])) as client:
+        variant = ablate_direction(client, DIRECTION)
+        assert not variant.deltas
+        with pytest.raises(InvalidArgument, match="weights alone do not take a direction out"):
+            ablate_direction(client, DIRECTION, weights_only=True)
+        unit, reads = DIRECTION / np.linalg.norm(DIRECTION), ["resid_post.*", "resid_post.1"]
+        found = client.run(TOKENS, hooks=variant.plan.hooks, capture=reads[0], progress=False)
+        for layer in range(client.describe().n_layers):
+            rows = np.asarray(found[f"resid_post.{layer}"], dtype=np.float64)
+            assert (np.abs(rows @ unit) / np.linalg.norm(rows, axis=1)).max() <= 1e-5
+        induced = induce_direction(client, DIRECTION, 1)
+        before, after = (
+            client.run(TOKENS, hooks=hooks, capture=reads[1], progress=False) for hooks in ((), induced.plan.hooks)
+        )
+        np.testing.assert_allclose(
+            after[reads[1]] - before[reads[1]], np.broadcast_to(DIRECTION, (len(TOKENS), 64)), rtol=1e-3, atol=1e-4
+        )
 
 
 def test_weights_alone_leave_what_tokens_bring_along(opened_here: Opened) -> None:
