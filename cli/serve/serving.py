@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import signal
 import socket
@@ -21,12 +22,15 @@ from ...server.auth.proxies import Proxies
 from ...server.config import GatewayConfig
 from ...server.gateway.gateway import Gateway
 from ...server.memory import allow_many_connections, keep_freed_memory
+from ..converted import told_of_converted
 from ..version import VERSION
 from .http import HttpServer
 from .load_bars import LoadBars
 from .tls import Tls
 
 __all__ = ["serve"]
+
+log = logging.getLogger(__name__)
 
 
 async def serve(
@@ -51,6 +55,8 @@ async def serve(
         try:
             failed = await _loaded(gateway, requests, stop, console)
             if failed is not None:
+                if kept := await asyncio.to_thread(told_of_converted, _path(config.worker.cache_dir)):
+                    log.info(kept)
                 models = [worker.info for worker in gateway.workers.values() if worker.info is not None]
                 _announce(models, failed, http_url, grpc_url, has_users=gateway.users.any)
                 if ready_file is not None:
@@ -140,6 +146,10 @@ def _listen(host: str, port: int) -> socket.socket:
     # body behind its headers, and every token of a stream, would wait up to 40 ms for the caller's delayed ACK.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
+
+
+def _path(folder: str) -> Path | None:
+    return Path(folder) if folder else None
 
 
 def _bracketed(host: str) -> str:

@@ -10,7 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from probewire.backends.checkpoints.conversion.kept import lock_of
 from probewire.cli import convert
+from probewire.cli.converted import told_of_converted
 from tests.tiny_models import tiny_checkpoint
 
 
@@ -84,3 +86,82 @@ def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     monkeypatch.setattr(convert, "convert_model", convert_model)
     assert convert_with("somewhere") == 130
     assert "nothing was left behind" in capsys.readouterr().err
+
+
+def test_the_cache_is_shown_and_cleaned(pickled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(pickled, other)
+    (other / "tokenizer_config.json").write_text("{}")
+    assert (convert_with(str(pickled)), convert_with(str(other)), convert_with("--list")) == (0, 0, 0)
+    [kept] = (tmp_path / "cache" / "converted").glob("pickled-*")
+    n_bytes = sum(file.stat().st_size for file in kept.iterdir())
+    out = capsys.readouterr().out
+    assert (
+        f"{kept.name}\n  {n_bytes / 1e3:.0f} kB, last used 0 days ago\n  made of pickle: pickled\n  from    {pickled}\n"
+        in out
+    )
+    assert f"in 2 folders of {kept.parent}" in out
+    assert "2 converted checkpoints take" in told_of_converted(tmp_path / "cache")
+    assert convert_with("--clean") == 0
+    assert "nothing to remove" in capsys.readouterr().out
+    shutil.rmtree(pickled)
+    left = kept.with_name(".other-1234.making-5678")
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(bytes(5000))
+    assert "`probewire convert --clean` removes them" in told_of_converted(tmp_path / "cache")
+    assert convert_with("--list") == 0
+    assert f"from    {pickled} (gone)" in capsys.readouterr().out
+    assert convert_with("--clean") == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"removed {kept.name} ({n_bytes / 1e3:.0f} kB): {pickled} is gone",
+        "removed what interrupted conversions left (5 kB)",
+    ]
+    [still] = [path for path in kept.parent.iterdir() if not path.name.startswith(".")]
+    assert still.name.startswith("other-")
+    assert convert_with("--remove", still.name) == 0
+    assert not still.exists()
+    assert {path.suffix for path in kept.parent.iterdir()} == {".lock"}
+    assert convert_with("--list") == 0
+    assert f"nothing is converted in {kept.parent}" in capsys.readouterr().out
+    assert told_of_converted(tmp_path / "cache") == ""
+    assert convert_with(str(other)) == 0, "what was removed is made again"
+
+
+def test_what_is_being_written_is_not_removed(
+    pickled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert convert_with(str(pickled)) == 0
+    [kept] = (tmp_path / "cache" / "converted").glob("pickled-*")
+    with lock_of(kept):
+        assert convert_with("--remove", kept.name) == 1
+    assert "is being written by another process" in capsys.readouterr().err
+    assert kept.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ((), "name what to convert, or give --list"),
+        (("--remove", "nothing"), "there is no 'nothing' in"),
+        (("--remove", "../.."), "there is no '../..' in"),
+        (("--clean", "a-model"), "are about the cache"),
+    ],
+)
+def test_what_cannot_be_done_with_the_cache(
+    words: tuple[str, ...], told: str, pickled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert convert_with(*words) == 1
+    assert told in capsys.readouterr().err
+
+
+def test_a_folder_of_an_earlier_version_is_kept(
+    pickled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody has noted where its source lies."""
+    assert convert_with(str(pickled)) == 0
+    [kept] = (tmp_path / "cache" / "converted").glob("pickled-*")
+    kept.with_name(f".{kept.name}.source.json").unlink()
+    shutil.rmtree(pickled)
+    assert (convert_with("--clean"), convert_with("--list")) == (0, 0)
+    assert "from    not known" in capsys.readouterr().out
+    assert kept.is_dir()

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from ....protos.errors import FailedPrecondition, InvalidArgument, ProbewireError
 from ..contents import content_hashes
@@ -23,6 +23,7 @@ from ..progress import Progress, Report
 from .adapter import adapter_weights
 from .bin import bin_paths
 from .gguf import stored_as, write_gguf_folder
+from .kept import CONVERTED, lock_of, note_use
 from .kind import ADAPTER_CONFIG, Kind, kind_of, quantization_of
 from .lora import LoraConfig
 from .packed import write_packed
@@ -89,13 +90,14 @@ def convert_into_cache(
         return source
     sources = _sources(job, cache_dir, report)
     key = key_of(job.kind, dtype, sources)
-    out = cache_dir / "converted" / f"{name.replace('/', '--')[:MOST_OF_A_NAME]}-{key[:16]}"
+    out = cache_dir / CONVERTED / f"{name.replace('/', '--')[:MOST_OF_A_NAME]}-{key[:16]}"
     if not is_whole(out):
         with _locked(out, report):
             if not is_whole(out):
                 shutil.rmtree(out, ignore_errors=True)
                 clear_left_overs(out)
                 _convert(job, sources, out, report)
+    note_use(out, [job.source] if job.base is None else [job.source, job.base])
     return out
 
 
@@ -231,7 +233,7 @@ def _convert(job: Job, sources: list[Source], out: Path, report: Report) -> None
 def _locked(out: Path, report: Report) -> Generator[None]:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out.with_name(f".{out.name}.lock"))
+        lock = lock_of(out)
         try:
             lock.acquire(timeout=0)
         except Timeout:
