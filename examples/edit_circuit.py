@@ -16,7 +16,7 @@ from serving import arguments, connected
 from probewire.analysis.circuits import Circuit, random_masks
 from probewire.analysis.datasets import load_set
 from probewire.analysis.editing.circuit import Scale, edit_circuit, find_bias_circuit, score_bias
-from probewire.analysis.steering.measured import kl_at_end
+from probewire.analysis.reports.at_ends import kl_at_end
 from probewire.clients import use
 
 PAIRS, FACTOR = 4, 0.25

@@ -12,7 +12,7 @@ from ...clients import Client, LogProb, Message
 from ...clients.requests.prompts import Prompt
 from ..datasets import load_set
 from ..editing.circuit.bias import pronoun_prompts
-from ..steering.measured import measure
+from .at_ends import measure
 from .measures import logodds
 from .subject import Subject
 from .suites import Measure

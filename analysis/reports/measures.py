@@ -49,7 +49,7 @@ def choice_logodds(
 
 
 def logodds(subjects: Sequence[Subject], prompts: Sequence[Any], a: Sequence[int], b: Sequence[int]) -> Floats:
-    """[subject, prompt]; the normaliser cancels, so that only the sets' logits cross the wire."""
+    """[subject, prompt]; of sets that differ by prompt, and of other metrics: `at_ends.measure`. The normaliser cancels, so that only the sets' logits cross the wire."""
     first = same_model(subjects)
     if not a or not b or set(a) & set(b):
         raise InvalidArgument(f"two sets of tokens that share none are compared, got {list(a)[:8]} and {list(b)[:8]}")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from ..reports.at_ends import Measured, kl_at_end, measure
 from .choices import Choice, choice, logodds_of
 from .compare import compare_positions
 from .comparison import SteeringComparison
 from .conditions import FittedCondition, conditional, fit_condition
 from .continuations import Continued, continuation_perplexity, continued
-from .measured import Measured, kl_at_end, measure
 from .positions import STRATEGIES, positions_of, semantic_density
 from .vectors import FittedVector, steering_vector
 

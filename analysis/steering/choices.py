@@ -13,7 +13,7 @@ from ...clients.requests.prompts import Prompt, to_input
 from ...protos.errors import InvalidArgument
 from ...protos.metrics import Metric
 from ...protos.variants.use import VariantUse
-from .measured import measure
+from ..reports.at_ends import measure
 
 __all__ = ["Choice", "choice", "logodds_of"]
 

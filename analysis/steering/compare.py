@@ -17,9 +17,9 @@ from ...clients import Add, Client, Hook, Norm, Tensor, capture, hook
 from ...clients.requests.prompts import Prompt, to_input
 from ...protos.errors import InvalidArgument
 from ...protos.metrics import Metric
+from ..reports.at_ends import Measured, measure
 from .comparison import Continued, SteeringComparison
 from .continuations import continued
-from .measured import Measured, measure
 from .positions import STRATEGIES, positions_of, semantic_density
 from .vectors import FittedVector
 

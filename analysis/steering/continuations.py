@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ...clients import Client, Hook, Input, NextLogprob, capture
+from ...clients import Client, Hook
 from ...clients.requests.prompts import Prompt, to_input
+from ..reports.likelihoods import Piece, likelihoods
 from ..reports.measures import repetition
+from ..reports.subject import Subject
 
 __all__ = ["Continued", "continuation_perplexity", "continued"]
 
@@ -56,10 +58,6 @@ def continuation_perplexity(
     client: Client, continuations: Sequence[tuple[Sequence[int], Sequence[int]]], *, model: str = ""
 ) -> Floats:
     """[text]: exp of the mean surprisal of each (prompt, continuation)'s continuation, by the model without hooks."""
-    inputs = [Input(token_ids=(*prompt, *new), name=str(i)) for i, (prompt, new) in enumerate(continuations)]
-    run = client.run(inputs, capture=capture("logits", reduce=NextLogprob()), model=model, progress=False)
-    found: list[float] = []
-    for item, (prompt, new) in zip(inputs, continuations, strict=True):
-        logprobs = np.ravel(np.asarray(run.inputs[item.name]["logits"], dtype=np.float64))
-        found.append(float(np.exp(-logprobs[len(prompt) - 1 : len(prompt) - 1 + len(new)].mean())))
-    return np.array(found)
+    pieces = [Piece((*prompt, *new), len(prompt)) for prompt, new in continuations]
+    [scores] = likelihoods([Subject(client, model)], pieces, progress=False)
+    return np.array([float(np.exp(-one.own.mean())) for one in scores])

@@ -3,6 +3,5 @@
 from .bake import Baked, bake
 from .compose import Composed, compose
 from .conflicts import Conflict, conflicts, diff
-from .norms import norms, with_norms
 
-__all__ = ["Baked", "Composed", "Conflict", "bake", "compose", "conflicts", "diff", "norms", "with_norms"]
+__all__ = ["Baked", "Composed", "Conflict", "bake", "compose", "conflicts", "diff"]

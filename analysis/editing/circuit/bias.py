@@ -20,8 +20,8 @@ from ...circuits.joined import JoinedSpace
 from ...circuits.ranking import rank_units
 from ...circuits.space import head_space, neuron_space
 from ...datasets import load_set
+from ...reports.at_ends import measure
 from ...reports.statistics import Figure, measured
-from ...steering.measured import measure
 from ...tasks.fitted import FittedTask, fit
 from ...tasks.task import Example, Task
 

@@ -15,8 +15,8 @@ from ....clients import Client, Hook, LogProb
 from ....clients.requests.prompts import Prompt
 from ....protos.errors import InvalidArgument
 from ....protos.variants.use import VariantUse
+from ...reports.at_ends import measure
 from ...reports.statistics import Figure, measured, paired
-from ...steering.measured import measure
 
 __all__ = ["BehaviourScores", "Presence", "behaviour_present", "logodds", "score_behaviour"]
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ....clients import Client, Hook, LogProb, ProjectOut, Tensor, capture, hook, steer
 from ....clients.requests.prompts import Prompt, to_input
 from ....protos.errors import InvalidArgument
-from ...steering.measured import measure
+from ...reports.at_ends import measure
 from .behaviour import logodds
 
 __all__ = ["Candidate", "Directions", "Selected", "ablation_hooks", "behaviour_direction", "select_direction"]

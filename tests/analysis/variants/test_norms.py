@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy as safetensors_numpy
 
-from probewire.analysis.variants import norms, with_norms
+from probewire.analysis.variants.norms import norms, with_norms
 from probewire.clients import Client, Delta, FailedPrecondition, Variant
 from probewire.protos.variants.manifest import Base, Manifest
 from probewire.server.worker.inprocess import InProcessService
