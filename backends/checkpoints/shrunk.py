@@ -27,6 +27,8 @@ _PACKED = ("quantization_config", "quantization", "compression_config")
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _SIZES = {
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "shared_intermediate_size"), 32),
+    "moe_shared_expert_intermediate_size": 32,
+    "ssm_state_size": 16,
     **dict.fromkeys(("q_lora_rank", "o_lora_rank"), 32),
     **dict.fromkeys(("kv_lora_rank", "v_head_dim", "qk_nope_head_dim", "index_head_dim"), 16),
     **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), 16),
@@ -151,7 +153,13 @@ def _lowered(name: str, value: Any) -> Any:
 
 
 def _state_heads(full: Mapping[str, Any]) -> dict[str, int]:
-    """Heads of a state that together are a multiple of the model's width, as their classes ask."""
+    """Heads of a state that together are a multiple of the model's width, as their classes ask; of Nemotron-H, one a group."""
+    if full.get("mamba_num_heads") and full.get("mamba_head_dim"):
+        groups = int(full.get("n_groups") or 1)
+        return {
+            "mamba_num_heads": min(groups * max(8 // groups, 1), full["mamba_num_heads"]),
+            "mamba_head_dim": STATE_HEAD,
+        }
     width = 0 if full.get("mamba_d_ssm") else int(D_MODEL * (full.get("mamba_expand") or full.get("expand") or 0))
     for heads, size in (("mamba_n_heads", "mamba_d_head"), ("num_heads", "head_dim")):
         if width and isinstance(full.get(heads), int) and full.get(size):
