@@ -17,6 +17,7 @@ from probewire.backends.model.tokenizer import Tokenizer
 from probewire.protos.edits import Add
 from probewire.protos.model import Input
 from probewire.protos.spec import Capture, Hook, Plan
+from tests.backends.model.anatomy.rows import ROWS
 from tests.parity.harness import CHUNKED, assert_same, every_site, generate, load, relative_error, run, sequence
 
 IOI = "When Mary and John went to the store, John gave a drink to"
@@ -68,6 +69,16 @@ def test_float32(backends: dict[str, Backend], tokenizer: Tokenizer, folder: Pat
     assert relative_error(one["final_norm"], expected.hidden_states[30][0].numpy()) <= 1e-5
     worst = max(relative_error(one[site], other[site]) for site in one)
     assert worst <= 1e-4, worst
+
+
+@pytest.mark.parametrize("name", ["torch", "mlx"])
+def test_where_its_sites_are(backends: dict[str, Backend], name: str) -> None:
+    """As derived from one forward in float32; in bfloat16 it is tried in tests/backends/model/anatomy/test_derive.py."""
+    backend = backends[name]
+    assert backend.derived is not None
+    assert backend.derived.family == ROWS["llama", name]
+    assert backend.info.generate
+    assert backend.info.refused == {}
 
 
 @pytest.mark.parametrize("name", ["torch", "mlx"])
