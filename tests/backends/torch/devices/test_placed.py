@@ -319,7 +319,7 @@ def test_sweeps(clients: tuple[Client, Client]) -> None:
 
 
 def test_a_derived_table(tmp_path: Path) -> None:
-    folder = write("olmo2", tmp_path / "olmo2", **SIZES)
+    folder = write("olmo2", tmp_path / "olmo2", **{**SIZES, "num_hidden_layers": 2})
     one, several = load("torch", folder), load_on(TWO, folder)
     assert several.info.sites == one.info.sites
     assert several.info.proof
@@ -329,7 +329,7 @@ def test_a_derived_table(tmp_path: Path) -> None:
 
 def test_stacked_caches_lie_with_their_layers(tmp_path: Path) -> None:
     """Of a model that the library's batches refuse."""
-    folder = write("stablelm", tmp_path, **{**SIZES, "num_key_value_heads": 2})
+    folder = write("stablelm", tmp_path, **{**SIZES, "num_key_value_heads": 2, "num_hidden_layers": 2})
     one = load("torch", folder)
     with mock.patch(f"{BACKEND}.room_over", return_value=None):
         several = load_on(TWO, folder)
@@ -350,8 +350,8 @@ def test_stacked_caches_lie_with_their_layers(tmp_path: Path) -> None:
     several.close()
 
 
-def test_bfloat16(plain: Callable[[str], tuple[Path, Backend]]) -> None:
-    folder, _ = plain("llama")
+def test_bfloat16(tmp_path: Path) -> None:
+    folder = tiny_checkpoint("llama", tmp_path, num_hidden_layers=2)
     one, several = load("torch", folder, dtype="bfloat16"), load_on(TWO, folder, dtype="bfloat16")
     with VirtualDevices():
         assert_same(run(several, TOKENS, every_site(one)), run(one, TOKENS, every_site(one)), 0)
