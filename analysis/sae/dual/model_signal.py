@@ -61,7 +61,7 @@ class ModelSignal:
         factor = getattr(scaler, "scaling_factor", None) or 1.0
         with torch.no_grad():
             # The class's own: gates of a run multiply by what side a row is of, and these rows are no batch of it.
-            own: Any = type(sae)
+            own: Any = sae.__class__
             acts: Any = own.encode_with_hidden_pre(sae, torch.from_numpy(self.rows).to(sae.W_dec) * factor)[0]
             acts = acts.to_dense() if acts.is_sparse else acts
             directions = sae.W_dec
