@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -32,7 +32,7 @@ def make_server(boxes: Boxes, *, version: str, may_change: bool = False) -> MCPS
     """The server of some boxes. `may_change`: offer the tools that change what a box keeps; the box checks the key's role."""
 
     @asynccontextmanager
-    async def lifespan(_: MCPServer[Boxes]) -> AsyncIterator[Boxes]:
+    async def lifespan(_: MCPServer[Boxes]) -> AsyncGenerator[Boxes]:
         yield boxes
 
     server = MCPServer("probewire", version=version, instructions=_INSTRUCTIONS, lifespan=lifespan, log_level="WARNING")

@@ -38,12 +38,13 @@ async def attribute(
         product = item.captures[site].astype(np.float64) * item.gradients[site]
         product = product.reshape(len(product), -1)
         places = item.captures.positions(site)
-        largest = np.argsort(-np.abs(product), axis=None, kind="stable")[:top]
+        largest = [
+            divmod(int(i), product.shape[1]) for i in np.argsort(-np.abs(product), axis=None, kind="stable")[:top]
+        ]
         told[site] = {
             "by_position": [[p, item.tokens[p], number(v)] for p, v in zip(places, product.sum(axis=1), strict=True)],
             "largest": [
-                {"position": places[row], "unit": int(unit), "value": number(product[row, unit])}
-                for row, unit in (np.unravel_index(place, product.shape) for place in largest)
+                {"position": places[row], "unit": unit, "value": number(product[row, unit])} for row, unit in largest
             ],
         }
     return {"metric": number(item.metric), "value_times_gradient": told}

@@ -123,7 +123,8 @@ def test_the_last_message_goes_on(client: openai.OpenAI, ours: Client, model: st
 
 def test_a_model_whose_template_reads_no_tools_says_so(client: openai.OpenAI, model: str) -> None:
     tools: Any = [{"type": "function", "function": {"name": "look"}}]
-    for fields in ({}, {"max_tokens": 2}, {"tool_choice": "required"}):
+    options: list[dict[str, Any]] = [{}, {"max_tokens": 2}, {"tool_choice": "required"}]
+    for fields in options:
         with pytest.raises(openai.UnprocessableEntityError, match="this model's chat template reads no tools"):
             client.chat.completions.create(model=model, messages=MESSAGES, tools=tools, **fields)
     answer = client.chat.completions.create(
