@@ -38,18 +38,28 @@ class Deltas:
         self._ready: dict[str, dict[str, Any]] = {}
         """Hash → module path → factors on the device, the latest used last."""
         self._source: Any = None
-        self._first = ""
-        """The module that read `_source` first."""
         self._held: dict[str, list[Any]] = {}
         """What was read of it for modules that are still to come."""
-        self._after: dict[str, dict[str, None]] = {}
-        """Module → those seen to read the same input after it: q, then k and v."""
+        self._beside: dict[str, tuple[str, ...]] = {}
+        """Module → it and those that read the same input after it: q, k and v. Looked at once, so that all forwards are alike."""
+        self._looking: list[tuple[str, Any]] | None = None
         self._nbytes: dict[str, int] = {}
 
     @property
     def active(self) -> bool:
         """Whether some row of this forward runs with a variant."""
-        return bool(self._now.parts)
+        return bool(self._now.parts) or self._looking is not None
+
+    @contextmanager
+    def look(self) -> Generator[None]:
+        """Inside, one forward shows which modules read one input."""
+        self._looking = []
+        try:
+            yield
+            for i, (path, source) in enumerate(self._looking):
+                self._beside[path] = (path, *(other for other, read in self._looking[i + 1 :] if read is source))
+        finally:
+            self._looking = None
 
     def place(self, slots: SequenceOf[RowSpan], layout: tuple[int, int]) -> None:
         """The rows of a forward over [batch, row, …] tensors, of sequences with variants and without."""
@@ -118,6 +128,9 @@ class Deltas:
         `source`: the tensor that the module was given, which is the same one for modules that read the same rows. `columns`:
         those that y has, where the head gives some of its logits only.
         """
+        if self._looking is not None:
+            self._looking.append((path, source))
+            return y
         placed = self._now
         if path == UNEMBED:
             if self._head is None:
@@ -136,15 +149,12 @@ class Deltas:
         return y
 
     def _read(self, placed: Placed, path: str, x: Any, y: Any, source: Any) -> list[Any]:
-        """x·A of each step of a module, and for modules that were seen to read the same input after it."""
+        """x·A of each step of a module, and for modules that read the same input after it."""
         assert self.products is not None
-        if source is self._source and path in self._held:
+        if source is not None and source is self._source and path in self._held:
             return self._held.pop(path)
-        if source is not None and source is self._source:
-            self._after.setdefault(self._first, {})[path] = None
-        else:
-            self._source, self._first, self._held = source, path, {}
-        paths = (path, *(self._after.get(path, ()) if source is not None else ()))
+        self._source = source
+        paths = self._beside.get(path, (path,)) if source is not None else (path,)
         found: dict[str, list[Any]] = {
             one: [None] * len(placed.steps(one, self.products, self._factors, y)) for one in paths
         }

@@ -190,7 +190,10 @@ class TorchBackend:
 
     def take_deltas(self) -> dict[str, Linear]:
         """See Backend."""
-        return take_deltas(self.model, self.points.seen, self.executor.deltas)
+        found = take_deltas(self.model, self.points.seen, self.executor.deltas)
+        with torch.no_grad(), self.executor.deltas.look():
+            self.hidden(torch.tensor([[1, 2, 3]], device=self.device))
+        return found
 
     @property
     def hook_s(self) -> float:
