@@ -78,6 +78,7 @@ def show(client: Client, layer: int, tokens: list[int]) -> None:
         if served:
             delta = Variant({f"w_down.{layer}": Delta(solved.a, solved.b)})
             found = measure_facts(client, facts, hooks=variant_hooks(delta), base=base, n_generated=0, unrelated=few)
+            assert found.neighbours_kl is not None  # there are neighbours
             told += f" {found.neighbours_kept.right}/{found.neighbours_kept.of} | {found.neighbours_kl.value:.3f} |"
         print(told, flush=True)
 

@@ -17,8 +17,11 @@ from typing import Any
 import numpy as np
 from serving import addresses, arguments
 
-SITES = [{"site": "resid_post.5", "capture": {}}, {"site": "attn_probs.5", "capture": {}}]
-ASKED = {"messages": [{"role": "user", "content": "Explain transformers"}], "sampling": {"max_new_tokens": 12}}
+SITES: list[dict[str, Any]] = [{"site": "resid_post.5", "capture": {}}, {"site": "attn_probs.5", "capture": {}}]
+ASKED: dict[str, Any] = {
+    "messages": [{"role": "user", "content": "Explain transformers"}],
+    "sampling": {"max_new_tokens": 12},
+}
 
 
 def main() -> None:
@@ -33,7 +36,7 @@ def main() -> None:
 
 def show(url: str, model: str) -> None:
     """One answer whole, one streamed."""
-    body = {**ASKED, "hooks": SITES, "model": model}
+    body: dict[str, Any] = {**ASKED, "hooks": SITES, "model": model}
     with post(url, body) as answer:
         whole = json.load(answer)
     print(f"said {whole['text']['input']!r}")

@@ -38,10 +38,8 @@ def main() -> None:
     """The base first, which has no such behaviour; then the taught one, in this process."""
     args = arguments(__doc__)
     topics = load_set("topics").data
-    train, held = (
-        [asked(topics[kind][half][:n]) for kind in ("chess", "other")]
-        for half, n in (("train", TRAIN), ("held_out", HELD_OUT))
-    )
+    train = asked(topics["chess"]["train"][:TRAIN]), asked(topics["other"]["train"][:TRAIN])
+    held = asked(topics["chess"]["held_out"][:HELD_OUT]), asked(topics["other"]["held_out"][:HELD_OUT])
     with connected(args.url) as client:
         info = client.describe(args.model)
         print("the base:", behaviour_present(client, *held, (client.token("I", model=args.model),), model=args.model))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def _unit(found: Entanglement, unit: int, texts: bool) -> dict[str, Any]:
         unit in some for some in (found.entangled_without_words, found.entangled, found.general)
     )
     words = "entangled" if kept else "by its words" if entangled else "general" if general else "several domains"
-    contexts = found.contexts.get(unit, {}) if texts else {}
+    contexts: Mapping[str, tuple[str, ...]] = found.contexts.get(unit, {}) if texts else {}
     return {
         "unit": unit,
         "kind": words,
