@@ -65,6 +65,11 @@ def stage() -> None:
         for link in _LINK.findall((ROOT / page).read_text()):
             if "://" not in link and not link.startswith("mailto:"):
                 _copy(os.path.normpath(Path(page).parent / link), source)
+    llms = (ROOT / "docs" / "llms.txt").read_text()
+    # Agents look for it at the site's root, and follow its links from there.
+    (source / "llms.txt").write_text(
+        _LINK.sub(lambda m: f"]({os.path.normpath(Path('docs') / m[1]).replace('.md', '.html')}", llms)
+    )
     reference = source / "reference"
     reference.mkdir()
     for name, (title, modules) in REFERENCE.items():
