@@ -76,7 +76,8 @@ class MlxProducts:
         rows, scale = None if shares.rows is None else mx.array(shares.rows.astype(np.int32)), shares.scale
         if shares.own is None:
             return _Split(rows, float(shares.scales[0]), None, None, None)
-        own = mx.array(np.repeat(shares.own, ranks, axis=1))
+        mine: Any = np.repeat(shares.own, ranks, axis=1)
+        own = mx.array(mine)
         if scale is not None:
             return _Split(rows, scale, own, None, _like(shares.own, near))
         return _Split(

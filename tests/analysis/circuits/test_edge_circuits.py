@@ -147,4 +147,4 @@ def test_means_of_prompts_of_several_lengths(tiny: Client) -> None:
     rest = np.concatenate([one[1:] for one in rows]).mean(axis=0)
     np.testing.assert_allclose(put[1:], np.broadcast_to(rest, put[1:].shape), rtol=1e-5, atol=1e-6)
     with pytest.raises(InvalidArgument, match="of edges there are patch, mean"):
-        edge_circuits(tiny, clean, corrupt, METRIC, ablation="zero")  # pyright: ignore[reportArgumentType] - what is tested
+        edge_circuits(tiny, clean, corrupt, METRIC, ablation="zero")

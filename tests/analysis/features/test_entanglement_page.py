@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from probewire.analysis.features import Entanglement, entangled_units, entanglement_page
@@ -63,7 +64,9 @@ def test_the_figures(found: Entanglement, tmp_path: Path) -> None:
     assert [text.get_text() for text in drawn.axes[0].get_xticklabels()] == list(NAMES)
     losses = causal_figure(found, tmp_path / "losses.png")
     assert [text.get_text() for text in losses.axes[0].get_yticklabels()] == [f"#{TWO_IDEAS}"]
-    assert sorted(float(line.get_xdata()[0]) for line in losses.axes[0].lines if line.get_marker() == "o") == [
+    assert sorted(
+        float(np.asarray(line.get_xdata())[0]) for line in losses.axes[0].lines if line.get_marker() == "o"
+    ) == [
         -0.4,
         0.1,
         2.5,

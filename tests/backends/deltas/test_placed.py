@@ -31,6 +31,10 @@ def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]
     made.close()
 
 
+def deltas_of(backend: Any) -> Any:
+    return backend.executor.deltas
+
+
 def ran(backend: Backend, use: BoundUse) -> Any:
     one = sequence(backend, TOKENS, READ)
     one.plan.uses = (use,)
@@ -42,7 +46,7 @@ def test_q_k_and_v_are_read_at_once(backend: Backend, monkeypatch: pytest.Monkey
     """Seven linear modules a layer, of four inputs."""
     assert backend.weight_table is not None
     use = BoundUse(backend.weight_table.bind(random_variant(backend, np.random.default_rng(2), 3)))
-    products: Any = backend.executor.deltas.products
+    products: Any = deltas_of(backend).products
     widths: list[int] = []
     stock = products.read
     monkeypatch.setattr(products, "read", lambda x, step: (widths.append(step.a.shape[1]), stock(x, step))[1])
@@ -68,7 +72,7 @@ def test_a_variant_at_some_of_them_after_one_at_all(backend: Backend) -> None:
 def test_nothing_of_a_forward_that_is_over_is_kept(backend: Backend) -> None:
     """Neither its input nor what was read of it."""
     assert backend.weight_table is not None
-    deltas: Any = backend.executor.deltas
+    deltas = deltas_of(backend)
     use = BoundUse(backend.weight_table.bind(random_variant(backend, np.random.default_rng(2), 2)))
     ran(backend, use)
 

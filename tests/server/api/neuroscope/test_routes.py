@@ -244,7 +244,8 @@ def test_a_model_may_be_named_with_variants(client: Client) -> None:
         assert request.model == "fake/model"
         assert [use.name for use in request.variants] == ["formal", "ada/lyon"], "the baseline runs them too"
     client.chat(RESIDUAL, model="fake/model")
-    assert client.operations.requests[-1].variants == ()
+    last: Any = client.operations.requests[-1]
+    assert last.variants == ()
 
 
 def test_hooks_registered_for_a_base_serve_its_variants(client: Client) -> None:
