@@ -6,6 +6,7 @@ the model that comes of it is held against transformers (`backends/selfcheck.py`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,6 +51,8 @@ def mlx_fields(config: Mapping[str, Any], full: Mapping[str, Any]) -> tuple[dict
         fields["position_embedding_type"] = full.get("position_embedding_type") or "nope"
         if not full.get("num_local_experts"):
             fields["intermediate_size"] = full["shared_intermediate_size"]
+    if model_type == "nemotron_h":  # transformers' class holds steps to this, whatever time_step_limit says
+        fields["time_step_limit"] = [full["time_step_min"], math.inf]
     if model_type == "lfm2":
         fields.setdefault("block_dim", full["hidden_size"])
     n_heads = full.get("num_attention_heads")

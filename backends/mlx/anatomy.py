@@ -87,6 +87,8 @@ def anatomy_of(attention: Attention, model: Any, body: Any, config: Any, deltas:
         )
     except NotUnderstood as error:
         return Found(head, None, str(error))
+    # Layers without a cache are not counted by those of mlx-lm's models that leave them out.
+    attention.homes = {b.call.cache: i for i, b in enumerate(found.blocks) if b.call and b.call.cache is not None}
     bodies = {"torch": BODIES.get(found.family.name, "model"), **found.family.body}
     return Found(head, replace(found, family=replace(found.family, body=bodies)))
 

@@ -44,6 +44,8 @@ class Attention:
         self.layers = [Layer(index, window, self) for index, window in enumerate(windows)]
         self.points: list[dict[str, Point]] = []
         """By layer; filled once the model has been looked at."""
+        self.homes: dict[int, int] = {}
+        """Number of a cache → the layer whose attention reads it, where it was seen."""
         self.masks: dict[tuple[int | None, int], mx.array] = {}
         """This forward's masks by window and rows: layers share them."""
         self.wanted: set[Point] = set()
@@ -92,7 +94,8 @@ class Attention:
         self.masks = {}
         self.wanted = points
         if points and not self.points:
-            self.points = [self.executor.points.attention(layer.index) for layer in self.layers]
+            points = self.executor.points
+            self.points = [points.attention(self.homes.get(layer.index, layer.index)) for layer in self.layers]
 
     def tap_keys_values(self, layer: int, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """New rows on their way into the cache: [batch, kv_head, row, d_head]."""

@@ -85,7 +85,9 @@ class _Recorder:
         ):
             rows = mx.array(out.swapaxes(1, 2))
             self.trace.calls.append(
-                AttentionCall(self.calling[-1][0], mx.array(q), mx.array(k), mx.array(v), rows, layer.window)
+                AttentionCall(
+                    self.calling[-1][0], mx.array(q), mx.array(k), mx.array(v), rows, layer.window, layer.index
+                )
             )
 
     def _watched(self, stock: type, path: str) -> type:

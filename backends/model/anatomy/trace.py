@@ -39,6 +39,8 @@ class AttentionCall:
     """[batch, row, head, d_head]."""
     window: int | None
     """How many tokens a row sees, as the call says."""
+    cache: int | None = None
+    """Number of the cache that it read, where a library counts those by themselves."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

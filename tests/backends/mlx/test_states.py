@@ -4,6 +4,7 @@ cannot share a forward goes one after another, through mlx-lm's own caches."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from probewire.protos.edits import Add
 from probewire.protos.spec import Capture, Hook, Plan, Where
 from probewire.protos.tensors import Tensor
 from tests.backends.derived import SIZES, write
-from tests.parity.harness import generate, load, relative_error, run, sequence
+from tests.parity.harness import assert_same, generate, load, relative_error, run, sequence
 
 GROUPED = {**SIZES, "num_key_value_heads": 2}
 KINDS: dict[str, dict[str, Any]] = {
@@ -43,6 +44,22 @@ KINDS: dict[str, dict[str, Any]] = {
         "mamba_n_groups": 1,
         "num_local_experts": 0,
         "shared_intermediate_size": 32,
+    },
+    "nemotron_h": {  # caches are counted without the layers that keep nothing: attention's is the second
+        **GROUPED,
+        "head_dim": 16,
+        "layers_block_type": ["mamba", "mlp", "attention", "moe"],
+        "mamba_num_heads": 8,
+        "mamba_head_dim": 16,
+        "ssm_state_size": 8,
+        "n_groups": 1,
+        "chunk_size": 8,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_group": 1,
+        "topk_group": 1,
+        "moe_intermediate_size": 32,
+        "moe_shared_expert_intermediate_size": 32,
     },
     "gpt_bigcode": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128},
 }
@@ -120,3 +137,13 @@ def test_a_pause_keeps_the_state(made: tuple[Backend, Any]) -> None:
     engine.remove(one)
     engine.remove(beside)
     assert one.tokens == alone.tokens
+
+
+def test_attentions_sites_are_of_its_own_layer_and_steps_have_their_least(tmp_path: Path) -> None:
+    """Published models' steps go below their least, which mlx-lm takes from another field."""
+    folder = write("nemotron_h", tmp_path, **{**KINDS["nemotron_h"], "time_step_min": 0.5})
+    plan = Plan(tuple(Hook(f"{one}.*", capture=Capture()) for one in ("q", "k", "v", "z", "attn_out", "resid_post")))
+    backend, other = load("mlx", folder), load("torch", folder)
+    assert_same(run(backend, LONG, plan), run(other, LONG, plan), 1e-5)
+    backend.close()
+    other.close()
