@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence as SequenceOf
+from collections.abc import Callable, Hashable, Sequence as SequenceOf
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -63,6 +63,10 @@ class Products(Protocol):
         """The factors on a tensor's device, as precise as its arithmetic there needs."""
         ...
 
+    def device(self, near: Any) -> Hashable:
+        """Where a tensor lies, as layers may lie on several devices."""
+        ...
+
     def split(self, shares: Shares, ranks: tuple[int, ...], near: Any) -> Any:
         """The shares on a tensor's device, of parts that have these ranks."""
         ...
@@ -114,10 +118,8 @@ class Placed:
     parts: tuple[Part, ...] = ()
     n_rows: int = 0
     _steps: dict[str, tuple[_Step, ...]] = field(default_factory=dict[str, tuple[_Step, ...]])
-    _splits: dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[Shares, Any]] = field(
-        default_factory=dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[Shares, Any]]
-    )
-    """By numbers of parts, and their ranks: modules that the same parts change are split alike."""
+    _splits: dict[Hashable, tuple[Shares, Any]] = field(default_factory=dict[Hashable, tuple[Shares, Any]])
+    """By numbers of parts, their ranks, and the device: modules that the same parts change are split alike."""
     _readings: dict[tuple[str, ...], tuple[_Reading, ...]] = field(
         default_factory=dict[tuple[str, ...], tuple[_Reading, ...]]
     )
@@ -147,10 +149,11 @@ class Placed:
     ) -> _Step:
         parts = [self.parts[i] for i in group]
         ranks = tuple(part.variant.factors[path].a.shape[1] for part in parts)
-        if (group, ranks) not in self._splits:
+        key = (group, ranks, products.device(near))
+        if key not in self._splits:
             shares = _shares(parts, self.n_rows)
-            self._splits[group, ranks] = (shares, products.split(shares, ranks, near))
-        shares, split = self._splits[group, ranks]
+            self._splits[key] = (shares, products.split(shares, ranks, near))
+        shares, split = self._splits[key]
         return _Step(shares, products.step([factors(part, path, near) for part in parts], split), sum(ranks))
 
     def readings(self, paths: tuple[str, ...], products: Products) -> tuple[_Reading, ...]:

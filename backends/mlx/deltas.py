@@ -71,6 +71,9 @@ class MlxProducts:
         mx.eval(made.a, made.b, *(() if bias is None else (bias,)))
         return made
 
+    def device(self, near: mx.array) -> None:
+        """See Products. There is one."""
+
     def split(self, shares: Shares, ranks: tuple[int, ...], near: mx.array) -> _Split:
         """See Products."""
         rows, scale = None if shares.rows is None else mx.array(shares.rows.astype(np.int32)), shares.scale

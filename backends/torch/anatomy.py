@@ -87,18 +87,9 @@ def anatomy_of(
 def _own(
     model: Any, forward: Callable[[torch.Tensor], torch.Tensor], ids: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The model's own final-norm rows and logits, of one forward with its own attention."""
-    head, read = model.get_output_embeddings(), list[torch.Tensor]()
-    if head is None:
-        return forward(ids), None
-    handle = head.register_forward_pre_hook(lambda _, args: read.append(args[0].clone()))
-    try:
-        logits = model(ids, use_cache=False).logits
-    finally:
-        handle.remove()
-    # A head may read something else than the rows that the body gives.
-    own = read[0] if len(read) == 1 and read[0].shape[:2] == ids.shape else forward(ids)
-    return own, logits
+    """The model's own final-norm rows and logits, with its own attention. Its head may read the rows scaled."""
+    own = forward(ids)
+    return own, None if model.get_output_embeddings() is None else model(ids, use_cache=False).logits
 
 
 def _shown(

@@ -73,6 +73,10 @@ class TorchProducts:
             bias = None if factors.bias is None else _on(factors.bias, near)
             return _Ready(_on(factors.a, near), _on(factors.b, near), bias)
 
+    def device(self, near: torch.Tensor) -> torch.device:
+        """See Products."""
+        return near.device
+
     def split(self, shares: Shares, ranks: tuple[int, ...], near: torch.Tensor) -> _Split:
         """See Products."""
         rows, scale = None if shares.rows is None else _chosen(shares.rows, near), shares.scale

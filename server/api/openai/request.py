@@ -243,8 +243,10 @@ def _message(fields: Fields, path: str) -> Message:
         raise InvalidArgument(f"{path}.content must be text, got {brief(content)}")
     answers = role == "tool"
     answered, name = (fields.take(key, str, "") if answers else "" for key in ("tool_call_id", "name"))
-    for key in ("audio", "function_call", "refusal", "name", "tool_call_id"):
+    for key in ("audio", "function_call", "refusal"):
         fields.only(key)
+    for key in ("name", "tool_call_id"):
+        fields.only(key, "")
     fields.only("annotations", [])
     fields.done()
     if calls and role != "assistant":

@@ -17,6 +17,7 @@ from probewire.backends.checkpoints import Progress, inspect_folder, resolve_mod
 from probewire.backends.checkpoints.hub import hub_folder
 from probewire.backends.checkpoints.progress import ignore_progress
 from probewire.protos.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from tests.tiny_models import tiny_checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -63,15 +64,20 @@ def test_a_cached_snapshot_serves_offline(hub_cache, tmp_path):
 
 def test_a_snapshot_with_pickles_only_is_converted(hub_cache, tmp_path):
     import torch
+    from safetensors.torch import load_file
 
+    whole = tiny_checkpoint("llama", tmp_path)
+    tensors = load_file(whole / "model.safetensors")
     (hub_cache / "model.safetensors").unlink()
-    torch.save({"w": torch.arange(6.0).reshape(2, 3)}, hub_cache / "pytorch_model.bin")
+    (hub_cache / "config.json").unlink()
+    shutil.copy(whole / "config.json", hub_cache / "config.json")
+    torch.save(tensors, hub_cache / "pytorch_model.bin")
     found = resolve_model("someone/tiny", cache_dir=tmp_path / "cache")
     assert found.folder.parent == tmp_path / "cache" / "converted"
     assert found.folder.name.startswith("someone--tiny-")
     assert (found.source, found.model_id, found.revision) == ("hub", "someone/tiny", COMMIT)
     (weights,) = inspect_folder(found.folder).weights
-    assert weights.shapes == {"w": (2, 3)}
+    assert weights.shapes == {name: tuple(value.shape) for name, value in tensors.items()}
 
 
 @pytest.mark.parametrize("revision", [None, "other-branch"])
