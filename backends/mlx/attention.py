@@ -94,8 +94,8 @@ class Attention:
         self.masks = {}
         self.wanted = points
         if points and not self.points:
-            points = self.executor.points
-            self.points = [points.attention(self.homes.get(layer.index, layer.index)) for layer in self.layers]
+            known = self.executor.points
+            self.points = [known.attention(self.homes.get(layer.index, layer.index)) for layer in self.layers]
 
     def tap_keys_values(self, layer: int, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """New rows on their way into the cache: [batch, kv_head, row, d_head]."""
