@@ -90,3 +90,19 @@ def test_a_site_that_is_not_there(client: Client, backend: str) -> None:
         gate = use("v", where=Where(when=Condition(0.0, site=site, unit=unit, latch="last")))
         with pytest.raises(InvalidArgument, match="the condition of variant v"):
             generated(client, gate)
+
+
+@both
+def test_one_forward_over_prompt_and_what_follows_is_refused_and_nobody_else_notices(
+    client: Client, backend: str
+) -> None:
+    gate = use("v", where=Where(when=when(client, "last", holds=True)))
+    forced = Input(token_ids=TOKENS, prompt_length=4, variants=gate)
+    for ask in (
+        lambda: client.run(forced, capture=SITE),
+        lambda: client.run({"a": forced, "b": Input(token_ids=TOKENS)}),
+    ):
+        with pytest.raises(InvalidArgument, match="is decided by the prompt before what follows"):
+            ask()
+    whole = client.run(Input(token_ids=TOKENS, variants=gate), capture=SITE).captures[SITE]
+    assert np.array_equal(whole, client.run(TOKENS, capture=SITE).captures[SITE]), "a prompt runs on the base"

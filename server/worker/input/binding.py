@@ -81,6 +81,11 @@ class Binding:
             gates=() if running is None else running.gates(prepared.item),
         )
         if running is not None:
+            if made.gates and mode != "generate" and made.prompt_length < n_tokens:
+                raise InvalidArgument(
+                    f"{next(iter(made.gates))} is decided by the prompt before what follows is computed, and this forward "
+                    "computes both; leave prompt_length out, or generate"
+                )
             for use in running.of(prepared.item):
                 check_where(use.where, made.prompt_length, made.n_rows, f"variant {use.name}")
             made.uses = running.bound(prepared.item, made.gates)
